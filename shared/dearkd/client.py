@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from dearkd.errors import Conflict, DearKDError, FieldError, InvalidInput, NotFound, TooLarge, Unavailable
+from dearkd.errors import Conflict, DearKDError, FieldError, InvalidInput, LimitReached, NotFound, TooLarge, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs import TERMINAL, Kind
 
@@ -35,6 +35,7 @@ _ERRORS: dict[int, type[DearKDError]] = {
     409: Conflict,
     413: TooLarge,
     422: InvalidInput,
+    429: LimitReached,
     503: Unavailable,
 }
 

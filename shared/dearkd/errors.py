@@ -5,6 +5,7 @@
     ├── NotFound            no such thing                                                   HTTP 404
     ├── Conflict            it exists, but its state forbids the request                    HTTP 409
     ├── TooLarge            over a configured limit on bytes                                HTTP 413
+    ├── LimitReached        as many of these as are allowed are there already              HTTP 429
     ├── Unavailable         Redis, storage or a worker cannot be reached; try again later   HTTP 503
     │   └── DiskFull        no room is left, here or in storage; waiting alone does not help
     ├── CorruptData         stored bytes are not what their manifest says
@@ -72,6 +73,11 @@ class Conflict(DearKDError):
 
 class TooLarge(DearKDError):
     default_code = "too_large"
+
+
+class LimitReached(DearKDError):
+    default_code = "limit_reached"
+    retryable = True
 
 
 class Unavailable(DearKDError):

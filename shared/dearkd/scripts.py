@@ -10,7 +10,7 @@ Keys of a job: `{job}` (hash), `{job}:open` (sorted set of units), `{job}:claims
 run's metrics), `{job}:waiting` (set of runs blocked on it), `{job}:events` (stream), `{job}:log` (list of lines).
 Keys of all: `dearkd:open:{kind}` (jobs with open units, by priority and turn), `dearkd:leases` (unit → expiry in ms),
 `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences to come),
-`dearkd:jobs:{kind}[:{status}]` (indexes).
+`dearkd:jobs:{kind}[:{status}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes, and for a while after).
 """
 
 PARTS = ("open", "claims", "holders", "done", "deaths", "causes", "partial", "rows", "waiting", "events", "log")
@@ -55,6 +55,50 @@ local function held(id, unit, token)
   return redis.call('HGET', key(id) .. ':claims', unit) == token
 end
 """
+
+CREATE = (
+    _COMMON
+    + """
+-- Accept a job. ARGV: id, kind, now (text), how many jobs may wait or 0, the synthesis job that it waits for or '',
+-- number of units, units ..., number of resources that it reads, resources ..., then field, value pairs.
+-- Returns {'ok', status} | {'full', jobs that wait} | {'deleting', resource} | {'dead', status of the awaited job}
+-- | {'exists'}. A refusal has changed nothing.
+local id, kind, limit, awaited = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5]
+local k = key(id)
+if redis.call('EXISTS', k) == 1 then return {'exists'} end
+if limit > 0 then
+  local waiting = 0
+  for _, other in ipairs({'synthesis', 'training'}) do
+    for _, status in ipairs({'queued', 'blocked'}) do
+      waiting = waiting + redis.call('ZCARD', 'dearkd:jobs:' .. other .. ':' .. status)
+    end
+  end
+  if waiting >= limit then return {'full', tostring(waiting)} end
+end
+local status = 'queued'
+if awaited ~= '' then
+  local theirs = redis.call('HGET', key(awaited), 'status') or 'lost'
+  if theirs == 'failed' or theirs == 'canceled' or theirs == 'lost' then return {'dead', theirs} end
+  if theirs ~= 'succeeded' then status = 'blocked' end
+end
+local units, n = {}, 6
+for _ = 1, tonumber(ARGV[6]) do n = n + 1; table.insert(units, ARGV[n]) end
+n = n + 1
+for _ = 1, tonumber(ARGV[n]) do
+  n = n + 1
+  if redis.call('EXISTS', 'dearkd:deleting:' .. ARGV[n]) == 1 then return {'deleting', ARGV[n]} end
+end
+redis.call('HSET', k, 'id', id, 'kind', kind, 'status', status, 'waits_for', awaited, unpack(ARGV, n + 1))
+redis.call('ZADD', 'dearkd:jobs:' .. kind, 0, id)
+set_status(id, status, ARGV[3])
+if status == 'blocked' then
+  redis.call('SADD', key(awaited) .. ':waiting', id)
+else
+  for _, unit in ipairs(units) do reopen(id, unit) end
+end
+return {'ok', status}
+"""
+)
 
 CLAIM = (
     _COMMON

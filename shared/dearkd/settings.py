@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     max_image_size: int = Field(default=1024, ge=8)
     max_iterations: int = Field(default=100_000, ge=1)
 
+    max_queued_jobs: int = Field(default=1000, ge=1)
+    """Jobs and runs that may wait, queued or blocked, before another is refused."""
+
     lease_seconds: float = Field(default=15.0, gt=0)
     heartbeat_seconds: float = Field(default=3.0, gt=0)
     drain_seconds: float = Field(default=900.0, gt=0)

@@ -6,8 +6,7 @@ written before a job is accepted, `final.json` how it ended: with Redis lost, th
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import cast
 
 from pydantic import BaseModel
@@ -16,16 +15,20 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from dearkd import scripts
-from dearkd.errors import Conflict, NotFound, Unavailable
+from dearkd.admission import refusal, too_many
+from dearkd.errors import Conflict, DearKDError, NotFound, Unavailable
 from dearkd.identifiers import new_id, sibling
 from dearkd.jobs import ACTIVE, Job, JobError, Kind, Progress, Status, kind_of, now
 from dearkd.queue import QUEUES, wake
 from dearkd.records import JobRecords, add_event, at, job_key, parse, reachable
+from dearkd.references import reads
 from dearkd.storage import Storage
 
 RANKS = {"high": 0, "normal": 1, "low": 2}
 WATCH_TRIES = 50
 MAX_WAKES = 8
+DELETION_SECONDS = 600
+"""No request takes longer between looking a resource up and creating a job on it."""
 UNSETTLED = "dearkd:unsettled"
 """Jobs that ended, and whose end has not had all its consequences yet."""
 
@@ -41,55 +44,52 @@ class JobStore(JobRecords):
         super().__init__(redis)
         self.storage = storage
         self._transition = redis.register_script(scripts.TRANSITION)
+        self._creation = redis.register_script(scripts.CREATE)
         self._cancel = redis.register_script(scripts.CANCEL)
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    def create_synthesis(self, spec: BaseModel, *, images: int, shards: int) -> Job:
-        """Accept a synthesis job of `shards` units: record, index, wake-ups, all or nothing."""
-        job = self._new("synthesis", spec, Progress(total=images, unit="images"))
-        values = spec.model_dump(include={"priority", "parallelism"})
-        with self._accepting(job), reachable():
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.multi()  # said aloud, or rq would say it after our first commands
-            self._write(pipe, job, priority=values["priority"], parallelism=values["parallelism"])
-            self._open(pipe, job.id, values["priority"], [str(i) for i in range(shards)])
-            for _ in range(min(values["parallelism"], shards, MAX_WAKES)):
-                wake(self.redis, QUEUES["synthesis"], job.id, pipeline=pipe)
-            pipe.execute()
-        return job
+    def create_synthesis(self, spec: BaseModel, *, images: int, shards: int, max_queued: int | None = None) -> Job:
+        """Accept a synthesis job of `shards` units: record, index, wake-ups, all or nothing.
 
-    def create_training(self, spec: BaseModel, *, epochs: int, waits_for: str | None) -> Job:
+        Args:
+            spec: of the job.
+            images: that it is to make.
+            shards: that it cuts them into.
+            max_queued: how many jobs of both kinds may wait before another is refused; None: any number.
+
+        Raises:
+            LimitReached: `too_many_jobs`.
+            InvalidInput: if what it refers to is being deleted.
+        """
+        job = self._new("synthesis", spec, Progress(total=images, unit="images"))
+        wakes = min(int(job.spec["parallelism"]), shards, MAX_WAKES)
+        return self._create(job, [str(i) for i in range(shards)], wakes=wakes, max_queued=max_queued)
+
+    def create_training(
+        self, spec: BaseModel, *, epochs: int, waits_for: str | None, max_queued: int | None = None
+    ) -> Job:
         """Accept a training run, `blocked` if the synthesis job that it waits for is not finished.
 
-        Deciding that and a job's completion watch the same record, so no wake-up is lost between them.
+        Deciding that and a job's completion look at the same record, so no wake-up is lost between them.
 
         Raises:
             Conflict: `dataset_failed`, if that job failed or was canceled.
+            LimitReached: `too_many_jobs`.
+            InvalidInput: if what it refers to is being deleted.
         """
-        priority = spec.model_dump(include={"priority"})["priority"]
         job = self._new("training", spec, Progress(total=epochs, unit="epochs"))
-        with self._accepting(job), reachable():
-            for _ in range(WATCH_TRIES):
-                with self.redis.pipeline(transaction=True) as pipe:
-                    try:
-                        status = self._dependency(pipe, waits_for)
-                        if status in ("failed", "canceled"):
-                            raise Conflict(
-                                f"the synthesis job {waits_for}, which makes this dataset, is {status}: "
-                                "retry it first, or name another dataset",
-                                code="dataset_failed",
-                            )
-                        blocked = status in ACTIVE
-                        pipe.multi()
-                        job = job.model_copy(update={"status": "blocked" if blocked else "queued"})
-                        self._write(pipe, job, priority=priority, parallelism=1, waits_for=waits_for)
-                        self._start_or_wait(pipe, job.id, priority, waits_for if blocked else None)
-                        pipe.execute()
-                        return job
-                    except WatchError:
-                        continue
-        raise Unavailable(f"the synthesis job {waits_for} changes too quickly to wait for it; try again")
+        return self._create(job, ["run"], waits_for=waits_for, max_queued=max_queued)
+
+    def announce_deletion(self, identifier: str) -> None:
+        """No job that refers to this resource is accepted from now on, for as long as a request may take."""
+        with reachable():
+            self.redis.set(_deleting(identifier), 1, ex=DELETION_SECONDS)
+
+    def withdraw_deletion(self, identifier: str) -> None:
+        """It stays, or there is one of that id again."""
+        with reachable():
+            self.redis.delete(_deleting(identifier))
 
     # --- steering ---------------------------------------------------------------------------------------------------
 
@@ -183,39 +183,72 @@ class JobStore(JobRecords):
             created_at=now(),
         )
 
-    @contextmanager
-    def _accepting(self, job: Job) -> Iterator[None]:
-        """`job.json` before the record; gone again if the record could not be written."""
+    def _create(
+        self,
+        job: Job,
+        units: list[str],
+        *,
+        waits_for: str | None = None,
+        wakes: int = 1,
+        max_queued: int | None = None,
+    ) -> Job:
+        """`job.json`, then the record with all that belongs to it in one step; without the record neither stays."""
+        if max_queued is not None:
+            self._require_room(max_queued)  # so that what is refused in numbers costs no write
         key = f"jobs/{job.id}/job.json"
         self.storage.create(key, job.model_dump_json(indent=2).encode())
         try:
-            yield
+            return self._record(job, units, waits_for=waits_for, wakes=wakes, max_queued=max_queued)
         except BaseException:
             self.storage.delete_prefix(f"jobs/{job.id}")
             raise
 
-    def _write(
-        self, pipe: "Pipeline", job: Job, *, priority: str, parallelism: int, waits_for: str | None = None
-    ) -> None:
-        pipe.hset(
-            job_key(job.id),
-            mapping={
-                "id": job.id,
-                "kind": job.kind,
-                "status": job.status,
-                "attempt": job.attempt,
-                "spec": json.dumps(job.spec),
-                "progress": job.progress.model_dump_json(),
-                "created_at": job.created_at.isoformat(),
-                "priority": priority,
-                "rank": RANKS[priority],
-                "parallelism": parallelism,
-                "waits_for": waits_for or "",
-            },
-        )
-        pipe.zadd(f"dearkd:jobs:{job.kind}", {job.id: 0})
-        pipe.zadd(f"dearkd:jobs:{job.kind}:{job.status}", {job.id: 0})
-        add_event(pipe, job.id, "status", {"status": job.status})
+    def _record(
+        self, job: Job, units: list[str], *, waits_for: str | None, wakes: int, max_queued: int | None = None
+    ) -> Job:
+        priority = str(job.spec["priority"])
+        fields = {
+            "attempt": str(job.attempt),
+            "spec": json.dumps(job.spec),
+            "progress": job.progress.model_dump_json(),
+            "created_at": job.created_at.isoformat(),
+            "priority": priority,
+            "rank": str(RANKS[priority]),
+            "parallelism": str(job.spec.get("parallelism", 1)),
+        }
+        named = sorted(reads(job))
+        args: list[str | int] = [
+            job.id,
+            job.kind,
+            at(),
+            max_queued or 0,
+            waits_for or "",
+            len(units),
+            *units,
+            len(named),
+            *named,
+        ]
+        with reachable():
+            pipe = self.redis.pipeline(transaction=True)
+            pipe.multi()  # said aloud, or rq would say it after our first command
+            self._creation(args=[*args, *(part for pair in fields.items() for part in pair)], client=pipe)
+            # Of a job that is refused or blocked they are superfluous, which does no harm.
+            for _ in range(wakes):
+                wake(self.redis, QUEUES[job.kind], job.id, pipeline=pipe)
+            outcome = [part.decode() for part in cast("list[bytes]", pipe.execute()[0])]
+        if outcome[0] == "ok":
+            return job.model_copy(update={"status": outcome[1]})
+        raise refusal(job, waits_for, *outcome)
+
+    def _require_room(self, max_queued: int) -> None:
+        with reachable():
+            pipe = self.redis.pipeline(transaction=False)
+            for kind in QUEUES:
+                for status in ("queued", "blocked"):
+                    pipe.zcard(f"dearkd:jobs:{kind}:{status}")
+            waiting = sum(pipe.execute())
+        if waiting >= max_queued:
+            raise too_many(waiting)
 
     def _open(self, pipe: "Pipeline", identifier: str, priority: str, units: list[str]) -> None:
         kind = kind_of(identifier)
@@ -253,36 +286,26 @@ class JobStore(JobRecords):
             job = Job.model_validate_json(self.storage.read(f"jobs/{identifier}/job.json"))
         except NotFound:
             raise NotFound(f"there is no job {identifier!r}") from None
+        final: bytes | None = None
         with suppress(NotFound):
-            ended = Job.model_validate_json(self.storage.read(_final(identifier)))
+            final = self.storage.read(_final(identifier))
+            ended = Job.model_validate_json(final)
             if ended.status == "succeeded":
                 raise Conflict(f"{identifier} has succeeded: only a failed, canceled or lost job can be retried")
             job = job.model_copy(update={"attempt": ended.attempt})
         job = job.model_copy(update={"attempt": job.attempt + 1})
-        priority, parallelism = str(job.spec["priority"]), int(job.spec.get("parallelism", 1))
         named = str(job.spec.get("dataset"))
         waits_for = named if kind_of(named) == "synthesis" else None
-        with reachable(), self.redis.pipeline(transaction=True) as pipe:
-            try:
-                pipe.watch(job_key(identifier))
-                dependency = self._dependency(pipe, waits_for)
-                made = waits_for is None or self.storage.exists(f"datasets/{dataset_of(waits_for)}/dataset.json")
-                if not made and dependency not in ACTIVE:
-                    raise Conflict(
-                        f"{waits_for}, which makes its dataset, has not: retry that first", code="dataset_failed"
-                    )
-                job = job.model_copy(update={"status": "queued" if made else "blocked"})
-                self.storage.delete(_final(identifier))
-                pipe.multi()
-                self._write(pipe, job, priority=priority, parallelism=parallelism, waits_for=waits_for)
-                if job.kind == "training":
-                    self._start_or_wait(pipe, identifier, priority, None if made else waits_for)
-                else:
-                    self._open(pipe, identifier, priority, [str(unit) for unit in range(_shards(job))])
-                    wake(self.redis, QUEUES["synthesis"], identifier, pipeline=pipe)
-                pipe.execute()
-            except WatchError:
-                raise Conflict(f"{identifier} is being restored by another request: look at it again") from None
+        if waits_for is not None and self.storage.exists(f"datasets/{dataset_of(waits_for)}/dataset.json"):
+            waits_for = None
+        self.storage.delete(_final(identifier))
+        units = ["run"] if job.kind == "training" else [str(unit) for unit in range(_shards(job))]
+        try:
+            self._record(job, units, waits_for=waits_for, wakes=1)
+        except DearKDError:
+            if final is not None:
+                self.storage.put(_final(identifier), final)
+            raise
         return self.get(identifier)
 
     def _dependency(self, pipe: "Pipeline", waits_for: str | None) -> Status | None:
@@ -357,6 +380,10 @@ def dataset_of(job: str) -> str:
 def model_of(job: str) -> str:
     """The id of the model that a training run makes."""
     return sibling(job, "mdl")
+
+
+def _deleting(identifier: str) -> str:
+    return f"dearkd:deleting:{identifier}"
 
 
 def _shards(job: Job) -> int:

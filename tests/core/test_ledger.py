@@ -9,7 +9,7 @@ from specs_for_tests import synthesis_spec, training_spec
 
 from dearkd.attempt import Attempt
 from dearkd.datasets import Shard
-from dearkd.errors import Conflict, DiskFull, LostLease, NotFound
+from dearkd.errors import Conflict, DiskFull, InvalidInput, LimitReached, LostLease, NotFound
 from dearkd.jobs import Job, JobError
 from dearkd.ledger import Claim, Ledger, holder
 from dearkd.settings import Settings
@@ -268,7 +268,7 @@ def test_jobs_that_redis_lost_are_retried_from_storage(ledger: Ledger, store: Jo
     stale = claim(ledger)
     store.cancel(over.id)
     ledger.redis.flushall()
-    with pytest.raises(Conflict, match="retry that first"):
+    with pytest.raises(Conflict, match="retry it first"):
         store.retry(run.id)
     again = store.retry(job.id)
     assert (again.status, again.attempt, again.spec) == ("queued", 2, job.spec)
@@ -361,3 +361,34 @@ def test_a_lost_wake_up_is_made_good(ledger: Ledger, store: JobStore) -> None:
     assert ledger.redis.llen("rq:queue:synth") == 1
     ledger.reap(max_deaths=3)
     assert ledger.redis.llen("rq:queue:synth") == 1
+
+
+def test_no_more_jobs_wait_than_may_however_many_ask_at_once(ledger: Ledger, store: JobStore) -> None:
+    spec = synthesis_spec(images_per_class=1, batch_size=10)
+
+    def ask(_: int) -> str:
+        try:
+            return store.create_synthesis(spec, images=10, shards=1, max_queued=5).id
+        except LimitReached as refused:
+            return refused.code
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(40)))
+    accepted = [answer for answer in answers if answer != "too_many_jobs"]
+    assert len(accepted) == 5
+    assert {stored.key for stored in store.storage.objects("jobs")} == {f"jobs/{job}/job.json" for job in accepted}
+    assert {job.id for job in store.page("synthesis")[0]} == set(accepted)
+    claim(ledger)
+    assert store.create_synthesis(spec, images=10, shards=1, max_queued=5).status == "queued", "one of them has begun"
+
+
+def test_what_is_being_deleted_takes_no_more_jobs(ledger: Ledger, store: JobStore) -> None:
+    job = synthesis(store, shards=1)
+    for gone, pointer in (("tch", "/teacher"), (dataset_of(job.id), "/dataset")):
+        store.announce_deletion(gone)
+        with pytest.raises(InvalidInput, match="is being deleted") as error:
+            store.create_training(training_spec(job.id), epochs=1, waits_for=job.id)
+        assert [e.pointer for e in error.value.errors] == [pointer]
+        store.withdraw_deletion(gone)
+    assert store.page("training") == ([], False)
+    assert store.create_training(training_spec(job.id), epochs=1, waits_for=job.id).status == "blocked"

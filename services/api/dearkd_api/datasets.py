@@ -102,6 +102,7 @@ def _open(body: Any, backend: Backend) -> str:
     identifier = _identifier(prefix, backend)
     shard_names(backend.storage, prefix)
     backend.registrations.require_inspector()
+    backend.store.withdraw_deletion(identifier)  # one of that id may have been deleted a moment ago
     backend.registrations.open(Ticket(id=identifier, request={"prefix": prefix, "name": posted.name}))
     return identifier
 

@@ -146,7 +146,11 @@ def synthesise(body: JsonBody, backend: Uses, dry_run: DryRun = False) -> Respon
                 "estimated_bytes": spec.estimated_bytes(teacher.spec),
             }
         )
-    return _accepted(backend.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards))
+    return _accepted(
+        backend.store.create_synthesis(
+            spec, images=spec.num_samples, shards=spec.num_shards, max_queued=backend.settings.max_queued_jobs
+        )
+    )
 
 
 @training.post(
@@ -167,7 +171,14 @@ def train(body: JsonBody, backend: Uses, dry_run: DryRun = False) -> Response:
                 "steps": spec.epochs * -(-images // spec.batch_size),
             }
         )
-    return _accepted(backend.store.create_training(spec, epochs=spec.epochs, waits_for=submission.waits_for))
+    return _accepted(
+        backend.store.create_training(
+            spec,
+            epochs=spec.epochs,
+            waits_for=submission.waits_for,
+            max_queued=backend.settings.max_queued_jobs,
+        )
+    )
 
 
 @synthesis.get("/{identifier}/preview.png", response_class=Response)

@@ -18,6 +18,7 @@ from dearkd.errors import (
     DearKDError,
     FieldError,
     InvalidInput,
+    LimitReached,
     NotFound,
     TooLarge,
     Unavailable,
@@ -34,6 +35,7 @@ STATUS: Final[Mapping[type[DearKDError], tuple[int, str]]] = {
     NotFound: (404, "There is no such thing"),
     Conflict: (409, "The state of things forbids this"),
     TooLarge: (413, "Too large"),
+    LimitReached: (429, "As many as are allowed are there already"),
     Unavailable: (503, "Something that is needed cannot be reached"),
     CorruptData: (500, "Stored data are not what they should be"),
     DearKDError: (500, "Internal error"),
@@ -62,7 +64,7 @@ def problem(
         "errors": [{"pointer": e.pointer, "detail": e.detail} for e in errors],
         **more,
     }
-    headers = dict(headers or {}) | ({"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {})
+    headers = dict(headers or {}) | ({"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {})
     # ASCII: what was posted may hold surrogates, which UTF-8 cannot encode.
     return Response(json.dumps(document), status_code=status, headers=headers, media_type=MEDIA_TYPE)
 

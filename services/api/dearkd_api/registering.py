@@ -9,10 +9,11 @@ from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import Conflict, NotFound
 from dearkd.identifiers import is_id
-from dearkd.jobs import Job, Kind
+from dearkd.jobs import Kind
+from dearkd.references import uses
 from dearkd.registration import Ticket
 from dearkd.resources import Manifest, ManifestT, Shelf
-from dearkd.store import JobStore, dataset_of, model_of
+from dearkd.store import JobStore
 from dearkd_api.backend import Backend
 
 POLL_SECONDS = 0.1
@@ -62,7 +63,13 @@ def remove(backend: Backend, shelf: Shelf[ManifestT], identifier: str) -> None:
         if ticket is not None and ticket.registering:
             raise Conflict(f"{identifier} is being registered: wait until that has ended", code="in_use")
     shelf.get(identifier)
-    _require_unused(backend.store, identifier)
+    # From here on no job on it is accepted, so that one which is being posted is either seen now or refused.
+    backend.store.announce_deletion(identifier)
+    try:
+        _require_unused(backend.store, identifier)
+    except BaseException:
+        backend.store.withdraw_deletion(identifier)
+        raise
     shelf.delete(identifier)
 
 
@@ -86,17 +93,8 @@ def _require_unused(store: JobStore, identifier: str) -> None:
     kinds: tuple[Kind, ...] = ("synthesis", "training")
     for kind in kinds:
         for job in store.active(kind):
-            if identifier in _references(job):
+            if identifier in uses(job):
                 raise Conflict(
                     f"{identifier} is used by {job.id}, which is {job.status}: cancel that first, or let it end",
                     code="in_use",
                 )
-
-
-def _references(job: Job) -> set[str]:
-    """All that a job reads or is making."""
-    named = {job.spec.get(field) for field in ("teacher", "dataset", "eval_dataset", "adaptive_student")}
-    made = dataset_of(job.id) if job.kind == "synthesis" else model_of(job.id)
-    return (
-        {made} | {text for text in named if text} | {dataset_of(text) for text in named if text and is_id(text, "syn")}
-    )
