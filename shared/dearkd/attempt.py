@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
+from dearkd.file_cache import FileCache
 from dearkd.jobs import Job
 from dearkd.ledger import Claim, Ledger
 from dearkd.settings import Settings
@@ -37,6 +38,7 @@ class Attempt:
 
     Attributes:
         job: the record as it was when the unit was claimed.
+        cache: local copies of what it reads, there until the attempt ends, and scratch folders.
         unit: which part of the job this is: a shard's index, `finish` or `run`.
     """
 
@@ -44,6 +46,7 @@ class Attempt:
         self, claim: Claim, job: Job, ledger: Ledger, settings: Settings, handing_back: threading.Event
     ) -> None:
         self.claim = claim
+        self.cache = FileCache(settings.cache_dir, settings.cache_bytes)
         self.ledger = ledger
         self.settings = settings
         self.job = job
@@ -70,6 +73,7 @@ class Attempt:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop_reporting()
+        self.cache.close()
 
     def check(self) -> None:
         """Raise if the work is to stop: `Canceled`, `LostLease` or `HandBack`. Cheap enough for every step."""

@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from dearkd.errors import CorruptData, InvalidInput, NotFound
+from dearkd.file_cache import FileCache
 from dearkd.resources import Manifest, Shelf
 from dearkd.specs import DatasetFacts
 from dearkd.storage import Storage
@@ -273,37 +274,17 @@ def _inspect_sample(
     found.classes[label] += 1
 
 
-def verify_file(path: Path, shard: Shard) -> None:
-    """Check a local copy against the manifest before anything reads it.
+def fetch_shard(storage: Storage, dataset: DatasetManifest, shard: Shard, cache: FileCache) -> Path:
+    """A verified local copy, which stays until the cache is closed.
 
     Raises:
-        CorruptData: naming the shard and what differs.
+        CorruptData: naming the shard and what differs from the manifest.
     """
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise CorruptData(f"{shard.name} has {size} bytes, the manifest says {shard.bytes}: it is truncated or altered")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != shard.sha256:
-        raise CorruptData(f"{shard.name} has sha256 {digest}, the manifest says {shard.sha256}: it was altered")
-
-
-def fetch_shard(storage: Storage, dataset: DatasetManifest, shard: Shard, cache: Path) -> Path:
-    """A verified local copy. The cache is keyed by content, so that datasets never mix."""
-    path = cache / shard.sha256[:2] / shard.sha256 / shard.name
-    if path.exists():
-        try:
-            verify_file(path, shard)
-        except CorruptData:
-            path.unlink(missing_ok=True)  # the copy went bad, not the original
-        else:
-            return path
+    key = f"{dataset.prefix}/{shard.name}"
     try:
-        storage.download(f"{dataset.prefix}/{shard.name}", path, sha256=shard.sha256)
+        return cache.fetch(storage, key, name=shard.name, sha256=shard.sha256, size=shard.bytes)
     except NotFound:
         raise CorruptData(f"{dataset.id}: {shard.name} is named by the manifest, but gone from storage") from None
-    verify_file(path, shard)
-    return path
 
 
 def info_json(shards: Iterable[Shard]) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dearkd.errors import CorruptData, NotFound
+from dearkd.file_cache import FileCache
 from dearkd.identifiers import Kind, is_id
 from dearkd.specs import TeacherSpec
 from dearkd.storage import Storage
@@ -183,20 +184,19 @@ def describe_file(path: Path, name: str | None = None) -> StoredFile:
     return StoredFile(name=name or path.name, bytes=path.stat().st_size, sha256=digest)
 
 
-def fetch_weights(storage: Storage, teacher: Teacher, cache: Path) -> Path:
-    """A verified local copy of a teacher's weights; the cache is keyed by content.
+def fetch_weights(storage: Storage, teacher: Teacher, cache: FileCache) -> Path:
+    """A verified local copy of a teacher's weights, which stays until the cache is closed.
 
     Raises:
         CorruptData: if what is stored is not what was registered.
     """
-    path = cache / "teachers" / teacher.sha256 / "weights.safetensors"
-    if not path.exists() or describe_file(path).sha256 != teacher.sha256:
-        storage.download(f"teachers/{teacher.id}/weights.safetensors", path, sha256=teacher.sha256)
-    return path
+    name = "weights.safetensors"
+    key = f"teachers/{teacher.id}/{name}"
+    return cache.fetch(storage, key, name=name, sha256=teacher.sha256, size=teacher.bytes)
 
 
-def fetch_model_file(storage: Storage, model: Model, name: str, cache: Path) -> Path:
-    """A verified local copy of a file of a model; the cache is keyed by content.
+def fetch_model_file(storage: Storage, model: Model, name: str, cache: FileCache) -> Path:
+    """A verified local copy of a file of a model, which stays until the cache is closed.
 
     Raises:
         CorruptData: if what is stored is not what the manifest says, or it names no such file.
@@ -204,7 +204,4 @@ def fetch_model_file(storage: Storage, model: Model, name: str, cache: Path) -> 
     listed = next((file for file in model.files if file.name == name), None)
     if listed is None:
         raise CorruptData(f"{model.id} has no {name} among its files: {[file.name for file in model.files]}")
-    path = cache / "models" / listed.sha256 / name
-    if not path.exists() or describe_file(path).sha256 != listed.sha256:
-        storage.download(f"models/{model.id}/{name}", path, sha256=listed.sha256)
-    return path
+    return cache.fetch(storage, f"models/{model.id}/{name}", name=name, sha256=listed.sha256, size=listed.bytes)

@@ -22,6 +22,7 @@ def _shared_api(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> 
         max_body_bytes=100_000,
         max_upload_bytes=3_000_000,
         max_images=2000,
+        max_queued_jobs=200,
     )
     with serving(settings, folder) as api:
         yield api

@@ -281,3 +281,23 @@ def test_a_job_that_redis_lost_is_retried_from_what_storage_knows(api: Api) -> N
     assert (again.json()["id"], again.json()["status"], again.json()["spec"]) == (job["id"], "queued", job["spec"])
     assert api.http.post(job["links"]["retry"]).status_code == 409
     assert api.http.post("/v1/synthesis-jobs/syn-00000000000-00000000/retry").status_code == 404
+
+
+def test_more_jobs_than_may_wait_are_refused_and_leave_nothing(api: Api) -> None:
+    teacher = put_teacher(api)
+    run = api.http.post("/v1/training-runs", json={"dataset": post_synthesis(api, teacher=teacher)["id"]}).json()
+    assert run["status"] == "blocked"
+    api.store.redis.zadd("dearkd:jobs:synthesis:queued", {f"syn-{i}": 0 for i in range(198)})
+    before = {stored.key for stored in api.storage.objects("jobs")}
+    for path, body in (
+        ("synthesis-jobs", {"teacher": teacher}),
+        ("training-runs", {"dataset": run["spec"]["dataset"]}),
+    ):
+        refused = api.http.post(f"/v1/{path}", json=body)
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_jobs")
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert "DEARKD_MAX_QUEUED_JOBS" in refused.json()["detail"]
+        assert int(refused.headers["retry-after"]) > 0
+    assert {stored.key for stored in api.storage.objects("jobs")} == before
+    api.http.post(run["links"]["cancel"])
+    assert api.http.post("/v1/synthesis-jobs", json={"teacher": teacher}).status_code == 202

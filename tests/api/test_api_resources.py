@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,21 @@ def test_the_result_of_a_job_that_runs_again_cannot_be_deleted(api: Api, tmp_pat
     blocked = api.http.post("/v1/training-runs", json={"dataset": job["id"]}).json()
     model = put_model(api, id=f"mdl-{blocked['id'].partition('-')[2]}")
     assert api.http.delete(f"/v1/models/{model}").json()["code"] == "in_use"
+
+
+def test_a_teacher_that_is_deleted_while_a_job_on_it_is_posted_goes_or_stays_but_never_both(api: Api) -> None:
+    outcomes = set()
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(30):
+            teacher = put_teacher(api)
+            acts = [
+                lambda teacher=teacher: api.http.post("/v1/synthesis-jobs", json={"teacher": teacher}).status_code,
+                lambda teacher=teacher: api.http.delete(f"/v1/teachers/{teacher}").status_code,
+            ]
+            if number % 2:
+                acts.reverse()
+            answers = list(pool.map(lambda act: act(), acts))
+            posted, deleted = reversed(answers) if number % 2 else answers
+            outcomes.add((posted, deleted))
+            assert (api.http.get(f"/v1/teachers/{teacher}").status_code == 200) == (posted == 202)
+    assert outcomes <= {(202, 409), (422, 204)}

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ import pytest
 from PIL import Image
 
 from dearkd.datasets import (
+    DatasetManifest,
     Sample,
     Shard,
+    fetch_shard,
     info_json,
     inspect_shard,
     shard_names,
     split_member,
-    verify_file,
     write_shard,
 )
 from dearkd.errors import CorruptData, InvalidInput
+from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
 from dearkd.storage import Storage
 
@@ -119,10 +122,30 @@ def corrupt(path: Path, how: str) -> None:
 def test_verification_names_the_shard(folder: Path, how: str) -> None:
     path = folder / "train-000000.tar"
     shard = write_shard(path, samples(0, 5))
-    verify_file(path, shard)
-    corrupt(path, how)
-    with pytest.raises(CorruptData, match=r"train-000000\.tar"):
-        verify_file(path, shard)
+    storage = Storage.open(Settings(storage_url=f"file://{folder.parent}"))
+    dataset = DatasetManifest(
+        id="ds",
+        created_at=datetime.now(UTC),
+        num_samples=5,
+        num_classes=3,
+        image_size=8,
+        in_chans=1,
+        classes=[],
+        shards=[shard],
+        prefix=folder.name,
+    )
+    with FileCache(folder / "cache", 2**20) as cache:
+        copy = fetch_shard(storage, dataset, shard, cache)
+        whole = path.read_bytes()
+        corrupt(path, how)
+        assert fetch_shard(storage, dataset, shard, cache) == copy
+        assert copy.read_bytes() == whole
+    with FileCache(folder / "another", 2**20) as cache:
+        with pytest.raises(CorruptData, match=r"train-000000\.tar"):
+            fetch_shard(storage, dataset, shard, cache)
+        path.unlink()
+        with pytest.raises(CorruptData, match=r"train-000000\.tar"):
+            fetch_shard(storage, dataset, shard, cache)
 
 
 @pytest.mark.parametrize("how", ["truncated", "cut at a block", "no tar"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dearkd.errors import CorruptData, InvalidInput, NotFound
+from dearkd.file_cache import FileCache
 from dearkd.identifiers import new_id
 from dearkd.resources import Model, describe_file, models
 from dearkd.settings import Settings
@@ -91,7 +92,7 @@ def test_a_stored_student_takes_part_in_a_job(small_teacher, storage: Storage, t
     """With the library's whole chain, and a spec as the API accepts it: the images move away from agreement."""
     model, teacher = small_teacher()
     identifier, student = store_student(storage, tmp_path / "model")
-    loaded = load_student(storage, identifier, teacher, tmp_path / "cache")
+    loaded = load_student(storage, identifier, teacher, FileCache(tmp_path / "cache", 2**30))
     x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loaded.student(x), student(x))
     posted = {"teacher": "t", "images_per_class": 2, "phases": [{"resolution": 16, "iterations": 12}], "jitter": 0}
@@ -112,20 +113,20 @@ def test_what_is_stored_is_verified(small_teacher, storage: Storage, tmp_path: P
     _, teacher = small_teacher()
     identifier, _ = store_student(storage, tmp_path / "model")
     for _ in range(2):  # the second time from the cache
-        load_student(storage, identifier, teacher, tmp_path / "cache")
+        load_student(storage, identifier, teacher, FileCache(tmp_path / "cache", 2**30))
     storage.put(f"models/{identifier}/model.safetensors", b"else")
-    load_student(storage, identifier, teacher, tmp_path / "cache")
+    load_student(storage, identifier, teacher, FileCache(tmp_path / "cache", 2**30))
     with pytest.raises(CorruptData):
-        load_student(storage, identifier, teacher, tmp_path / "another cache")
+        load_student(storage, identifier, teacher, FileCache(tmp_path / "another cache", 2**30))
     models(storage).delete(identifier)
     with pytest.raises(NotFound, match="deleted after this job"):
-        load_student(storage, identifier, teacher, tmp_path / "cache")
+        load_student(storage, identifier, teacher, FileCache(tmp_path / "cache", 2**30))
 
 
 def test_a_student_of_other_classes_is_refused_before_any_step(small_teacher, storage: Storage, tmp_path: Path) -> None:
     model, teacher = small_teacher()
     identifier, _ = store_student(storage, tmp_path / "model", num_classes=4)
-    student = load_student(storage, identifier, teacher, tmp_path / "cache")
+    student = load_student(storage, identifier, teacher, FileCache(tmp_path / "cache", 2**30))
     posted = {"teacher": "t", "weights": {"adaptive": 0.5}, "adaptive_student": identifier}
     spec = SynthesisSpec.resolve(posted, teacher)
     with pytest.raises(InvalidInput, match="it has 4 classes, the teacher 5"):

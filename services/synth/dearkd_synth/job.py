@@ -6,7 +6,6 @@ when every shard is marked and writes what makes a folder of shards a dataset, t
 
 import io
 import logging
-import tempfile
 import time
 from pathlib import Path
 
@@ -95,8 +94,8 @@ class ShardMaker:
         else:
             made = self._synthesise(attempt, spec, teacher, index)
             note_trouble(attempt, made, spec)
-            with tempfile.TemporaryDirectory(prefix="dearkd-shard-") as folder:
-                path = Path(folder) / shard_name(index)
+            with attempt.cache.scratch("shard") as folder:
+                path = folder / shard_name(index)
                 shard = write_samples(path, made, spec).model_copy(update={"quality": shard_quality(made)})
                 check_contents(path, spec, index)
                 strip = write_strip(made.images, made.labels)
@@ -108,14 +107,14 @@ class ShardMaker:
     def _synthesise(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, index: int) -> SynthesisedShard:
         if self._inversion is None or self._job != attempt.job.id:
             self._close()
-            weights = fetch_weights(attempt.storage, teacher, attempt.settings.cache_dir)
+            weights = fetch_weights(attempt.storage, teacher, attempt.cache)
             self._inversion = DeepInversion(
                 load_teacher(teacher.spec, weights, device=self.device),
                 teacher.spec,
                 spec,
                 device=self.device,
                 adaptive_student=(
-                    load_student(attempt.storage, spec.adaptive_student, teacher.spec, attempt.settings.cache_dir)
+                    load_student(attempt.storage, spec.adaptive_student, teacher.spec, attempt.cache)
                     if spec.adaptive_student is not None
                     else None
                 ),
@@ -229,8 +228,8 @@ def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
         CorruptData: if it is not what the spec asks for.
     """
     name = shard_name(index)
-    with tempfile.TemporaryDirectory(prefix="dearkd-adopt-") as folder:
-        path = Path(folder) / name
+    with attempt.cache.scratch("adopt") as folder:
+        path = folder / name
         attempt.storage.download(f"datasets/{dataset_of(attempt.job.id)}/{name}", path)
         found = check_contents(path, spec, index)
         stored = describe_file(path)

@@ -7,12 +7,12 @@ function of `config.json` as an object and of the path of the weights, so that n
 import json
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dearkd.errors import CorruptData, InvalidInput, NotFound
+from dearkd.file_cache import FileCache
 from dearkd.resources import fetch_model_file, models
 from dearkd.specs import TeacherSpec
 from dearkd.storage import Storage
@@ -54,7 +54,7 @@ class StudentView(nn.Module):
         return logits
 
 
-def load_student(storage: Storage, model_id: str, teacher: TeacherSpec, cache: Path) -> StudentView:
+def load_student(storage: Storage, model_id: str, teacher: TeacherSpec, cache: FileCache) -> StudentView:
     """A stored model as `DeepInversion` takes it.
 
     Raises:

@@ -5,7 +5,6 @@ model goes to `models/{id}/`, its manifest last.
 """
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -42,7 +41,7 @@ def drain(job: str) -> None:
 def perform(attempt: Attempt) -> None:
     """A training run from its last checkpoint to its model. Raises what ends the attempt or fails the run."""
     spec = TrainingSpec.model_validate(attempt.job.spec)
-    storage, settings = attempt.storage, attempt.settings
+    storage = attempt.storage
     identifier = dataset_of(spec.dataset) if kind_of(spec.dataset) == "synthesis" else spec.dataset
     manifest = datasets(storage).get(identifier)
     teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
@@ -53,9 +52,7 @@ def perform(attempt: Attempt) -> None:
     else:
         mean, std = pixel_statistics(data)
     device = choose_device()
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="run-", dir=settings.cache_dir) as folder:
-        directory = Path(folder)
+    with attempt.cache.scratch("run") as directory:
         stored = fetch_checkpoint(storage, attempt.job.id, directory / "checkpoints")
         reporter = RunReporter(attempt, spec, stored)
         trainer = DearKDTrainer(
@@ -67,7 +64,7 @@ def perform(attempt: Attempt) -> None:
             std=std,
             directory=directory,
             teacher=(
-                load_teacher(teacher.spec, fetch_weights(storage, teacher, settings.cache_dir), device=device)
+                load_teacher(teacher.spec, fetch_weights(storage, teacher, attempt.cache), device=device)
                 if teacher is not None and spec.needs_teacher
                 else None
             ),
@@ -152,7 +149,7 @@ def open_dataset(attempt: Attempt, manifest: DatasetManifest) -> ShardDataset:
     paths = []
     for shard in manifest.shards:
         attempt.check()
-        paths.append(fetch_shard(attempt.storage, manifest, shard, attempt.settings.cache_dir / "shards"))
+        paths.append(fetch_shard(attempt.storage, manifest, shard, attempt.cache))
     return ShardDataset(paths, num_classes=manifest.num_classes, in_chans=cast(Literal[1, 3], manifest.in_chans))
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import FrameType
 from dearkd.datasets import DatasetManifest, Shard, ShardContents, count_classes, datasets, info_json, inspect_shard
 from dearkd.datasets import shard_names as list_shards
 from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound, Unavailable
+from dearkd.file_cache import FileCache
 from dearkd.identifiers import is_id
 from dearkd.jobs import now
 from dearkd.queue import connect
@@ -183,9 +183,8 @@ def _class_names(storage: Storage, prefix: str) -> list[str] | None:
 
 @contextmanager
 def _folder(settings: Settings) -> Iterator[Path]:
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="inspecting-", dir=settings.cache_dir) as folder:
-        yield Path(folder)
+    with FileCache(settings.cache_dir, settings.cache_bytes).scratch("inspection") as folder:
+        yield folder
 
 
 @contextmanager
