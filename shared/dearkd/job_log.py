@@ -47,6 +47,12 @@ class JobLog:
         except NotFound:
             return ""
 
+    def end(self, identifier: str, lines: int) -> str:
+        """The last lines, as far as Redis has them."""
+        with reachable():
+            found = cast("list[bytes]", self.redis.lrange(_key(identifier), -lines, -1))
+        return "\n".join(line.decode() for line in found)
+
     def _live(self, identifier: str) -> str:
         with reachable():
             lines = cast("list[bytes]", self.redis.lrange(_key(identifier), 0, -1))

@@ -23,6 +23,10 @@ from dearkd.queue import QUEUES, wake
 from dearkd.records import add_event, at, job_key, reachable
 from dearkd.store import UNSETTLED, JobStore
 
+BLAMED_SECONDS = 5.0
+"""The lease of a unit that is claimed only to say who died before claiming it; it is over at once."""
+LAST_LINES = 8
+"""Of a job's log, in the error of one that killed its workers."""
 SILENT = "fell silent: it was stopped, or its machine or its connection to Redis was lost"
 
 
@@ -56,10 +60,10 @@ class Ledger:
         self._expire = store.redis.register_script(scripts.EXPIRE)
         self._transition = store.redis.register_script(scripts.TRANSITION)
 
-    def claim(self, kind: Kind, lease_seconds: float) -> Claim | None:
+    def claim(self, kind: Kind, lease_seconds: float, *, who: str | None = None) -> Claim | None:
         """The best open unit of that kind, by priority and turn; None if there is nothing to do."""
         with reachable():
-            who = holder(os.getppid(), os.getpid())
+            who = who or holder(os.getppid(), os.getpid())
             args: list[str | int] = [kind, at(), _milliseconds(), int(lease_seconds * 1000), who]
             found = self._claim(args=args)
         return Claim(*(part.decode() for part in cast("list[bytes]", found))) if found else None
@@ -133,6 +137,19 @@ class Ledger:
         """
         with reachable():
             return int(cast(int, self._bury(args=[name, cause])))
+
+    def blame(self, kind: Kind, name: str, cause: str) -> None:
+        """A process that was to work on that kind ended without claiming anything: a death of the unit that is next.
+
+        Without it a worker that cannot even start its task would be woken for ever.
+
+        Args:
+            kind: of the jobs that it was woken for.
+            name: `holder` of it.
+            cause: how it ended, as a clause.
+        """
+        if self.bury(name, cause) == 0 and self.claim(kind, BLAMED_SECONDS, who=name) is not None:
+            self.bury(name, cause)
 
     def done(self, claim: Claim, payload: BaseModel, *, units: int) -> None:
         """Mark a unit as done; after the last of `units`, `finish` opens.
@@ -227,9 +244,10 @@ class Ledger:
         if deaths < max_deaths or status not in ("queued", "running"):
             return
         message = f"unit {unit} ended its worker {deaths} times in a row without progress; the last one, {death}"
+        told = f"{message}. Its log ends:\n{self.log.end(identifier, LAST_LINES)}"
         # Its worker may have been too slow, not dead, and have ended the job meanwhile.
         with suppress(Conflict):
-            self.fail(identifier, JobError(code="worker_died", message=message, retryable=True))
+            self.fail(identifier, JobError(code="worker_died", message=told, retryable=True))
             self.log.add(identifier, f"failed: {message}")
             self.log.keep(identifier)
 

@@ -121,6 +121,12 @@ class Registrations:
             self.redis.set(_key(ticket.id), closed.model_dump_json(), ex=TICKET_SECONDS)
         return closed
 
+    def abandon(self, identifier: str, cause: str) -> None:
+        """The inspector ended before it was done: say so on the ticket, if it still waits for an answer."""
+        ticket = self.get(identifier)
+        if ticket is not None and ticket.registering:
+            self.close(ticket, Unavailable(f"{cause}: mend its installation and try again", code="worker_died"))
+
     def forget(self, identifier: str) -> None:
         with reachable():
             self.redis.delete(_key(identifier), _beat_key(identifier))

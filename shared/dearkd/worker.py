@@ -5,6 +5,7 @@
 rq worker forks a work-horse for each wake-up; only there is torch imported.
 """
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -28,9 +29,10 @@ from dearkd.attempt import OUTAGE_SECONDS, Attempt, HandBack
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
 from dearkd.ledger import Claim, Ledger, holder
-from dearkd.queue import QUEUES, QueueName, connect, queue, wake
+from dearkd.queue import QUEUES, TASKS, QueueName, connect, queue, wake
 from dearkd.reaper import Reaper
 from dearkd.records import reachable
+from dearkd.registration import Registrations
 from dearkd.settings import Settings
 from dearkd.storage import Storage, is_disk_full
 from dearkd.store import JobStore
@@ -43,6 +45,8 @@ LISTENS: dict[WorkerKind, tuple[QueueName, ...]] = {"synth": ("synth", "inspect"
 
 GRACE_SECONDS = 8.0
 """Less than what `up` and a container engine give this process before they kill it."""
+
+BROKEN_SECONDS = 1.0
 
 T = TypeVar("T")
 
@@ -239,10 +243,35 @@ def exit_clause(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}{memory}"
 
 
-def _bury_horse(ledger: Ledger, job: Any, pid: int, status: int, usage: Any) -> None:
+def _bury_horse(ledger: Ledger, name: QueueName, job: Any, pid: int, status: int, usage: Any) -> None:
     """rq calls this when a work-horse ended by anything but the end of its task."""
     peak = f" (peak memory {usage.ru_maxrss / 2**20:.1f} GiB)" if usage is not None else ""
-    _bury(ledger, holder(os.getpid(), pid), exit_clause(os.waitstatus_to_exitcode(status)) + peak)
+    _blame(ledger, name, job, holder(os.getpid(), pid), exit_clause(os.waitstatus_to_exitcode(status)) + peak)
+
+
+def _blame_task(ledger: Ledger, name: QueueName, job: Any, kind: type[BaseException], error: Any, trace: Any) -> bool:
+    """rq calls this, in the work-horse, when a task raised: its code does not import, or it has an error of its own."""
+    try:
+        # rq says of a module that fails to import only that it lacks the function.
+        importlib.import_module(TASKS[name].rpartition(".")[0])
+    except Exception as real:
+        kind, error = type(real), real
+    cause = f"could not do its task: {kind.__name__}: {error}"
+    _blame(ledger, name, job, holder(os.getppid(), os.getpid()), cause)
+    # The next one would meet the same at once: a pause leaves the jobs to workers that can.
+    time.sleep(BROKEN_SECONDS)
+    return True
+
+
+def _blame(ledger: Ledger, name: QueueName, job: Any, who: str, cause: str) -> None:
+    log.error("%s %s", who, cause)
+    try:
+        if name == "inspect":
+            Registrations(ledger.redis, ledger.store.storage).abandon(str(job.args[0]), f"the inspector {cause}")
+        else:
+            ledger.blame(next(kind for kind, queue in QUEUES.items() if queue == name), who, cause)
+    except Unavailable as error:
+        log.warning("%s; the leases of %s will run out", error, who)
 
 
 def _bury(ledger: Ledger, name: str, cause: str) -> None:
@@ -270,6 +299,7 @@ def _listen(name: QueueName, supervisor: int) -> None:
             log.warning("waiting for Redis: %s", error)
             time.sleep(until_redis)
             until_redis = min(5.0, until_redis * 2)
+    ledger = open_ledger(settings)
     worker = ListeningWorker(
         [queue(redis, name)],
         connection=redis,
@@ -277,7 +307,8 @@ def _listen(name: QueueName, supervisor: int) -> None:
         worker_ttl=30,
         maintenance_interval=30,
         job_monitoring_interval=5,
-        work_horse_killed_handler=partial(_bury_horse, open_ledger(settings)),
+        work_horse_killed_handler=partial(_bury_horse, ledger, name),
+        exception_handlers=[partial(_blame_task, ledger, name)],
     )
     worker.work(logging_level=settings.log_level)
 
