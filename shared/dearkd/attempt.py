@@ -7,11 +7,15 @@ never waits for the network.
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+import psutil
 
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.file_cache import FileCache
@@ -25,6 +29,8 @@ log = logging.getLogger(__name__)
 REPORT_SECONDS = 1.0
 OUTAGE_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 30.0
+STOP_SECONDS = 15.0
+"""What a unit that was canceled or taken away gets to notice it, before its process is ended with all it started."""
 
 T = TypeVar("T")
 
@@ -56,6 +62,7 @@ class Attempt:
         self._latest: tuple[int, float | None, dict[str, Any]] | None = None
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{claim.unit}", daemon=True)
         self._parent = os.getppid()
+        self._interrupted_at: float | None = None
 
     @property
     def unit(self) -> str:
@@ -153,11 +160,13 @@ class Attempt:
             going = not self._stop.wait(min(REPORT_SECONDS, self.settings.heartbeat_seconds))
             if os.getppid() != self._parent:
                 # The worker was killed: without a parent nobody ends or restarts this process. Its lease runs out.
-                os._exit(1)
+                _end_this_process()
             try:
                 if going and time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + self.settings.heartbeat_seconds
                     self._beat()
+                if going and self._interrupt is not None:
+                    self._insist(self._interrupt)
                 latest, self._latest = self._latest, None
                 if latest is not None and self._interrupt is None:
                     done, per_second, metrics = latest
@@ -165,3 +174,20 @@ class Attempt:
             except Unavailable as error:
                 # Work goes on through an outage; the fence decides at the next publication whether it counts.
                 log.warning("%s: %s", self.job.id, error)
+
+    def _insist(self, why: DearKDError) -> None:
+        """Wait a while for the main thread to notice; then end this process and every other that it started."""
+        if self._interrupted_at is None:
+            self._interrupted_at = time.monotonic()
+        if time.monotonic() - self._interrupted_at < STOP_SECONDS:
+            return
+        self.note(f"unit {self.unit} did not stop within {STOP_SECONDS:.0f} s, and is killed: {why.message}")
+        _end_this_process()
+
+
+def _end_this_process() -> None:
+    """At once, and every other that it started: those in sessions of their own (torchrun's) would go on without it."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)

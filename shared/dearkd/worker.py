@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 import psutil
 from redis.exceptions import RedisError
-from rq import Worker
+from rq import Worker, worker_registration
 from rq.serializers import JSONSerializer
 
 from dearkd.attempt import OUTAGE_SECONDS, Attempt, HandBack
@@ -227,6 +227,15 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 class ListeningWorker(Worker):
     """rq's worker, but an outage of Redis does not end it while its work-horse works, since the horse would end too."""
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        super().heartbeat(timeout, pipeline)
+        # A Redis that was emptied knows this worker no more, and nobody would believe that there is one.
+        if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
+            with self.connection.pipeline() as again:
+                again.hset(self.key, mapping=self.serialize())
+                worker_registration.register(self, again)
+                again.execute()
 
     def maintain_heartbeats(self, job: Any, execution: Any) -> None:
         try:

@@ -1,7 +1,9 @@
 """A worker that cannot start its task: jobs must fail with the cause, not be woken for ever."""
 
+import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from test_ledger import synthesis
 
@@ -65,3 +67,39 @@ def test_an_inspector_that_cannot_begin_answers_on_the_ticket(
     error = refusal()
     assert error is not None
     assert (error.code, "no such build" in error.message) == ("worker_died", True)
+
+
+HANGING = """
+import subprocess, sys, time
+import dearkd.attempt
+from dearkd.worker import drain
+dearkd.attempt.STOP_SECONDS = 1.0
+def hang(attempt):
+    child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    print(child.pid, flush=True)
+    time.sleep(1000)
+drain("synthesis", hang)
+"""
+
+
+def test_what_does_not_notice_a_cancel_is_killed_with_all_it_started(
+    ledger: Ledger, settings: Settings, tmp_path: Path
+) -> None:
+    job = synthesis(ledger.store, shards=1)
+    said = tmp_path / "said.log"
+    quick = settings.model_copy(update={"heartbeat_seconds": 0.2, "lease_seconds": 3.0})
+    with process("-c", HANGING, env=environment(quick), log=said) as hanging:
+        eventually(lambda: said.read_text().strip())
+        child = int(said.read_text())
+        assert psutil.pid_exists(child)
+        assert ledger.store.cancel(job.id).status == "canceling"
+        eventually(lambda: hanging.poll() is not None)
+        assert hanging.returncode == -signal.SIGKILL
+    eventually(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+    def ended() -> bool:
+        ledger.reap(max_deaths=3)
+        return ledger.store.get(job.id).status == "canceled"
+
+    eventually(ended)
+    assert "did not stop within" in ledger.log.read(job.id)

@@ -74,6 +74,22 @@ def test_a_death_costs_one_unit_at_most(
         )
 
 
+def test_a_run_that_dies_after_its_model_was_stored_stores_no_other(shared_world: World, undisturbed_run: Json) -> None:
+    here, client = shared_world, shared_world.client
+    eventually(lambda: not workers())
+    here.hold_at(scripts.TRANSITION)
+    run = client.create_training_run({"dataset": undisturbed_run["spec"]["dataset"], **TRAINING})["id"]
+    assert here.proxy.held.wait(300)
+    manifest = f"models/mdl-{run.partition('-')[2]}/model.json"
+    stored = here.storage.read(manifest)
+    kill(at_work().horse)
+    here.proxy.release(forward=False)
+    ended = client.wait_for_job(run)
+    assert (ended["status"], ended["attempt"]) == ("succeeded", 2), ended["error"]
+    assert here.storage.read(manifest) == stored
+    assert any("manifest lies in storage already" in line for line in here.log(run))
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_death_costs_a_run_no_more_than_its_checkpoint_interval(
     shared_world: World, undisturbed_run: Json, stage: int
@@ -129,6 +145,7 @@ def test_what_kills_its_worker_three_times_fails_with_the_cause_and_blocks_nobod
     assert (ended["status"], ended["error"]["code"]) == ("failed", "worker_died")
     assert "3 times in a row" in ended["error"]["message"]
     assert "was killed by SIGKILL" in ended["error"]["message"]
+    assert "Its log ends:" in ended["error"]["message"]
     assert here.begins(poison) == ["0", "0", "0"]
     healthy = here.client.wait_for_job(here.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})["id"])
     assert healthy["status"] == "succeeded"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,26 @@ def test_who_comes_back_too_late_publishes_nothing(
     eventually(lambda: not workers())
 
 
+def test_two_workers_share_a_job_and_publish_it_once(
+    shared_world: World, teacher: str, undisturbed: Json, tmp_path: Path
+) -> None:
+    here = shared_world
+    eventually(lambda: not workers())
+    with another_worker(here, tmp_path):
+        spec = {"teacher": teacher, **SYNTHESIS, "parallelism": 2, "phases": [{"resolution": 8, "iterations": 2_000}]}
+        job = here.client.create_synthesis_job(spec)["id"]
+        eventually(lambda: here.ledger.redis.zcard("dearkd:leases") == 2)
+        assert len(workers()) == 2
+        here.client.cancel_job(job)
+        assert here.client.wait_for_job(job)["status"] == "canceled"
+        again = here.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS, "parallelism": 2})
+        ended = here.client.wait_for_job(again["id"])
+    assert ended["status"] == "succeeded", ended["error"]
+    assert sorted(here.begins(ended["id"])) == ["0", "1", "finish"]
+    assert here.shards(ended) == here.shards(undisturbed)
+    eventually(lambda: not workers())
+
+
 def test_sigterm_hands_a_shard_back_without_blame(shared_world: World, teacher: str, undisturbed: Json) -> None:
     here = shared_world
     eventually(lambda: not workers())
@@ -87,6 +108,9 @@ def test_cancel_leaves_no_process_and_no_dataset(shared_world: World, teacher: s
     assert client.get_job(job)["status"] == state
     client.cancel_job(job)
     assert client.wait_for_job(job)["status"] == "canceled"
+    moments = {e["data"]["status"]: e["at"] for e in client.list_events(job) if e["type"] == "status"}
+    asked = datetime.fromisoformat(moments.get("canceling", moments["canceled"]))
+    assert (datetime.fromisoformat(moments["canceled"]) - asked).total_seconds() <= 30
     if first != job:
         client.cancel_job(first)
     eventually(lambda: not workers())

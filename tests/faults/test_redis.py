@@ -1,13 +1,17 @@
 """Redis dies, is away for a while, or comes back empty."""
 
+import json
+import subprocess
+import sys
 import time
+from typing import Any
 
 import httpx
 import pytest
 from world import SYNTHESIS, TRAINING, World, at_work, workers
 
 from dearkd.client import Json
-from services import eventually
+from services import environment, eventually
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -50,3 +54,42 @@ def test_an_outage_is_answered_at_once_and_costs_no_work(
     assert here.begins(run) == ["run"], "the horse that was at work went on through the outage"
     rows = [[(row["epoch"], row["loss"]) for row in here.client.list_metrics(i)] for i in (run, undisturbed_run["id"])]
     assert rows[0] == rows[1]
+
+
+def doctor(here: World, *options: str) -> Any:
+    env = environment(here.settings, DEARKD_URL=here.tree.url)
+    done = subprocess.run(
+        [sys.executable, "-m", "dearkd.cli", "doctor", "--json", *options], env=env, capture_output=True, text=True
+    )
+    (found,) = (check for check in json.loads(done.stdout)["checks"] if check["subject"] == "jobs")
+    return found
+
+
+def test_an_emptied_redis_loses_no_result_and_the_doctor_brings_back_what_had_not_ended(
+    shared_world: World, plain_teacher: Any, teacher: str, undisturbed: Json, undisturbed_run: Json
+) -> None:
+    here, client = shared_world, shared_world.client
+    eventually(lambda: not workers())
+    job = client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})["id"]
+    run = client.create_training_run({"dataset": job, **TRAINING})["id"]
+    eventually(lambda: client.get_job(job)["metrics"].get("iteration", 0) > 0)
+    here.ledger.redis.flushall()
+    assert teacher in {found["id"] for found in client.list_teachers()}
+    assert undisturbed["result"]["dataset"] in {found["id"] for found in client.list_datasets()}
+    assert undisturbed_run["result"]["model"] in {found["id"] for found in client.list_models()}
+    lost = doctor(here)
+    assert lost["state"] == "problem"
+    assert job in lost["detail"]
+    assert run in lost["detail"]
+    assert "--resubmit" in lost["remedy"]
+    assert doctor(here, "--resubmit")["state"] == "ok"
+    made = client.wait_for_job(job)
+    assert made["status"] == "succeeded", made["error"]
+    assert here.shards(made) == here.shards(undisturbed)
+    trained = client.wait_for_job(run)
+    assert trained["status"] == "succeeded", trained["error"]
+    rows = [[row["loss"] for row in client.list_metrics(i)] for i in (run, undisturbed_run["id"])]
+    assert rows[0] == rows[1]
+    assert doctor(here)["state"] == "ok"
+    spec, weights = plain_teacher
+    assert client.create_teacher(spec.model_dump(), weights)["id"], "the inspector is known again"
