@@ -32,6 +32,11 @@ MAX_PAUSE_SECONDS = 30.0
 STOP_SECONDS = 15.0
 """What a unit that was canceled or taken away gets to notice it, before its process is ended with all it started."""
 
+SLOW_PASS_SECONDS = 10.0
+"""Of one image of 224×224 pixels through the largest network on the slowest machine: our choice [R], far too long."""
+HUNG = 113
+"""Exit code of a process that ended itself since its work hung."""
+
 T = TypeVar("T")
 
 
@@ -63,6 +68,8 @@ class Attempt:
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{claim.unit}", daemon=True)
         self._parent = os.getppid()
         self._interrupted_at: float | None = None
+        self._checked = time.monotonic()
+        self._patience = settings.stall_seconds + slow_step_seconds(job)
 
     @property
     def unit(self) -> str:
@@ -84,6 +91,7 @@ class Attempt:
 
     def check(self) -> None:
         """Raise if the work is to stop: `Canceled`, `LostLease` or `HandBack`. Cheap enough for every step."""
+        self._checked = time.monotonic()
         if self._interrupt is not None:
             raise self._interrupt
         if self._handing_back.is_set():
@@ -167,6 +175,9 @@ class Attempt:
                     self._beat()
                 if going and self._interrupt is not None:
                     self._insist(self._interrupt)
+                if going and time.monotonic() - self._checked > self._patience:
+                    self.note(f"unit {self.unit} made no step for {self._patience:.0f} s: it hangs, and is ended")
+                    _end_this_process(HUNG)
                 latest, self._latest = self._latest, None
                 if latest is not None and self._interrupt is None:
                     done, per_second, metrics = latest
@@ -185,9 +196,21 @@ class Attempt:
         _end_this_process()
 
 
-def _end_this_process() -> None:
+def slow_step_seconds(job: Job) -> float:
+    """How long a step of a job may take on the slowest machine, by the size of its batch and of its images."""
+    sizes = (
+        [phase["input_size"] for phase in job.spec["phases"]]
+        if job.kind == "synthesis"
+        else [job.spec["student"]["image_size"]]
+    )
+    return SLOW_PASS_SECONDS * float(job.spec["batch_size"]) * (max(sizes) / 224) ** 2
+
+
+def _end_this_process(code: int = -signal.SIGKILL) -> None:
     """At once, and every other that it started: those in sessions of their own (torchrun's) would go on without it."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    os.kill(os.getpid(), signal.SIGKILL)
+    if code >= 0:
+        os._exit(code)
+    os.kill(os.getpid(), -code)

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     """A drain task gives its worker back to the queue after this long."""
     inspect_seconds: float = Field(default=60.0, gt=0)
     """How long a request waits for the inspector before it answers 202."""
+    stall_seconds: float = Field(default=7200.0, gt=0)
+    """A unit that makes no step for this long, and what a step of its size may take on top, is ended as hung."""
     max_deaths: int = Field(default=3, ge=1)
     """Deaths in a row without progress after which a job fails."""
     retention: float = Field(default=7 * 86400.0, ge=0)

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from rq import Worker, worker_registration
 from rq.serializers import JSONSerializer
 
-from dearkd.attempt import OUTAGE_SECONDS, Attempt, HandBack
+from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, HandBack
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
 from dearkd.ledger import Claim, Ledger, holder
@@ -246,6 +246,8 @@ class ListeningWorker(Worker):
 
 def exit_clause(code: int) -> str:
     """How a process ended, by its exit code, negative for a signal."""
+    if code == HUNG:
+        return "made no step for too long (DEARKD_STALL_SECONDS) and was ended"
     if code >= 0:
         return f"ended with exit code {code}"
     memory = ", by hand or by the kernel for lack of memory" if code == -signal.SIGKILL else ""

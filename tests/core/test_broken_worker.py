@@ -5,13 +5,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from specs_for_tests import training_spec
 from test_ledger import synthesis
 
+from dearkd.attempt import HUNG, slow_step_seconds
 from dearkd.errors import DearKDError
 from dearkd.identifiers import new_id
 from dearkd.ledger import Ledger
 from dearkd.registration import Registrations, Ticket
 from dearkd.settings import Settings
+from dearkd.worker import exit_clause
 from services import environment, eventually, process
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
@@ -80,6 +83,30 @@ def hang(attempt):
     time.sleep(1000)
 drain("synthesis", hang)
 """
+
+
+def test_what_makes_no_step_for_too_long_is_ended_as_hung(ledger: Ledger, settings: Settings, tmp_path: Path) -> None:
+    job = synthesis(ledger.store, shards=1)
+    # The second thread beats on, so that the lease alone would keep it for ever.
+    impatient = settings.model_copy(update={"heartbeat_seconds": 0.2, "stall_seconds": 0.1})
+    said = tmp_path / "said.log"
+    with process("-c", HANGING, env=environment(impatient), log=said) as hanging:
+        eventually(lambda: hanging.poll() is not None)
+    assert hanging.returncode == HUNG
+    child = int(said.read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert "made no step" in ledger.log.read(job.id)
+    assert "DEARKD_STALL_SECONDS" in exit_clause(HUNG)
+
+
+def test_the_time_that_a_step_may_take_grows_with_its_size(ledger: Ledger) -> None:
+    small = synthesis(ledger.store, shards=1)
+    spec = {**small.spec, "batch_size": 4 * small.spec["batch_size"]}
+    large = small.model_copy(update={"spec": spec})
+    assert slow_step_seconds(large) == pytest.approx(4 * slow_step_seconds(small))
+    run = ledger.store.create_training(training_spec("ds"), epochs=1, waits_for=None)
+    side = run.spec["student"]["image_size"]
+    assert slow_step_seconds(run) == pytest.approx(10 * run.spec["batch_size"] * side**2 / 224**2)
 
 
 def test_what_does_not_notice_a_cancel_is_killed_with_all_it_started(
