@@ -94,7 +94,8 @@ set_status(id, status, ARGV[3])
 if status == 'blocked' then
   redis.call('SADD', key(awaited) .. ':waiting', id)
 else
-  for _, unit in ipairs(units) do reopen(id, unit) end
+  for _, unit in ipairs(units) do redis.call('ZADD', k .. ':open', tonumber(unit) or 0, unit) end
+  reopen(id, units[1])
 end
 return {'ok', status}
 """
