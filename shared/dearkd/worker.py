@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 import psutil
 from redis.exceptions import RedisError
 from rq import Worker, worker_registration
+from rq.exceptions import AbandonedJobError
 from rq.serializers import JSONSerializer
 
 from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, HandBack
@@ -262,6 +263,8 @@ def _bury_horse(ledger: Ledger, name: QueueName, job: Any, pid: int, status: int
 
 def _blame_task(ledger: Ledger, name: QueueName, job: Any, kind: type[BaseException], error: Any, trace: Any) -> bool:
     """rq calls this, in the work-horse, when a task raised: its code does not import, or it has an error of its own."""
+    if issubclass(kind, AbandonedJobError):
+        return True  # rq, tidying up, found the task of a worker that was killed: whoever saw that has buried it
     try:
         # rq says of a module that fails to import only that it lacks the function.
         importlib.import_module(TASKS[name].rpartition(".")[0])
