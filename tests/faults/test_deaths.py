@@ -58,7 +58,7 @@ def test_a_death_costs_one_unit_at_most(
         assert proxy.held.wait(120)
     if where == "before the mark":
         assert here.storage.exists(f"datasets/ds-{job['id'].partition('-')[2]}/train-000000.tar")
-    kill(*victims(at_work(), who))
+    kill(*victims(at_work() if where == "before the claim" else here.holder(job["id"]), who))
     proxy.release(forward=False)
     ended = here.client.wait_for_job(job["id"])
     assert ended["status"] == "succeeded", ended["error"]
@@ -82,7 +82,7 @@ def test_a_run_that_dies_after_its_model_was_stored_stores_no_other(shared_world
     assert here.proxy.held.wait(300)
     manifest = f"models/mdl-{run.partition('-')[2]}/model.json"
     stored = here.storage.read(manifest)
-    kill(at_work().horse)
+    kill(here.holder(run).horse)
     here.proxy.release(forward=False)
     ended = client.wait_for_job(run)
     assert (ended["status"], ended["attempt"]) == ("succeeded", 2), ended["error"]
@@ -99,7 +99,7 @@ def test_a_death_costs_a_run_no_more_than_its_checkpoint_interval(
     run = client.create_training_run({"dataset": undisturbed_run["spec"]["dataset"], **TRAINING})["id"]
     eventually(lambda: len(list(client.list_metrics(run))) >= 4 * stage - 2)
     done = len(list(client.list_metrics(run)))
-    kill(at_work().horse)
+    kill(shared_world.holder(run).horse)
     ended = client.wait_for_job(run)
     assert ended["status"] == "succeeded", ended["error"]
     (resumed,) = [line for line in shared_world.log(run) if "goes on after epoch" in line]
@@ -135,12 +135,9 @@ def test_what_kills_its_worker_three_times_fails_with_the_cause_and_blocks_nobod
     here = shared_world
     endless = {**SYNTHESIS, "phases": [{"resolution": 8, "iterations": 50_000}]}
     poison = here.client.create_synthesis_job({"teacher": teacher, **endless})["id"]
-    killed: set[int] = set()
-    while len(killed) < 3:
-        eventually(lambda: [w for w in workers() if w.horse not in killed and here.begins(poison)[len(killed) :]])
-        victim = next(w.horse for w in workers() if w.horse not in killed)
-        kill(victim)
-        killed.add(victim)
+    for killed in range(3):
+        eventually(lambda killed=killed: len(here.begins(poison)) > killed)
+        kill(here.holder(poison).horse)
     ended = here.client.wait_for_job(poison)
     assert (ended["status"], ended["error"]["code"]) == ("failed", "worker_died")
     assert "3 times in a row" in ended["error"]["message"]
@@ -160,7 +157,7 @@ def test_recovery_begins_within_half_a_minute_by_default(
         endless = {**SYNTHESIS, "phases": [{"resolution": 8, "iterations": 50_000}]}
         job = here.client.create_synthesis_job({"teacher": teacher, **endless})["id"]
         eventually(lambda: here.client.get_job(job)["metrics"].get("iteration", 0) > 0)
-        found = at_work()
+        found = here.holder(job)
         # All at one stroke, so that nobody is left to say that the others died: the lease has to run out.
         kill(found.supervisor, found.worker, found.horse)
         killed_at = datetime.now().astimezone()

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from world import SHORT, SYNTHESIS, TRAINING, World, at_work, workers
+from world import SHORT, SYNTHESIS, TRAINING, World, workers
 
 from dearkd import scripts
 from dearkd.client import Json
@@ -37,7 +37,7 @@ def test_who_comes_back_too_late_publishes_nothing(
     here.hold_at(script)
     job = here.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})["id"]
     assert here.proxy.held.wait(120)
-    late = at_work()
+    late = here.holder(job)
     os.kill(late.horse, signal.SIGSTOP)
     try:
         with another_worker(here, tmp_path):
@@ -84,7 +84,7 @@ def test_sigterm_hands_a_shard_back_without_blame(shared_world: World, teacher: 
     eventually(lambda: not workers())
     job = here.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})["id"]
     eventually(lambda: here.client.get_job(job)["metrics"].get("iteration", 0) > 0)
-    os.kill(at_work().supervisor, signal.SIGTERM)
+    os.kill(here.holder(job).supervisor, signal.SIGTERM)
     ended = here.client.wait_for_job(job)
     assert (ended["status"], ended["attempt"]) == ("succeeded", 1), ended["error"]
     assert any("goes back: the worker was asked to end" in line for line in here.log(job))
@@ -125,7 +125,7 @@ def test_a_cancel_whose_worker_dies_ends_all_the_same(shared_world: World, teach
     endless = {"teacher": teacher, **SYNTHESIS, "phases": [{"resolution": 8, "iterations": 50_000}]}
     job = client.create_synthesis_job(endless)["id"]
     eventually(lambda: client.get_job(job)["metrics"].get("iteration", 0) > 0)
-    horse = at_work().horse
+    horse = here.holder(job).horse
     os.kill(horse, signal.SIGSTOP)
     assert client.cancel_job(job)["status"] == "canceling"
     os.kill(horse, signal.SIGKILL)
@@ -141,7 +141,7 @@ def test_a_run_that_is_asked_to_end_goes_on_from_its_checkpoint(
     eventually(lambda: not workers())
     run = client.create_training_run({"dataset": undisturbed["result"]["dataset"], **TRAINING})["id"]
     eventually(lambda: len(list(client.list_metrics(run))) >= 2)
-    os.kill(at_work().supervisor, signal.SIGTERM)
+    os.kill(shared_world.holder(run).supervisor, signal.SIGTERM)
     ended = client.wait_for_job(run)
     assert (ended["status"], ended["attempt"]) == ("succeeded", 1), ended["error"]
     assert [r["loss"] for r in client.list_metrics(run)] == [

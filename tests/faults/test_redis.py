@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from world import SYNTHESIS, TRAINING, World, at_work, workers
+from world import SYNTHESIS, TRAINING, World, workers
 
 from dearkd.client import Json
 from services import environment, eventually
@@ -34,7 +34,7 @@ def test_an_outage_is_answered_at_once_and_costs_no_work(
     eventually(lambda: not workers())
     run = here.client.create_training_run({"dataset": undisturbed["result"]["dataset"], **TRAINING})["id"]
     eventually(lambda: list(here.client.list_metrics(run)))
-    assert at_work()
+    here.holder(run)
     jobs = {stored.key for stored in here.storage.objects("jobs")}
     with here.proxy.down(), httpx.Client(base_url=here.tree.url, trust_env=False, timeout=10) as http:
         for _ in range(3):

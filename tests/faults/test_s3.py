@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from world import SHORT, SYNTHESIS, TRAINING, World, at_work, kill, workers, world
+from world import SHORT, SYNTHESIS, TRAINING, World, kill, workers, world
 
 from dearkd import scripts
 from dearkd.client import Json
@@ -42,7 +42,7 @@ def test_a_death_between_storage_and_mark_makes_nothing_twice(
     here.hold_at(script)
     job = here.client.create_synthesis_job({"teacher": bucket_teacher, **SYNTHESIS})["id"]
     assert here.proxy.held.wait(120)
-    found = at_work()
+    found = here.holder(job)
     prefix = f"datasets/ds-{job.partition('-')[2]}"
     before = {o.key: here.storage.read(o.key) for o in here.storage.objects(prefix) if o.key.endswith("tar")}
     assert before

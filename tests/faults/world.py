@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 from proxy import FaultProxy
@@ -94,6 +94,18 @@ class World:
     def begins(self, job: str) -> list[str]:
         """The units in the order in which attempts at them began."""
         return [line.split()[1] for line in self.log(job) if " begins on " in line]
+
+    def holder(self, job: str) -> "Workers":
+        """Who works on a job, by the ledger's own book, once somebody does; horses that are just ending do not count."""
+        held: list[bytes] = []
+
+        def found() -> bool:
+            held[:] = cast("list[bytes]", self.ledger.redis.hvals(f"dearkd:job:{job}:holders"))
+            return bool(held)
+
+        eventually(found)
+        _, worker, horse = held[0].decode().split("/")
+        return Workers(psutil.Process(int(worker)).ppid(), int(worker), int(horse))
 
     def shards(self, job: Json) -> list[Json]:
         found: list[Json] = self.client.get_dataset(job["result"]["dataset"])["shards"]
