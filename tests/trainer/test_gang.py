@@ -116,7 +116,7 @@ def test_two_processes_do_what_one_does_and_go_on_from_where_they_were_ended(
     assert diary.rows == together.history
     assert diary.checkpoints == 4
     for mine, theirs in zip(curve(alone.history), curve(together.history), strict=True):
-        assert mine == pytest.approx(theirs, rel=2e-4)
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-6)
     assert together.evaluation is not None
     expected = load_file(alone.weights)
     for name, tensor in load_file(together.weights).items():

@@ -227,6 +227,68 @@ def test_a_teacher_of_another_size_sees_resized_images(
     assert sizes == {(1, 16, 16)}
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_gradient_in_parts_is_that_of_the_whole_batch(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path, parts: int
+) -> None:
+    # Ragged batches of 13 and 14, mixed; dropout and drop-path would draw other numbers.
+    common = {"student": {"drop_path_rate": 0.0, "mhca_dropout": 0.0}, "optimizer": {"clip_grad": 1.0}}
+    whole = make_trainer(make_spec(**common), directory=tmp_path / "whole").fit()
+    in_parts = make_trainer(make_spec(**common, grad_accum_steps=parts), directory=tmp_path / "parts").fit()
+    for mine, theirs in zip(curve(in_parts.history), curve(whole.history), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-6)
+    expected = load_file(whole.weights)
+    for name, tensor in load_file(in_parts.weights).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_schedule_goes_on_at_the_switch_or_restarts(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def rates(interrupted: bool, **stage_two: Any) -> list[float]:
+        spec = make_spec(stage_two=stage_two, optimizer={"warmup_epochs": 0.0, "min_lr": 1e-5})
+        arguments = {"directory": tmp_path / f"{interrupted}-{stage_two}"}
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                make_trainer(spec, **arguments, on_step=stop_at(3 * STEPS + 1)).fit()
+        return [row["learning_rate"] for row in make_trainer(spec, **arguments).fit().history]
+
+    def cosine(peak: float, last_step: int, steps: int) -> float:
+        return 1e-5 + (peak - 1e-5) * (1 + math.cos(math.pi * last_step / steps)) / 2
+
+    through = [cosine(3e-3, (epoch + 1) * STEPS - 1, 4 * STEPS) for epoch in range(4)]
+    assert rates(False) == pytest.approx(through)
+    ends = (STEPS - 1, 2 * STEPS - 1)
+    first, second = ([cosine(peak, end, 2 * STEPS) for end in ends] for peak in (3e-3, 1e-3))
+    assert rates(False, schedule="restarts") == pytest.approx([*first, *first])
+    assert rates(True, schedule="restarts", lr=1e-3) == pytest.approx([*first, *second])
+
+
+def test_pairs_are_those_that_were_asked_for(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, teacher: nn.Module, tmp_path: Path
+) -> None:
+    asked = [{"block": 1, "stage": 0}, {"block": 0, "stage": 2}, {"block": 1, "stage": 2}]
+    trainer = make_trainer(make_spec(stage_one={"pairs": asked}))
+    images = torch.randn(3, 1, 16, 16)
+    maps = teacher.forward_intermediates(images, intermediates_only=True)
+    output = trainer.student.eval()(images, [0, 1])
+    hidden = [
+        (aligner(output.hidden[pair["block"]]) - maps[pair["stage"]]).square().mean()
+        for pair, aligner in zip(asked, trainer.learner.aligners, strict=True)
+    ]
+    terms = trainer.learner.objective(images, torch.zeros(3).long(), torch.zeros(3, CLASSES), [maps[0], maps[2]])
+    torch.testing.assert_close(terms["hidden"], torch.stack(hidden).sum())
+    assert "hidden" in trainer.fit().history[0]
+    with pytest.raises(InvalidInput) as caught:
+        make_trainer(make_spec(stage_one={"pairs": [asked[0], {"block": 0, "stage": 7}]}), directory=tmp_path / "two")
+    assert [error.pointer for error in caught.value.errors] == ["/stage_one/pairs/1/stage"]
+
+
+def test_processes_that_did_not_join_are_missed(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
+    with pytest.raises(InvalidInput, match=r"/processes: 2, but 1 joined: .*torchrun --nproc-per-node 2"):
+        make_trainer(make_spec(processes=2))
+
+
 def test_bfloat16_trains(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(make_spec(precision="bfloat16"))
     rows = trainer.fit().history

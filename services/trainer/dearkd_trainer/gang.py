@@ -92,7 +92,7 @@ class Gang:
         """Ranks that said how they ended."""
         self._begun = False
         self._until: float | None = None
-        """By when a last checkpoint must have come."""
+        """By when a last checkpoint must have come; 0 once it has."""
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="gang-")  # ours alone, and of a short name
@@ -191,8 +191,11 @@ class Gang:
                 try:
                     reporter.on_checkpoint(Path(message["path"]))
                 except HandBack:
-                    self._until = 0.0  # there is no need for another
+                    self._until = 0.0
                     raise
+                if self._until is not None:
+                    self._until = 0.0
+                    raise HandBack
         # Rank 0 waits: what it told of must not change meanwhile.
         self._tell("heard")
 

@@ -22,7 +22,7 @@ from dearkd_trainer.recipe import (
     create_schedule,
     drop_aligners,
 )
-from dearkd_trainer.stages import stage_one_loss, stage_two_loss
+from dearkd_trainer.stages import distils, stage_one_loss, stage_two_loss
 from dearkd_trainer.student import DearKDViT, create_student
 from dearkd_trainer.world import World
 
@@ -161,12 +161,12 @@ class Learner:
         spec = self.spec
         one = spec.stage_one if stage == 1 else None
         self.objective = Objective(self.student, aligners, pairs, one, spec.augmentation.smoothing)
-        # What a weight of 0 or stage two leaves out of the loss gets no gradient, and must not be waited for.
-        self._shared: nn.Module = (
-            DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
-            if self.world.size > 1
-            else self.objective
-        )
+        self._shared: nn.Module = self.objective
+        if self.world.size > 1:
+            # What a loss does not depend on gets no gradient, and must not be waited for.
+            self._shared = DistributedDataParallel(
+                self.objective, find_unused_parameters=self.objective.leaves_weights_out
+            )
         restarts = spec.stage_two.schedule == "restarts" and spec.stage_one.epochs > 0 and spec.stage_two.epochs > 0
         epochs = spec.epochs if not restarts else spec.stage_one.epochs if stage == 1 else spec.stage_two.epochs
         again = restarts and stage == 2
@@ -234,6 +234,14 @@ class Objective(nn.Module):
         self.pairs, self.stage_one, self.smoothing = pairs, stage_one, smoothing
         self._blocks = sorted({pair.block for pair in pairs})
         self._stages = sorted({pair.stage.index for pair in pairs})
+
+    @property
+    def leaves_weights_out(self) -> bool:
+        """Whether the loss may not depend on some weight, such as a head that learns nothing in this stage."""
+        one = self.stage_one
+        if one is None:
+            return self.student.distilled
+        return not one.weights.classification or (self.student.distilled and not distils(one))
 
     def forward(
         self, images: Tensor, target: Tensor, logits: Tensor | None, features: Sequence[Tensor]
