@@ -44,6 +44,13 @@ class HandBack(Exception):
     """The process was asked to end (a deploy): the unit goes back without blame."""
 
 
+class Died(Exception):
+    """Processes that this one had started for the unit died: that counts as its own death would.
+
+    The text is a clause for the job's log: "lost a process that it had started".
+    """
+
+
 class Attempt:
     """A claimed unit, kept alive while the block runs.
 
@@ -131,6 +138,17 @@ class Attempt:
                 self.check()
                 time.sleep(0.1)
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
+
+    def publish_last(self, action: Callable[[], T]) -> T:
+        """As `publish`, but while the work is handed back: once, since the process has seconds left.
+
+        Raises:
+            Unavailable: if Redis or storage cannot be reached.
+        """
+        self._beat()
+        if self._interrupt is not None:
+            raise self._interrupt
+        return action()
 
     def progress(self, done: int, per_second: float | None, metrics: dict[str, Any]) -> None:
         """Leave the latest progress of this unit for the other thread to send."""

@@ -26,7 +26,7 @@ from rq import Worker, worker_registration
 from rq.exceptions import AbandonedJobError
 from rq.serializers import JSONSerializer
 
-from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, HandBack
+from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, Died, HandBack
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
 from dearkd.ledger import Claim, Ledger, holder
@@ -117,6 +117,7 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
     """One unit; whatever happens in it ends as a mark, a release or a failure of the job."""
     ledger, claim = attempt.ledger, attempt.claim
     failure: JobError | None = None
+    death: str | None = None
     marked = False
     attempt.note(f"unit {claim.unit} begins on {holder(os.getppid(), os.getpid())}")
     try:
@@ -124,6 +125,8 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
         marked = True
     except HandBack:
         attempt.note(f"unit {claim.unit} goes back: the worker was asked to end")
+    except Died as error:
+        death = str(error)
     except Canceled:
         attempt.note(f"unit {claim.unit} ends: the job was canceled")
     except LostLease as error:
@@ -144,7 +147,9 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
             attempt.note(traceback.format_exc().rstrip())
             failure = JobError(code="internal_error", message=f"{type(error).__name__}: {error}", retryable=True)
     attempt.stop_reporting()
-    if not marked:
+    if death is not None:
+        _outlast(partial(ledger.bury, holder(os.getppid(), os.getpid()), death), handing_back)
+    elif not marked:
         _outlast(lambda: _end_attempt(ledger, claim, failure), handing_back)
     try:
         ledger.log.keep(claim.job)

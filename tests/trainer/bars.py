@@ -1,12 +1,19 @@
 """What a tiny run is made of: grey 16 px images of three classes, and the spec of an untrained teacher."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from dearkd.specs import TeacherSpec, TrainingSpec
+from dearkd_trainer.training import DearKDTrainer, Metrics
 
 CLASSES, SIDE = 3, 16
+STEPS = 4
+"""Of an epoch of `make_spec`'s: 54 images by 16."""
+
+TIMED = {"images_per_second", "data_wait", "teacher_share", "peak_memory"}
+"""What differs between two runs of the same spec."""
 
 TEACHER = TeacherSpec(
     name="tiny",
@@ -35,3 +42,21 @@ class MakeSpec(Protocol):
     """Posted fields → a resolved spec."""
 
     def __call__(self, **posted: Any) -> TrainingSpec: ...
+
+
+MakeTrainer = Callable[..., DearKDTrainer]
+
+
+def curve(history: list[Metrics]) -> list[Metrics]:
+    """The rows without what a clock decides."""
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in history]
+
+
+def stop_at(last_step: int) -> Callable[[int, int], None]:
+    """An `on_step` that ends the run."""
+
+    def on_step(done: int, total: int) -> None:
+        if done == last_step:
+            raise KeyboardInterrupt
+
+    return on_step

@@ -8,11 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from dearkd.datasets import Sample, write_shard
 from dearkd.specs import AugmentationSpec
+from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.loader import AugmentedImages, EpochBatches, create_loader, derive_seed
 from dearkd_trainer.recipe import train_transform
+from dearkd_trainer.world import World
 
 
 @settings(max_examples=50, deadline=None)
@@ -40,6 +44,66 @@ def test_epochs_are_shuffled_by_seed_and_number_and_can_start_anywhere() -> None
     assert first != second
     assert order(0, range(1, 3)) == [second, third]
     assert order(1, range(1))[0] != first
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 120),
+    batch_size=st.integers(1, 40),
+    processes=st.integers(1, 5),
+    repeats=st.integers(0, 3),
+    skip=st.integers(0, 3),
+)
+def test_processes_share_the_batches_of_one(
+    count: int, batch_size: int, processes: int, repeats: int, skip: int
+) -> None:
+    def batches(world: World) -> list[list[tuple[int, int, int]]]:
+        skipped = min(skip, -(-count // batch_size))
+        order = EpochBatches(
+            np.arange(count), batch_size, seed=1, epochs=range(4, 6), repeats=repeats, skip=skipped, world=world
+        )
+        made = list(order)
+        assert len(order) == len(made)
+        return made
+
+    whole = batches(World())
+    parts = [batches(World(rank, processes)) for rank in range(processes)]
+    for step, batch in enumerate(whole):
+        shares = [part[step] for part in parts]
+        assert sorted(item for share in shares for item in share) == sorted(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 2
+        even = len(batch) // 2 * 2
+        if even // 2 >= processes:
+            # Mixup's partners: the mirror image within the even part.
+            partner = {batch[place]: batch[even - 1 - place] for place in range(even)}
+            for share in shares:
+                own = len(share) // 2 * 2
+                assert all(partner[share[place]] == share[own - 1 - place] for place in range(own))
+                assert share[own:] in ([], batch[even:])
+
+
+@pytest.mark.parametrize(("processes", "workers", "shards"), [(2, 2, 1), (3, 1, 2)])
+def test_every_sample_comes_once_an_epoch_with_fewer_shards_than_readers(
+    tmp_path: Path, processes: int, workers: int, shards: int
+) -> None:
+    paths = []
+    for shard in range(shards):
+        pixels = torch.arange(11 * shard, 11 * (shard + 1)).mul(4).to(torch.uint8)
+        samples = (Sample(f"{n:04d}", encode(x.view(1, 1, 1), "png"), "png", 0, {}) for n, x in enumerate(pixels))
+        paths.append(tmp_path / f"{shard}.tar")
+        write_shard(paths[-1], samples)
+    dataset = ShardDataset(paths, num_classes=1, in_chans=1)
+    seen: list[tuple[int, float]] = []
+    for rank in range(processes):
+        order = EpochBatches(np.arange(len(dataset)), 6, seed=2, epochs=range(2), world=World(rank, processes))
+        loader = create_loader(dataset, only_pixels, order, seed=2, workers=workers, pin_memory=False)
+        for step, (images, _) in enumerate(loader):
+            seen += [(step // len(order.sizes), pixel) for pixel in images.flatten().tolist()]
+    assert sorted(seen) == [(epoch, 4.0 * n) for epoch in range(2) for n in range(11 * shards)]
+
+
+def only_pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).float()
 
 
 def test_repeated_augmentation_keeps_the_epochs_length() -> None:

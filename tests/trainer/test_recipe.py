@@ -89,6 +89,46 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
         assert all(group["lr"] == pytest.approx(expected) for group in optimizer.param_groups)
 
 
+def test_a_restarted_schedule_is_a_cosine_of_its_own_without_warm_up() -> None:
+    optimizer = create_optimizer(student(), None, OPTIMIZER)
+    first = create_schedule(optimizer, OPTIMIZER, epochs=10, steps_per_epoch=5)
+    first.step_update(50)
+    second = create_schedule(optimizer, OPTIMIZER, epochs=4, steps_per_epoch=5, restart_at=5e-3)
+    for step in range(20):
+        second.step_update(step)
+        expected = 1e-3 + (5e-3 - 1e-3) * (1 + math.cos(math.pi * step / 20)) / 2
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * 2)
+
+
+def test_with_layer_decay_each_block_is_slower_than_the_next() -> None:
+    model = DearKDViT(
+        img_size=8,
+        patch_size=4,
+        in_chans=1,
+        num_classes=3,
+        embed_dim=8,
+        depth=2,
+        num_heads=2,
+        mhca_blocks=1,
+        distilled=True,
+    )
+    aligners = nn.ModuleList([Aligner(8, Stage(1, 4, 2, 2, 4))])
+    spec = OPTIMIZER.model_copy(update={"layer_decay": 0.5})
+    optimizer = create_optimizer(model, aligners, spec)
+    create_schedule(optimizer, spec, epochs=10, steps_per_epoch=5).step_update(10)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    fastest = rates[id(model.head.weight)]
+    for name, parameter in model.named_parameters():
+        block = int(name.split(".")[1]) if name.startswith("blocks.") else None
+        stem = name.startswith(("cls_token", "dist_token", "pos_embed", "patch_embed"))
+        # Stem, two blocks (the last with the norm), heads.
+        above = 3 if stem else 2 if block == 0 else 1 if block == 1 or name.startswith("norm.") else 0
+        assert rates[id(parameter)] == pytest.approx(fastest * 0.5**above), name
+        decays = next(g["weight_decay"] for g in optimizer.param_groups if any(parameter is p for p in g["params"]))
+        assert decays == (0.05 if parameter.ndim > 1 and name not in model.no_weight_decay() else 0)
+    assert {rates[id(parameter)] for parameter in aligners.parameters()} == {fastest}
+
+
 def test_after_its_half_life_a_weight_counts_half() -> None:
     model = nn.Linear(1, 1, bias=False)
     average = create_average(model, half_life=2.0, steps_per_epoch=10)

@@ -2,38 +2,20 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bars import CLASSES, TEACHER, MakeSpec
+from bars import CLASSES, STEPS, TEACHER, TIMED, MakeSpec, MakeTrainer, curve, stop_at
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from dearkd.errors import CorruptData, Diverged, InvalidInput
+from dearkd.errors import InvalidInput
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.export import load_model
-from dearkd_trainer.training import DearKDTrainer, Metrics
-
-MakeTrainer = Callable[..., DearKDTrainer]
-STEPS = 4  # of an epoch: 54 images by 16
-
-
-def curve(history: list[Metrics]) -> list[dict[str, float]]:
-    """The rows without what a clock decides."""
-    timed = {"images_per_second", "data_wait"}
-    return [{name: value for name, value in row.items() if name not in timed} for row in history]
-
-
-def stop_at(last_step: int) -> Callable[[int, int], None]:
-    def on_step(done: int, total: int) -> None:
-        if done == last_step:
-            raise KeyboardInterrupt
-
-    return on_step
+from dearkd_trainer.training import Metrics
 
 
 def test_it_learns(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
@@ -58,13 +40,15 @@ def test_rows_say_what_happened(make_spec: MakeSpec, make_trainer: MakeTrainer, 
     )
     result = trainer.fit()
     assert [(row["epoch"], row["stage"]) for row in rows] == [(1, 1), (2, 1), (3, 2), (4, 2)]
-    always = {"epoch", "stage", "loss", "classification", "learning_rate", "images_per_second", "data_wait"}
+    always = {"epoch", "stage", "loss", "classification", "learning_rate"} | TIMED - {"teacher_share"}
     evaluated = {"holdout_top1", "eval_top1", "eval_top5", "eval_loss"}
-    assert set(rows[0]) == always | evaluated | {"distillation", "hidden"}
+    assert set(rows[0]) == always | evaluated | {"distillation", "hidden", "teacher_share"}
     assert set(rows[2]) == always | evaluated
     assert steps == [(done, 4 * STEPS) for done in range(1, 4 * STEPS + 1)]
     assert result.history == rows
     assert result.metrics == rows[-1]
+    assert all(0 < row[share] < 1 for row in rows for share in ("data_wait", "teacher_share") if share in row)
+    assert 2**20 < rows[0]["peak_memory"] <= rows[-1]["peak_memory"]
     assert result.evaluation is not None
     assert result.evaluation.top1 == rows[-1]["eval_top1"]
     weights = make_spec().stage_one.weights
@@ -85,15 +69,15 @@ def test_stage_two_has_no_teacher_forward_and_stage_one_has_one_a_step(
 
 def test_the_switch_drops_teacher_aligners_and_their_moments(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(make_spec(stage_two={"epochs": 0}))
-    of_aligners = set(trainer.aligners.parameters())
+    of_aligners = set(trainer.learner.aligners.parameters())
     assert of_aligners
-    assert of_aligners <= {p for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert of_aligners <= {p for group in trainer.learner.optimizer.param_groups for p in group["params"]}
     trainer.fit()
-    assert trainer.teacher is None
-    assert len(trainer.aligners) == 0
-    left = {p for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert trainer.learner.teacher is None
+    assert len(trainer.learner.aligners) == 0
+    left = {p for group in trainer.learner.optimizer.param_groups for p in group["params"]}
     assert left == set(trainer.student.parameters())
-    assert of_aligners.isdisjoint(trainer.optimizer.state)
+    assert of_aligners.isdisjoint(trainer.learner.optimizer.state)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +92,7 @@ def test_a_run_that_distils_nothing_needs_no_teacher(
     make_spec: MakeSpec, make_trainer: MakeTrainer, stage_one: dict[str, Any]
 ) -> None:
     trainer = make_trainer(make_spec(stage_one=stage_one), teacher=None, teacher_spec=None)
-    assert len(trainer.aligners) == 0
+    assert len(trainer.learner.aligners) == 0
     rows = trainer.fit().history
     assert all(not {"distillation", "hidden"} & set(row) for row in rows)
 
@@ -128,32 +112,6 @@ def test_logits_alone_are_distilled_by_a_plain_forward(
     rows = make_trainer(make_spec(stage_one={"distillation": "hard", "weights": weights})).fit().history
     assert "hidden" not in rows[0]
     assert rows[0]["distillation"] > 0
-
-
-@pytest.fixture
-def uninterrupted(make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path) -> tuple[list[Any], dict[str, Any]]:
-    result = make_trainer(make_spec(), directory=tmp_path / "whole").fit()
-    return curve(result.history), load_file(result.weights)
-
-
-@pytest.mark.parametrize("last_step", [STEPS + 2, 2 * STEPS, 3 * STEPS + 1], ids=["one", "switch", "two"])
-def test_a_restart_changes_nothing(
-    make_spec: MakeSpec,
-    make_trainer: MakeTrainer,
-    teacher: nn.Module,
-    uninterrupted: tuple[list[Any], dict[str, Any]],
-    last_step: int,
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(make_spec(), on_step=stop_at(last_step)).fit()
-    torch.manual_seed(12345)  # what the process did in between is of no account
-    trainer = make_trainer(make_spec())
-    assert trainer.epoch == (last_step - 1) // STEPS
-    result = trainer.fit()
-    history, weights = uninterrupted
-    assert curve(result.history) == history
-    for name, tensor in load_file(result.weights).items():
-        assert torch.equal(tensor, weights[name]), name
 
 
 def test_past_stage_one_a_restart_needs_no_teacher(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
@@ -177,9 +135,12 @@ def test_a_finished_run_only_writes_its_model_again(
 
 
 def test_no_result_depends_on_the_number_of_loader_workers(
-    make_spec: MakeSpec, make_trainer: MakeTrainer, uninterrupted: tuple[list[Any], dict[str, Any]]
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
-    assert curve(make_trainer(make_spec(workers=2)).fit().history) == uninterrupted[0]
+    alone, shared = (
+        make_trainer(make_spec(workers=workers), directory=tmp_path / str(workers)).fit() for workers in (0, 2)
+    )
+    assert curve(alone.history) == curve(shared.history)
 
 
 def test_the_seed_changes_everything_random(make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -199,8 +160,8 @@ def test_the_callers_random_numbers_are_left_alone(make_spec: MakeSpec, make_tra
 def test_averaged_weights_are_what_is_evaluated_and_exported(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(make_spec(optimizer={"model_ema_half_life": 1.0}))
     exported = load_file(trainer.fit().weights)
-    assert trainer.average is not None
-    trained, averaged = trainer.student.state_dict(), trainer.average.module.state_dict()
+    assert trainer.learner.average is not None
+    trained, averaged = trainer.student.state_dict(), trainer.learner.average.module.state_dict()
     assert all(torch.equal(exported[name], averaged[name]) for name in averaged)
     assert not torch.equal(trained["head.weight"], averaged["head.weight"])
 
@@ -235,33 +196,12 @@ def test_checkpoints_come_as_often_as_asked_and_at_the_end(make_spec: MakeSpec, 
     assert seen == [(3, "last.pt"), (4, "last.pt")]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
-    def poison(done: int, _: int) -> None:
-        if done == STEPS + 2:
-            trainer.student.head.bias.data.fill_(math.nan)
-
-    trainer = make_trainer(make_spec(), on_step=poison)
-    with pytest.raises(Diverged, match=f"at step {STEPS + 2} "):
-        trainer.fit()
-    again = make_trainer(make_spec())
-    assert again.epoch == 1
-    assert all(torch.isfinite(tensor).all() for tensor in again.student.state_dict().values())
-
-
 def test_a_checkpoint_of_another_spec_is_refused(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
     with pytest.raises(KeyboardInterrupt):
         make_trainer(make_spec(), on_step=stop_at(STEPS + 1)).fit()
     with pytest.raises(InvalidInput, match=r"optimizer.lr was 0.003, is 0.01\b"):
         make_trainer(make_spec(optimizer={"lr": 0.01, "warmup_epochs": 1}))
     assert make_trainer(make_spec(name="the same", workers=2, eval_every=2)).epoch == 1
-
-
-def test_an_unreadable_checkpoint_is_named(make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    path = tmp_path / "run" / "checkpoints" / "last.pt"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"half a checkpoint")
-    with pytest.raises(CorruptData, match=r"last.pt is no readable checkpoint"):
-        make_trainer(make_spec())
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -285,6 +225,68 @@ def test_a_teacher_of_another_size_sees_resized_images(
     spec = make_spec(student={"image_size": 8, "patch_size": 2}, stage_one={"epochs": 1}, stage_two={"epochs": 0})
     make_trainer(spec).fit()
     assert sizes == {(1, 16, 16)}
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_gradient_in_parts_is_that_of_the_whole_batch(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path, parts: int
+) -> None:
+    # Ragged batches of 13 and 14, mixed; dropout and drop-path would draw other numbers.
+    common = {"student": {"drop_path_rate": 0.0, "mhca_dropout": 0.0}, "optimizer": {"clip_grad": 1.0}}
+    whole = make_trainer(make_spec(**common), directory=tmp_path / "whole").fit()
+    in_parts = make_trainer(make_spec(**common, grad_accum_steps=parts), directory=tmp_path / "parts").fit()
+    for mine, theirs in zip(curve(in_parts.history), curve(whole.history), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-6)
+    expected = load_file(whole.weights)
+    for name, tensor in load_file(in_parts.weights).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_schedule_goes_on_at_the_switch_or_restarts(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def rates(interrupted: bool, **stage_two: Any) -> list[float]:
+        spec = make_spec(stage_two=stage_two, optimizer={"warmup_epochs": 0.0, "min_lr": 1e-5})
+        arguments = {"directory": tmp_path / f"{interrupted}-{stage_two}"}
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                make_trainer(spec, **arguments, on_step=stop_at(3 * STEPS + 1)).fit()
+        return [row["learning_rate"] for row in make_trainer(spec, **arguments).fit().history]
+
+    def cosine(peak: float, last_step: int, steps: int) -> float:
+        return 1e-5 + (peak - 1e-5) * (1 + math.cos(math.pi * last_step / steps)) / 2
+
+    through = [cosine(3e-3, (epoch + 1) * STEPS - 1, 4 * STEPS) for epoch in range(4)]
+    assert rates(False) == pytest.approx(through)
+    ends = (STEPS - 1, 2 * STEPS - 1)
+    first, second = ([cosine(peak, end, 2 * STEPS) for end in ends] for peak in (3e-3, 1e-3))
+    assert rates(False, schedule="restarts") == pytest.approx([*first, *first])
+    assert rates(True, schedule="restarts", lr=1e-3) == pytest.approx([*first, *second])
+
+
+def test_pairs_are_those_that_were_asked_for(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, teacher: nn.Module, tmp_path: Path
+) -> None:
+    asked = [{"block": 1, "stage": 0}, {"block": 0, "stage": 2}, {"block": 1, "stage": 2}]
+    trainer = make_trainer(make_spec(stage_one={"pairs": asked}))
+    images = torch.randn(3, 1, 16, 16)
+    maps = teacher.forward_intermediates(images, intermediates_only=True)
+    output = trainer.student.eval()(images, [0, 1])
+    hidden = [
+        (aligner(output.hidden[pair["block"]]) - maps[pair["stage"]]).square().mean()
+        for pair, aligner in zip(asked, trainer.learner.aligners, strict=True)
+    ]
+    terms = trainer.learner.objective(images, torch.zeros(3).long(), torch.zeros(3, CLASSES), [maps[0], maps[2]])
+    torch.testing.assert_close(terms["hidden"], torch.stack(hidden).sum())
+    assert "hidden" in trainer.fit().history[0]
+    with pytest.raises(InvalidInput) as caught:
+        make_trainer(make_spec(stage_one={"pairs": [asked[0], {"block": 0, "stage": 7}]}), directory=tmp_path / "two")
+    assert [error.pointer for error in caught.value.errors] == ["/stage_one/pairs/1/stage"]
+
+
+def test_processes_that_did_not_join_are_missed(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
+    with pytest.raises(InvalidInput, match=r"/processes: 2, but 1 joined: .*torchrun --nproc-per-node 2"):
+        make_trainer(make_spec(processes=2))
 
 
 def test_bfloat16_trains(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:

@@ -12,7 +12,8 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dearkd.errors import InvalidInput
+from dearkd.errors import FieldError, InvalidInput
+from dearkd.specs import PairSpec
 from dearkd_trainer.student import DearKDViT
 
 
@@ -123,3 +124,21 @@ def choose_pairs(student: DearKDViT, stages: Sequence[Stage]) -> list[Pair]:
     early = early[-blocks:]
     last_blocks = [round((number + 1) * blocks / len(early)) - 1 for number in range(len(early))]
     return [Pair(block, stage) for block, stage in zip(last_blocks, early, strict=True)]
+
+
+def named_pairs(chosen: Sequence[PairSpec], stages: Sequence[Stage]) -> list[Pair]:
+    """The pairs that a spec names.
+
+    Raises:
+        InvalidInput: with a pointer to each stage that the teacher does not have.
+    """
+    errors = [
+        FieldError(
+            f"/stage_one/pairs/{place}/stage", f"{pair.stage}, but the teacher's stages are 0 to {len(stages) - 1}"
+        )
+        for place, pair in enumerate(chosen)
+        if pair.stage >= len(stages)
+    ]
+    if errors:
+        raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
+    return [Pair(pair.block, stages[pair.stage]) for pair in chosen]

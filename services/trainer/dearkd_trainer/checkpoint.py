@@ -13,24 +13,43 @@ from dearkd.specs import TrainingSpec
 LAST = "last.pt"
 BEST = "best.safetensors"
 """The evaluated weights that did best on the held-out part of the training data; its header says which epoch."""
-VERSION = 1
+VERSION = 2
 
-MAY_CHANGE = {"name", "priority", "workers", "eval_every", "checkpoint_every", "eval_dataset"}
+MAY_CHANGE = {
+    "name",
+    "priority",
+    "workers",
+    "eval_every",
+    "checkpoint_every",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+    "eval_dataset",
+}
 """Fields of a spec that decide no weight: a run may go on with others."""
 
 
-def save_checkpoint(directory: Path, state: Mapping[str, Any]) -> Path:
+def earlier(number: int) -> str:
+    """The name of the checkpoint so many before the last."""
+    return LAST if number == 0 else f"last-{number}.pt"
+
+
+def save_checkpoint(directory: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
     """Commit the state of a run as its last checkpoint.
 
     Args:
         directory: of the run's checkpoints; made if absent.
         state: tensors, numbers, strings, and lists and dicts of them: what `weights_only=True` loads.
+        keep: how many checkpoints stay: this one and those before it, `last-1.pt` and so on.
 
     Returns:
         Where it lies.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    return write_atomically(directory / LAST, lambda part: torch.save({"version": VERSION, **state}, part))
+    return write_atomically(
+        directory / LAST,
+        lambda part: torch.save({"version": VERSION, **state}, part),
+        before=lambda: _move_up(directory, keep),
+    )
 
 
 def load_checkpoint(directory: Path, spec: TrainingSpec) -> dict[str, Any] | None:
@@ -46,9 +65,9 @@ def load_checkpoint(directory: Path, spec: TrainingSpec) -> dict[str, Any] | Non
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises by the kind of damage: zip, pickle, EOF, key
-        raise CorruptData(
-            f"{path} is no readable checkpoint ({error}): remove it to start from the beginning"
-        ) from error
+        before = directory / earlier(1)
+        remedy = f"put {before.name} in its place" if before.exists() else "remove it to start from the beginning"
+        raise CorruptData(f"{path} is no readable checkpoint ({error}): {remedy}") from error
     if state["version"] != VERSION:
         raise InvalidInput(
             f"{path} is of version {state['version']}, this code reads {VERSION}: use an empty directory"
@@ -66,17 +85,34 @@ def comparable(spec: TrainingSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude=MAY_CHANGE)
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Have `write` make a file beside, sync it, and put it in the place of `path`, or leave that untouched."""
+def write_atomically(path: Path, write: Callable[[Path], Any], *, before: Callable[[], Any] = lambda: None) -> Path:
+    """Have `write` make a file beside, sync it, and put it in the place of `path`, or leave that untouched.
+
+    `before` is called once the new file is whole and the old one still in its place.
+    """
     part = path.with_name(path.name + ".part")
     try:
         write(part)
         _sync(part)
+        before()
         part.replace(path)
         _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _move_up(directory: Path, keep: int) -> None:
+    """Make the last checkpoint the one before the last, and so on, and drop the oldest. `last.pt` stays as it is."""
+    for number in range(keep - 1, 0, -1):
+        newer, older = directory / earlier(number - 1), directory / earlier(number)
+        if newer.exists():
+            older.unlink(missing_ok=True)
+            os.link(newer, older)
+    kept = {earlier(number) for number in range(1, keep)}
+    for path in directory.glob("last-*.pt"):
+        if path.name not in kept:
+            path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -6,13 +6,14 @@ model goes to `models/{id}/`, its manifest last.
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
-from dearkd.attempt import Attempt
+from dearkd.attempt import Attempt, HandBack
 from dearkd.datasets import DatasetManifest, datasets, fetch_shard
 from dearkd.errors import CorruptData, NotFound, Unavailable
 from dearkd.jobs import kind_of, now
@@ -23,11 +24,12 @@ from dearkd.storage import AlreadyExists, Storage
 from dearkd.store import dataset_of, model_of
 from dearkd.vision.devices import choose_device
 from dearkd.vision.shards import ShardDataset
-from dearkd.vision.teachers import load_teacher
 from dearkd.worker import drain as drain_units
 from dearkd_trainer.card import model_card
 from dearkd_trainer.checkpoint import BEST, LAST
-from dearkd_trainer.training import DearKDTrainer, Metrics, TrainingResult
+from dearkd_trainer.gang import Gang
+from dearkd_trainer.inputs import RunInputs
+from dearkd_trainer.training import Metrics, TrainingResult
 
 
 def drain(job: str) -> None:
@@ -45,48 +47,68 @@ def perform(attempt: Attempt) -> None:
     identifier = dataset_of(spec.dataset) if kind_of(spec.dataset) == "synthesis" else spec.dataset
     manifest = datasets(storage).get(identifier)
     teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
-    data = open_dataset(attempt, manifest)
-    eval_data = open_dataset(attempt, datasets(storage).get(spec.eval_dataset)) if spec.eval_dataset else None
+    shards = fetch_shards(attempt, manifest)
+    eval_shards = fetch_shards(attempt, datasets(storage).get(spec.eval_dataset)) if spec.eval_dataset else None
+    in_chans = cast(Literal[1, 3], manifest.in_chans)
     if teacher is not None:
         mean, std = teacher.mean, teacher.std
     else:
-        mean, std = pixel_statistics(data)
-    device = choose_device()
+        mean, std = pixel_statistics(ShardDataset(shards, num_classes=manifest.num_classes, in_chans=in_chans))
     with attempt.cache.scratch("run") as directory:
-        stored = fetch_checkpoint(storage, attempt.job.id, directory / "checkpoints")
-        reporter = RunReporter(attempt, spec, stored)
-        trainer = DearKDTrainer(
-            spec,
-            data,
+        inputs = RunInputs(
+            spec=spec,
+            directory=directory,
+            shards=shards,
+            eval_shards=eval_shards,
             num_classes=manifest.num_classes,
-            in_chans=cast(Literal[1, 3], manifest.in_chans),
+            in_chans=in_chans,
             mean=mean,
             std=std,
-            directory=directory,
-            teacher=(
-                load_teacher(teacher.spec, fetch_weights(storage, teacher, attempt.cache), device=device)
-                if teacher is not None and spec.needs_teacher
-                else None
-            ),
-            teacher_spec=teacher.spec if teacher is not None and spec.needs_teacher else None,
-            eval_dataset=eval_data,
             class_names=[c.name for c in manifest.classes],
-            device=device,
-            on_step=reporter.on_step,
-            on_epoch=reporter.on_epoch,
-            on_checkpoint=reporter.on_checkpoint,
+            teacher=teacher.spec if teacher is not None and spec.needs_teacher else None,
+            teacher_weights=(
+                fetch_weights(storage, teacher, attempt.cache) if teacher is not None and spec.needs_teacher else None
+            ),
         )
-        reporter.begin(trainer.history)
-        result = trainer.fit()
+        stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
+        reporter = RunReporter(attempt, spec, stored)
+        result = train_here(inputs, reporter) if spec.processes == 1 else train_in_gang(attempt, inputs, reporter)
         attempt.publish(lambda: publish(attempt, spec, manifest, result))
     attempt.stop_reporting()
     attempt.ledger.complete(attempt.claim, {"model": model_of(attempt.job.id)})
+
+
+def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
+    """The run in this process, which stores a last checkpoint where it has to hand the work back."""
+
+    def on_step(step: int, steps: int) -> None:
+        try:
+            reporter.on_step(step, steps)
+        except HandBack:
+            trainer.save()
+            raise
+
+    trainer = inputs.trainer(
+        choose_device(), on_step=on_step, on_epoch=reporter.on_epoch, on_checkpoint=reporter.on_checkpoint
+    )
+    reporter.begin(trainer.history)
+    return trainer.fit()
+
+
+def train_in_gang(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
+    """The run in processes of their own, which share the CPU threads that this one would have."""
+    threads = max(1, torch.get_num_threads() // inputs.spec.processes)
+    device = cast(Literal["cpu", "cuda"], choose_device().type)
+    with Gang(inputs, device=device, threads=threads, check=attempt.check, note=attempt.note) as gang:
+        return gang.run(reporter)
 
 
 class StoredCheckpoint(BaseModel):
     """`checkpoint.json`: written last, it says which files are the checkpoint and what they must be."""
 
     files: list[StoredFile] = Field(default_factory=list)
+    earlier: list[StoredFile] = Field(default_factory=list)
+    """The checkpoints before it that are kept, latest first: a run goes on from the first of all that is whole."""
 
 
 class RunReporter:
@@ -130,17 +152,28 @@ class RunReporter:
                 self._behind = False
 
     def on_checkpoint(self, path: Path) -> None:
-        """Store the checkpoint, and the rows up to it, under the run."""
-        self.attempt.publish(lambda: self._store(path.parent))
+        """Store the checkpoint, and the rows up to it, under the run; also where that is the last act of this process.
+
+        Raises:
+            HandBack: after it was stored, or could not be.
+        """
+        try:
+            self.attempt.publish(lambda: self._store(path.parent))
+        except HandBack:
+            try:
+                self.attempt.publish_last(lambda: self._store(path.parent))
+            except Unavailable as error:
+                self.attempt.note(f"the last checkpoint is lost: {error.message}")
+            raise
         self.attempt.ledger.forgive(self.attempt.claim)
 
     def _store(self, folder: Path) -> None:
         run, storage = self.attempt.job.id, self.attempt.storage
-        self._stored = store_checkpoint(storage, run, folder, self._stored)
+        self._stored = store_checkpoint(storage, run, folder, self._stored, keep=self.spec.keep_checkpoints)
         storage.put(f"runs/{run}/metrics.jsonl", _lines(self._rows))
 
 
-def open_dataset(attempt: Attempt, manifest: DatasetManifest) -> ShardDataset:
+def fetch_shards(attempt: Attempt, manifest: DatasetManifest) -> list[Path]:
     """A dataset's shards, each fetched and verified before anything reads it.
 
     Raises:
@@ -150,7 +183,7 @@ def open_dataset(attempt: Attempt, manifest: DatasetManifest) -> ShardDataset:
     for shard in manifest.shards:
         attempt.check()
         paths.append(fetch_shard(attempt.storage, manifest, shard, attempt.cache))
-    return ShardDataset(paths, num_classes=manifest.num_classes, in_chans=cast(Literal[1, 3], manifest.in_chans))
+    return paths
 
 
 def pixel_statistics(data: ShardDataset, *, images: int = 2048) -> tuple[list[float], list[float]]:
@@ -160,24 +193,39 @@ def pixel_statistics(data: ShardDataset, *, images: int = 2048) -> tuple[list[fl
     return [round(m, 4) for m in pixels.mean(1).tolist()], [max(1e-4, round(d, 4)) for d in pixels.std(1).tolist()]
 
 
-def store_checkpoint(storage: Storage, run: str, folder: Path, before: StoredCheckpoint) -> StoredCheckpoint:
-    """Store a committed checkpoint under names of its content, then the pointer to it, then delete the one before.
+def store_checkpoint(
+    storage: Storage, run: str, folder: Path, before: StoredCheckpoint, *, keep: int
+) -> StoredCheckpoint:
+    """Store a committed checkpoint under names of its content, then the pointer to it, then delete the oldest.
 
     So a checkpoint is whole or the one before stands, and an attempt that lost its lease damages none.
+
+    Args:
+        storage: where to.
+        run: whose checkpoint it is.
+        folder: where it lies.
+        before: what was stored last.
+        keep: how many checkpoints stay stored.
     """
-    after = StoredCheckpoint(files=[describe_file(folder / name) for name in (LAST, BEST) if (folder / name).exists()])
-    for file in after.files:
+    files = [describe_file(folder / name) for name in (LAST, BEST) if (folder / name).exists()]
+    for file in files:
         if file not in before.files:
             storage.put(_checkpoint_key(run, file), folder / file.name)
+    passed = [file for file in (*before.files, *before.earlier) if file.name == LAST and file not in files]
+    after = StoredCheckpoint(files=files, earlier=passed[: keep - 1])
     storage.put(_pointer_key(run), after.model_dump_json(indent=2).encode())
-    for file in before.files:
-        if file not in after.files:
+    for file in (*before.files, *before.earlier):
+        if file not in (*after.files, *after.earlier):
             storage.delete(_checkpoint_key(run, file))
     return after
 
 
-def fetch_checkpoint(storage: Storage, run: str, folder: Path) -> StoredCheckpoint:
+def fetch_checkpoint(
+    storage: Storage, run: str, folder: Path, note: Callable[[str], None] = lambda _: None
+) -> StoredCheckpoint:
     """Bring a run's stored checkpoint, if there is one, to where the trainer looks for it.
+
+    Where the last one is damaged, it is the latest of those before it that is whole, and `note` is told.
 
     Raises:
         CorruptData: naming what is gone or not what was stored.
@@ -189,15 +237,28 @@ def fetch_checkpoint(storage: Storage, run: str, folder: Path) -> StoredCheckpoi
     remedy = f"delete runs/{run}/checkpoints in storage to start the run from its beginning"
     try:
         stored = StoredCheckpoint.model_validate_json(text)
-        for file in stored.files:
-            storage.download(_checkpoint_key(run, file), folder / file.name, sha256=file.sha256)
     except ValidationError as error:
         raise CorruptData(f"{_pointer_key(run)} cannot be read ({error}): {remedy}") from None
+    checkpoints = [file for file in stored.files if file.name == LAST] + stored.earlier
+    beside = [file for file in stored.files if file.name != LAST]
+    while True:
+        try:
+            for file in (*checkpoints[:1], *beside):
+                _fetch(storage, run, file, folder)
+        except CorruptData as error:
+            if len(checkpoints) < 2:
+                raise CorruptData(f"{error.message}; or {remedy}") from None
+            note(f"{error.message}; the run goes on from the checkpoint before")
+            checkpoints = checkpoints[1:]
+        else:
+            return StoredCheckpoint(files=[*checkpoints[:1], *beside], earlier=checkpoints[1:])
+
+
+def _fetch(storage: Storage, run: str, file: StoredFile, folder: Path) -> None:
+    try:
+        storage.download(_checkpoint_key(run, file), folder / file.name, sha256=file.sha256)
     except NotFound as error:
-        raise CorruptData(f"{error.message}, but {_pointer_key(run)} names it: {remedy}") from None
-    except CorruptData as error:
-        raise CorruptData(f"{error.message}; or {remedy}") from None
-    return stored
+        raise CorruptData(f"{error.message}, but {_pointer_key(run)} names it") from None
 
 
 def publish(attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, result: TrainingResult) -> None:

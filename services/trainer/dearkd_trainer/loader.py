@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dearkd.vision.shards import Indices, ShardDataset
+from dearkd_trainer.world import World
 
 Transform = Callable[[Image.Image], Tensor]
 """From an image (L or RGB) to the student's normalised input (C, H, W)."""
@@ -59,25 +60,57 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
         seed: of the order.
         epochs: which to go through.
         repeats: augmentations of one sample in an epoch; 0 and 1 are the same.
+        skip: steps of the first of the epochs that were done already.
+        world: of the processes that share each batch, this one takes its part (`part_of`).
     """
 
-    def __init__(self, indices: Indices, batch_size: int, *, seed: int, epochs: range, repeats: int = 0) -> None:
+    def __init__(
+        self,
+        indices: Indices,
+        batch_size: int,
+        *,
+        seed: int,
+        epochs: range,
+        repeats: int = 0,
+        skip: int = 0,
+        world: World | None = None,
+    ) -> None:
         self.indices = indices
         self.seed = seed
         self.epochs = epochs
         self.repeats = max(1, repeats)
-        self.steps_per_epoch = -(-len(indices) // batch_size)
+        self.skip = skip
+        self.world = world or World()
+        steps = -(-len(indices) // batch_size)
+        self.sizes = np.array([len(batch) for batch in np.array_split(indices, steps)], dtype=np.int64)
+        """(steps of an epoch,) images of the whole batch of each."""
 
     def __len__(self) -> int:
-        return self.steps_per_epoch * len(self.epochs)
+        return len(self.sizes) * len(self.epochs) - self.skip
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for epoch in self.epochs:
+            skip = self.skip if epoch == self.epochs.start else 0
             order = np.random.default_rng(derive_seed(self.seed, ORDER, epoch)).permutation(self.indices)
             order = order.repeat(self.repeats)[: len(order)]
             repetition = np.arange(len(order)) % self.repeats
-            for batch in np.array_split(np.arange(len(order)), self.steps_per_epoch):
-                yield [(epoch, int(order[place]), int(repetition[place])) for place in batch]
+            for batch in np.array_split(np.arange(len(order)), len(self.sizes))[skip:]:
+                yield [(epoch, int(order[place]), int(repetition[place])) for place in part_of(batch, self.world)]
+
+
+def part_of(batch: Indices, world: World) -> Indices:
+    """What one process takes of a batch; together the processes take each image once.
+
+    Mixup mixes the first image with the last, the second with the last but one, and so on: pairs stay together, so
+    that several processes mix as one does. The parts differ by two images at most. Where there are fewer pairs than
+    processes, the parts are plain.
+    """
+    pairs = len(batch) // 2
+    if world.size == 1 or pairs < world.size:
+        return np.array_split(batch, world.size)[world.rank]
+    mine = np.array_split(np.arange(pairs), world.size)[world.rank]
+    alone = batch[2 * pairs :] if world.rank == world.size - 1 else batch[:0]
+    return np.concatenate([batch[mine], batch[2 * pairs - 1 - mine[::-1]], alone])
 
 
 class AugmentedImages(Dataset[tuple[Tensor, int]]):

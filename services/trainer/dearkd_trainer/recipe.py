@@ -12,7 +12,7 @@ import torch
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import RandAugment
 from timm.data.mixup import mixup_target
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -30,10 +30,14 @@ CROP_PCT = 0.875
 def create_optimizer(student: DearKDViT, aligners: nn.Module | None, spec: OptimizerSpec) -> torch.optim.Optimizer:
     """One optimiser over both. Biases, norms, tokens and positional weights are not decayed.
 
-    The aligners' groups come last, marked, so that `drop_aligners` finds them.
+    With `layer_decay` a block's learning rate is that of the next one times it (timm's `param_groups_layer_decay`,
+    after BEiT, Bao et al., 2022). The aligners' groups come last, marked, so that `drop_aligners` finds them.
     """
-    decay = spec.weight_decay
-    groups = param_groups_weight_decay(student, decay, no_weight_decay_list=student.no_weight_decay())
+    decay, exempt = spec.weight_decay, student.no_weight_decay()
+    if spec.layer_decay is None:
+        groups = param_groups_weight_decay(student, decay, no_weight_decay_list=exempt)
+    else:
+        groups = param_groups_layer_decay(student, decay, no_weight_decay_list=exempt, layer_decay=spec.layer_decay)
     if aligners is not None:
         groups += [{**group, "of_aligners": True} for group in param_groups_weight_decay(aligners, decay)]
     optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=spec.opt, lr=spec.lr)
@@ -49,18 +53,33 @@ def drop_aligners(optimizer: torch.optim.Optimizer) -> None:
 
 
 def create_schedule(
-    optimizer: torch.optim.Optimizer, spec: OptimizerSpec, *, epochs: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    spec: OptimizerSpec,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    restart_at: float | None = None,
 ) -> Scheduler:
-    """Linear warm-up, then a cosine over the rest of the run, set anew each step by `step_update(step)`.
+    """Linear warm-up, then a cosine over the rest of the epochs, set anew each step by `step_update(step)`.
 
     The learning rate is a function of the step alone: there is nothing to save.
+
+    Args:
+        optimizer: whose groups' learning rates are set.
+        spec: warm-up, peak and end.
+        epochs: of the cosine, warm-up included.
+        steps_per_epoch: turns epochs into steps.
+        restart_at: the peak of a cosine without warm-up, which follows on an earlier one; None for the first.
     """
+    if restart_at is not None:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = restart_at
     schedule: Scheduler
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=spec.sched,
         num_epochs=epochs,
-        warmup_epochs=spec.warmup_epochs,  # type: ignore[arg-type]  # in updates, fractions of an epoch are fine
+        warmup_epochs=spec.warmup_epochs if restart_at is None else 0,  # type: ignore[arg-type]  # fractions are fine
         warmup_lr=spec.warmup_lr,
         min_lr=spec.min_lr,
         step_on_epochs=False,

@@ -106,6 +106,12 @@ class DearKDViT(VisionTransformer):
         }
         return {"pos_embed", "cls_token", "dist_token"} | positional
 
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Weights by depth, for layer-wise learning rates: the distillation token is as deep as the class token."""
+        groups = cast("dict[str, Any]", super().group_matcher(coarse=coarse))
+        return {**groups, "stem": f"{groups['stem']}|dist_token"}
+
     def set_input_size(
         self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
     ) -> None:

@@ -5,9 +5,8 @@ trainer = DearKDTrainer(spec, ShardDataset(...), num_classes=10, in_chans=1, mea
 result = trainer.fit()
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,32 +14,21 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dearkd.errors import Diverged, InvalidInput
+from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
 from dearkd.vision.shards import Indices, ShardDataset, split
 from dearkd_trainer import loader
-from dearkd_trainer.aligner import Aligner, Pair, choose_pairs, teacher_forward, teacher_stages
 from dearkd_trainer.checkpoint import BEST, comparable, load_checkpoint, save_checkpoint, write_atomically
 from dearkd_trainer.evaluation import Evaluation, evaluate
-from dearkd_trainer.export import model_config, save_model
-from dearkd_trainer.recipe import (
-    Mixing,
-    autocast,
-    create_average,
-    create_optimizer,
-    create_schedule,
-    drop_aligners,
-    train_transform,
-)
-from dearkd_trainer.stages import stage_one_loss, stage_two_loss
-from dearkd_trainer.student import create_student
+from dearkd_trainer.export import WEIGHTS, model_config, save_model
+from dearkd_trainer.learner import Learner
+from dearkd_trainer.meter import EpochMeter, diverged, peak_memory
+from dearkd_trainer.recipe import train_transform
+from dearkd_trainer.student import DearKDViT
+from dearkd_trainer.world import World
 
 Metrics = dict[str, int | float]
-
-STEPS_BETWEEN_LOOKS = 50
-"""Steps after which the losses are fetched from the device, and a run that has diverged is stopped."""
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -64,6 +52,9 @@ class TrainingResult:
 class DearKDTrainer:
     """Trains the student of a spec. A directory that holds a checkpoint of the same spec is gone on with.
 
+    Where the spec asks for several processes, each makes one of these, after they joined (`dearkd_trainer.world`), with
+    the same arguments but for `device`. Rank 0 alone evaluates, writes and calls back: it has the whole result.
+
     Args:
         spec: a resolved training spec; its dataset and teacher ids are not looked at.
         dataset: to train on; a part of it (`spec.holdout`) chooses `best` and is not trained on.
@@ -77,13 +68,15 @@ class DearKDTrainer:
         class_names: for the exported model.
         directory: checkpoints and the exported model are written here.
         device: where to train.
-        on_step: called after each step with the steps done and their total; what it raises ends the run.
+        on_step: called after each step with the steps done and their total; what it raises ends the run. It may `save`
+            before.
         on_epoch: called after each epoch with its metrics. After a restart the epochs since the last checkpoint come
             again, with the same losses.
         on_checkpoint: called with the path of each checkpoint, once it is committed.
 
     Raises:
-        InvalidInput: if the dataset is empty, or the teacher is missing or does not fit.
+        InvalidInput: if the dataset is empty, the teacher is missing or does not fit, or other than the spec's number
+            of processes have joined.
         CorruptData: if an image or the checkpoint cannot be read.
     """
 
@@ -121,6 +114,7 @@ class DearKDTrainer:
         )
         if len(self.train_indices) == 0:
             raise InvalidInput.at("/dataset", "there is no image to train on: the dataset is empty")
+        self.world = _checked_world(spec, len(self.train_indices))
         self.steps_per_epoch = -(-len(self.train_indices) // spec.batch_size)
         self.history: list[Metrics] = []
         self.best: Metrics = {}
@@ -129,31 +123,33 @@ class DearKDTrainer:
         """Epochs done."""
 
         wanted = spec.needs_teacher and self.epoch < spec.stage_one.epochs
-        self.teacher = self._checked(teacher, teacher_spec) if wanted else None
-        self.teacher_size = teacher_spec.image_size if teacher_spec else spec.student.image_size
-        self.pairs: list[Pair] = []
-        with loader.preserved_generators():
-            torch.manual_seed(loader.derive_seed(spec.seed, loader.WEIGHTS))
-            self.student = create_student(spec.student, num_classes, in_chans).to(self.device)
-            if self.teacher is not None and spec.stage_one.weights.hidden:
-                stages = teacher_stages(self.teacher, in_chans, self.teacher_size)
-                self.pairs = choose_pairs(self.student, stages)
-            aligners = [Aligner(spec.student.embed_dim, pair.stage) for pair in self.pairs]
-        self.aligners = nn.ModuleList(aligners).to(self.device)
-        self.optimizer = create_optimizer(self.student, self.aligners, spec.optimizer)
-        self.schedule = create_schedule(
-            self.optimizer, spec.optimizer, epochs=spec.epochs, steps_per_epoch=self.steps_per_epoch
+        self.learner = Learner(
+            spec,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            teacher=self._checked(teacher, teacher_spec) if wanted else None,
+            teacher_size=teacher_spec.image_size if teacher_spec else spec.student.image_size,
+            epoch=self.epoch,
+            steps_per_epoch=self.steps_per_epoch,
+            device=self.device,
+            world=self.world,
         )
-        self.average = create_average(self.student, spec.optimizer.model_ema_half_life, self.steps_per_epoch)
-        self.mixing = Mixing(spec.augmentation, num_classes)
+        self._meter = EpochMeter(self.epoch * self.steps_per_epoch)
+        self._saved_at = time.monotonic()
         self._evaluation: Evaluation | None = None
         if state:
-            self._restore(state)
+            self.history, self.best = state["history"], state["best"]
+            self._meter = EpochMeter(self.epoch * self.steps_per_epoch, **state["begun"])
+            self.learner.restore(state)
+
+    @property
+    def student(self) -> DearKDViT:
+        return self.learner.student
 
     @property
     def evaluated(self) -> nn.Module:
         """The weights that are evaluated and exported: averaged, where the spec asks for averaging."""
-        return self.student if self.average is None else self.average.module
+        return self.learner.evaluated
 
     def fit(self) -> TrainingResult:
         """Run to the end, from the last checkpoint on.
@@ -168,17 +164,48 @@ class DearKDTrainer:
             while self.epoch < self.spec.epochs:
                 row = self._train_epoch(batches)
                 self.epoch += 1
+                self._meter = EpochMeter(self.epoch * self.steps_per_epoch)
                 if self.epoch == self.spec.stage_one.epochs:
-                    self._leave_stage_one()
+                    self.learner.leave_stage_one()
                 last = self.epoch == self.spec.epochs
-                if last or self.epoch % self.spec.eval_every == 0:
+                if self.world.rank == 0 and (last or self.epoch % self.spec.eval_every == 0):
                     row |= self._evaluate_epoch()
                 self.history.append(row)
-                if self.on_epoch:
+                if self.on_epoch and self.world.rank == 0:
                     self.on_epoch(row)
                 if last or self.epoch % self.spec.checkpoint_every == 0:
-                    self._save()
+                    self.save()
         return self._finish()
+
+    def save(self) -> None:
+        """Commit a checkpoint of the last step done; for `on_step`, when the process has to end.
+
+        Raises:
+            Diverged: if the loss or a weight is not finite; the last checkpoint stays.
+            BaseException: whatever `on_checkpoint` raises.
+        """
+        if self.world.rank != 0:
+            return
+        begun = self._meter.state()
+        if not self.learner.is_finite():
+            raise diverged(f"a weight left the finite numbers by step {self._meter.first_step + self._meter.steps}")
+        path = save_checkpoint(
+            self.directory / "checkpoints",
+            {
+                "spec": comparable(self.spec),
+                "epoch": self.epoch,
+                "sample_offset": int(self._batches().sizes[: self._meter.steps].sum()),
+                "begun": begun,
+                "threads": torch.get_num_threads(),
+                "history": self.history,
+                "best": self.best,
+                **self.learner.state(),
+            },
+            keep=self.spec.keep_checkpoints,
+        )
+        self._saved_at = time.monotonic()
+        if self.on_checkpoint:
+            self.on_checkpoint(path)
 
     def _checked(self, teacher: nn.Module | None, spec: TeacherSpec | None) -> nn.Module:
         if teacher is None or spec is None:
@@ -195,27 +222,27 @@ class DearKDTrainer:
         # torch's own stubs lack this signature of Module.to.
         return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    def _leave_stage_one(self) -> None:
-        """Let go of the teacher and of all that only served to learn from it."""
-        drop_aligners(self.optimizer)
-        self.teacher, self.aligners, self.pairs = None, nn.ModuleList(), []
+    def _batches(self) -> loader.EpochBatches:
+        """What is still to come."""
+        return loader.EpochBatches(
+            self.train_indices,
+            self.spec.batch_size,
+            seed=self.spec.seed,
+            epochs=range(self.epoch, self.spec.epochs),
+            repeats=self.spec.augmentation.aug_repeats,
+            skip=self._meter.steps,
+            world=self.world,
+        )
 
     def _read_ahead(self) -> Batches:
         spec = self.spec
         self.dataset.preload()
-        batches = loader.EpochBatches(
-            self.train_indices,
-            spec.batch_size,
-            seed=spec.seed,
-            epochs=range(self.epoch, spec.epochs),
-            repeats=spec.augmentation.aug_repeats,
-        )
         transform = train_transform(spec.augmentation, image_size=spec.student.image_size, mean=self.mean, std=self.std)
         return iter(
             loader.create_loader(
                 self.dataset,
                 transform,
-                batches,
+                self._batches(),
                 seed=spec.seed,
                 workers=spec.workers,
                 pin_memory=self.device.type == "cuda",
@@ -224,66 +251,27 @@ class DearKDTrainer:
 
     def _train_epoch(self, batches: Batches) -> Metrics:
         self.student.train()
-        losses = _Losses(first_step=self.epoch * self.steps_per_epoch)
-        started = time.perf_counter()
-        waited = 0.0
-        for step in range(losses.first_step, losses.first_step + self.steps_per_epoch):
-            asked = time.perf_counter()
-            images, labels = next(batches)
-            waited += time.perf_counter() - asked
-            losses.add(self._step(step, images, labels))
-            if self.on_step:
+        meter, sizes = self._meter, self._batches().sizes
+        with_teacher = self.learner.teacher is not None
+        for place in range(meter.steps, self.steps_per_epoch):
+            step = meter.first_step + place
+            with meter.waiting():
+                images, labels = next(batches)
+            whole = int(sizes[place])
+            meter.add(self.learner.step(step, images, labels, global_batch=whole), whole)
+            if self.on_step and self.world.rank == 0:
                 self.on_step(step + 1, self.spec.epochs * self.steps_per_epoch)
-        means = losses.means()
-        seconds = time.perf_counter() - started
+            if time.monotonic() - self._saved_at > self.spec.checkpoint_seconds and place + 1 < self.steps_per_epoch:
+                self.save()
+        means = meter.means()
         return {
             "epoch": self.epoch + 1,
             "stage": 1 if self.epoch < self.spec.stage_one.epochs else 2,
             **means,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": len(self.train_indices) / seconds,
-            "data_wait": waited / seconds,
+            "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+            **meter.pace(self.learner.clock.read() if with_teacher else None),
+            "peak_memory": peak_memory(self.device),
         }
-
-    def _step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        seed = loader.derive_seed(self.spec.seed, loader.STEP, step)
-        loader.seed_generators(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
-        self.schedule.step_update(step)
-        images = images.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
-        images, target = self.mixing(images, labels)
-        terms = self._losses(images, target)
-        self.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        if self.spec.optimizer.clip_grad is not None:
-            trained = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-            nn.utils.clip_grad_norm_(trained, self.spec.optimizer.clip_grad)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.student, step + 1)
-        return terms
-
-    def _losses(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-        spec = self.spec
-        with autocast(self.device, spec.precision):
-            output = self.student(images, [pair.block for pair in self.pairs])
-            if self.epoch >= spec.stage_one.epochs:
-                return stage_two_loss(output, target, spec.augmentation.smoothing)
-            logits, features = self._ask_teacher(images)
-            aligned = [aligner(hidden) for aligner, hidden in zip(self.aligners, output.hidden, strict=True)]
-            return stage_one_loss(
-                output, target, logits, aligned, features, spec.stage_one, spec.augmentation.smoothing
-            )
-
-    def _ask_teacher(self, images: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-        if self.teacher is None:
-            return None, []
-        if images.shape[-1] != self.teacher_size:
-            images = F.interpolate(images, size=(self.teacher_size,) * 2, mode="bilinear", antialias=True)
-        images = images.contiguous(memory_format=torch.channels_last)
-        return teacher_forward(self.teacher, images, [pair.stage.index for pair in self.pairs])
 
     def _evaluate_epoch(self) -> Metrics:
         row: Metrics = {}
@@ -312,35 +300,6 @@ class DearKDTrainer:
             workers=0 if dataset.preload() else self.spec.workers,
         )
 
-    def _save(self) -> None:
-        path = save_checkpoint(
-            self.directory / "checkpoints",
-            {
-                "spec": comparable(self.spec),
-                "epoch": self.epoch,
-                # Of the epoch that comes next. Checkpoints are made between epochs.
-                "sample_offset": 0,
-                "threads": torch.get_num_threads(),
-                "student": self.student.state_dict(),
-                "average": self.average.module.state_dict() if self.average else None,
-                "aligners": self.aligners.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "history": self.history,
-                "best": self.best,
-            },
-        )
-        if self.on_checkpoint:
-            self.on_checkpoint(path)
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        if self.average is not None:
-            self.average.module.load_state_dict(state["average"])
-        self.aligners.load_state_dict(state["aligners"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history = state["history"]
-        self.best = state["best"]
-
     def _save_best(self) -> None:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.evaluated.state_dict().items()}
         about = {name: str(value) for name, value in self.best.items()}
@@ -349,7 +308,7 @@ class DearKDTrainer:
         write_atomically(folder / BEST, lambda part: save_file(tensors, part, about))
 
     def _finish(self) -> TrainingResult:
-        if self.eval_dataset is not None and self._evaluation is None:
+        if self.eval_dataset is not None and self._evaluation is None and self.world.rank == 0:
             self._evaluation = self._evaluate(self.eval_dataset)
         config = model_config(
             self.spec.student,
@@ -359,39 +318,23 @@ class DearKDTrainer:
             std=self.std,
             class_names=self.class_names,
         )
-        weights = save_model(self.directory, self.evaluated, config)
+        weights = self.directory / WEIGHTS
+        if self.world.rank == 0:
+            save_model(self.directory, self.evaluated, config)
         return TrainingResult(self.history[-1], self.history, self._evaluation, weights, config)
 
 
-class _Losses:
-    """The terms of an epoch's steps, left on the device and looked at now and then."""
-
-    def __init__(self, first_step: int) -> None:
-        self.first_step = first_step
-        self._names: list[str] = []
-        self._unseen: list[Tensor] = []
-        self._seen: list[list[float]] = []
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        self._names = list(terms)
-        self._unseen.append(torch.stack([term.detach() for term in terms.values()]))
-        if len(self._unseen) == STEPS_BETWEEN_LOOKS:
-            self._look()
-
-    def means(self) -> dict[str, float]:
-        """Over the epoch's steps."""
-        self._look()
-        columns = zip(*self._seen, strict=True)
-        return {name: math.fsum(column) / len(column) for name, column in zip(self._names, columns, strict=True)}
-
-    def _look(self) -> None:
-        values: list[list[float]] = torch.stack(self._unseen).tolist() if self._unseen else []
-        for step, row in enumerate(values, self.first_step + len(self._seen)):
-            if not all(map(math.isfinite, row)):
-                terms = ", ".join(f"{name} {value}" for name, value in zip(self._names, row, strict=True))
-                raise Diverged(
-                    f"the loss left the finite numbers at step {step} ({terms}); the last checkpoint is from before: "
-                    "try a lower optimizer.lr, or set optimizer.clip_grad"
-                )
-        self._seen += values
-        self._unseen.clear()
+def _checked_world(spec: TrainingSpec, images: int) -> World:
+    world = World.current()
+    if world.size != spec.processes:
+        raise InvalidInput.at(
+            "/processes",
+            f"{spec.processes}, but {world.size} joined: start them by torchrun --nproc-per-node {spec.processes}, and "
+            "join in each (dearkd_trainer.world)",
+        )
+    smallest = images // -(-images // spec.batch_size)
+    if smallest < world.size:
+        raise InvalidInput.at(
+            "/processes", f"{world.size}, but a batch has {smallest} images: each process needs one at least"
+        )
+    return world

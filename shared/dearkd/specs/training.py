@@ -48,6 +48,15 @@ class StageOneWeights(Spec):
     hidden: float = Field(ge=0)
 
 
+class PairSpec(Spec):
+    """A student block whose patch tokens learn to foretell a feature map of the teacher."""
+
+    block: int = Field(ge=0)
+    """Counted from 0."""
+    stage: int = Field(ge=0)
+    """Index in timm's `forward_intermediates` of the teacher; 0 is the finest."""
+
+
 class StageOneSpec(Spec):
     """Distillation from the teacher's logits and early features. A weight of 0 means that the term is not computed."""
 
@@ -56,6 +65,8 @@ class StageOneSpec(Spec):
     temperature: float = Field(gt=0)
     """Of the soft distillation; its KL is scaled by the square of it."""
     weights: StageOneWeights
+    pairs: list[PairSpec] | None = Field(default=None, min_length=1, max_length=1000)
+    """What the hidden term compares; None: the teacher's early stages by their strides, onto the MHCA blocks [R]."""
 
 
 class StageTwoSpec(Spec):
@@ -63,6 +74,11 @@ class StageTwoSpec(Spec):
 
     epochs: int = Field(ge=0)
     distillation: Literal["none"]
+    schedule: Literal["continues", "restarts"] = "continues"
+    """Whether the learning rate goes on along one cosine over both stages, or each stage has a cosine of its own, the
+    second without warm-up [R]."""
+    lr: float | None = Field(default=None, gt=0)
+    """Where a schedule that restarts begins; None: at `optimizer.lr` [R]."""
 
 
 class OptimizerSpec(Spec):
@@ -79,6 +95,8 @@ class OptimizerSpec(Spec):
     """Largest norm of the gradient."""
     model_ema_half_life: float | None = Field(default=None, gt=0)
     """In epochs; with one set, the averaged weights are evaluated and exported. None: no averaging."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """For fine-tuning: a block's learning rate is the next block's times this (BEiT: 0.65 to 0.75). None: one rate."""
 
 
 class AugmentationSpec(Spec):
@@ -131,7 +149,10 @@ class TrainingSpec(Spec):
     optimizer: OptimizerSpec
     augmentation: AugmentationSpec
     batch_size: int = Field(ge=1)
-    """Global: the sum over all processes."""
+    """Global: the sum over all processes and over the parts of `grad_accum_steps`."""
+    grad_accum_steps: int = Field(default=1, ge=1, le=1024)
+    """Parts in which each process computes the gradient of its share of the batch, where that does not fit into memory
+    at once. The result is the same up to the order of sums, but for dropout and drop-path, which differ."""
     processes: int = Field(ge=1, le=1024)
     engine: Literal["local", "ray"]
     precision: Precision
@@ -142,6 +163,10 @@ class TrainingSpec(Spec):
     """Epochs between evaluations; the last epoch is always evaluated."""
     checkpoint_every: int = Field(ge=1)
     """Epochs between checkpoints."""
+    checkpoint_seconds: float = Field(default=900.0, gt=0)
+    """Within an epoch too a checkpoint is made, once the last one is this old [our choice]."""
+    keep_checkpoints: int = Field(default=1, ge=1, le=100)
+    """How many of the last checkpoints are kept, beside the best weights [our choice]."""
     workers: int = Field(ge=0, le=64)
     """Loader workers of each process; no result depends on it."""
     priority: Priority
@@ -219,10 +244,21 @@ class TrainingSpec(Spec):
             refuse("/stage_one/weights", "no term that is computed has a weight above 0: nothing would be trained")
         if self.epochs == 0:
             refuse("/stage_one/epochs", "0, and so are those of stage_two: nothing would be trained")
+        for place, pair in enumerate(self.stage_one.pairs or ()):
+            if pair.block >= student.depth:
+                refuse(f"/stage_one/pairs/{place}/block", f"{pair.block}, but the student has {student.depth} blocks")
+        if self.stage_two.lr is not None and self.stage_two.schedule != "restarts":
+            refuse(
+                "/stage_two/lr", "it is where a schedule restarts: set stage_two.schedule to restarts, or leave it out"
+            )
         if self.batch_size % self.processes:
             refuse("/batch_size", f"{self.batch_size} is not a multiple of processes ({self.processes})")
-        if self.processes > 1:
-            refuse("/processes", f"{self.processes}: runs of several processes are not built in yet; use 1")
+        elif self.batch_size // self.processes % self.grad_accum_steps:
+            refuse(
+                "/batch_size",
+                f"{self.batch_size // self.processes} a process is not a multiple of grad_accum_steps "
+                f"({self.grad_accum_steps})",
+            )
         trained = dataset.num_samples * self.fraction * (1 - self.holdout)
         if self.batch_size > max(1, trained):
             refuse("/batch_size", f"{self.batch_size}, but only {int(trained)} images are trained on")
@@ -268,8 +304,10 @@ def _default_batch(recipe: Recipe, body: Mapping[str, Any], dataset: DatasetFact
     fraction = body.get("fraction", 1.0)
     images = dataset.num_samples * (fraction if isinstance(fraction, float) and 0 < fraction <= 1 else 1.0) * 0.95
     batch = recipe_batch_size(recipe)
-    processes = body.get("processes", 1)
-    step = processes if isinstance(processes, int) and processes > 0 else 1
+    step = 1
+    for field in ("processes", "grad_accum_steps"):
+        parts = body.get(field, 1)
+        step *= parts if isinstance(parts, int) and parts > 0 else 1
     while batch > step and batch * 8 > images:
         batch //= 2
     return max(step, batch - batch % step)

@@ -1,0 +1,140 @@
+"""What an epoch's steps measured: their losses, and what they took of time and memory."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from dearkd.errors import Diverged
+
+STEPS_BETWEEN_LOOKS = 50
+"""Steps after which the losses are fetched from the device, and a run that has diverged is stopped."""
+
+
+class EpochMeter:
+    """The terms of an epoch's steps, left on the device and looked at now and then, and the clocks of the epoch.
+
+    Args:
+        first_step: of the epoch, counted from the run's beginning.
+        names, seen: what a checkpoint kept of the epoch's steps before it (`state`).
+    """
+
+    def __init__(self, first_step: int, names: Sequence[str] = (), seen: Sequence[Sequence[float]] = ()) -> None:
+        self.first_step = first_step
+        self._names = list(names)
+        self._unseen: list[Tensor] = []
+        self._seen = [list(row) for row in seen]
+        self._began = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
+
+    @property
+    def steps(self) -> int:
+        """Done in this epoch."""
+        return len(self._seen) + len(self._unseen)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside is time in which the step waited for its images."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def add(self, terms: Mapping[str, Tensor], images: int) -> None:
+        """A step's terms, and of how many images."""
+        self._names = list(terms)
+        self._unseen.append(torch.stack([term.detach() for term in terms.values()]))
+        self._images += images
+        if len(self._unseen) == STEPS_BETWEEN_LOOKS:
+            self.look()
+
+    def look(self) -> None:
+        """Fetch the losses.
+
+        Raises:
+            Diverged: naming the first step whose loss was not finite.
+        """
+        values: list[list[float]] = torch.stack(self._unseen).tolist() if self._unseen else []
+        for step, row in enumerate(values, self.first_step + len(self._seen)):
+            if not all(map(math.isfinite, row)):
+                terms = ", ".join(f"{name} {value}" for name, value in zip(self._names, row, strict=True))
+                raise diverged(f"the loss left the finite numbers at step {step} ({terms})")
+        self._seen += values
+        self._unseen.clear()
+
+    def state(self) -> dict[str, list[str] | list[list[float]]]:
+        """For a checkpoint; looks first."""
+        self.look()
+        return {"names": self._names, "seen": self._seen}
+
+    def means(self) -> dict[str, float]:
+        """Over the epoch's steps."""
+        self.look()
+        columns = zip(*self._seen, strict=True)
+        return {name: math.fsum(column) / len(column) for name, column in zip(self._names, columns, strict=True)}
+
+    def pace(self, teacher_seconds: float | None) -> dict[str, int | float]:
+        """What the clocks say of the steps that this process did; those before a restart are not in it.
+
+        Args:
+            teacher_seconds: what the teacher's forwards took; None where there is no teacher.
+
+        Returns:
+            `images_per_second`; `data_wait` and, with a teacher, `teacher_share`: fractions of the time.
+        """
+        seconds = time.perf_counter() - self._began
+        pace: dict[str, int | float] = {
+            "images_per_second": self._images / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        if teacher_seconds is not None:
+            pace["teacher_share"] = teacher_seconds / seconds
+        return pace
+
+
+class TeacherClock:
+    """How long the teacher's forwards took; on CUDA by events, so that no step waits for the answer."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around a forward."""
+        if self._cuda:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+
+    def read(self) -> float:
+        """Seconds since the last reading. On CUDA waits for the forwards to end."""
+        if self._events:
+            self._events[-1][1].synchronize()
+        milliseconds = math.fsum(begin.elapsed_time(end) for begin, end in self._events)
+        seconds, self._seconds = self._seconds + milliseconds / 1000, 0.0
+        self._events.clear()
+        return seconds
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held so far: of the device's memory on CUDA, else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def diverged(what: str) -> Diverged:
+    return Diverged(f"{what}; the last checkpoint is from before: try a lower optimizer.lr, or set optimizer.clip_grad")

@@ -1,0 +1,207 @@
+"""A run that goes on from a checkpoint is the run that was never ended, to the bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bars import STEPS, MakeSpec, MakeTrainer, curve, stop_at
+from safetensors.torch import load_file
+
+from dearkd.errors import CorruptData, Diverged
+from dearkd.specs import TrainingSpec
+from dearkd_trainer.checkpoint import load_checkpoint
+from dearkd_trainer.training import TrainingResult
+
+OPTIMIZER = {"lr": 3e-3, "warmup_epochs": 1, "model_ema_half_life": 1.0}
+ALWAYS: dict[str, Any] = {"optimizer": OPTIMIZER, "checkpoint_seconds": 1e-9}
+"""A checkpoint after every step."""
+
+
+@pytest.fixture(scope="module")
+def once() -> list[TrainingResult]:
+    return []
+
+
+@pytest.fixture
+def whole(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, once: list[TrainingResult], tmp_path_factory: pytest.TempPathFactory
+) -> TrainingResult:
+    """The run that nobody disturbs, which is made once."""
+    if not once:
+        once.append(make_trainer(make_spec(optimizer=OPTIMIZER), directory=tmp_path_factory.mktemp("whole")).fit())
+    return once[0]
+
+
+def assert_same(result: TrainingResult, whole: TrainingResult) -> None:
+    assert curve(result.history) == curve(whole.history)
+    expected = load_file(whole.weights)
+    for name, tensor in load_file(result.weights).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def first_steps(make_trainer: MakeTrainer, spec: TrainingSpec) -> tuple[list[int], TrainingResult]:
+    """Go on to the end; which steps were done."""
+    torch.manual_seed(12345)  # what the process did in between is of no account
+    done: list[int] = []
+    return done, make_trainer(spec, on_step=lambda step, _: done.append(step)).fit()
+
+
+@pytest.mark.parametrize(
+    ("last_step", "saves"),
+    [
+        pytest.param(2, "every step", id="first epoch"),
+        pytest.param(STEPS + 2, "when it has to end", id="stage one"),
+        pytest.param(STEPS + 2, "every epoch", id="stage one, from its epoch"),
+        pytest.param(2 * STEPS, "every step", id="just before the switch"),
+        pytest.param(2 * STEPS, "when it has to end", id="at the switch"),
+        pytest.param(2 * STEPS + 1, "every step", id="just after the switch"),
+        pytest.param(3 * STEPS + 2, "when it has to end", id="stage two"),
+        pytest.param(3 * STEPS + 2, "every epoch", id="stage two, from its epoch"),
+        pytest.param(4 * STEPS, "when it has to end", id="at the end"),
+    ],
+)
+def test_a_restart_changes_nothing(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, whole: TrainingResult, last_step: int, saves: str
+) -> None:
+    spec = make_spec(**ALWAYS) if saves == "every step" else make_spec(optimizer=OPTIMIZER)
+
+    def on_step(done: int, total: int) -> None:
+        if done == last_step:
+            if saves == "when it has to end":
+                trainer.save()
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(spec, on_step=on_step)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    done, result = first_steps(make_trainer, spec)
+    first = {
+        "every step": last_step,
+        "when it has to end": last_step + 1,
+        "every epoch": (last_step - 1) // STEPS * STEPS + 1,
+    }[saves]
+    assert done == list(range(first, 4 * STEPS + 1))
+    assert_same(result, whole)
+
+
+def test_interrupted_again_and_again_it_ends_the_same(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, whole: TrainingResult
+) -> None:
+    for last_step in range(1, 4 * STEPS, 3):
+        with pytest.raises(KeyboardInterrupt):
+            make_trainer(make_spec(**ALWAYS), on_step=stop_at(last_step)).fit()
+    assert_same(first_steps(make_trainer, make_spec(**ALWAYS))[1], whole)
+
+
+def test_a_checkpoint_says_where_in_its_epoch_it_is(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(make_spec(**ALWAYS), on_step=stop_at(STEPS + 3))
+    batches = [len(batch) for batch in trainer._batches()]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    state = load_checkpoint(tmp_path / "run" / "checkpoints", make_spec(**ALWAYS))
+    assert state is not None
+    assert (state["epoch"], state["sample_offset"]) == (1, sum(batches[STEPS : STEPS + 2]))
+    assert [len(row) for row in state["begun"]["seen"]] == [4, 4]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import dearkd.vision, timm, torch
+from bars import CLASSES, TEACHER
+from dearkd.specs import TrainingSpec
+from dearkd.vision.shards import ShardDataset
+from dearkd_trainer.training import DearKDTrainer
+
+shard, spec, directory, last = sys.argv[1:]
+torch.manual_seed(0)
+teacher = timm.create_model("resnet10t", num_classes=CLASSES, in_chans=1)
+torch.set_num_threads(int(os.environ["THREADS"]))
+DearKDTrainer(
+    TrainingSpec.model_validate_json(spec),
+    ShardDataset([Path(shard)], num_classes=CLASSES, in_chans=1),
+    num_classes=CLASSES, in_chans=1, mean=TEACHER.mean, std=TEACHER.std, directory=Path(directory),
+    teacher=teacher, teacher_spec=TEACHER,
+    on_step=lambda done, _: os.kill(os.getpid(), signal.SIGKILL) if done == int(last) else None,
+).fit()
+"""
+
+
+@pytest.mark.services
+def test_sigkill_in_the_middle_of_an_epoch_changes_nothing(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, whole: TrainingResult, bar_shard: Path, tmp_path: Path
+) -> None:
+    spec = make_spec(**ALWAYS)
+    arguments = [str(bar_shard), spec.model_dump_json(), str(tmp_path / "run"), str(STEPS + 3)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "THREADS": str(torch.get_num_threads()),
+    }
+    ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    done, result = first_steps(make_trainer, spec)
+    assert done[0] == STEPS + 3
+    assert_same(result, whole)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_checkpoints_are_kept_as_asked(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path, keep: int
+) -> None:
+    make_trainer(make_spec(keep_checkpoints=4)).fit()
+    # A run may go on with another number.
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "last.pt").unlink()
+    (folder / "last-1.pt").rename(folder / "last.pt")
+    spec = make_spec(keep_checkpoints=keep)
+    make_trainer(spec).fit()
+    names = ["last.pt", "last-1.pt", "last-2.pt"][:keep]
+    assert {path.name for path in folder.iterdir()} == {*names, "best.safetensors"}
+    epochs = [torch.load(folder / name, weights_only=True)["epoch"] for name in names]
+    assert epochs == [4, 3, 2][:keep]
+
+
+def test_an_unreadable_checkpoint_is_named_and_so_is_the_one_before(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path, whole: TrainingResult
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_bytes(b"half a checkpoint")
+    with pytest.raises(CorruptData, match=r"last.pt is no readable checkpoint.*remove it to start from the beginning"):
+        make_trainer(make_spec())
+    (folder / "last.pt").unlink()
+    spec = make_spec(optimizer=OPTIMIZER, keep_checkpoints=2)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(spec, on_step=stop_at(2 * STEPS + 1)).fit()
+    (folder / "last.pt").write_bytes(b"half a checkpoint")
+    with pytest.raises(CorruptData, match=r"put last-1.pt in its place"):
+        make_trainer(spec)
+    (folder / "last-1.pt").replace(folder / "last.pt")
+    assert_same(first_steps(make_trainer, spec)[1], whole)
+
+
+@pytest.mark.parametrize("damage", ["loss", "weight"])
+def test_what_is_not_finite_gets_into_no_checkpoint(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path, damage: str
+) -> None:
+    poisoned = 2 * STEPS if damage == "weight" else STEPS + 2
+
+    def poison(done: int, _: int) -> None:
+        # After the last step of an epoch no loss shows what became of the weights.
+        if done == poisoned:
+            trainer.student.head.bias.data.fill_(torch.nan)
+
+    trainer = make_trainer(make_spec(), on_step=poison)
+    with pytest.raises(Diverged, match=f"step {poisoned}"):
+        trainer.fit()
+    again = make_trainer(make_spec())
+    assert again.epoch == 1
+    assert again.learner.is_finite()
