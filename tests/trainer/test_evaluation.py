@@ -12,7 +12,7 @@ from dearkd.datasets import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.evaluation import evaluate
+from dearkd_trainer.evaluation import evaluate, expected_calibration_error
 
 CLASSES, COUNT, MEAN, STD = 7, 50, [0.25], [0.5]
 
@@ -55,6 +55,39 @@ def test_figures_are_those_of_scikit_learn(dataset: ShardDataset) -> None:
     np.testing.assert_allclose(result.confusion, confusion, rtol=1e-6)
     assert result.per_class[:-1] == pytest.approx(list(confusion.diagonal()[:-1]))
     assert result.per_class[-1] is None
+
+
+def slow_calibration_error(confidences: list[float], correct: list[bool], bins: int) -> float:
+    """Guo et al., equation 3: the sum over bins of |B|/n · |acc(B) - conf(B)|."""
+    error = 0.0
+    for place in range(bins):
+        inside = [
+            (c, ok)
+            for c, ok in zip(confidences, correct, strict=True)
+            if place / bins < c <= (place + 1) / bins or (place == 0 and c == 0)
+        ]
+        if inside:
+            accuracy = sum(ok for _, ok in inside) / len(inside)
+            confidence = sum(c for c, _ in inside) / len(inside)
+            error += len(inside) / len(confidences) * abs(accuracy - confidence)
+    return error
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_calibration_error_is_the_papers_sum_over_bins(bins: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    confidences = torch.cat([torch.rand(200, generator=generator, dtype=torch.float64), torch.tensor([0.0, 0.25, 1.0])])
+    correct = torch.rand(203, generator=generator) < confidences**2
+    expected = slow_calibration_error(confidences.tolist(), correct.tolist(), bins)
+    assert expected_calibration_error(confidences, correct, bins) == pytest.approx(expected, rel=1e-9)
+
+
+def test_calibration_error_of_an_evaluation_is_that_of_the_top_class(dataset: ShardDataset) -> None:
+    result = evaluate(Table().eval(), dataset, image_size=8, mean=MEAN, std=STD)
+    confidences, predictions = Table().rows.detach().softmax(1).max(1)
+    correct = (predictions.numpy() == dataset.labels).tolist()
+    expected = slow_calibration_error(confidences.tolist(), correct, 15)
+    assert result.expected_calibration_error == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_part_of_a_dataset_can_be_looked_at(dataset: ShardDataset) -> None:

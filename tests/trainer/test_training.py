@@ -171,8 +171,9 @@ def test_the_exported_model_is_rebuilt_from_its_files(make_spec: MakeSpec, make_
     result = trainer.fit()
     config = json.loads((result.weights.parent / "config.json").read_text())
     assert config == result.config
-    assert config["class_names"] == ["low", "middle", "high"]
-    assert (config["img_size"], config["mhca_blocks"], config["mean"]) == (16, 1, TEACHER.mean)
+    assert config["label_names"] == ["low", "middle", "high"]
+    assert (config["model_args"]["img_size"], config["model_args"]["mhca_blocks"]) == (16, 1)
+    assert config["pretrained_cfg"]["mean"] == TEACHER.mean
     images = torch.randn(2, 1, 16, 16)
     model = load_model(config, result.weights)
     torch.testing.assert_close(model(images), trainer.evaluated.eval()(images), rtol=0, atol=0)

@@ -75,7 +75,7 @@ def load_student(storage: Storage, model_id: str, teacher: TeacherSpec, cache: F
     config = json.loads(fetch_model_file(storage, model, "config.json", cache).read_text())
     weights = fetch_model_file(storage, model, "model.safetensors", cache)
     try:
-        mean, std = config["mean"], config["std"]
+        mean, std = config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]
     except KeyError as missing:
         raise CorruptData(f"config.json of {model_id} does not say {missing}") from None
     return StudentView(

@@ -24,10 +24,30 @@ class Evaluation:
     """With fewer than five classes it is 1."""
     loss: float
     """Mean cross-entropy."""
+    expected_calibration_error: float
+    """In [0, 1], over 15 bins; see `expected_calibration_error`."""
     per_class: list[float | None]
     """Accuracy of each class; None where the data have no image of it."""
     confusion: list[list[float]]
     """Row: true class, column: predicted class; a row sums to 1, or is 0 where the data have no image of the class."""
+
+
+def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """How far confidence is from accuracy (Guo et al., ICML 2017, equation 3).
+
+    Over bins of equal width of the top class's probability, `((b-1)/bins, b/bins]`: the gap between mean confidence and
+    accuracy in each, weighed by the share of samples that fall into it.
+
+    Args:
+        confidences: (N,) in [0, 1].
+        correct: (N,) whether the top class was the label.
+        bins: 15 in the paper.
+    """
+    confidences = confidences.double()
+    places = (confidences * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64, device=confidences.device)
+    gaps.index_add_(0, places, confidences - correct.double())
+    return (gaps.abs().sum() / len(confidences)).item()
 
 
 class WholeImages(Dataset[tuple[Tensor, int]]):
@@ -106,11 +126,13 @@ def _summarise(logits: Tensor, labels: Tensor) -> Evaluation:
     totals = counts.sum(dim=1, keepdim=True)
     confusion = counts / totals.clamp(min=1)
     present = totals[:, 0] > 0
+    confidences = logits.softmax(dim=1).gather(1, ranked[:, :1])[:, 0]
     return Evaluation(
         samples=len(labels),
         top1=hits[:, 0].double().mean().item(),
         top5=hits.any(dim=1).double().mean().item(),
         loss=F.cross_entropy(logits, labels).item(),
+        expected_calibration_error=expected_calibration_error(confidences, hits[:, 0]),
         per_class=[
             value if there else None
             for value, there in zip(confusion.diagonal().tolist(), present.tolist(), strict=True)

@@ -1,7 +1,13 @@
-"""A trained student as files: `model.safetensors` and the `config.json` that rebuilds it."""
+"""A trained student as files: `model.safetensors` and the `config.json` that rebuilds it, as timm itself writes them.
+
+A folder of both loads by `timm.create_model("local-dir:FOLDER", pretrained=True)` in any process that has imported
+`dearkd_trainer.student`.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import dearkd_trainer.student
-from dearkd.errors import InvalidInput
+from dearkd.errors import Conflict, InvalidInput
+from dearkd.identifiers import new_id
 from dearkd.specs import StudentSpec
 from dearkd_trainer.checkpoint import write_atomically
+from dearkd_trainer.recipe import CROP_PCT
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CARD = "README.md"
 
 
 def model_config(
@@ -31,13 +40,26 @@ def model_config(
     std: Sequence[float],
     class_names: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """`config.json`: the timm architecture, its arguments under their own names, and what its input is."""
+    """`config.json`, as timm reads it: the architecture, its arguments, and in `pretrained_cfg` what its input is."""
+    labels = {"label_names": list(class_names)} if class_names is not None else {}
     return {
         "architecture": spec.architecture,
-        **dearkd_trainer.student.student_args(spec, num_classes, in_chans),
-        "mean": list(mean),
-        "std": list(std),
-        "class_names": list(class_names) if class_names is not None else None,
+        "num_classes": num_classes,
+        "num_features": spec.embed_dim,
+        "global_pool": "token",
+        **labels,
+        "model_args": dearkd_trainer.student.student_args(spec, num_classes, in_chans),
+        "pretrained_cfg": {
+            "num_classes": num_classes,
+            "input_size": [in_chans, spec.image_size, spec.image_size],
+            "fixed_input_size": True,
+            "crop_pct": CROP_PCT,
+            "interpolation": "bicubic",
+            "mean": list(mean),
+            "std": list(std),
+            "first_conv": "patch_embed.proj",
+            "classifier": ["head", "head_dist"] if spec.distilled else "head",
+        },
     }
 
 
@@ -57,13 +79,34 @@ def load_model(config: Mapping[str, Any], weights: Path) -> nn.Module:
         weights: a safetensors file.
 
     Raises:
-        InvalidInput: if the file does not hold the weights of that model.
+        InvalidInput: if the configuration builds no model, or the file does not hold the weights of that model.
     """
-    about_input = {"architecture", "mean", "std", "class_names"}
-    arguments = {name: value for name, value in config.items() if name not in about_input}
-    model: nn.Module = timm.create_model(config["architecture"], pretrained=False, **arguments)
+    try:
+        name, arguments = config["architecture"], config["model_args"]
+        model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"the {CONFIG} beside {weights} builds no model: {error!r}") from error
     try:
         model.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise InvalidInput(f"{weights} does not hold the weights of {config['architecture']}: {error}") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InvalidInput(f"{weights} does not hold the weights of {name}: {error}") from error
     return model.eval()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `path` once everything in it is written, and never otherwise.
+
+    Raises:
+        Conflict: if `path` is there already and is no empty folder.
+    """
+    path = path.absolute()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise Conflict(f"{path} is there already and not empty: name a folder that does not exist, or an empty one")
+    part = path.with_name(f".{path.name}.{new_id('tmp')}")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -25,6 +25,15 @@ def head_offsets(num_heads: int) -> list[tuple[int, int]]:
     return sorted(ring, key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset))[:num_heads]
 
 
+def rescaled(position_weight: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Weights (num_heads, 3) that look at the same part of the image on another grid.
+
+    Distances between the same two places grow with the grid, so the weights shrink with it [R].
+    """
+    down, right = (old / new for old, new in zip(old_grid, new_grid, strict=True))
+    return position_weight * position_weight.new_tensor([down * right, down, right])
+
+
 class MHCA(nn.Module):
     """Takes the place, and the weights, of the attention in a timm block.
 
@@ -70,6 +79,8 @@ class MHCA(nn.Module):
         self.locality = locality
         self.position_dropout = position_dropout
         self.initial_prefix_logit = prefix_logit
+        self.fused_attn = True
+        """False computes by plain matrix products: slower, and what exporters can follow (as in timm's attention)."""
         self.qkv: nn.Module = attention.qkv
         self.q_norm: nn.Module = attention.q_norm
         self.k_norm: nn.Module = attention.k_norm
@@ -90,13 +101,9 @@ class MHCA(nn.Module):
             self.prefix_logit.fill_(self.initial_prefix_logit)
 
     def set_grid_size(self, grid_size: tuple[int, int]) -> None:
-        """Carry on at another resolution: every head keeps looking at the same part of the image.
-
-        Distances between the same two places grow with the grid, so the weights shrink with it [R].
-        """
-        scale = [old / new for old, new in zip(self.grid_size, grid_size, strict=True)]
+        """Carry on at another resolution: every head keeps looking at the same part of the image."""
         with torch.no_grad():
-            self.position_weight.mul_(self.position_weight.new_tensor([scale[0] * scale[1], *scale]))
+            self.position_weight.copy_(rescaled(self.position_weight, self.grid_size, grid_size))
         self.grid_size = grid_size
 
     def position_logits(self) -> Tensor:
@@ -119,17 +126,39 @@ class MHCA(nn.Module):
         if attn_mask is not None or is_causal:
             raise ValueError("MHCA takes no attention mask: every token attends to all others")
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = self._project(x)
+        attended = self._attend(q, k, v) if self.fused_attn else self.attn_drop(self._weights(q, k)) @ v
+        x = attended.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim)
+        return cast(Tensor, self.proj_drop(self.proj(x)))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Who attends to whom, (B, num_heads, queries, keys); rows sum to 1. To look at: memory grows as tokens²."""
+        q, k, _ = self._project(x)
+        return self._weights(q, k)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, num_heads, tokens, head_dim) each."""
+        qkv = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         position = self.position_logits().to(q.dtype)
         dropout = self.attn_drop.p if self.training else 0.0
         if self.mix == "logits":
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=position[None], dropout_p=dropout)
-        else:
-            first = self.num_prefix_tokens
-            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            by_position = self.attn_drop(position[:, first:].softmax(-1)) @ v
-            attended = torch.cat([attended[:, :, :first], (attended[:, :, first:] + by_position) / 2], dim=2)
-        x = attended.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim)
-        return cast(Tensor, self.proj_drop(self.proj(x)))
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=position[None], dropout_p=dropout)
+        first = self.num_prefix_tokens
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        by_position: Tensor = self.attn_drop(position[:, first:].softmax(-1)) @ v
+        joined = (attended[:, :, first:] + by_position) / 2
+        return torch.cat([attended[:, :, :first], joined], dim=2)
+
+    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
+        content = q @ k.transpose(-2, -1) / self.head_dim**0.5
+        position = self.position_logits().to(q.dtype)
+        if self.mix == "logits":
+            return cast(Tensor, (content + position).softmax(-1))
+        first = self.num_prefix_tokens
+        weights = content.softmax(-1)
+        joined = (weights[:, :, first:] + position[:, first:].softmax(-1)) / 2
+        return torch.cat([weights[:, :, :first], joined], dim=2)

@@ -14,12 +14,13 @@ import timm
 import torch
 from timm.layers import Attention, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dearkd.specs import StudentSpec
 from dearkd.specs.recipes import STUDENTS
 from dearkd_trainer.mhca import MHCA, MhcaMix
+from dearkd_trainer.pretrained import adapt
 
 
 class StudentOutput(NamedTuple):
@@ -36,8 +37,8 @@ class StudentOutput(NamedTuple):
 class DearKDViT(VisionTransformer):
     """A ViT whose first `mhca_blocks` blocks attend by content and by position.
 
-    Names of weights are DeiT's, so that its checkpoints load where shapes allow (`strict=False`: they lack MHCA's
-    positional weights). With `mhca_blocks=0` it computes what timm's `VisionTransformer` does.
+    Names of weights are DeiT's, so that its checkpoints load where shapes allow (`pretrained.load_vit_weights`). With
+    `mhca_blocks=0` it computes what timm's `VisionTransformer` does.
 
     Args:
         mhca_blocks: how many blocks from the first have MHCA.
@@ -201,7 +202,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> DearKDViT
         DearKDViT,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=adapt,
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **(sizes | kwargs),
     )

@@ -1,0 +1,61 @@
+"""`dearkd export` and `dearkd evaluate`, plugged into the CLI (entry point group `dearkd.commands`)."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dearkd.cli.output import AsJson
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Its id (mdl-…), or a folder that holds one.")]
+
+
+class Format(StrEnum):
+    safetensors = "safetensors"
+    onnx = "onnx"
+    hf = "hf"
+
+
+def register_export(app: typer.Typer) -> None:
+    @app.command()
+    def export(
+        model: ModelArgument,
+        directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+        to: Annotated[
+            Format,
+            typer.Option(help="safetensors: weights and timm's config.json; onnx; hf: with a model card for the Hub."),
+        ],
+        licence: Annotated[
+            str | None,
+            typer.Option("--license", help="For the model card (hf), such as apache-2.0.", show_default="unknown"),
+        ] = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Write a trained student to a folder, for timm, ONNX Runtime or the Hugging Face Hub."""
+        from dearkd_trainer.commands.export import run_export
+
+        if licence is not None and to is not Format.hf:
+            raise typer.BadParameter(f"--license is for the model card of --to hf, there is none in {to}")
+        run_export(model, directory, to.value, licence=licence, as_json=as_json)
+
+
+def register_evaluate(app: typer.Typer) -> None:
+    @app.command()
+    def evaluate(
+        model: ModelArgument,
+        dataset: Annotated[
+            str,
+            typer.Argument(metavar="DATASET", help="Its id (ds-…), or a folder of *.tar shards or of class folders."),
+        ],
+        out: Annotated[
+            Path | None,
+            typer.Option(metavar="DIR", help="A new or empty folder for evaluation.json and pictures."),
+        ] = None,
+        batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 256,
+        as_json: AsJson = False,
+    ) -> None:
+        """Measure a trained student on a dataset: accuracy, calibration, confusion, how far its attention reaches."""
+        from dearkd_trainer.commands.evaluate import run_evaluate
+
+        run_evaluate(model, dataset, out=out, batch_size=batch_size, as_json=as_json)

@@ -1,0 +1,122 @@
+"""What `dearkd evaluate` does."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dearkd.cli.output import connect, note, print_json, print_table
+from dearkd.settings import Settings
+from dearkd.vision.devices import choose_device
+from dearkd.vision.shards import ShardDataset
+from dearkd_trainer.attention import head_distances, recorded_distances
+from dearkd_trainer.evaluation import Evaluation, WholeImages, evaluate
+from dearkd_trainer.export import new_folder
+from dearkd_trainer.pictures import attention_distance_picture, confusion_picture
+from dearkd_trainer.sources import TrainedModel, open_dataset, open_model, recorded_rows
+from dearkd_trainer.student import DearKDViT
+
+LOOKED_AT = 256
+"""Images, spread over the dataset, whose attention is measured."""
+
+
+def run_evaluate(reference: str, dataset: str, *, out: Path | None, batch_size: int, as_json: bool) -> None:
+    """Evaluate a model, print what was found, and leave pictures in `out` where one is named."""
+    settings = Settings()
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    if out is None:
+        report = _report(open_model(reference, connect, settings), dataset, settings, batch_size)
+    else:
+        with new_folder(out) as folder:
+            model = open_model(reference, connect, settings)
+            report = _report(model, dataset, settings, batch_size)
+            _write(folder, report, model)
+    if as_json:
+        print_json(report)
+    else:
+        _print(report, out)
+
+
+def _report(model: TrainedModel, reference: str, settings: Settings, batch_size: int) -> dict[str, Any]:
+    device = choose_device()
+    network = cast(DearKDViT, model.load().to(device))
+    about, size = model.config.pretrained_cfg, model.config.model_args.img_size
+    with open_dataset(reference, model, connect, settings) as data:
+        found = evaluate(
+            network, data, image_size=size, mean=about.mean, std=about.std, batch_size=batch_size, device=device
+        )
+        heads = head_distances(network, normalised_sample(data, size, about.mean, about.std).to(device))
+        samples = np.bincount(data.labels, minlength=model.num_classes).tolist()
+    return report_of(found, heads, model.class_names, samples) | {"model": model.name, "dataset": reference}
+
+
+def normalised_sample(
+    data: ShardDataset, image_size: int, mean: Sequence[float], std: Sequence[float], count: int = LOOKED_AT
+) -> Tensor:
+    """Up to `count` images (N, C, image_size, image_size), spread evenly over a dataset, as the model takes them."""
+    places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
+    images = WholeImages(data, places, image_size)
+    pixels = torch.stack([images[place][0] for place in range(len(images))]).float() / 255
+    shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return (pixels - shift) / scale
+
+
+def report_of(
+    found: Evaluation, heads: Sequence[Sequence[float]], class_names: Sequence[str], samples: Sequence[int]
+) -> dict[str, Any]:
+    """What `--json` prints, but for the names of model and dataset."""
+    report = asdict(found)
+    report["per_class"] = [
+        {"index": index, "name": name, "samples": count, "accuracy": accuracy}
+        for index, (name, count, accuracy) in enumerate(zip(class_names, samples, found.per_class, strict=True))
+    ]
+    report["attention_distance"] = {
+        "unit": "pixels",
+        "layers": [sum(layer) / len(layer) for layer in heads],
+        "heads": [list(layer) for layer in heads],
+    }
+    return report
+
+
+def _write(folder: Path, report: dict[str, Any], model: TrainedModel) -> None:
+    (folder / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    names = [row["name"] for row in report["per_class"]]
+    (folder / "confusion.png").write_bytes(confusion_picture(report["confusion"], names))
+    distances = report["attention_distance"]
+    series = {**recorded_distances(recorded_rows(model, connect)), "now": distances["layers"]}
+    (folder / "attention_distance.png").write_bytes(attention_distance_picture(series, distances["heads"]))
+
+
+def _print(report: dict[str, Any], out: Path | None) -> None:
+    print_table(
+        ["CLASS", "IMAGES", "ACCURACY"],
+        [
+            [row["name"], f"{row['samples']:,}", "–" if row["accuracy"] is None else f"{row['accuracy']:.2%}"]
+            for row in report["per_class"]
+        ],
+    )
+    print()
+    print_table(
+        ["ALL", ""],
+        [
+            ["images", f"{report['samples']:,}"],
+            ["top-1", f"{report['top1']:.2%}"],
+            ["top-5", f"{report['top5']:.2%}"],
+            ["loss", f"{report['loss']:.4f}"],
+            ["expected calibration error", f"{report['expected_calibration_error']:.4f}"],
+            [
+                "attention distance by layer, pixels",
+                " ".join(f"{distance:.1f}" for distance in report["attention_distance"]["layers"]),
+            ],
+        ],
+    )
+    if out is None:
+        note("--out DIR also writes the confusion matrix and the attention distances, as JSON and as pictures")
+    else:
+        note(f"{out / 'evaluation.json'}, {out / 'confusion.png'}, {out / 'attention_distance.png'}")

@@ -1,0 +1,58 @@
+"""What `dearkd export` does."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from dearkd.cli.output import connect, note, print_json
+from dearkd.resources import describe_file
+from dearkd.settings import Settings
+from dearkd_trainer.card import UNKNOWN_LICENCE, plain_card, with_licence
+from dearkd_trainer.export import CARD, CONFIG, WEIGHTS, new_folder
+from dearkd_trainer.onnx_export import export_onnx
+from dearkd_trainer.sources import TrainedModel, open_model
+
+Format = Literal["safetensors", "onnx", "hf"]
+ONNX = "model.onnx"
+
+
+def run_export(reference: str, directory: Path, to: Format, *, licence: str | None, as_json: bool) -> None:
+    """Export a model and say what was written."""
+    with new_folder(directory) as folder:
+        model = open_model(reference, connect, Settings())
+        more = write_export(model, folder, to, licence=licence)
+    files = [describe_file(path).model_dump() for path in sorted(directory.iterdir())]
+    if as_json:
+        print_json({"model": reference, "format": to, "directory": str(directory), "files": files, **more})
+        return
+    print(directory)
+    note(", ".join(f"{file['name']} ({file['bytes']:,} bytes)" for file in files))
+    if "difference" in more:
+        note(f"ONNX Runtime's logits differ from torch's by {more['difference']:.1e} at most")
+
+
+def write_export(model: TrainedModel, folder: Path, to: Format, *, licence: str | None = None) -> dict[str, Any]:
+    """Write a model's files in a format; returns what else there is to say.
+
+    `safetensors` is the weights and timm's `config.json`; `hf` has the model card beside them; `onnx` is `model.onnx`
+    and the same `config.json`, for the input's size, mean and std and the names of classes.
+    """
+    network = model.load()
+    (folder / CONFIG).write_text(json.dumps(model.raw_config, indent=2, ensure_ascii=False) + "\n")
+    if to == "onnx":
+        arguments = model.config.model_args
+        difference = export_onnx(network, folder / ONNX, in_chans=arguments.in_chans, image_size=arguments.img_size)
+        return {"difference": difference}
+    shutil.copyfile(model.files[WEIGHTS], folder / WEIGHTS)
+    if to == "hf":
+        (folder / CARD).write_text(_card(model, licence))
+    return {}
+
+
+def _card(model: TrainedModel, licence: str | None) -> str:
+    """The card that was written when the model was made, which knows most; else what the files alone tell."""
+    if CARD not in model.files:
+        return plain_card(Path(model.name).resolve().name, model.raw_config, licence=licence or UNKNOWN_LICENCE)
+    card = model.files[CARD].read_text()
+    return with_licence(card, licence) if licence is not None else card
