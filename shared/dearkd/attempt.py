@@ -37,7 +37,7 @@ class Attempt:
 
     Attributes:
         job: the record as it was when the unit was claimed.
-        unit: which part of the job this is: a shard's index, `finish` or `run`.
+        unit: which part of the job this is: a shard's index, `student`, `finish` or `run`.
     """
 
     def __init__(

@@ -46,14 +46,14 @@ class JobStore(JobRecords):
     # --- asking -----------------------------------------------------------------------------------------------------
 
     def create_synthesis(self, spec: BaseModel, *, images: int, shards: int) -> Job:
-        """Accept a synthesis job of `shards` units: record, index, wake-ups, all or nothing."""
+        """Accept a synthesis job of `shards` shards: record, index, wake-ups, all or nothing."""
         job = self._new("synthesis", spec, Progress(total=images, unit="images"))
         values = spec.model_dump(include={"priority", "parallelism"})
         with self._accepting(job), reachable():
             pipe = self.redis.pipeline(transaction=True)
             pipe.multi()  # said aloud, or rq would say it after our first commands
             self._write(pipe, job, priority=values["priority"], parallelism=values["parallelism"])
-            self._open(pipe, job.id, values["priority"], [str(i) for i in range(shards)])
+            self._open(pipe, job.id, values["priority"], _units(job), job.spec.get("adaptive_every"))
             for _ in range(min(values["parallelism"], shards, MAX_WAKES)):
                 wake(self.redis, QUEUES["synthesis"], job.id, pipeline=pipe)
             pipe.execute()
@@ -211,15 +211,18 @@ class JobStore(JobRecords):
                 "rank": RANKS[priority],
                 "parallelism": parallelism,
                 "waits_for": waits_for or "",
+                "student_every": job.spec.get("adaptive_every") or "",
             },
         )
         pipe.zadd(f"dearkd:jobs:{job.kind}", {job.id: 0})
         pipe.zadd(f"dearkd:jobs:{job.kind}:{job.status}", {job.id: 0})
         add_event(pipe, job.id, "status", {"status": job.status})
 
-    def _open(self, pipe: "Pipeline", identifier: str, priority: str, units: list[str]) -> None:
+    def _open(
+        self, pipe: "Pipeline", identifier: str, priority: str, units: list[str], student_every: int | None = None
+    ) -> None:
         kind = kind_of(identifier)
-        scores = {unit: float(unit) if unit.isdigit() else 0.0 for unit in units}
+        scores = {unit: _place(unit, student_every) for unit in units}
         pipe.delete(f"{job_key(identifier)}:open")
         pipe.zadd(f"{job_key(identifier)}:open", scores)
         pipe.zadd(f"dearkd:open:{kind}", {identifier: RANKS[priority] * 2**40})
@@ -278,7 +281,7 @@ class JobStore(JobRecords):
                 if job.kind == "training":
                     self._start_or_wait(pipe, identifier, priority, None if made else waits_for)
                 else:
-                    self._open(pipe, identifier, priority, [str(unit) for unit in range(_shards(job))])
+                    self._open(pipe, identifier, priority, _units(job), job.spec.get("adaptive_every"))
                     wake(self.redis, QUEUES["synthesis"], identifier, pipeline=pipe)
                 pipe.execute()
             except WatchError:
@@ -306,8 +309,8 @@ class JobStore(JobRecords):
         if job.kind == "training":
             self._start_or_wait(pipe, job.id, priority, waits_for)
             return
-        left = [str(i) for i in range(_shards(job)) if str(i) not in done]
-        self._open(pipe, job.id, priority, left or ["finish"])
+        left = [unit for unit in _units(job) if unit not in done]
+        self._open(pipe, job.id, priority, left or ["finish"], job.spec.get("adaptive_every"))
         for _ in range(min(int(job.spec["parallelism"]), max(1, len(left)), MAX_WAKES)):
             wake(self.redis, QUEUES["synthesis"], job.id, pipeline=pipe)
 
@@ -359,8 +362,18 @@ def model_of(job: str) -> str:
     return sibling(job, "mdl")
 
 
-def _shards(job: Job) -> int:
-    return -(-(job.progress.total or 0) // int(job.spec["shard_samples"]))
+def _units(job: Job) -> list[str]:
+    """All of a synthesis job's units but the last: its shards, and the student that it trains, if it does."""
+    shards = -(-(job.progress.total or 0) // int(job.spec["shard_samples"]))
+    return [*(str(index) for index in range(shards)), *(["student"] if job.spec.get("adaptive_every") else [])]
+
+
+def _place(unit: str, student_every: int | None) -> float:
+    """The order of units, as `scripts` has it: first those that the student is trained on, then the student."""
+    if unit == "student":
+        return -0.5
+    number = int(unit) if unit.isdigit() else 0
+    return number - 1e12 if student_every and number % student_every == 0 else number
 
 
 def _final(identifier: str) -> str:
