@@ -57,7 +57,7 @@ class Attempt:
     Attributes:
         job: the record as it was when the unit was claimed.
         cache: local copies of what it reads, there until the attempt ends, and scratch folders.
-        unit: which part of the job this is: a shard's index, `finish` or `run`.
+        unit: which part of the job this is: a shard's index, `student`, `finish` or `run`.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ def slow_step_seconds(job: Job) -> float:
         if job.kind == "synthesis"
         else [job.spec["student"]["image_size"]]
     )
-    return SLOW_PASS_SECONDS * float(job.spec["batch_size"]) * (max(sizes) / 224) ** 2
+    return SLOW_PASS_SECONDS * float(job.spec["batch_size"]) * (float(max(sizes)) / 224) ** 2
 
 
 def _end_this_process(code: int = -signal.SIGKILL) -> None:

@@ -12,13 +12,15 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dearkd.errors import CorruptData
 from dearkd.identifiers import new_id
 from dearkd.storage import Storage
 
@@ -65,6 +67,16 @@ class FileCache:
             CorruptData: if what is stored is something else.
             NotFound: if nothing is.
         """
+        return self.obtain(lambda path: storage.download(key, path, sha256=sha256), name=name, sha256=sha256, size=size)
+
+    def obtain(self, download: Callable[[Path], None], *, name: str, sha256: str, size: int) -> Path:
+        """As `fetch`, of what `download` writes to the path that it is given, whole or not at all.
+
+        Raises:
+            CorruptData: if that is something else, or `name` and `sha256`, which may be a stranger's, are no such.
+        """
+        if Path(name).name != name or re.fullmatch(r"[0-9a-f]{64}", sha256) is None:
+            raise CorruptData(f"a manifest names a file {name!r} with sha256 {sha256!r}: that is no name or no digest")
         folder = self.root / "files" / sha256
         path = folder / name
         descriptor = _hold(folder)
@@ -72,7 +84,12 @@ class FileCache:
             if not (path.exists() and _digest(path) == sha256):
                 path.unlink(missing_ok=True)  # the copy went bad, not the original
                 self._make_room(size)
-                storage.download(key, path, sha256=sha256)
+                download(path)
+                try:
+                    verify_copy(path, name=name, sha256=sha256, size=size)
+                except CorruptData:
+                    path.unlink(missing_ok=True)
+                    raise
             os.utime(folder)
         except BaseException:
             os.close(descriptor)
@@ -114,6 +131,20 @@ class FileCache:
                 size,
                 self.max_bytes,
             )
+
+
+def verify_copy(path: Path, *, name: str, sha256: str, size: int) -> None:
+    """Check a local file against its manifest before anything reads it.
+
+    Raises:
+        CorruptData: naming the file and what differs.
+    """
+    found = path.stat().st_size
+    if found != size:
+        raise CorruptData(f"{name} has {found} bytes, the manifest says {size}: it is truncated or altered")
+    digest = _digest(path)
+    if digest != sha256:
+        raise CorruptData(f"{name} has sha256 {digest}, the manifest says {sha256}: it was altered")
 
 
 def _hold(folder: Path) -> int:
@@ -166,6 +197,6 @@ def _bytes(folder: Path) -> int:
     return total
 
 
-def _digest(path: Path) -> str | None:
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

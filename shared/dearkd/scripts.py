@@ -4,6 +4,10 @@ A job's work is cut into *units*: a synthesis job has one for each shard (`"0"`,
 writes the manifest; a training run has the one unit `"run"`. A unit is open, claimed under a lease, or done. A claim
 carries a fencing token that grows; whoever holds an older one is told so and publishes nothing.
 
+A synthesis job that trains a student of its own (`student_every` is set) has the unit `"student"` too. It stands behind
+every `student_every`-th shard and before the others, and is alone: claimed only while nothing else of the job is, and
+while it is, nothing else of the job is claimed. So the others start when the student is there.
+
 Keys of a job: `{job}` (hash), `{job}:open` (sorted set of units), `{job}:claims` (hash unit → token), `{job}:holders`
 (hash unit → process that claimed it), `{job}:done` (hash unit → payload), `{job}:deaths` (hash unit → count),
 `{job}:causes` (hash unit → what ended its last holder), `{job}:partial` (hash unit → progress), `{job}:rows` (list of a
@@ -38,12 +42,22 @@ local function set_status(id, status, at)
   redis.call('XADD', k .. ':events', 'MAXLEN', '~', 2000, '*', 'type', 'status', 'at', at,
              'data', cjson.encode({status = status}))
 end
+-- The order of units, as `dearkd.store` has it: first those that the student is trained on, then the student (-0.5).
+local function place(id, unit)
+  if unit == 'finish' then return 1e15 end
+  if unit == 'student' then return -0.5 end
+  local number = tonumber(unit) or 0
+  local every = tonumber(redis.call('HGET', key(id), 'student_every') or '')
+  if every and number % every == 0 then return number - 1e12 end
+  return number
+end
+local function list(id)
+  local kind = redis.call('HGET', key(id), 'kind')
+  redis.call('ZADD', 'dearkd:open:' .. kind, 'NX', tonumber(redis.call('HGET', key(id), 'rank')) * 2^40, id)
+end
 local function reopen(id, unit)
-  local k = key(id)
-  redis.call('ZADD', k .. ':open', unit == 'finish' and 1e15 or (tonumber(unit) or 0), unit)
-  local kind = redis.call('HGET', k, 'kind')
-  local rank = tonumber(redis.call('HGET', k, 'rank'))
-  redis.call('ZADD', 'dearkd:open:' .. kind, 'NX', rank * 2^40, id)
+  redis.call('ZADD', key(id) .. ':open', place(id, unit), unit)
+  list(id)
 end
 local function drop_claim(id, unit)
   redis.call('HDEL', key(id) .. ':claims', unit)
@@ -94,7 +108,7 @@ set_status(id, status, ARGV[3])
 if status == 'blocked' then
   redis.call('SADD', key(awaited) .. ':waiting', id)
 else
-  for _, unit in ipairs(units) do redis.call('ZADD', k .. ':open', tonumber(unit) or 0, unit) end
+  for _, unit in ipairs(units) do redis.call('ZADD', k .. ':open', place(id, unit), unit) end
   reopen(id, units[1])
 end
 return {'ok', status}
@@ -109,8 +123,12 @@ local kind, at, now, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[
 for _, id in ipairs(redis.call('ZRANGE', 'dearkd:open:' .. kind, 0, -1)) do
   local k = key(id)
   local status = redis.call('HGET', k, 'status')
-  local room = tonumber(redis.call('HGET', k, 'parallelism') or '1') - redis.call('HLEN', k .. ':claims')
-  if status ~= 'queued' and status ~= 'running' then
+  local claims = redis.call('HLEN', k .. ':claims')
+  local room = tonumber(redis.call('HGET', k, 'parallelism') or '1') - claims
+  local alone = redis.call('HEXISTS', k .. ':claims', 'student') == 1
+    or (claims > 0 and redis.call('ZRANGE', k .. ':open', 0, 0)[1] == 'student')
+  if alone or (status ~= 'queued' and status ~= 'running') then
+    -- What waits for the student, or it for others, is listed again when one of the job's units ends.
     redis.call('ZREM', 'dearkd:open:' .. kind, id)
   elseif room > 0 then
     local popped = redis.call('ZPOPMIN', k .. ':open')
@@ -170,6 +188,7 @@ drop_claim(id, unit)
 redis.call('HSET', k .. ':done', unit, ARGV[4])
 redis.call('DEL', k .. ':deaths', k .. ':causes')
 if redis.call('HLEN', k .. ':done') >= tonumber(ARGV[5]) then reopen(id, 'finish') end
+if redis.call('ZCARD', k .. ':open') > 0 then list(id) end
 -- Canceled since the last beat: with this unit nobody is left who would notice.
 if redis.call('HGET', k, 'status') == 'canceling' and redis.call('HLEN', k .. ':claims') == 0 then
   set_status(id, 'canceled', ARGV[6])

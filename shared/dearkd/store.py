@@ -50,7 +50,7 @@ class JobStore(JobRecords):
     # --- asking -----------------------------------------------------------------------------------------------------
 
     def create_synthesis(self, spec: BaseModel, *, images: int, shards: int, max_queued: int | None = None) -> Job:
-        """Accept a synthesis job of `shards` units: record, index, wake-ups, all or nothing.
+        """Accept a synthesis job of `shards` shards: record, index, wake-ups, all or nothing.
 
         Args:
             spec: of the job.
@@ -64,7 +64,7 @@ class JobStore(JobRecords):
         """
         job = self._new("synthesis", spec, Progress(total=images, unit="images"))
         wakes = min(int(job.spec["parallelism"]), shards, MAX_WAKES)
-        return self._create(job, [str(i) for i in range(shards)], wakes=wakes, max_queued=max_queued)
+        return self._create(job, _units(job), wakes=wakes, max_queued=max_queued)
 
     def create_training(
         self, spec: BaseModel, *, epochs: int, waits_for: str | None, max_queued: int | None = None
@@ -215,6 +215,7 @@ class JobStore(JobRecords):
             "priority": priority,
             "rank": str(RANKS[priority]),
             "parallelism": str(job.spec.get("parallelism", 1)),
+            "student_every": str(job.spec.get("adaptive_every") or ""),
         }
         named = sorted(reads(job))
         args: list[str | int] = [
@@ -250,9 +251,11 @@ class JobStore(JobRecords):
         if waiting >= max_queued:
             raise too_many(waiting)
 
-    def _open(self, pipe: "Pipeline", identifier: str, priority: str, units: list[str]) -> None:
+    def _open(
+        self, pipe: "Pipeline", identifier: str, priority: str, units: list[str], student_every: int | None = None
+    ) -> None:
         kind = kind_of(identifier)
-        scores = {unit: float(unit) if unit.isdigit() else 0.0 for unit in units}
+        scores = {unit: _place(unit, student_every) for unit in units}
         pipe.delete(f"{job_key(identifier)}:open")
         pipe.zadd(f"{job_key(identifier)}:open", scores)
         pipe.zadd(f"dearkd:open:{kind}", {identifier: RANKS[priority] * 2**40})
@@ -299,7 +302,7 @@ class JobStore(JobRecords):
         if waits_for is not None and self.storage.exists(f"datasets/{dataset_of(waits_for)}/dataset.json"):
             waits_for = None
         self.storage.delete(_final(identifier))
-        units = ["run"] if job.kind == "training" else [str(unit) for unit in range(_shards(job))]
+        units = ["run"] if job.kind == "training" else _units(job)
         try:
             self._record(job, units, waits_for=waits_for, wakes=1)
         except DearKDError:
@@ -329,8 +332,8 @@ class JobStore(JobRecords):
         if job.kind == "training":
             self._start_or_wait(pipe, job.id, priority, waits_for)
             return
-        left = [str(i) for i in range(_shards(job)) if str(i) not in done]
-        self._open(pipe, job.id, priority, left or ["finish"])
+        left = [unit for unit in _units(job) if unit not in done]
+        self._open(pipe, job.id, priority, left or ["finish"], job.spec.get("adaptive_every"))
         for _ in range(min(int(job.spec["parallelism"]), max(1, len(left)), MAX_WAKES)):
             wake(self.redis, QUEUES["synthesis"], job.id, pipeline=pipe)
 
@@ -386,8 +389,18 @@ def _deleting(identifier: str) -> str:
     return f"dearkd:deleting:{identifier}"
 
 
-def _shards(job: Job) -> int:
-    return -(-(job.progress.total or 0) // int(job.spec["shard_samples"]))
+def _units(job: Job) -> list[str]:
+    """All of a synthesis job's units but the last: its shards, and the student that it trains, if it does."""
+    shards = -(-(job.progress.total or 0) // int(job.spec["shard_samples"]))
+    return [*(str(index) for index in range(shards)), *(["student"] if job.spec.get("adaptive_every") else [])]
+
+
+def _place(unit: str, student_every: int | None) -> float:
+    """The order of units, as `scripts` has it: first those that the student is trained on, then the student."""
+    if unit == "student":
+        return -0.5
+    number = int(unit) if unit.isdigit() else 0
+    return number - 1e12 if student_every and number % student_every == 0 else number
 
 
 def _final(identifier: str) -> str:

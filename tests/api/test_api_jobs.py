@@ -54,6 +54,10 @@ def test_a_dry_run_says_what_it_takes_and_creates_nothing(api: Api) -> None:
     assert api.http.get(JOBS).json() == {"data": [], "has_more": False}
     assert api.storage.children("jobs") == []
     assert api.http.post(JOBS, params={"dry_run": "true"}, json=plan["spec"]).json() == plan
+    assert plan["student"] is None
+    more = {"weights": {"adaptive": 0.5}, "adaptive_iterations": 9, "batch_size": 20}
+    competing = api.http.post(JOBS, params={"dry_run": "true"}, json=body | more).json()
+    assert competing["student"] == {"shards": 1, "images": 30, "iterations": 9, "teacher_forward_passes": 9 * 20}
     bad = api.http.post(JOBS, params={"dry_run": "true"}, json=body | {"seed": -1})
     assert pointers(bad) == ["/seed"]
 
@@ -75,7 +79,7 @@ def test_a_dry_run_says_what_it_takes_and_creates_nothing(api: Api) -> None:
         ({"weights": {"cross_entropy": -1, "magic": 2}}, ["/weights/cross_entropy", "/weights/magic"]),
         ({"phases": [{"resolution": 64, "input_size": 32, "iterations": 1}]}, ["/phases/0/resolution"]),
         ({"adaptive_student": "mdl-00000000000-00000000"}, ["/adaptive_student"]),
-        ({"weights": {"adaptive": 0.5}}, ["/adaptive_student"]),
+        ({"weights": {"adaptive": 0.5}, "shard_samples": 10_000}, ["/weights/adaptive"]),
         ({"batch_norm_layer_weights": [1.0, 1.0]}, ["/batch_norm_layer_weights"]),
         ({"crop_min_scale": 0.0, "statistics_memory": -1}, ["/crop_min_scale", "/statistics_memory"]),
         ({"images_per_class": 1, "weights": {"boundary": 1.0}}, ["/weights/boundary"]),

@@ -1,10 +1,11 @@
 """No sequence of client calls, worker steps and deaths breaks a job: tried by Hypothesis against a model of it."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
 from specs_for_tests import training_spec
-from test_ledger import expire_all, mark, synthesis
+from test_ledger import ADAPTIVE, expire_all, mark, synthesis
 
 from dearkd.errors import Conflict, LostLease
 from dearkd.jobs import TERMINAL, TRANSITIONS, JobError
@@ -12,19 +13,23 @@ from dearkd.ledger import Claim, Ledger
 from dearkd.worker import open_ledger
 
 SHARDS = 3
+FIRST = {"0", "2"}
+"""The shards that a job's own student is trained on, where it trains one."""
 
 
 class JobMachine(RuleBasedStateMachine):
     """The model: which units are done, who holds what by the model's own books, and what the status was last."""
 
     ledger: Ledger
+    trains_a_student = False
     claims: Bundle[Claim] = Bundle("claims")
 
     def __init__(self) -> None:
         super().__init__()
         self.ledger.redis.flushall()
         self.store = self.ledger.store
-        self.job = synthesis(self.store, SHARDS, parallelism=2).id
+        self.job = synthesis(self.store, SHARDS, parallelism=2, **(ADAPTIVE if self.trains_a_student else {})).id
+        self.units = SHARDS + self.trains_a_student
         self.run = self.store.create_training(training_spec(self.job), epochs=1, waits_for=self.job).id
         self.status = "queued"
         self.done: set[str] = set()
@@ -38,7 +43,14 @@ class JobMachine(RuleBasedStateMachine):
             return multiple()
         assert found.unit not in self.done
         assert found.unit not in self.held
-        assert found.unit != "finish" or len(self.done) == SHARDS
+        assert found.unit != "finish" or len(self.done) == self.units
+        if self.trains_a_student:
+            assert "student" not in self.held
+            if found.unit == "student":
+                assert self.done >= FIRST
+                assert not self.held
+            elif found.unit not in FIRST:
+                assert "student" in self.done
         self.held[found.unit] = found
         assert len(self.held) <= 2
         return found
@@ -56,7 +68,7 @@ class JobMachine(RuleBasedStateMachine):
                 self.publications += 1
                 self.held.clear()
             else:
-                mark(self.ledger, claim, units=SHARDS)
+                mark(self.ledger, claim, units=self.units)
                 self.done.add(claim.unit)
                 del self.held[claim.unit]
         except LostLease:
@@ -135,14 +147,21 @@ class JobMachine(RuleBasedStateMachine):
             if found.unit == "finish":
                 self.ledger.complete(found, {"dataset": "ds"})
             else:
-                mark(self.ledger, found, units=SHARDS)
+                mark(self.ledger, found, units=self.units)
         assert self.store.get(self.job).status == "succeeded"
 
 
-def test_no_sequence_of_steps_breaks_a_job(settings: object) -> None:
-    JobMachine.ledger = open_ledger(settings)  # type: ignore[arg-type]  # the fixture's type is Settings
-    JobMachine.TestCase.settings = _HYPOTHESIS
-    case = JobMachine.TestCase()
+class StudentMachine(JobMachine):
+    """The same of a job that trains a student between its first shards and the others."""
+
+    trains_a_student = True
+
+
+@pytest.mark.parametrize("machine", [JobMachine, StudentMachine])
+def test_no_sequence_of_steps_breaks_a_job(settings: object, machine: type[JobMachine]) -> None:
+    machine.ledger = open_ledger(settings)  # type: ignore[arg-type]  # the fixture's type is Settings
+    machine.TestCase.settings = _HYPOTHESIS
+    case = machine.TestCase()
     case.runTest()
 
 

@@ -12,11 +12,15 @@ from dearkd.datasets import Shard
 from dearkd.errors import Conflict, DiskFull, InvalidInput, LimitReached, LostLease, NotFound
 from dearkd.jobs import Job, JobError
 from dearkd.ledger import Claim, Ledger, holder
+from dearkd.resources import StoredFile
 from dearkd.settings import Settings
 from dearkd.store import JobStore, dataset_of
 from dearkd.worker import drain
 
 LEASE = 60.0
+STUDENT = StoredFile(name="adaptive_student.safetensors", bytes=1, sha256="0" * 64)
+ADAPTIVE = {"weights": {"adaptive": 1.0}, "adaptive_every": 2}
+"""Of three shards 0 and 2 come first, then the student, then 1."""
 
 
 def make_shard(index: int, samples: int = 10) -> Shard:
@@ -36,10 +40,10 @@ def claim(ledger: Ledger, kind: str = "synthesis") -> Claim:
 
 
 def mark(ledger: Ledger, unit: Claim, *, units: int) -> None:
-    """What a worker does: the shard goes to storage, then the unit is marked."""
-    shard = make_shard(int(unit.unit))
-    ledger.store.storage.put(f"datasets/{dataset_of(unit.job)}/{shard.name}", b"x")
-    ledger.done(unit, shard, units=units)
+    """What a worker does: the shard, or the student, goes to storage, then the unit is marked."""
+    made = STUDENT if unit.unit == "student" else make_shard(int(unit.unit))
+    ledger.store.storage.put(f"datasets/{dataset_of(unit.job)}/{made.name}", b"x")
+    ledger.done(unit, made, units=units)
 
 
 def expire_all(ledger: Ledger) -> None:
@@ -77,6 +81,56 @@ def test_parallelism_bounds_the_claims_of_a_job(ledger: Ledger, store: JobStore)
     assert ledger.claim("synthesis", LEASE) is None
     ledger.release(first)
     assert claim(ledger).unit == first.unit
+
+
+def test_shards_that_compete_with_the_jobs_own_student_wait_for_it(ledger: Ledger, store: JobStore) -> None:
+    job = synthesis(store, parallelism=4, **ADAPTIVE)
+    other = synthesis(store, shards=2, priority="low")
+    first, second = claim(ledger), claim(ledger)
+    assert (first.unit, second.unit) == ("0", "2")
+    between = claim(ledger)
+    assert between.job == other.id, "nobody else has to wait with it"
+    mark(ledger, first, units=4)
+    ledger.release(between)
+    assert claim(ledger).job == other.id, "one of the first shards is still being made"
+    mark(ledger, second, units=4)
+    trainer = claim(ledger)
+    assert (trainer.job, trainer.unit) == (job.id, "student")
+    ledger.report(trainer, done=0, per_second=None, metrics={"student_iteration": 3})
+    assert store.get(job.id).progress.done == 20, "it makes no images"
+    assert ledger.claim("synthesis", LEASE) is None, "the other job has no more room, and this one waits"
+    ledger.redis.zadd("dearkd:leases", {f"{job.id}#student": 0})
+    ledger.reap(max_deaths=3)
+    again = claim(ledger)
+    assert (again.job, again.unit) == (job.id, "student")
+    with pytest.raises(LostLease):
+        mark(ledger, trainer, units=4)
+    assert ledger.claim("synthesis", LEASE) is None
+    mark(ledger, again, units=4)
+    last = claim(ledger)
+    assert (last.job, last.unit) == (job.id, "1")
+    mark(ledger, last, units=4)
+    finishing = claim(ledger)
+    assert (finishing.job, finishing.unit) == (job.id, "finish")
+    ledger.complete(finishing, {"dataset": "ds"})
+    assert store.get(job.id).progress.done == 30
+
+
+def test_a_student_that_is_gone_from_storage_is_trained_again_on_retry(ledger: Ledger, store: JobStore) -> None:
+    job = synthesis(store, **ADAPTIVE)
+    for expected in ("0", "2", "student"):
+        unit = claim(ledger)
+        assert unit.unit == expected
+        mark(ledger, unit, units=4)
+    ledger.fail(job.id, JobError(code="x", message="x", retryable=True), claim(ledger))
+    store.storage.delete(f"datasets/{dataset_of(job.id)}/{STUDENT.name}")
+    store.storage.delete(f"datasets/{dataset_of(job.id)}/{make_shard(2).name}")
+    store.retry(job.id)
+    for expected in ("2", "student", "1"):
+        unit = claim(ledger)
+        assert unit.unit == expected
+        mark(ledger, unit, units=4)
+    assert claim(ledger).unit == "finish"
 
 
 def test_a_unit_is_claimed_once_however_many_ask(ledger: Ledger, store: JobStore) -> None:
@@ -263,6 +317,7 @@ def test_a_record_whose_acceptance_failed_is_forgotten_when_it_is_claimed(
 def test_jobs_that_redis_lost_are_retried_from_storage(ledger: Ledger, store: JobStore) -> None:
     job = synthesis(store, shards=2, priority="high", parallelism=2)
     run = store.create_training(training_spec(job.id), epochs=48, waits_for=job.id)
+    competing = synthesis(store, priority="low", **ADAPTIVE)
     over = synthesis(store, shards=1)
     mark(ledger, claim(ledger), units=2)
     stale = claim(ledger)
@@ -285,6 +340,12 @@ def test_jobs_that_redis_lost_are_retried_from_storage(ledger: Ledger, store: Jo
         mark(ledger, unit, units=2)
     ledger.complete(claim(ledger), {"dataset": "ds"})
     assert store.get(run.id).status == "queued"
+    store.cancel(over.id)
+    store.retry(competing.id)
+    for expected in ("0", "2", "student", "1"):
+        unit = claim(ledger)
+        assert (unit.job, unit.unit) == (competing.id, expected)
+        mark(ledger, unit, units=4)
     ledger.redis.flushall()
     with pytest.raises(Conflict, match="succeeded"):
         store.retry(job.id)

@@ -133,18 +133,18 @@ def test_a_student_of_other_classes_is_refused_before_any_step(small_teacher, st
         DeepInversion(model, teacher, spec, adaptive_student=student)
 
 
-@pytest.mark.parametrize(
-    ("posted", "pointer"),
-    [
-        ({"weights": {"adaptive": 0.5}}, "/adaptive_student"),
-        ({"adaptive_student": "mdl-1"}, "/adaptive_student"),
-    ],
-)
-def test_weight_and_student_come_together(small_teacher, posted: dict[str, object], pointer: str) -> None:
+def test_a_student_without_a_weight_is_refused(small_teacher) -> None:
     teacher: TeacherSpec = small_teacher()[1]
     with pytest.raises(InvalidInput) as caught:
-        SynthesisSpec.resolve({"teacher": "t"} | posted, teacher)
-    assert [error.pointer for error in caught.value.errors] == [pointer]
+        SynthesisSpec.resolve({"teacher": "t", "adaptive_student": "mdl-1"}, teacher)
+    assert [error.pointer for error in caught.value.errors] == ["/adaptive_student"]
+
+
+def test_a_student_that_is_named_must_be_given(small_teacher) -> None:
+    model, teacher = small_teacher()
+    posted = {"teacher": "t", "weights": {"adaptive": 0.5}, "adaptive_student": "mdl-1"}
+    with pytest.raises(InvalidInput, match="there is no student"):
+        DeepInversion(model, teacher, SynthesisSpec.resolve(posted, teacher))
 
 
 def test_there_is_a_gradient_where_the_published_clamp_has_none() -> None:

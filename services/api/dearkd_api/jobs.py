@@ -144,6 +144,7 @@ def synthesise(body: JsonBody, backend: Uses, dry_run: DryRun = False) -> Respon
                 "images": spec.num_samples,
                 "shards": spec.num_shards,
                 "estimated_bytes": spec.estimated_bytes(teacher.spec),
+                "student": _student(spec),
             }
         )
     return _accepted(
@@ -151,6 +152,19 @@ def synthesise(body: JsonBody, backend: Uses, dry_run: DryRun = False) -> Respon
             spec, images=spec.num_samples, shards=spec.num_shards, max_queued=backend.settings.max_queued_jobs
         )
     )
+
+
+def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
+    """What the training of the job's own student takes, where it trains one; its teacher passes are forward alone."""
+    if not spec.student_shards:
+        return None
+    lengths = spec.shard_lengths()
+    return {
+        "shards": len(spec.student_shards),
+        "images": sum(lengths[index] for index in spec.student_shards),
+        "iterations": spec.adaptive_iterations,
+        "teacher_forward_passes": spec.student_passes,
+    }
 
 
 @training.post(

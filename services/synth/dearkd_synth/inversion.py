@@ -9,8 +9,7 @@ No Redis, HTTP or storage is needed.
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -24,6 +23,7 @@ from dearkd.vision.images import decode, encode, pixel_range, quantise, to_input
 from dearkd.vision.teachers import check_teacher
 from dearkd_synth.batches import sample_label, shard_batches, shard_samples
 from dearkd_synth.boundary import FeatureBank, logit_margin
+from dearkd_synth.determinism import deterministic_convolutions
 from dearkd_synth.memory import StatisticsMemory
 from dearkd_synth.objective import Objective
 from dearkd_synth.resizing import resize
@@ -48,7 +48,8 @@ class DeepInversion:
         teacher_spec: its classes and preprocessing.
         spec: complete, as from `SynthesisSpec.resolve`.
         device: where to compute.
-        adaptive_student: the network that the adaptive term competes with; needed where that weighs anything. It takes
+        adaptive_student: the network that the adaptive term competes with; needed where that weighs anything, but not
+            for `spec.student_shards`, on whose images `dearkd_synth.competitor.train_competitor` trains one. It takes
             the teacher's normalised input at every phase's size (`dearkd_synth.student.StudentView`).
         on_step: told after every step, without waiting for the device. What it raises ends the work and is passed on.
 
@@ -76,12 +77,14 @@ class DeepInversion:
         self._on_step = on_step
         student = None
         if spec.weights.adaptive > 0:
-            if adaptive_student is None:
+            if adaptive_student is None and spec.adaptive_every is None:
                 raise InvalidInput.at(
                     "/adaptive_student", f"weights.adaptive is {spec.weights.adaptive}, but there is no student"
                 )
-            student = self._frozen_copy(adaptive_student)
+            student = self._frozen_copy(adaptive_student) if adaptive_student is not None else None
+        if student is not None:
             _check_student(student, teacher_spec, spec)
+        self._has_student = student is not None
         self._objective: Objective | None = Objective(spec, self._frozen_copy(teacher), student)
         self._black, self._white = pixel_range(teacher_spec, torch.empty(0, device=self.device))
         self._iterations = sum(phase.iterations for phase in spec.phases)
@@ -105,10 +108,19 @@ class DeepInversion:
 
         Raises:
             IndexError: if the spec has no such shard.
+            ValueError: if it competes with a student, and none was given.
             Diverged: if the optimisation left the finite numbers, even after `max_restarts` restarts.
             OutOfMemory: if the device has no memory for a batch, saying how large a one would fit.
         """
         samples = shard_samples(self.spec, index)
+        competes = self.spec.competes(index)
+        if competes and not self._has_student:
+            raise ValueError(
+                f"shard {index} competes with a student: train one on the images of shards "
+                f"{[*self.spec.student_shards]} and give it to another DeepInversion"
+            )
+        if self._objective is not None:
+            self._objective.compete(competes)
         bank, memory = FeatureBank(), StatisticsMemory(self.spec.statistics_memory)
         made: list[SynthesisedBatch] = []
         waiting = [
@@ -152,6 +164,8 @@ class DeepInversion:
         Raises:
             Diverged: if the optimisation left the finite numbers, even after `max_restarts` restarts.
         """
+        if self._objective is not None:
+            self._objective.compete(self._has_student)
         bank = FeatureBank() if bank is None else bank
         memory = StatisticsMemory(0) if memory is None else memory
         return self._make(labels, seed, bank, memory, self._start(len(labels)))
@@ -174,7 +188,7 @@ class DeepInversion:
             raise ValueError("this DeepInversion is closed: make another")
         targets = torch.tensor(labels, device=self.device)
         earlier = bank.of(targets) if self.spec.weights.boundary > 0 else None
-        with _deterministic_convolutions():
+        with deterministic_convolutions():
             while True:
                 generator = torch.Generator().manual_seed(seed)
                 try:
@@ -349,13 +363,3 @@ def rate_factor(spec: SynthesisSpec, phase: Phase, iteration: int) -> float:
 def _read(losses: Mapping[str, Tensor]) -> dict[str, float]:
     """The values of scalars on the device, in one transfer."""
     return dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-
-
-@contextmanager
-def _deterministic_convolutions() -> Iterator[None]:
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before

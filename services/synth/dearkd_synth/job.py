@@ -1,7 +1,8 @@
 """The service around the synthesis: a job's unit is turned into a call of the library, and its result into a shard.
 
-Unit `"3"` makes shard 3: images, tar on local disk, verified, uploaded with `create`, marked. Unit `"finish"` opens
-when every shard is marked and writes what makes a folder of shards a dataset, the manifest last.
+Unit `"3"` makes shard 3: images, tar on local disk, verified, uploaded with `create`, marked. Unit `"student"` trains
+the student that a job's other shards compete with, where it trains one (`trained_student`). Unit `"finish"` opens when
+every other is marked and writes what makes a folder of shards a dataset, the manifest last.
 """
 
 import io
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from dearkd.attempt import Attempt
 from dearkd.datasets import (
@@ -27,7 +29,7 @@ from dearkd.datasets import (
 )
 from dearkd.errors import CorruptData, NotFound
 from dearkd.jobs import now
-from dearkd.resources import Teacher, describe_file, fetch_weights, manifest_bytes, teachers
+from dearkd.resources import StoredFile, Teacher, describe_file, fetch_weights, manifest_bytes, teachers
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
 from dearkd.storage import AlreadyExists
@@ -43,6 +45,7 @@ from dearkd_synth.preview import compose_preview, write_strip
 from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.student import load_student
 from dearkd_synth.synthesised import Step, SynthesisedShard
+from dearkd_synth.trained_student import UNIT, fetch_student, make_student
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,8 @@ class ShardMaker:
     def __init__(self) -> None:
         self.device = choose_device()
         self._inversion: DeepInversion | None = None
-        self._job: str | None = None
+        self._made_for: tuple[str, bool] | None = None
+        """The job, and whether its own student takes part."""
         self._attempt: Attempt | None = None
         self._began = 0.0
 
@@ -83,6 +87,8 @@ class ShardMaker:
             raise NotFound(f"the teacher {spec.teacher} was deleted after this job was accepted") from None
         if attempt.unit == "finish":
             finish(attempt, spec, teacher)
+        elif attempt.unit == UNIT:
+            self._train_student(attempt, spec, teacher)
         else:
             self._make_shard(attempt, spec, teacher, int(attempt.unit))
 
@@ -101,26 +107,36 @@ class ShardMaker:
                 strip = write_strip(made.images, made.labels)
                 shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
         attempt.stop_reporting()
-        attempt.ledger.done(attempt.claim, shard, units=spec.num_shards)
+        attempt.ledger.done(attempt.claim, shard, units=spec.num_units)
         update_preview(attempt, teacher)
 
+    def _train_student(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
+        student = make_student(attempt, spec, teacher, self._load_teacher(attempt, teacher))
+        attempt.stop_reporting()
+        attempt.ledger.done(attempt.claim, student, units=spec.num_units)
+
+    def _load_teacher(self, attempt: Attempt, teacher: Teacher) -> nn.Module:
+        weights = fetch_weights(attempt.storage, teacher, attempt.cache)
+        return load_teacher(teacher.spec, weights, device=self.device)
+
     def _synthesise(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, index: int) -> SynthesisedShard:
-        if self._inversion is None or self._job != attempt.job.id:
+        made_for = (attempt.job.id, spec.adaptive_every is not None and spec.competes(index))
+        if self._inversion is None or self._made_for != made_for:
             self._close()
-            weights = fetch_weights(attempt.storage, teacher, attempt.cache)
+            student: nn.Module | None = None
+            if spec.adaptive_student is not None:
+                student = load_student(attempt.storage, spec.adaptive_student, teacher.spec, attempt.cache)
+            elif spec.competes(index):
+                student = fetch_student(attempt, teacher)
             self._inversion = DeepInversion(
-                load_teacher(teacher.spec, weights, device=self.device),
+                self._load_teacher(attempt, teacher),
                 teacher.spec,
                 spec,
                 device=self.device,
-                adaptive_student=(
-                    load_student(attempt.storage, spec.adaptive_student, teacher.spec, attempt.cache)
-                    if spec.adaptive_student is not None
-                    else None
-                ),
+                adaptive_student=student,
                 on_step=self._on_step,
             )
-            self._job = attempt.job.id
+            self._made_for = made_for
         self._attempt, self._began = attempt, time.monotonic()
         return self._inversion.shard(index)
 
@@ -137,7 +153,7 @@ class ShardMaker:
     def _close(self) -> None:
         if self._inversion is not None:
             self._inversion.close()
-        self._inversion = self._job = None
+        self._inversion = self._made_for = None
 
 
 def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path, shard: Shard, strip: bytes) -> Shard:
@@ -253,6 +269,10 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
             raise CorruptData(
                 f"{shard.name} has {stored} bytes in storage, but {shard.bytes} were written: delete it, retry the job"
             )
+    quality = merge_quality([shard.quality for shard in shards if shard.quality is not None])
+    if UNIT in payloads:
+        student = StoredFile.model_validate_json(payloads[UNIT])
+        quality["adaptive_student"] = {"sha256": student.sha256, "trained_on_shards": [*spec.student_shards]}
     manifest = DatasetManifest(
         id=identifier,
         name=spec.name or job.id,
@@ -267,7 +287,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         teacher=teacher.id,
         teacher_sha256=teacher.sha256,
         spec=job.spec,
-        quality=merge_quality([shard.quality for shard in shards if shard.quality is not None]),
+        quality=quality,
         job=job.id,
         seed=spec.seed,
         made_with=made_with(choose_device()),
@@ -289,7 +309,8 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
 def update_preview(attempt: Attempt, teacher: Teacher) -> None:
     """Compose the grid of what is done so far from the strips that the shards' makers left."""
     strips: list[tuple[bytes, Shard]] = []
-    for index in sorted(int(unit) for unit in attempt.ledger.payloads(attempt.job.id))[:MAX_STRIPS]:
+    made = (int(unit) for unit in attempt.ledger.payloads(attempt.job.id) if unit != UNIT)
+    for index in sorted(made)[:MAX_STRIPS]:
         try:
             shard = Shard.model_validate_json(attempt.storage.read(_side_key(attempt, index, "json")))
             strips.append((attempt.storage.read(_side_key(attempt, index, "png")), shard))

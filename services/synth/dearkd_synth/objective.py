@@ -20,7 +20,7 @@ class Objective:
     Args:
         spec: gives weights, margins and precision.
         teacher: frozen, in eval mode; its BatchNorm layers are replaced for good: give a copy.
-        adaptive_student: frozen, in eval mode; needed where the adaptive term weighs anything.
+        adaptive_student: frozen, in eval mode; without one there is no adaptive term.
     """
 
     def __init__(self, spec: SynthesisSpec, teacher: nn.Module, adaptive_student: nn.Module | None = None) -> None:
@@ -30,7 +30,15 @@ class Objective:
             teacher, first_weight=spec.first_batch_norm_weight, layer_weights=spec.batch_norm_layer_weights
         )
         self._student = adaptive_student
-        self._weights = {name: weight for name, weight in spec.weights.model_dump().items() if weight > 0}
+        self.compete(adaptive_student is not None)
+
+    def compete(self, takes_part: bool) -> None:
+        """Whether the adaptive term takes part from here on."""
+        self._weights: dict[str, float] = {
+            name: weight
+            for name, weight in self._spec.weights.model_dump().items()
+            if weight > 0 and (takes_part or name != "adaptive")
+        }
 
     def terms(
         self,

@@ -1,7 +1,6 @@
 """What a command line names: a stored model or dataset by its id, fetched over HTTP and verified, or a local folder."""
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ from torch import nn
 
 from dearkd.cli.image_folder import CLASS_NAMES, read_folder
 from dearkd.client import Client
-from dearkd.datasets import DatasetManifest, Shard, verify_file
+from dearkd.datasets import DatasetManifest, Shard
 from dearkd.errors import CorruptData, InvalidInput, NotFound
-from dearkd.identifiers import is_id, new_id
-from dearkd.resources import Model, StoredFile, describe_file
+from dearkd.file_cache import FileCache, verify_copy
+from dearkd.identifiers import is_id
+from dearkd.resources import Model, StoredFile
 from dearkd.settings import Settings
 from dearkd.storage import Storage
 from dearkd.vision.shards import ShardDataset
@@ -73,13 +73,13 @@ class TrainedModel:
         return load_model(self.raw_config, self.files[WEIGHTS])
 
 
-def open_model(reference: str, connect: Callable[[], Client], settings: Settings) -> TrainedModel:
+def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) -> TrainedModel:
     """The model of an id (`mdl-…`), or in a folder that holds `model.safetensors` and `config.json`.
 
     Args:
         reference: the id, or the folder.
         connect: gives a client of the API, for an id.
-        settings: say where verified copies are kept.
+        cache: keeps verified copies, for as long as it is open.
 
     Raises:
         InvalidInput: if it is neither, or its `config.json` is not ours.
@@ -90,7 +90,7 @@ def open_model(reference: str, connect: Callable[[], Client], settings: Settings
             manifest = Model.model_validate(client.get_model(reference))
             download = partial(client.download_model_file, reference)
             wanted = [file for file in manifest.files if file.name in FILES]
-            files = {file.name: _cached_file(file, download, settings.cache_dir) for file in wanted}
+            files = {file.name: _cached(cache, file, download) for file in wanted}
         missing = [name for name in (WEIGHTS, CONFIG) if name not in files]
         if missing:
             raise CorruptData(f"{reference} names no {missing[0]} among its files: {sorted(files)}")
@@ -125,7 +125,7 @@ def recorded_rows(model: TrainedModel, connect: Callable[[], Client]) -> list[di
 
 @contextmanager
 def open_dataset(
-    reference: str, model: TrainedModel, connect: Callable[[], Client], settings: Settings
+    reference: str, model: TrainedModel, connect: Callable[[], Client], cache: FileCache
 ) -> Iterator[ShardDataset]:
     """The dataset of an id (`ds-…`), or of a folder: `*.tar` shards, or a folder of images for each class.
 
@@ -141,7 +141,7 @@ def open_dataset(
             manifest = DatasetManifest.model_validate(client.get_dataset(reference))
             _require_same_classes(reference, manifest.num_classes, [c.name for c in manifest.classes], model)
             download = partial(client.download_dataset_file, reference)
-            paths = [_cached_shard(shard, download, settings.cache_dir) for shard in manifest.shards]
+            paths = [_cached(cache, shard, download) for shard in manifest.shards]
         yield _dataset(paths, model)
         return
     folder = Path(reference)
@@ -168,7 +168,7 @@ def _local_shards(folder: Path, reference: str, model: TrainedModel) -> list[Pat
         for shard in manifest.shards:
             if not (folder / shard.name).is_file():
                 raise CorruptData(f"{shard.name} is named by {folder / DATASET_MANIFEST}, but is not there")
-            verify_file(folder / shard.name, shard)
+            _verify(folder / shard.name, shard)
         return [folder / shard.name for shard in manifest.shards]
     if (folder / CLASS_NAMES).is_file():
         names = json.loads((folder / CLASS_NAMES).read_text())
@@ -195,52 +195,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], StudentConfig]:
         raise InvalidInput(f"{path} is not the {CONFIG} of a trained student: {error}") from None
 
 
-def _cached_file(file: StoredFile, download: Callable[[str, Path], None], cache: Path) -> Path:
-    path = cache / "models" / _digest(file.sha256) / file.name
-    if not path.exists() or describe_file(path).sha256 != file.sha256:
-        _fetch(path, partial(download, file.name), lambda part: _verify(part, file))
-    return path
+def _verify(path: Path, file: StoredFile | Shard) -> None:
+    verify_copy(path, name=file.name, sha256=file.sha256, size=file.bytes)
 
 
-def _cached_shard(shard: Shard, download: Callable[[str, Path], None], cache: Path) -> Path:
-    """In the workers' own cache, where `fetch_shard` looks too."""
-    if Path(shard.name).name != shard.name:
-        raise CorruptData(f"the manifest names a shard {shard.name!r}, which is no name of a file")
-    path = cache / "shards" / shard.sha256[:2] / _digest(shard.sha256) / shard.name
-    if path.exists():
-        try:
-            verify_file(path, shard)
-        except CorruptData:
-            path.unlink(missing_ok=True)
-        else:
-            return path
-    _fetch(path, partial(download, shard.name), lambda part: verify_file(part, shard))
-    return path
-
-
-def _digest(sha256: str) -> str:
-    """The same, once it is fit to be part of a path: what a server says is not ours."""
-    if re.fullmatch(r"[0-9a-f]{64}", sha256) is None:
-        raise CorruptData(f"the manifest gives {sha256!r} as a sha256")
-    return sha256
-
-
-def _fetch(path: Path, download: Callable[[Path], None], verify: Callable[[Path], None]) -> None:
-    """Put a file into the cache once it is verified."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(new_id("tmp"))
-    try:
-        download(part)
-        verify(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _verify(path: Path, file: StoredFile) -> None:
-    found = describe_file(path)
-    if (found.bytes, found.sha256) != (file.bytes, file.sha256):
-        raise CorruptData(
-            f"{file.name} has {found.bytes} bytes and sha256 {found.sha256}, the manifest says {file.bytes} and "
-            f"{file.sha256}: it is truncated or altered"
-        )
+def _cached(cache: FileCache, file: StoredFile | Shard, download: Callable[[str, Path], None]) -> Path:
+    return cache.obtain(partial(download, file.name), name=file.name, sha256=file.sha256, size=file.bytes)

@@ -62,7 +62,14 @@ class SynthesisSpec(Spec):
     """A batch is matched to the statistics together with up to so many images that its shard already holds [R]; 0 is
     DeepInversion's way, each batch for itself."""
     adaptive_student: str | None = None
-    """Id of the model that the adaptive term competes with: of the teacher's classes and channels."""
+    """Id of the model that the adaptive term competes with: of the teacher's classes and channels. With none named, a
+    small CNN is trained for it on the job's first shards."""
+    adaptive_every: int | None = Field(default=None, ge=2)
+    """Every so-many-th shard (0, n, 2n, …) is made first, without the adaptive term; the job's student is trained on
+    them, and the other shards compete with it [R]. Only where such a student is trained; the default lies between 2 and
+    10, so that each group of classes has a shard among them where it has two or more."""
+    adaptive_iterations: int = Field(default=300, ge=1)
+    """Steps of that student's training, of `batch_size` images each [R]."""
     boundary_margin: float
     """τ [R]: a sample counts as well inside its class if its logit leads the next by more than this."""
     similarity_margin: float = Field(ge=-1, le=1)
@@ -140,6 +147,25 @@ class SynthesisSpec(Spec):
         """Forward and backward passes of single images through the teacher, over the whole job."""
         return self.num_samples * sum(phase.iterations for phase in self.phases)
 
+    @property
+    def student_shards(self) -> range:
+        """The shards that the job's own student is trained on; empty where it trains none."""
+        return range(0, self.num_shards, self.adaptive_every) if self.adaptive_every else range(0)
+
+    @property
+    def student_passes(self) -> int:
+        """Forward passes of single images through the teacher, alone, in the training of the job's own student."""
+        return self.adaptive_iterations * self.batch_size if self.adaptive_every else 0
+
+    @property
+    def num_units(self) -> int:
+        """What has to be done before the manifest can be written: the shards, and the student where one is trained."""
+        return self.num_shards + bool(self.adaptive_every)
+
+    def competes(self, shard: int) -> bool:
+        """Whether the adaptive term takes part in a shard."""
+        return self.weights.adaptive > 0 and shard not in self.student_shards
+
     def estimated_bytes(self, teacher: TeacherSpec) -> int:
         """Bytes of all shards: pixels as they are (synthetic images compress little), JSON, label, tar headers."""
         return self.num_samples * _sample_bytes(teacher, self.store_logits)
@@ -194,12 +220,25 @@ class SynthesisSpec(Spec):
                 f"{self.weights.boundary}, but a class has one image in a batch and so no positive: "
                 "set it to 0, or raise batch_size / classes_per_batch and images_per_class to 2 or more",
             )
-        if self.weights.adaptive > 0 and self.adaptive_student is None:
+        trains = self.weights.adaptive > 0 and self.adaptive_student is None
+        if trains and self.num_shards < 2:
             refuse(
-                "/adaptive_student",
-                f"required where weights.adaptive is above 0, and it is {self.weights.adaptive}: name a model that was "
-                "trained on images of this teacher (none is trained along the way), or set the weight to 0",
+                "/weights/adaptive",
+                f"{self.weights.adaptive}, but there is one shard, and the student that it needs is trained on the "
+                f"first: set shard_samples to at most {(self.num_samples + 1) // 2}, raise images_per_class, name an "
+                "adaptive_student, or set the weight to 0",
             )
+        if trains and not any(weight for name, weight in self.weights.model_dump().items() if name != "adaptive"):
+            refuse(
+                "/weights",
+                "all but adaptive are 0, which takes no part in the first shards, so that nothing is left to optimise: "
+                "leave another above it, or name an adaptive_student",
+            )
+        if self.adaptive_every is not None and not trains:
+            why = "adaptive_student is named" if self.weights.adaptive > 0 else "weights.adaptive is 0"
+            refuse("/adaptive_every", f"{self.adaptive_every}, but no student is trained along the way, since {why}")
+        if self.adaptive_iterations > limits.max_iterations:
+            refuse("/adaptive_iterations", f"{self.adaptive_iterations}; this server allows {limits.max_iterations}")
         if self.adaptive_student is not None and self.weights.adaptive == 0:
             refuse("/adaptive_student", "a student is named, but weights.adaptive is 0: set both or neither")
         sample_bytes = _sample_bytes(teacher, self.store_logits)
@@ -247,6 +286,7 @@ def _fit(filled: dict[str, Any], given: Mapping[str, Any], teacher: TeacherSpec)
         filled["shard_samples"] = min(
             batches * batch, max(1, MAX_SHARD_BYTES // _sample_bytes(teacher, filled.get("store_logits") is True))
         )
+    filled |= _student_shards(filled, given)
     posted_weights = given.get("weights")
     asked = isinstance(posted_weights, Mapping) and "boundary" in posted_weights
     if not asked and min(batch // groups, per_class) < 2 and isinstance(filled["weights"], dict):
@@ -262,6 +302,26 @@ def _fit(filled: dict[str, Any], given: Mapping[str, Any], teacher: TeacherSpec)
         ]
         filled["warmup_iterations"] = max(0, min(filled["warmup_iterations"], sum(steps) // 10))
     return filled
+
+
+def _student_shards(filled: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """How the samples are cut, where a student is trained on some shards, so that there are some and others [R]."""
+    weights, shard, batch = filled["weights"], filled["shard_samples"], filled["batch_size"]
+    adaptive = weights.get("adaptive") if isinstance(weights, Mapping) else None
+    if not isinstance(adaptive, int | float) or adaptive <= 0 or filled.get("adaptive_student") is not None:
+        return {}
+    samples = len(filled["classes"]) * filled["images_per_class"]
+    if "shard_samples" not in given and shard >= samples:
+        half = (samples + 1) // 2
+        shard = -(-half // batch) * batch if samples > batch else half
+    if not isinstance(shard, int) or shard < 1:
+        return {}  # the check to come says what is wrong
+    cut = {"shard_samples": shard}
+    if given.get("adaptive_every") is None:
+        group = min(filled["classes_per_batch"], len(filled["classes"])) * filled["images_per_class"]
+        # With one group every shard holds all classes.
+        cut["adaptive_every"] = 10 if group >= samples else max(2, min(10, group // shard))
+    return cut
 
 
 def _sample_bytes(teacher: TeacherSpec, logits: bool) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dearkd.cli.output import connect, note, print_json, print_table
+from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
 from dearkd.vision.devices import choose_device
 from dearkd.vision.shards import ShardDataset
@@ -30,24 +31,25 @@ def run_evaluate(reference: str, dataset: str, *, out: Path | None, batch_size: 
     settings = Settings()
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
-    if out is None:
-        report = _report(open_model(reference, connect, settings), dataset, settings, batch_size)
-    else:
-        with new_folder(out) as folder:
-            model = open_model(reference, connect, settings)
-            report = _report(model, dataset, settings, batch_size)
-            _write(folder, report, model)
+    with FileCache(settings.cache_dir, settings.cache_bytes) as cache:
+        if out is None:
+            report = _report(open_model(reference, connect, cache), dataset, cache, batch_size)
+        else:
+            with new_folder(out) as folder:
+                model = open_model(reference, connect, cache)
+                report = _report(model, dataset, cache, batch_size)
+                _write(folder, report, model)
     if as_json:
         print_json(report)
     else:
         _print(report, out)
 
 
-def _report(model: TrainedModel, reference: str, settings: Settings, batch_size: int) -> dict[str, Any]:
+def _report(model: TrainedModel, reference: str, cache: FileCache, batch_size: int) -> dict[str, Any]:
     device = choose_device()
     network = cast(DearKDViT, model.load().to(device))
     about, size = model.config.pretrained_cfg, model.config.model_args.img_size
-    with open_dataset(reference, model, connect, settings) as data:
+    with open_dataset(reference, model, connect, cache) as data:
         found = evaluate(
             network, data, image_size=size, mean=about.mean, std=about.std, batch_size=batch_size, device=device
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dearkd.cli.output import connect, note, print_json
+from dearkd.file_cache import FileCache
 from dearkd.resources import describe_file
 from dearkd.settings import Settings
 from dearkd_trainer.card import UNKNOWN_LICENCE, plain_card, with_licence
@@ -19,8 +20,9 @@ ONNX = "model.onnx"
 
 def run_export(reference: str, directory: Path, to: Format, *, licence: str | None, as_json: bool) -> None:
     """Export a model and say what was written."""
-    with new_folder(directory) as folder:
-        model = open_model(reference, connect, Settings())
+    settings = Settings()
+    with FileCache(settings.cache_dir, settings.cache_bytes) as cache, new_folder(directory) as folder:
+        model = open_model(reference, connect, cache)
         more = write_export(model, folder, to, licence=licence)
     files = [describe_file(path).model_dump() for path in sorted(directory.iterdir())]
     if as_json:
