@@ -110,7 +110,7 @@ class Attempt:
         self.check()
 
     def publish(self, action: Callable[[], T]) -> T:
-        """Confirm the claim and do what needs storage; through an outage of it again and again, with growing pauses.
+        """Confirm the claim and act; through an outage of storage or Redis again and again, with growing pauses.
 
         What took hours to compute must not be lost because nobody could take it for a minute.
 

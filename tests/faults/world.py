@@ -96,7 +96,7 @@ class World:
         return [line.split()[1] for line in self.log(job) if " begins on " in line]
 
     def holder(self, job: str) -> "Workers":
-        """Who works on a job, by the ledger's own book, once somebody does; horses that are just ending do not count."""
+        """Who works on a job, by the ledger's own book, once somebody does: not a horse that is just ending."""
         held: list[bytes] = []
 
         def found() -> bool:

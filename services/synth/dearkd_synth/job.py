@@ -101,7 +101,7 @@ class ShardMaker:
                 strip = write_strip(made.images, made.labels)
                 shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
         attempt.stop_reporting()
-        attempt.ledger.done(attempt.claim, shard, units=spec.num_shards)
+        attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard, units=spec.num_shards))
         update_preview(attempt, teacher)
 
     def _synthesise(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, index: int) -> SynthesisedShard:
@@ -283,7 +283,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     except AlreadyExists:
         attempt.note("the manifest lies in storage already: another worker finished first")
     attempt.stop_reporting()
-    attempt.ledger.complete(attempt.claim, {"dataset": identifier})
+    attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"dataset": identifier}))
 
 
 def update_preview(attempt: Attempt, teacher: Teacher) -> None:
