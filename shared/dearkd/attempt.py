@@ -203,7 +203,7 @@ def slow_step_seconds(job: Job) -> float:
         if job.kind == "synthesis"
         else [job.spec["student"]["image_size"]]
     )
-    return SLOW_PASS_SECONDS * float(job.spec["batch_size"]) * (max(sizes) / 224) ** 2
+    return SLOW_PASS_SECONDS * float(job.spec["batch_size"]) * float(max(sizes) / 224) ** 2
 
 
 def _end_this_process(code: int = -signal.SIGKILL) -> None:
