@@ -26,7 +26,7 @@ from rq import Worker, worker_registration
 from rq.exceptions import AbandonedJobError
 from rq.serializers import JSONSerializer
 
-from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, HandBack
+from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, HandBack, end_this_process
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
 from dearkd.ledger import Claim, Ledger, holder
@@ -229,6 +229,11 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 class ListeningWorker(Worker):
     """rq's worker, but an outage of Redis does not end it while its work-horse works, since the horse would end too."""
 
+    def main_work_horse(self, job: Any, queue: Any) -> None:
+        # From the fork on: a worker that is killed while its horse still imports leaves an orphan that nobody ends.
+        threading.Thread(target=_end_with, args=(self.pid,), daemon=True).start()
+        super().main_work_horse(job, queue)
+
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
         # A Redis that was emptied knows this worker no more, and nobody would believe that there is one.
@@ -327,8 +332,8 @@ def _listen(name: QueueName, supervisor: int) -> None:
     worker.work(logging_level=settings.log_level)
 
 
-def _end_with(supervisor: int) -> None:
-    """End when the supervisor is gone: a worker that nobody restarts or stops must not stay."""
-    while os.getppid() == supervisor:
+def _end_with(parent: int) -> None:
+    """End when the parent is gone: a process that nobody restarts or stops must not stay. Its lease runs out."""
+    while os.getppid() == parent:
         time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGKILL)
+    end_this_process()
