@@ -1,13 +1,14 @@
 """One attempt at a unit of work: lease, heartbeat, cancel, progress. Whatever a task does, it does inside one.
 
 The main thread computes and calls `check` at every step, which costs a flag's reading. A second thread prolongs the
-lease, notices a cancel, a lost lease or a dead parent, and sends the latest progress to Redis, so that the optimisation
+lease, notices a cancel or a lost lease, and sends the latest progress to Redis, so that the optimisation
 never waits for the network.
 """
 
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -73,7 +74,6 @@ class Attempt:
         self._interrupt: DearKDError | None = None
         self._latest: tuple[int, float | None, dict[str, Any]] | None = None
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{claim.unit}", daemon=True)
-        self._parent = os.getppid()
         self._interrupted_at: float | None = None
         self._checked = time.monotonic()
         self._patience = settings.stall_seconds + slow_step_seconds(job)
@@ -117,7 +117,7 @@ class Attempt:
         self.check()
 
     def publish(self, action: Callable[[], T]) -> T:
-        """Confirm the claim and do what needs storage; through an outage of it again and again, with growing pauses.
+        """Confirm the claim and act; through an outage of storage or Redis again and again, with growing pauses.
 
         What took hours to compute must not be lost because nobody could take it for a minute.
 
@@ -184,9 +184,6 @@ class Attempt:
         going = True
         while going:
             going = not self._stop.wait(min(REPORT_SECONDS, self.settings.heartbeat_seconds))
-            if os.getppid() != self._parent:
-                # The worker was killed: without a parent nobody ends or restarts this process. Its lease runs out.
-                _end_this_process()
             try:
                 if going and time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + self.settings.heartbeat_seconds
@@ -195,7 +192,7 @@ class Attempt:
                     self._insist(self._interrupt)
                 if going and time.monotonic() - self._checked > self._patience:
                     self.note(f"unit {self.unit} made no step for {self._patience:.0f} s: it hangs, and is ended")
-                    _end_this_process(HUNG)
+                    end_this_process(HUNG)
                 latest, self._latest = self._latest, None
                 if latest is not None and self._interrupt is None:
                     done, per_second, metrics = latest
@@ -211,7 +208,7 @@ class Attempt:
         if time.monotonic() - self._interrupted_at < STOP_SECONDS:
             return
         self.note(f"unit {self.unit} did not stop within {STOP_SECONDS:.0f} s, and is killed: {why.message}")
-        _end_this_process()
+        end_this_process()
 
 
 def slow_step_seconds(job: Job) -> float:
@@ -224,11 +221,14 @@ def slow_step_seconds(job: Job) -> float:
     return SLOW_PASS_SECONDS * float(job.spec["batch_size"]) * (float(max(sizes)) / 224) ** 2
 
 
-def _end_this_process(code: int = -signal.SIGKILL) -> None:
+def end_this_process(code: int = -signal.SIGKILL) -> None:
     """At once, and every other that it started: those in sessions of their own (torchrun's) would go on without it."""
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    below = [process.pid for process in psutil.Process().children(recursive=True)]
+    # No other thread may run from here on: the main thread would take the end of its children for a fault of the job.
+    sys.setswitchinterval(3600)
+    for pid in below:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     if code >= 0:
         os._exit(code)
     os.kill(os.getpid(), -code)

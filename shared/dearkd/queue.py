@@ -22,9 +22,9 @@ QUEUES: dict[Kind, QueueName] = {"synthesis": "synth", "training": "train"}
 
 # Functions go by name, so that who enqueues imports neither torch nor the service.
 TASKS: dict[QueueName, str] = {
-    "synth": "dearkd_synth.job.drain",
-    "train": "dearkd_trainer.job.drain",
-    "inspect": "dearkd.vision.inspection.inspect",
+    "synth": "dearkd.worker.synthesize",
+    "train": "dearkd.worker.train",
+    "inspect": "dearkd.worker.inspect",
 }
 
 # A task that outlives its worker's interest is ended by cancel or lease; these bounds are the last resort.

@@ -26,11 +26,11 @@ from rq import Worker, worker_registration
 from rq.exceptions import AbandonedJobError
 from rq.serializers import JSONSerializer
 
-from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, Died, HandBack
+from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, Died, HandBack, end_this_process
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
 from dearkd.ledger import Claim, Ledger, holder
-from dearkd.queue import QUEUES, TASKS, QueueName, connect, queue, wake
+from dearkd.queue import QUEUES, QueueName, connect, queue, wake
 from dearkd.reaper import Reaper
 from dearkd.records import reachable
 from dearkd.registration import Registrations
@@ -53,6 +53,32 @@ T = TypeVar("T")
 
 Perform = Callable[[Attempt], None]
 """Does a unit's work, publishes and marks it. Raises to fail the job; `Attempt.check`'s exceptions pass through."""
+
+
+def synthesize(job: str) -> None:
+    """The rq task of synth workers; `job` is only what woke it."""
+    _begin("synthesis", "dearkd_synth.job", job)
+
+
+def train(job: str) -> None:
+    """The rq task of trainer workers; `job` is only what woke it."""
+    _begin("training", "dearkd_trainer.job", job)
+
+
+def inspect(ticket: str) -> None:
+    """The rq task of inspectors."""
+    importlib.import_module("dearkd.vision.inspection").inspect(ticket)
+
+
+def _begin(kind: Kind, module: str, job: str) -> None:
+    """Import the service and let it drain, unless there is nothing to do: then torch need not be imported.
+
+    By name, since `dearkd` imports no service; and here, since rq hides why a module does not import.
+    """
+    with suppress(Unavailable), reachable():
+        if not connect(Settings()).zcard(f"dearkd:open:{kind}"):
+            return
+    importlib.import_module(module).drain(job)
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -234,6 +260,11 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 class ListeningWorker(Worker):
     """rq's worker, but an outage of Redis does not end it while its work-horse works, since the horse would end too."""
 
+    def main_work_horse(self, job: Any, queue: Any) -> None:
+        # From the fork on: a worker that is killed while its horse still imports leaves an orphan that nobody ends.
+        threading.Thread(target=_end_with, args=(self.pid,), daemon=True).start()
+        super().main_work_horse(job, queue)
+
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
         # A Redis that was emptied knows this worker no more, and nobody would believe that there is one.
@@ -270,11 +301,6 @@ def _blame_task(ledger: Ledger, name: QueueName, job: Any, kind: type[BaseExcept
     """rq calls this, in the work-horse, when a task raised: its code does not import, or it has an error of its own."""
     if issubclass(kind, AbandonedJobError):
         return True  # rq, tidying up, found the task of a worker that was killed: whoever saw that has buried it
-    try:
-        # rq says of a module that fails to import only that it lacks the function.
-        importlib.import_module(TASKS[name].rpartition(".")[0])
-    except Exception as real:
-        kind, error = type(real), real
     cause = f"could not do its task: {kind.__name__}: {error}"
     _blame(ledger, name, job, holder(os.getppid(), os.getpid()), cause)
     # The next one would meet the same at once: a pause leaves the jobs to workers that can.
@@ -332,8 +358,8 @@ def _listen(name: QueueName, supervisor: int) -> None:
     worker.work(logging_level=settings.log_level)
 
 
-def _end_with(supervisor: int) -> None:
-    """End when the supervisor is gone: a worker that nobody restarts or stops must not stay."""
-    while os.getppid() == supervisor:
-        time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _end_with(parent: int) -> None:
+    """End when the parent is gone: a process that nobody restarts or stops must not stay. Its lease runs out."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    end_this_process()

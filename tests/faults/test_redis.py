@@ -1,8 +1,5 @@
 """Redis dies, is away for a while, or comes back empty."""
 
-import json
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -11,7 +8,8 @@ import pytest
 from world import SYNTHESIS, TRAINING, World, workers
 
 from dearkd.client import Json
-from services import environment, eventually
+from dearkd.doctor import Finding, check_jobs
+from services import eventually
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -56,12 +54,8 @@ def test_an_outage_is_answered_at_once_and_costs_no_work(
     assert rows[0] == rows[1]
 
 
-def doctor(here: World, *options: str) -> Any:
-    env = environment(here.settings, DEARKD_URL=here.tree.url)
-    done = subprocess.run(
-        [sys.executable, "-m", "dearkd.cli", "doctor", "--json", *options], env=env, capture_output=True, text=True
-    )
-    (found,) = (check for check in json.loads(done.stdout)["checks"] if check["subject"] == "jobs")
+def doctor(here: World, *, resubmit: bool = False) -> Finding:
+    (found,) = check_jobs(here.settings.model_copy(update={"url": here.tree.url}), resubmit=resubmit)
     return found
 
 
@@ -78,11 +72,11 @@ def test_an_emptied_redis_loses_no_result_and_the_doctor_brings_back_what_had_no
     assert undisturbed["result"]["dataset"] in {found["id"] for found in client.list_datasets()}
     assert undisturbed_run["result"]["model"] in {found["id"] for found in client.list_models()}
     lost = doctor(here)
-    assert lost["state"] == "problem"
-    assert job in lost["detail"]
-    assert run in lost["detail"]
-    assert "--resubmit" in lost["remedy"]
-    assert doctor(here, "--resubmit")["state"] == "ok"
+    assert lost.state == "problem"
+    assert job in lost.detail
+    assert run in lost.detail
+    assert "--resubmit" in lost.remedy
+    assert doctor(here, resubmit=True).state == "ok"
     made = client.wait_for_job(job)
     assert made["status"] == "succeeded", made["error"]
     assert here.shards(made) == here.shards(undisturbed)
@@ -90,6 +84,6 @@ def test_an_emptied_redis_loses_no_result_and_the_doctor_brings_back_what_had_no
     assert trained["status"] == "succeeded", trained["error"]
     rows = [[row["loss"] for row in client.list_metrics(i)] for i in (run, undisturbed_run["id"])]
     assert rows[0] == rows[1]
-    assert doctor(here)["state"] == "ok"
+    assert doctor(here).state == "ok"
     spec, weights = plain_teacher
     assert client.create_teacher(spec.model_dump(), weights)["id"], "the inspector is known again"

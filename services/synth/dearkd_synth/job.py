@@ -107,13 +107,13 @@ class ShardMaker:
                 strip = write_strip(made.images, made.labels)
                 shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
         attempt.stop_reporting()
-        attempt.ledger.done(attempt.claim, shard, units=spec.num_units)
+        attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard, units=spec.num_units))
         update_preview(attempt, teacher)
 
     def _train_student(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         student = make_student(attempt, spec, teacher, self._load_teacher(attempt, teacher))
         attempt.stop_reporting()
-        attempt.ledger.done(attempt.claim, student, units=spec.num_units)
+        attempt.publish(lambda: attempt.ledger.done(attempt.claim, student, units=spec.num_units))
 
     def _load_teacher(self, attempt: Attempt, teacher: Teacher) -> nn.Module:
         weights = fetch_weights(attempt.storage, teacher, attempt.cache)
@@ -303,7 +303,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     except AlreadyExists:
         attempt.note("the manifest lies in storage already: another worker finished first")
     attempt.stop_reporting()
-    attempt.ledger.complete(attempt.claim, {"dataset": identifier})
+    attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"dataset": identifier}))
 
 
 def update_preview(attempt: Attempt, teacher: Teacher) -> None:

@@ -75,7 +75,7 @@ def perform(attempt: Attempt) -> None:
         result = train_here(inputs, reporter) if spec.processes == 1 else train_in_gang(attempt, inputs, reporter)
         attempt.publish(lambda: publish(attempt, spec, manifest, result))
     attempt.stop_reporting()
-    attempt.ledger.complete(attempt.claim, {"model": model_of(attempt.job.id)})
+    attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"model": model_of(attempt.job.id)}))
 
 
 def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
@@ -128,7 +128,7 @@ class RunReporter:
         self._rows = list(history)
         self._first_epoch = len(history)
         self._began = time.monotonic()
-        self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows))
+        self.attempt.publish(lambda: self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows)))
         if history:
             self.attempt.note(f"goes on after epoch {len(history)}, from its last checkpoint")
 
@@ -143,13 +143,13 @@ class RunReporter:
     def on_epoch(self, row: Metrics) -> None:
         self._rows.append(row)
         try:
-            self.attempt.ledger.add_row(self.attempt.claim, dict(row))
-        except Unavailable:
-            self._behind = True  # the run goes on; its rows are written anew once Redis is back
-        else:
             if self._behind:
                 self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows))
-                self._behind = False
+            else:
+                self.attempt.ledger.add_row(self.attempt.claim, dict(row))
+            self._behind = False
+        except Unavailable:
+            self._behind = True  # the run goes on; its rows are written anew once Redis is back
 
     def on_checkpoint(self, path: Path) -> None:
         """Store the checkpoint, and the rows up to it, under the run; also where that is the last act of this process.
@@ -165,12 +165,12 @@ class RunReporter:
             except Unavailable as error:
                 self.attempt.note(f"the last checkpoint is lost: {error.message}")
             raise
-        self.attempt.ledger.forgive(self.attempt.claim)
 
     def _store(self, folder: Path) -> None:
         run, storage = self.attempt.job.id, self.attempt.storage
         self._stored = store_checkpoint(storage, run, folder, self._stored, keep=self.spec.keep_checkpoints)
         storage.put(f"runs/{run}/metrics.jsonl", _lines(self._rows))
+        self.attempt.ledger.forgive(self.attempt.claim)
 
 
 def fetch_shards(attempt: Attempt, manifest: DatasetManifest) -> list[Path]:
