@@ -102,7 +102,13 @@ def test_a_restarted_schedule_is_a_cosine_of_its_own_without_warm_up() -> None:
 
 def test_with_layer_decay_each_block_is_slower_than_the_next() -> None:
     model = DearKDViT(
-        img_size=8, patch_size=4, in_chans=1, num_classes=3, embed_dim=8, depth=2, num_heads=2,
+        img_size=8,
+        patch_size=4,
+        in_chans=1,
+        num_classes=3,
+        embed_dim=8,
+        depth=2,
+        num_heads=2,
         mhca_blocks=1,
         distilled=True,
     )
