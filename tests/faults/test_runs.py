@@ -52,6 +52,8 @@ def test_sigterm_costs_a_run_nothing(
     ended = here.client.wait_for_job(run)
     assert ended["status"] == "succeeded", ended["error"]
     assert ended["attempt"] == 1
+    (resumed,) = [line for line in here.log(run) if "goes on after epoch" in line]
+    assert int(resumed.split("step ")[1].split(",")[0]) > 3
     assert here.begins(run) == ["run", "run"]
     if processes == 1:
         assert losses(here, run) == expected

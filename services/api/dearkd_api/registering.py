@@ -95,7 +95,7 @@ def _require_unused(store: JobStore, identifier: str) -> None:
 
 def _references(job: Job) -> set[str]:
     """All that a job reads or is making."""
-    named = {job.spec.get(field) for field in ("teacher", "dataset", "eval_dataset", "adaptive_student")}
+    named = {job.spec.get(field) for field in ("teacher", "dataset", "eval_dataset", "adaptive_student", "init")}
     made = dataset_of(job.id) if job.kind == "synthesis" else model_of(job.id)
     return (
         {made} | {text for text in named if text} | {dataset_of(text) for text in named if text and is_id(text, "syn")}
