@@ -3,7 +3,7 @@
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs import Job
 
-REFERENCES = ("teacher", "dataset", "eval_dataset", "adaptive_student")
+REFERENCES = ("teacher", "dataset", "eval_dataset", "adaptive_student", "init")
 """Fields of a spec that name a stored resource."""
 
 

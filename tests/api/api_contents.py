@@ -97,11 +97,11 @@ def put_model(api: Api, **fields: Any) -> str:
             created_at=datetime.now(UTC),
             architecture="dearkd_micro_patch8_32",
             num_classes=10,
-            in_chans=1,
+            in_chans=fields.pop("in_chans", 1),
             image_size=32,
             dataset=new_id("ds"),
             run=new_id("run"),
-            spec={},
+            spec=fields.pop("spec", {}),
             files=[StoredFile(name="config.json", bytes=2, sha256="0" * 64)],
             **fields,
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_contents import claim, finish_synthesis, pointers, post_synthesis, put_dataset, put_teacher
+from api_contents import claim, finish_synthesis, pointers, post_synthesis, put_dataset, put_model, put_teacher
 
 from dearkd.jobs import JobError
 from dearkd.ledger import Ledger
@@ -110,6 +110,8 @@ def test_a_dataset_whose_job_redis_forgot_can_be_trained_on_by_either_name(api: 
         ({"stage_two": {"distillation": "soft"}, "epochs": 3}, ["/stage_two/distillation", "/epochs"]),
         ({"student": {"architecture": "vit"}}, ["/student/architecture"]),
         ({"fraction": 0}, ["/fraction"]),
+        ({"init": "mdl-00000000000-00000000"}, ["/init"]),
+        ({"init": 3, "seed": -1}, ["/init", "/seed"]),
         ({"batch_size": 401}, ["/batch_size"]),
     ],
 )
@@ -135,6 +137,21 @@ def test_evaluation_is_on_the_same_classes_and_channels(api: Api, tmp_path: Path
         assert other in answer.json()["detail"]
     same = put_dataset(api, tmp_path)
     assert api.http.post(RUNS, json={"dataset": dataset, "eval_dataset": same}).status_code == 202
+
+
+def test_a_run_begins_with_a_model_of_its_dimensions(api: Api, tmp_path: Path) -> None:
+    dataset = synthetic(api, tmp_path)
+    first = api.http.post(RUNS, json={"dataset": dataset, "student": {"depth": 2, "distilled": True}}).json()["spec"]
+    model = put_model(api, spec=first)
+    answer = api.http.post(RUNS, json={"dataset": dataset, "init": model, "optimizer": {"layer_decay": 0.7}})
+    assert answer.status_code == 202, answer.text
+    assert (answer.json()["spec"]["init"], answer.json()["spec"]["student"]) == (model, first["student"])
+    assert api.http.delete(f"/v1/models/{model}").json()["code"] == "in_use"
+    answer = api.http.post(RUNS, json={"dataset": dataset, "init": model, "student": {"depth": 3}})
+    assert (answer.status_code, pointers(answer)) == (422, ["/student/depth"])
+    for other in (put_model(api), put_model(api, spec=first, in_chans=3)):
+        answer = api.http.post(RUNS, json={"dataset": dataset, "init": other})
+        assert (answer.status_code, pointers(answer)) == (422, ["/init"])
 
 
 def test_a_dataset_without_a_teacher_needs_one_or_no_distillation(api: Api, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, json_poi
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs import Job
 from dearkd.resources import ManifestT, Model, Shelf, Teacher
-from dearkd.specs import DatasetFacts, Limits, Spec, SynthesisSpec, TrainingSpec
+from dearkd.specs import DatasetFacts, Limits, Spec, StudentSpec, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import require_object
 from dearkd.store import dataset_of
 from dearkd_api.backend import Backend
@@ -67,7 +67,7 @@ def resolve_training(posted: Any, backend: Backend) -> TrainingSubmission:
     """
     body = require_object(posted)
     findings = Findings()
-    spec, facts, teacher, evaluation, waits_for = None, None, None, None, None
+    spec, facts, teacher, evaluation, initial, waits_for = None, None, None, None, None, None
     with findings:
         facts, waits_for = _dataset(body, backend)
     with findings:
@@ -84,10 +84,16 @@ def resolve_training(posted: Any, backend: Backend) -> TrainingSubmission:
             if facts is not None:
                 _require_same_task(evaluation, facts)
     with findings:
+        if body.get("init") is not None:
+            model = _find(body["init"], "/init", backend.models)
+            if facts is not None and model.in_chans != facts.in_chans:
+                raise InvalidInput.at("/init", f"it takes {model.in_chans} channels, the dataset has {facts.in_chans}")
+            initial = StudentSpec.check(model.spec.get("student"), prefix="/init")
+    with findings:
         if facts is None or (teacher is None and findings):
             _require_known_fields(body, TrainingSpec)
         else:
-            spec = TrainingSpec.resolve(body, facts, teacher.spec if teacher else None)
+            spec = TrainingSpec.resolve(body, facts, teacher.spec if teacher else None, initial)
     findings.settle()
     assert spec is not None
     assert facts is not None

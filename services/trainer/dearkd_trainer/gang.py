@@ -45,7 +45,7 @@ Message = dict[str, Any]
 class Reporter(Protocol):
     """Who hears of the run's progress."""
 
-    def begin(self, history: list[Metrics]) -> None: ...
+    def begin(self, history: list[Metrics], step: int) -> None: ...
     def on_step(self, step: int, steps: int) -> None: ...
     def on_epoch(self, row: Metrics) -> None: ...
     def on_checkpoint(self, path: Path) -> None: ...
@@ -181,7 +181,7 @@ class Gang:
         match message["what"]:
             case "begins":
                 self._begun = True
-                reporter.begin(message["history"])
+                reporter.begin(message["history"], message["step"])
             case "step":
                 reporter.on_step(message["step"], message["steps"])
                 return

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel
@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from dearkd.specs import TeacherSpec, TrainingSpec
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import load_teacher
+from dearkd_trainer.export import load_model
+from dearkd_trainer.student import DearKDViT
 from dearkd_trainer.training import DearKDTrainer, Metrics
 
 
@@ -28,6 +30,9 @@ class RunInputs(BaseModel):
     teacher: TeacherSpec | None
     """None where stage one looks at none."""
     teacher_weights: Path | None
+    initial: dict[str, Any] | None = None
+    """The `config.json` of the model to begin from."""
+    initial_weights: Path | None = None
 
     def trainer(
         self,
@@ -41,6 +46,9 @@ class RunInputs(BaseModel):
         teacher = None
         if self.teacher is not None and self.teacher_weights is not None:
             teacher = load_teacher(self.teacher, self.teacher_weights, device=device)
+        initial = None
+        if self.initial is not None and self.initial_weights is not None:
+            initial = cast(DearKDViT, load_model(self.initial, self.initial_weights)).to(device)
         return DearKDTrainer(
             self.spec,
             self.open(self.shards),
@@ -51,6 +59,7 @@ class RunInputs(BaseModel):
             directory=self.directory,
             teacher=teacher,
             teacher_spec=self.teacher,
+            initial=initial,
             eval_dataset=self.open(self.eval_shards) if self.eval_shards is not None else None,
             class_names=self.class_names,
             device=device,

@@ -17,7 +17,16 @@ from dearkd.attempt import Attempt, HandBack
 from dearkd.datasets import DatasetManifest, datasets, fetch_shard
 from dearkd.errors import CorruptData, NotFound, Unavailable
 from dearkd.jobs import kind_of, now
-from dearkd.resources import Accuracy, Model, StoredFile, describe_file, fetch_weights, models, teachers
+from dearkd.resources import (
+    Accuracy,
+    Model,
+    StoredFile,
+    describe_file,
+    fetch_model_file,
+    fetch_weights,
+    models,
+    teachers,
+)
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage import AlreadyExists, Storage
@@ -27,6 +36,7 @@ from dearkd.vision.shards import ShardDataset
 from dearkd.worker import drain as drain_units
 from dearkd_trainer.card import model_card
 from dearkd_trainer.checkpoint import BEST, LAST
+from dearkd_trainer.export import CONFIG, WEIGHTS
 from dearkd_trainer.gang import Gang
 from dearkd_trainer.inputs import RunInputs
 from dearkd_trainer.training import Metrics, TrainingResult
@@ -70,6 +80,11 @@ def perform(attempt: Attempt) -> None:
                 fetch_weights(storage, teacher, attempt.cache) if teacher is not None and spec.needs_teacher else None
             ),
         )
+        if spec.init is not None:
+            model = models(storage).get(spec.init)
+            config = fetch_model_file(storage, model, CONFIG, attempt.cache)
+            weights = fetch_model_file(storage, model, WEIGHTS, attempt.cache)
+            inputs = inputs.model_copy(update={"initial": json.loads(config.read_text()), "initial_weights": weights})
         stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
         reporter = RunReporter(attempt, spec, stored)
         result = train_here(inputs, reporter) if spec.processes == 1 else train_in_gang(attempt, inputs, reporter)
@@ -91,7 +106,7 @@ def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
     trainer = inputs.trainer(
         choose_device(), on_step=on_step, on_epoch=reporter.on_epoch, on_checkpoint=reporter.on_checkpoint
     )
-    reporter.begin(trainer.history)
+    reporter.begin(trainer.history, trainer.step)
     return trainer.fit()
 
 
@@ -123,14 +138,14 @@ class RunReporter:
         self._first_epoch = 0
         self._began = time.monotonic()
 
-    def begin(self, history: list[Metrics]) -> None:
-        """Start from the rows of the checkpoint: epochs after it are done again, and their rows come again."""
+    def begin(self, history: list[Metrics], step: int) -> None:
+        """Start from the rows and the step of the checkpoint: what came after it is done again, and told again."""
         self._rows = list(history)
         self._first_epoch = len(history)
         self._began = time.monotonic()
         self.attempt.publish(lambda: self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows)))
-        if history:
-            self.attempt.note(f"goes on after epoch {len(history)}, from its last checkpoint")
+        if step:
+            self.attempt.note(f"goes on after epoch {len(history)}, step {step}, from its last checkpoint")
 
     def on_step(self, step: int, steps: int) -> None:
         self.attempt.check()

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dearkd.specs import StageOneSpec, TrainingSpec
 from dearkd_trainer import loader
 from dearkd_trainer.aligner import Aligner, Pair, choose_pairs, named_pairs, teacher_forward, teacher_stages
+from dearkd_trainer.initial import begin_from
 from dearkd_trainer.meter import TeacherClock
 from dearkd_trainer.recipe import (
     Mixing,
@@ -39,6 +40,7 @@ class Learner:
         teacher_size: side of the teacher's input in pixels.
         epoch: epochs done.
         steps_per_epoch: turns epochs into steps.
+        initial: whose weights the student begins with; None: with random ones.
         device: where to compute.
         world: who learns together.
 
@@ -56,6 +58,7 @@ class Learner:
         teacher_size: int,
         epoch: int,
         steps_per_epoch: int,
+        initial: DearKDViT | None,
         device: torch.device,
         world: World,
     ) -> None:
@@ -71,6 +74,8 @@ class Learner:
                 stages = teacher_stages(teacher, in_chans, teacher_size)
                 chosen = spec.stage_one.pairs
                 pairs = choose_pairs(self.student, stages) if chosen is None else named_pairs(chosen, stages)
+            if initial is not None:
+                begin_from(self.student, initial)
             aligners = nn.ModuleList(Aligner(spec.student.embed_dim, pair.stage) for pair in pairs).to(device)
         self.optimizer = create_optimizer(self.student, aligners, spec.optimizer)
         self.average = create_average(self.student, spec.optimizer.model_ema_half_life, steps_per_epoch)

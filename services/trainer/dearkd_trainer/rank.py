@@ -71,7 +71,7 @@ def train(orders: Orders, superior: Superior, device: torch.device) -> dict[str,
 
     trainer = orders.inputs.trainer(device, on_step=on_step, on_epoch=on_epoch, on_checkpoint=on_checkpoint)
     if trainer.world.rank == 0:
-        superior.tell_and_wait("begins", history=trainer.history)
+        superior.tell_and_wait("begins", history=trainer.history, step=trainer.step)
     return as_json(trainer.fit())
 
 

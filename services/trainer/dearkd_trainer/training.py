@@ -64,6 +64,8 @@ class DearKDTrainer:
         teacher: a timm CNN; needed if stage one looks at one, unless the run is past it. It is frozen, set to eval mode
             and moved to `device`, and let go of at the switch (a caller that wants its memory back does the same).
         teacher_spec: what the teacher's inputs are.
+        initial: a trained student of the same dimensions, whose weights this one begins with, for fine-tuning; to
+            another resolution they are resampled, for other classes the heads are new.
         eval_dataset: accuracy on it is reported, and decides nothing.
         class_names: for the exported model.
         directory: checkpoints and the exported model are written here.
@@ -92,6 +94,7 @@ class DearKDTrainer:
         directory: Path,
         teacher: nn.Module | None = None,
         teacher_spec: TeacherSpec | None = None,
+        initial: DearKDViT | None = None,
         eval_dataset: ShardDataset | None = None,
         class_names: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
@@ -131,6 +134,7 @@ class DearKDTrainer:
             teacher_size=teacher_spec.image_size if teacher_spec else spec.student.image_size,
             epoch=self.epoch,
             steps_per_epoch=self.steps_per_epoch,
+            initial=initial,
             device=self.device,
             world=self.world,
         )
@@ -150,6 +154,11 @@ class DearKDTrainer:
     def evaluated(self) -> nn.Module:
         """The weights that are evaluated and exported: averaged, where the spec asks for averaging."""
         return self.learner.evaluated
+
+    @property
+    def step(self) -> int:
+        """Steps done, from the run's beginning."""
+        return self._meter.first_step + self._meter.steps
 
     def fit(self) -> TrainingResult:
         """Run to the end, from the last checkpoint on.
@@ -188,7 +197,7 @@ class DearKDTrainer:
             return
         begun = self._meter.state()
         if not self.learner.is_finite():
-            raise diverged(f"a weight left the finite numbers by step {self._meter.first_step + self._meter.steps}")
+            raise diverged(f"a weight left the finite numbers by step {self.step}")
         path = save_checkpoint(
             self.directory / "checkpoints",
             {

@@ -42,6 +42,10 @@ class StudentSpec(Spec):
     """Of MHCA's positional logits, against attention that stays too local [R]."""
 
 
+DIMENSIONS = ("architecture", "patch_size", "embed_dim", "depth", "num_heads", "mhca_blocks", "mhca_mix", "distilled")
+"""Fields of a student that decide which weights it has, and what they mean, but for its image size."""
+
+
 class StageOneWeights(Spec):
     classification: float = Field(ge=0)
     distillation: float = Field(ge=0)
@@ -142,6 +146,9 @@ class TrainingSpec(Spec):
     fraction: float = Field(gt=0, le=1)
     """Of each class's images that are trained on."""
     teacher: str | None = None
+    init: str | None = None
+    """A stored model's id, whose weights the student begins with, for fine-tuning. It is of that model's dimensions; to
+    another image size they are resampled, and for another number of classes it gets new heads."""
     recipe: Recipe
     student: StudentSpec
     stage_one: StageOneSpec
@@ -174,22 +181,28 @@ class TrainingSpec(Spec):
     name: str | None = Field(default=None, max_length=200)
 
     @classmethod
-    def resolve(cls, posted: Any, dataset: DatasetFacts, teacher: TeacherSpec | None) -> "TrainingSpec":
+    def resolve(
+        cls, posted: Any, dataset: DatasetFacts, teacher: TeacherSpec | None, initial: StudentSpec | None = None
+    ) -> "TrainingSpec":
         """The complete spec for a posted JSON object; explicit fields win over the recipe's.
 
         Args:
             posted: the request's body.
             dataset: what is known of `posted["dataset"]`.
             teacher: the teacher that the run will use: the one named, else the dataset's, else None.
+            initial: the dimensions of the model that `posted["init"]` names, if it names one.
 
         Raises:
             InvalidInput: with a pointer for every field that is unknown, of the wrong type or out of range, alone or
                 together with the others.
         """
-        body = require_object(posted)
+        body = dict(require_object(posted))
         posted_student = body.get("student")
         student: dict[str, Any] = posted_student if isinstance(posted_student, dict) else {}
         size = student.get("image_size") or (teacher and teacher.image_size) or dataset.image_size or 224
+        if initial is not None and isinstance(body.get("student", {}), dict):
+            student = initial.model_dump(include=set(DIMENSIONS)) | student
+            body["student"] = student
         if not isinstance(size, int):
             size = 224  # refused below, with a pointer
         recipe = body.get("recipe") or choose_recipe(size)
@@ -212,6 +225,8 @@ class TrainingSpec(Spec):
         filled["student"] = _student(filled.get("student"), student, size)
         spec = cls.check(filled)
         spec._check_against(dataset, teacher)
+        if initial is not None:
+            spec._check_begins_from(initial)
         return spec
 
     @property
@@ -224,6 +239,18 @@ class TrainingSpec(Spec):
         one = self.stage_one
         distils = one.distillation != "none" and one.weights.distillation > 0
         return one.epochs > 0 and (distils or one.weights.hidden > 0)
+
+    def _check_begins_from(self, initial: StudentSpec) -> None:
+        errors = [
+            FieldError(
+                f"/student/{name}",
+                f"{getattr(self.student, name)!r}, but the model to begin from has {getattr(initial, name)!r}",
+            )
+            for name in DIMENSIONS
+            if getattr(self.student, name) != getattr(initial, name)
+        ]
+        if errors:
+            raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
 
     def _check_against(self, dataset: DatasetFacts, teacher: TeacherSpec | None) -> None:
         errors: list[FieldError] = []
