@@ -130,7 +130,7 @@ def test_timm_loads_an_export_in_a_fresh_process(
     save_file({"images": images()}, tmp_path / "images.safetensors")
     program = """
 import sys
-import dearkd_trainer.student
+import dearkd_trainer
 import timm, torch
 from safetensors.torch import load_file, save_file
 model = timm.create_model(f"local-dir:{sys.argv[1]}", pretrained=True).eval()
