@@ -52,4 +52,12 @@ class Settings(BaseSettings):
     """Seconds for which `dearkd gc` keeps what a failed or canceled job made, so that it can be retried."""
     torch_threads: int | None = Field(default=None, ge=1)
     """CPU threads of a job; recorded with its results. Default: torch's own choice."""
+    metrics_sinks: str = ""
+    """Where training runs show their metrics besides the API: of `tensorboard,mlflow,wandb,trackio`, by commas."""
+    metrics_dir: Path = Path("./dearkd-data/metrics")
+    """For sinks that write files."""
     log_level: str = "INFO"
+
+    @property
+    def metrics_sink_names(self) -> list[str]:
+        return [name.strip() for name in self.metrics_sinks.split(",") if name.strip()]

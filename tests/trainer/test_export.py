@@ -130,12 +130,12 @@ def test_timm_loads_an_export_in_a_fresh_process(
     save_file({"images": images()}, tmp_path / "images.safetensors")
     program = """
 import sys
-import dearkd_trainer.student
+import dearkd_trainer
 import timm, torch
 from safetensors.torch import load_file, save_file
 model = timm.create_model(f"local-dir:{sys.argv[1]}", pretrained=True).eval()
 data = timm.data.resolve_model_data_config(model)
-assert data["input_size"] == (1, 16, 16) and data["mean"] == (0.4,) and data["std"] == (0.3,), data
+assert (data["input_size"], data["mean"], data["std"]) == ((1, 16, 16), [0.4], [0.3]), data
 assert model.pretrained_cfg["label_names"] == ["low", "middle", "high"]
 other = timm.create_model(f"local-dir:{sys.argv[1]}", pretrained=True, num_classes=5, img_size=32).eval()
 assert other(torch.zeros(1, 1, 32, 32)).shape == (1, 5)

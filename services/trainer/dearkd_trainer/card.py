@@ -105,7 +105,7 @@ def _header(name: str, accuracy: Accuracy | None, licence: str) -> str:
 USE = """## Use
 
 ```python
-import dearkd_trainer.student  # registers the architecture with timm
+import dearkd_trainer  # registers the architecture with timm
 import timm
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # FOLDER: where this file lies

@@ -1,7 +1,9 @@
 """How well a model does on a dataset."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,6 +69,20 @@ class WholeImages(Dataset[tuple[Tensor, int]]):
         if image.shape[1:] != (self.image_size, self.image_size):
             image = self.resize(to_picture(image))
         return image, label
+
+
+def normalised_sample(
+    data: ShardDataset, image_size: int, mean: Sequence[float], std: Sequence[float], count: int = 256
+) -> Tensor:
+    """Up to `count` images (N, C, image_size, image_size), spread evenly over a dataset, as the model takes them.
+
+    For `attention.attention_distance`.
+    """
+    places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
+    images = WholeImages(data, places, image_size)
+    pixels = torch.stack([images[place][0] for place in range(len(images))]).float() / 255
+    shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return (pixels - shift) / scale
 
 
 @torch.no_grad()

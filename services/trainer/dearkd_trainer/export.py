@@ -1,7 +1,7 @@
 """A trained student as files: `model.safetensors` and the `config.json` that rebuilds it, as timm itself writes them.
 
 A folder of both loads by `timm.create_model("local-dir:FOLDER", pretrained=True)` in any process that has imported
-`dearkd_trainer.student`.
+`dearkd_trainer`.
 """
 
 import json

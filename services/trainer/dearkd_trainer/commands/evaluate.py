@@ -8,22 +8,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dearkd.cli.output import connect, note, print_json, print_table
 from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
 from dearkd.vision.devices import choose_device
-from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.attention import head_distances, recorded_distances
-from dearkd_trainer.evaluation import Evaluation, WholeImages, evaluate
+from dearkd_trainer.evaluation import Evaluation, evaluate, normalised_sample
 from dearkd_trainer.export import new_folder
 from dearkd_trainer.pictures import attention_distance_picture, confusion_picture
 from dearkd_trainer.sources import TrainedModel, open_dataset, open_model, recorded_rows
 from dearkd_trainer.student import DearKDViT
-
-LOOKED_AT = 256
-"""Images, spread over the dataset, whose attention is measured."""
 
 
 def run_evaluate(reference: str, dataset: str, *, out: Path | None, batch_size: int, as_json: bool) -> None:
@@ -56,17 +51,6 @@ def _report(model: TrainedModel, reference: str, cache: FileCache, batch_size: i
         heads = head_distances(network, normalised_sample(data, size, about.mean, about.std).to(device))
         samples = np.bincount(data.labels, minlength=model.num_classes).tolist()
     return report_of(found, heads, model.class_names, samples) | {"model": model.name, "dataset": reference}
-
-
-def normalised_sample(
-    data: ShardDataset, image_size: int, mean: Sequence[float], std: Sequence[float], count: int = LOOKED_AT
-) -> Tensor:
-    """Up to `count` images (N, C, image_size, image_size), spread evenly over a dataset, as the model takes them."""
-    places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
-    images = WholeImages(data, places, image_size)
-    pixels = torch.stack([images[place][0] for place in range(len(images))]).float() / 255
-    shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
-    return (pixels - shift) / scale
 
 
 def report_of(
