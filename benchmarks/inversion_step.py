@@ -9,11 +9,17 @@ Both run in turn, step by step, in one process with the same precision, so that 
 medians are compared. The step is the one of `DeepInversion` with all terms of the image size's preset at full
 resolution: upsampling, roll, flip, teacher, statistics, boundary term, priors, Adam, clip.
 
+With --compare the two formulations of `formulations.py` run in the same turns: plain hooks, and the reference's.
+
 With --memory the peak of each is measured too, in a process of its own, above what the process held before the first
 step: of the device's allocator on a GPU, of resident memory on the CPU.
+
+On a GPU the teacher and the images are channels_last and bfloat16 is by autocast, as in `DeepInversion`; CUDA graphs
+and torch.compile are not used, and not measured.
 """
 
 import argparse
+import copy
 import json
 import resource
 import statistics
@@ -24,6 +30,7 @@ from collections.abc import Callable
 
 import psutil
 import torch
+from formulations import FORMULATIONS, Formulation
 from torch import nn
 from torch.nn import functional as F
 
@@ -36,12 +43,16 @@ IMAGES_PER_CLASS = 4
 
 
 class Stopwatch:
-    """Told of each step of the inversion; runs and times a bare step after it."""
+    """Told of each step of the inversion; runs and times a bare step after it, and those of other formulations."""
 
-    def __init__(self, setting: "Setting") -> None:
+    def __init__(self, setting: "Setting", *, compare: bool) -> None:
         self.setting = setting
         self.step_seconds: list[float] = []
-        self.bare_seconds: list[float] = []
+        others: dict[str, Formulation] = {"bare": setting.bare}
+        if compare:
+            others |= {name: setting.formulation(name) for name in FORMULATIONS}
+        self.others = others
+        self.other_seconds: dict[str, list[float]] = {name: [] for name in others}
         self._began = self.now()
 
     def now(self) -> float:
@@ -52,9 +63,11 @@ class Stopwatch:
     def __call__(self, step: Step) -> None:
         ended = self.now()
         self.step_seconds.append(ended - self._began)
-        self.setting.bare()
+        for name, run in self.others.items():
+            began = self.now()
+            run()
+            self.other_seconds[name].append(self.now() - began)
         self._began = self.now()
-        self.bare_seconds.append(self._began - ended)
 
 
 class Setting:
@@ -74,6 +87,11 @@ class Setting:
         with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.autocast):
             logits = self.model(self.x)
         torch.autograd.grad(F.cross_entropy(logits.float(), self.targets), self.x)
+
+    def formulation(self, name: str) -> Formulation:
+        """Another way to write the step, on a teacher and images of its own."""
+        x = self.x.detach().clone().requires_grad_()
+        return FORMULATIONS[name](copy.deepcopy(self.model), self.spec, x, self.targets)
 
     def invert(self, on_step: Callable[[Step], None] | None = None) -> None:
         with DeepInversion(self.model, self.teacher_spec, self.spec, device=self.device, on_step=on_step) as inversion:
@@ -125,18 +143,20 @@ def peak_megabytes(arguments: argparse.Namespace) -> float:
     if arguments.peak == "step":
         setting.invert()
     else:
+        run = setting.bare if arguments.peak == "bare" else setting.formulation(arguments.peak)
         for _ in range(WARM_UP + arguments.steps):
-            setting.bare()
+            run()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (peak - before) / 2**20
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
     setting = Setting(arguments)
-    stopwatch = Stopwatch(setting)
+    stopwatch = Stopwatch(setting, compare=arguments.compare)
     setting.invert(stopwatch)
     step = statistics.median(stopwatch.step_seconds[WARM_UP:])
-    bare = statistics.median(stopwatch.bare_seconds[WARM_UP:])
+    others = {name: statistics.median(seconds[WARM_UP:]) for name, seconds in stopwatch.other_seconds.items()}
+    bare = others.pop("bare")
     figures: dict[str, object] = {
         "architecture": arguments.architecture,
         "image_size": arguments.image_size,
@@ -152,10 +172,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "bare_milliseconds": round(bare * 1000, 3),
         "ratio": round(step / bare, 3),
     }
+    figures |= {f"{name}_ratio": round(seconds / bare, 3) for name, seconds in others.items()}
     if arguments.memory:
         peaks = {
             what: float(subprocess.check_output([sys.executable, __file__, *sys.argv[1:], "--peak", what]))
-            for what in ("step", "bare")
+            for what in ("step", "bare", *(FORMULATIONS if arguments.compare else ()))
         }
         figures |= {f"{what}_peak_megabytes": round(peak, 1) for what, peak in peaks.items()}
         figures["memory_ratio"] = round(peaks["step"] / peaks["bare"], 3)
@@ -172,8 +193,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--weights", default="{}", help="terms that differ from the preset's, as JSON")
+    parser.add_argument("--compare", action="store_true", help="time plain hooks and the reference's formulation too")
     parser.add_argument("--memory", action="store_true", help="measure the peaks of memory too")
-    parser.add_argument("--peak", choices=["step", "bare"], help="print the peak of one of the two, and nothing else")
+    parser.add_argument(
+        "--peak", choices=["step", "bare", *FORMULATIONS], help="print the peak of one of them, and nothing else"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.peak:

@@ -100,6 +100,7 @@ def test_explicit_fields_win_one_by_one() -> None:
         ({"phases": [{"resolution": 8, "iterations": 10**9}]}, "/phases"),
         ({"batch_size": 15, "classes_per_batch": 10}, "/batch_size"),
         ({"images_per_class": 1, "weights": {"boundary": 1.0}}, "/weights/boundary"),
+        ({"batch_size": 10, "classes_per_batch": 10, "weights": {"boundary": 0.1}}, "/weights/boundary"),
         ({"shard_samples": 10**8}, "/shard_samples"),
         ({"jitter": 32}, "/jitter"),
         ({"adaptive_student": "mdl-x"}, "/adaptive_student"),
@@ -109,6 +110,14 @@ def test_what_a_synthesis_spec_refuses(fields: dict[str, Any], pointer: str) -> 
     with pytest.raises(InvalidInput) as error:
         SynthesisSpec.resolve({"teacher": "t", **fields}, TEACHER, Limits())
     assert pointer in {e.pointer for e in error.value.errors}
+
+
+def test_a_shard_is_at_most_what_one_request_may_create() -> None:
+    """5 GiB; a grey sample of 32×32 pixels takes three headers, a block each for label and JSON, and two for pixels."""
+    most = 5 * 2**30 // (8 * 512)
+    assert synthesis_spec(shard_samples=most).shard_samples == most
+    with pytest.raises(InvalidInput, match=f"{most} samples fit"):
+        synthesis_spec(shard_samples=most + 1)
 
 
 def test_only_the_dataset_is_required_of_a_training_spec() -> None:

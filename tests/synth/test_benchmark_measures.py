@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def _benchmarks_are_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("manifolds", "tasks"):
+    for name in ("manifolds", "tasks", "formulations"):
         sys.modules.pop(name, None)
 
 
@@ -95,3 +95,29 @@ def test_shapes_differ_from_each_other() -> None:
         for other, theirs in masks.items():
             if other != name:
                 assert (mask & theirs).sum() / (mask | theirs).sum() < 0.9, (name, other)
+
+
+@pytest.mark.parametrize("name", ["hooks", "reference"])
+def test_other_formulations_of_a_step_have_the_same_loss(small_teacher, name: str) -> None:
+    """What is timed beside the engine's step computes the engine's terms, the reference all but the boundary's."""
+    import copy
+
+    from formulations import FORMULATIONS
+
+    from dearkd.specs import SynthesisSpec
+    from dearkd_synth.objective import Objective
+
+    model, teacher = small_teacher()
+    weights = {"total_variation_l1": 0.1, "total_variation_l2": 0.1, "l2": 0.1}
+    weights |= {"boundary": 0.0} if name == "reference" else {"boundary": 2.0}
+    posted = {"teacher": "t", "images_per_class": 2, "weights": weights, "first_batch_norm_weight": 7.0}
+    spec = SynthesisSpec.resolve(posted, teacher)
+    labels = torch.tensor([0, 0, 1, 1])
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    objective = Objective(spec, copy.deepcopy(model).requires_grad_(False))
+    expected = objective.total(objective.terms(x, x, labels))
+    ours = x.clone().requires_grad_()
+    formulation = FORMULATIONS[name](copy.deepcopy(model).requires_grad_(False), spec, ours, labels)
+    torch.testing.assert_close(formulation.loss(ours).detach(), expected, rtol=1e-4, atol=1e-4)
+    formulation()
+    assert not torch.equal(ours, x)
