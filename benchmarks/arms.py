@@ -137,7 +137,7 @@ def train_student(
         student = load_model(config, result.weights)
     assert result.evaluation is not None
     view = StudentView(
-        student, teacher.spec, mean=config["mean"], std=config["std"], image_size=spec.student.image_size
+        student, teacher.spec, mean=teacher.spec.mean, std=teacher.spec.std, image_size=spec.student.image_size
     )
     return result.evaluation.top1, view.eval()
 

@@ -15,6 +15,9 @@ from dearkd.client import Client, Json
 LINE_STEPS = 10
 """Where there is no terminal to draw on, a line is printed each time another tenth is done."""
 
+LOOKED_UP = ("attention_distance_", "peak_memory")
+"""Metrics that a line of progress leaves out: one looks them up afterwards."""
+
 
 def watch(client: Client, identifier: str, console: Console) -> Json:
     """Show a job until it has ended, and return it: a live bar on a terminal, else a line now and then.
@@ -124,8 +127,9 @@ def duration(seconds: float) -> str:
 
 def metrics_text(metrics: Mapping[str, Any]) -> str:
     """Latest values by name: whole numbers (stage, epoch, shard) first, then losses and rates to four digits."""
-    whole = [f"{_words(name)} {value}" for name, value in metrics.items() if type(value) is int]
-    real = [f"{_words(name)} {value:.4g}" for name, value in metrics.items() if type(value) is float]
+    shown = {name: value for name, value in metrics.items() if not name.startswith(LOOKED_UP)}
+    whole = [f"{_words(name)} {value}" for name, value in shown.items() if type(value) is int]
+    real = [f"{_words(name)} {value:.4g}" for name, value in shown.items() if type(value) is float]
     return " · ".join(whole + real)
 
 

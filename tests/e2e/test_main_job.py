@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dearkd.client import Client, Json
 from dearkd.errors import Conflict, NotFound
@@ -27,9 +28,17 @@ TRAINING = {"stage_one": {"epochs": 2}, "stage_two": {"epochs": 1}, "batch_size"
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with UpTree(tmp_path_factory.mktemp("up"), port=0) as tree, Client(tree.url) as client:
-        yield client
+def metrics_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("metrics")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory, metrics_dir: Path) -> Iterator[Client]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEARKD_METRICS_SINKS", "tensorboard")
+        patch.setenv("DEARKD_METRICS_DIR", str(metrics_dir))
+        with UpTree(tmp_path_factory.mktemp("up"), port=0) as tree, Client(tree.url) as client:
+            yield client
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,7 @@ def work_horses() -> list[int]:
     return found
 
 
-def test_from_a_teacher_to_a_student(client: Client, teacher: Json, tmp_path: Path) -> None:
+def test_from_a_teacher_to_a_student(client: Client, teacher: Json, metrics_dir: Path, tmp_path: Path) -> None:
     assert teacher["batch_norm_layers"] > 5
     job = client.create_synthesis_job({"teacher": teacher["id"], **SYNTHESIS})
     run = client.create_training_run({"dataset": job["id"], **TRAINING})
@@ -81,6 +90,11 @@ def test_from_a_teacher_to_a_student(client: Client, teacher: Json, tmp_path: Pa
     assert [(row["epoch"], row["stage"]) for row in rows] == [(1, 1), (2, 1), (3, 2)]
     assert {"loss", "classification", "distillation", "hidden"} <= rows[0].keys()
     assert "distillation" not in rows[2]
+    shown = EventAccumulator(str(metrics_dir / run["id"]))
+    shown.Reload()
+    assert [(point.step, point.value) for point in shown.Scalars("loss")] == [
+        (row["epoch"], pytest.approx(row["loss"])) for row in rows
+    ]
     model = client.get_model(run["result"]["model"])
     assert {file["name"] for file in model["files"]} >= {"model.safetensors", "config.json"}
     assert model["dataset"] == dataset["id"]

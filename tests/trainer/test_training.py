@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from bars import CLASSES, STEPS, TEACHER, TIMED, MakeSpec, MakeTrainer, curve, stop_at
+from bars import CLASSES, SIDE, STEPS, TEACHER, TIMED, MakeSpec, MakeTrainer, curve, stop_at
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from dearkd.errors import InvalidInput
 from dearkd.vision.shards import ShardDataset
+from dearkd_trainer.attention import recorded_distances
 from dearkd_trainer.export import load_model
 from dearkd_trainer.training import Metrics
 
@@ -295,3 +296,13 @@ def test_bfloat16_trains(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None
     rows = trainer.fit().history
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert {parameter.dtype for parameter in trainer.student.parameters()} == {torch.float32}
+
+
+def test_how_far_the_student_looks_is_measured_at_the_end_of_each_stage(
+    make_spec: MakeSpec, make_trainer: MakeTrainer
+) -> None:
+    rows = make_trainer(make_spec(stage_one={"epochs": 2}, stage_two={"epochs": 2})).fit().history
+    looked = recorded_distances(rows)
+    assert list(looked) == ["after epoch 2 (stage 1)", "after epoch 4 (stage 2)"]
+    # No two patches of an image of this size are further apart.
+    assert all(0 < distance < SIDE * 2**0.5 for layers in looked.values() for distance in layers)

@@ -39,6 +39,7 @@ from dearkd_trainer.checkpoint import BEST, LAST
 from dearkd_trainer.export import CONFIG, WEIGHTS
 from dearkd_trainer.gang import Gang
 from dearkd_trainer.inputs import RunInputs
+from dearkd_trainer.sinks import RunInfo, Sinks
 from dearkd_trainer.training import Metrics, TrainingResult
 
 
@@ -87,7 +88,10 @@ def perform(attempt: Attempt) -> None:
             inputs = inputs.model_copy(update={"initial": json.loads(config.read_text()), "initial_weights": weights})
         stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
         reporter = RunReporter(attempt, spec, stored)
-        result = train_here(inputs, reporter) if spec.processes == 1 else train_in_gang(attempt, inputs, reporter)
+        try:
+            result = train_here(inputs, reporter) if spec.processes == 1 else train_in_gang(attempt, inputs, reporter)
+        finally:
+            reporter.sinks.close()
         attempt.publish(lambda: publish(attempt, spec, manifest, result))
     attempt.stop_reporting()
     attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"model": model_of(attempt.job.id)}))
@@ -137,12 +141,16 @@ class RunReporter:
         self._behind = False
         self._first_epoch = 0
         self._began = time.monotonic()
+        self.sinks = Sinks([], RunInfo(attempt.job.id, attempt.job.id, {}, attempt.settings.metrics_dir))
 
     def begin(self, history: list[Metrics], step: int) -> None:
         """Start from the rows and the step of the checkpoint: what came after it is done again, and told again."""
         self._rows = list(history)
         self._first_epoch = len(history)
         self._began = time.monotonic()
+        job, settings = self.attempt.job, self.attempt.settings
+        run = RunInfo(job.id, self.spec.name or job.id, job.spec, settings.metrics_dir, len(history))
+        self.sinks = Sinks(settings.metrics_sink_names, run)
         self.attempt.publish(lambda: self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows)))
         if step:
             self.attempt.note(f"goes on after epoch {len(history)}, step {step}, from its last checkpoint")
@@ -157,6 +165,7 @@ class RunReporter:
 
     def on_epoch(self, row: Metrics) -> None:
         self._rows.append(row)
+        self.sinks.row(row)
         try:
             if self._behind:
                 self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows))

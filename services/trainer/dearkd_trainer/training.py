@@ -9,18 +9,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import dearkd.vision  # noqa: F401  # makes timm importable
+
+# isort: split
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
 from dearkd.vision.shards import Indices, ShardDataset, split
 from dearkd_trainer import loader
+from dearkd_trainer.attention import attention_distance, to_row
 from dearkd_trainer.checkpoint import BEST, comparable, load_checkpoint, save_checkpoint, write_atomically
-from dearkd_trainer.evaluation import Evaluation, evaluate
+from dearkd_trainer.evaluation import Evaluation, evaluate, normalised_sample
 from dearkd_trainer.export import WEIGHTS, model_config, save_model
 from dearkd_trainer.learner import Learner
 from dearkd_trainer.meter import EpochMeter, diverged, peak_memory
@@ -179,6 +184,8 @@ class DearKDTrainer:
                 last = self.epoch == self.spec.epochs
                 if self.world.rank == 0 and (last or self.epoch % self.spec.eval_every == 0):
                     row |= self._evaluate_epoch()
+                if self.world.rank == 0 and self.epoch in (self.spec.stage_one.epochs, self.spec.epochs):
+                    row |= self._look_at_attention()
                 self.history.append(row)
                 if self.on_epoch and self.world.rank == 0:
                     self.on_epoch(row)
@@ -295,6 +302,13 @@ class DearKDTrainer:
             row["eval_top5"] = self._evaluation.top5
             row["eval_loss"] = self._evaluation.loss
         return row
+
+    def _look_at_attention(self) -> Metrics:
+        """How far each layer looks, at the end of each stage: what stage one taught, and stage two undid."""
+        data = self.dataset if self.eval_dataset is None else self.eval_dataset
+        images = normalised_sample(data, self.spec.student.image_size, self.mean, self.std)
+        model = cast(VisionTransformer, self.evaluated)
+        return dict(to_row(attention_distance(model, images.to(self.device))))
 
     def _evaluate(self, dataset: ShardDataset, indices: Indices | None = None) -> Evaluation:
         return evaluate(
