@@ -73,7 +73,7 @@ def test_a_spec_resolves_to_itself_and_its_defaults_fit_each_other(
 def test_explicit_fields_win_one_by_one() -> None:
     spec = synthesis_spec(weights={"boundary": 0.25}, preset="cifar", phases=[{"resolution": 8, "iterations": 3}])
     assert spec.weights.boundary == 0.25
-    assert spec.weights.batch_norm == 10.0  # the preset's own
+    assert spec.weights.total_variation_l1 == 0.3  # the preset's own
     assert [(p.resolution, p.input_size, p.iterations) for p in spec.phases] == [(8, 32, 3)]
 
 
