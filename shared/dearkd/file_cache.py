@@ -81,15 +81,17 @@ class FileCache:
         path = folder / name
         descriptor = _hold(folder)
         try:
+            # Others may fill the same folder now: a copy gets its name only when it is whole, and none is ever taken
+            # away under those who read it. One that went bad is replaced.
             if not (path.exists() and _digest(path) == sha256):
-                path.unlink(missing_ok=True)  # the copy went bad, not the original
                 self._make_room(size)
-                download(path)
+                part = folder / new_id("tmp")
                 try:
-                    verify_copy(path, name=name, sha256=sha256, size=size)
-                except CorruptData:
-                    path.unlink(missing_ok=True)
-                    raise
+                    download(part)
+                    verify_copy(part, name=name, sha256=sha256, size=size)
+                    os.replace(part, path)
+                finally:
+                    part.unlink(missing_ok=True)
             os.utime(folder)
         except BaseException:
             os.close(descriptor)
@@ -150,7 +152,9 @@ def verify_copy(path: Path, *, name: str, sha256: str, size: int) -> None:
 def _hold(folder: Path) -> int:
     """Make a folder where there is none and lock it against removal; the descriptor holds the lock."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        # Removed by another process between the attempt to make it and the look at what is there: neither is an error.
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(descriptor, fcntl.LOCK_SH)

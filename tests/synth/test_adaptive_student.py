@@ -13,7 +13,7 @@ from dearkd.file_cache import FileCache
 from dearkd.identifiers import new_id
 from dearkd.resources import Model, describe_file, models
 from dearkd.settings import Settings
-from dearkd.specs import StudentSpec, SynthesisSpec, TeacherSpec
+from dearkd.specs import StudentSpec, SynthesisSpec, SynthesisWeights, TeacherSpec
 from dearkd.storage import Storage
 from dearkd.vision.images import to_input
 from dearkd_synth.adaptive import adaptive_loss
@@ -96,7 +96,7 @@ def test_a_stored_student_takes_part_in_a_job(small_teacher, storage: Storage, t
     x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loaded.student(x), student(x))
     posted = {"teacher": "t", "images_per_class": 2, "phases": [{"resolution": 16, "iterations": 12}], "jitter": 0}
-    alone = {"cross_entropy": 0.0, "batch_norm": 0.0, "total_variation_l2": 0.0, "boundary": 0.0, "adaptive": 1.0}
+    alone = dict.fromkeys(SynthesisWeights.model_fields, 0.0) | {"adaptive": 1.0}
     spec = SynthesisSpec.resolve(posted | {"weights": alone, "adaptive_student": identifier}, teacher)
     told: list[float] = []
     with DeepInversion(

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dearkd.errors import CorruptData, Diverged, InvalidInput
-from dearkd.specs import SynthesisSpec, TeacherSpec
+from dearkd.specs import SynthesisSpec, SynthesisWeights, TeacherSpec
 from dearkd_synth.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
 from dearkd_synth.inversion import DeepInversion
 
@@ -146,7 +146,7 @@ def test_where_no_student_can_be_trained_the_spec_is_refused(
 
 
 def test_the_adaptive_term_alone_has_nothing_to_make_first_shards_of(small_teacher) -> None:
-    nothing = dict.fromkeys(("cross_entropy", "batch_norm", "total_variation_l2", "boundary"), 0.0)
+    nothing = dict.fromkeys(SynthesisWeights.model_fields, 0.0)
     with pytest.raises(InvalidInput, match="takes no part in the first shards"):
         resolve(small_teacher()[1], weights=nothing | {"adaptive": 1.0})
 

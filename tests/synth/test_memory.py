@@ -8,7 +8,7 @@ from test_statistics import hook_reference
 from torch import nn
 
 from dearkd.errors import InvalidInput
-from dearkd.specs import SynthesisSpec, TeacherSpec
+from dearkd.specs import SynthesisSpec, SynthesisWeights, TeacherSpec
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.memory import StatisticsMemory
 from dearkd_synth.statistics import MatchedBatchNorm, StatisticsMatching
@@ -81,10 +81,11 @@ def distance_of_all(made: torch.Tensor, model: nn.Module, teacher: TeacherSpec) 
 def test_a_shard_of_small_batches_comes_nearer_to_the_teachers_statistics(small_teacher) -> None:
     """Five batches of five images: judged as one set of 25, by hooks, the memory brings them nearer."""
     model, teacher = small_teacher()
+    weights = dict.fromkeys(SynthesisWeights.model_fields, 0.0) | {"cross_entropy": 0.1, "batch_norm": 10.0}
     distances = []
     for memory in (0, 25):
         spec = SynthesisSpec.resolve(
-            posted(statistics_memory=memory, weights={"boundary": 0.0, "cross_entropy": 0.1}, seed=1), teacher
+            posted(statistics_memory=memory, weights=weights, learning_rate=0.05, seed=1), teacher
         )
         with DeepInversion(model, teacher, spec) as inversion:
             made = inversion.shard(0)
