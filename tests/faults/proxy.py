@@ -21,6 +21,8 @@ class FaultProxy:
         self.held = threading.Event()
         self.faults = 0
         self._pattern: bytes | None = None
+        self._skip = 0
+        self._counting = threading.Lock()
         self._forward = True
         self._go_on = threading.Event()
         self._go_on.set()
@@ -31,9 +33,11 @@ class FaultProxy:
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def hold(self, pattern: bytes) -> None:
-        """From now on keep back every request that holds `pattern`, and all that its connection sends after it."""
+    def hold(self, pattern: bytes, *, skip: int = 0) -> None:
+        """From now on, after `skip` of them, keep back every request that holds `pattern`, and all that its connection
+        sends after it."""
         self.held.clear()
+        self._skip = skip
         self._go_on.clear()
         self._pattern = pattern
 
@@ -93,7 +97,7 @@ class FaultProxy:
         threading.Thread(target=self._answers, args=(server, client), daemon=True).start()
         with suppress(OSError):
             while chunk := client.recv(CHUNK):
-                if self._pattern is not None and self._pattern in chunk:
+                if self._pattern is not None and self._pattern in chunk and not self._skipped():
                     self.held.set()
                     self._go_on.wait()
                     if not self._forward:
@@ -109,6 +113,11 @@ class FaultProxy:
         for connection in (client, server):
             self._open.discard(connection)
             _reset(connection)
+
+    def _skipped(self) -> bool:
+        with self._counting:
+            self._skip -= 1
+            return self._skip >= 0
 
     def _answers(self, server: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):

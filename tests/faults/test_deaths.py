@@ -49,11 +49,11 @@ def test_a_death_costs_one_unit_at_most(
         here.hold_at(scripts.DONE)
     elif where == "before the end":
         here.hold_at(scripts.TRANSITION)
+    elif where == "before the manifest":
+        proxy.hold(b"unit finish begins")
     job = here.client.create_synthesis_job(spec)
     if where == "mid-shard":
         eventually(lambda: here.client.get_job(job["id"])["metrics"].get("iteration", 0) > 0)
-    elif where == "before the manifest":
-        eventually(lambda: "finish" in here.begins(job["id"]))
     else:
         assert proxy.held.wait(120)
     if where == "before the mark":
@@ -96,10 +96,12 @@ def test_a_death_costs_a_run_no_more_than_its_checkpoint_interval(
 ) -> None:
     client = shared_world.client
     eventually(lambda: not workers())
+    shared_world.hold_at(scripts.ADD_ROW, skip=10 * stage - 7)
     run = client.create_training_run({"dataset": undisturbed_run["spec"]["dataset"], **TRAINING})["id"]
-    eventually(lambda: len(list(client.list_metrics(run))) >= 4 * stage - 2)
+    assert shared_world.proxy.held.wait(300)
     done = len(list(client.list_metrics(run)))
     kill(shared_world.holder(run).horse)
+    shared_world.proxy.release(forward=False)
     ended = client.wait_for_job(run)
     assert ended["status"] == "succeeded", ended["error"]
     (resumed,) = [line for line in shared_world.log(run) if "goes on after epoch" in line]

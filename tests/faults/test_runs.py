@@ -77,7 +77,7 @@ def test_a_gang_that_loses_a_process_ends_and_goes_on_from_its_checkpoint(
     log = here.log(run)
     assert any("lost rank 1 of the run's 2 processes" in line for line in log)
     assert any("goes on after epoch" in line for line in log)
-    assert len(losses(here, run)) == 8
+    assert len(losses(here, run)) == 20
 
 
 def test_a_gang_ends_with_whoever_answers_for_it_and_when_it_is_canceled(
