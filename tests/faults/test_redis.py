@@ -9,6 +9,7 @@ from world import SYNTHESIS, TRAINING, World, workers
 
 from dearkd.client import Json
 from dearkd.doctor import Finding, check_jobs
+from dearkd.errors import Unavailable
 from services import eventually
 
 pytestmark = pytest.mark.timeout(900)
@@ -86,4 +87,13 @@ def test_an_emptied_redis_loses_no_result_and_the_doctor_brings_back_what_had_no
     assert rows[0] == rows[1]
     assert doctor(here).state == "ok"
     spec, weights = plain_teacher
-    assert client.create_teacher(spec.model_dump(), weights)["id"], "the inspector is known again"
+
+    def uploads_are_taken() -> bool:
+        """Once the inspector has given its next sign of life, within half a minute; before, 503 says so."""
+        try:
+            client.create_teacher(spec.model_dump(), weights)
+        except Unavailable:
+            return False
+        return True
+
+    eventually(uploads_are_taken)
