@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # OpenMP threads that spin while they wait make two processes on the same cores 20 to 40 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-faults lint format
+.PHONY: demo test test-faults test-others lint format
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(STAMP): pyproject.toml constraints.txt
@@ -19,12 +19,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/dearkd demo $(ARGS)
 
+# The fault tests mostly wait, the others compute: side by side they take little longer than the others alone.
 test: $(STAMP) lint
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(MAKE) --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-faults test-others
+endif
 
-# Part of `make test` too: processes killed, Redis and storage failing, disks full.
+# Processes killed, Redis and storage failing, disks full.
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults $(ARGS)
+
+test-others: $(STAMP)
+	$(BIN)/python -m pytest -m 'not faults' $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
