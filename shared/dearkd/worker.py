@@ -260,6 +260,9 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 class ListeningWorker(Worker):
     """rq's worker, but an outage of Redis does not end it while its work-horse works, since the horse would end too."""
 
+    max_connection_wait_time = 5.0
+    """After a long outage rq would let up to a minute pass before it looks again."""
+
     def main_work_horse(self, job: Any, queue: Any) -> None:
         # From the fork on: a worker that is killed while its horse still imports leaves an orphan that nobody ends.
         threading.Thread(target=_end_with, args=(self.pid,), daemon=True).start()

@@ -26,6 +26,7 @@ class FaultProxy:
         self._go_on.set()
         self._down = False
         self._break: Callable[[bytes], bytes | None] | None = None
+        self._alter: Callable[[bytes], bytes] | None = None
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -66,6 +67,15 @@ class FaultProxy:
         finally:
             self._break = None
 
+    @contextmanager
+    def altering(self, change: Callable[[bytes], bytes]) -> Iterator[None]:
+        """Pass on what `change` makes of each chunk, in both directions; it may take its time."""
+        self._alter = change
+        try:
+            yield
+        finally:
+            self._alter = None
+
     def close(self) -> None:
         self.release()
         self._down = True
@@ -105,7 +115,7 @@ class FaultProxy:
                         client.sendall(answer)
                         client.shutdown(socket.SHUT_WR)
                     break
-                server.sendall(chunk)
+                server.sendall(self._altered(chunk))
         for connection in (client, server):
             self._open.discard(connection)
             _reset(connection)
@@ -113,10 +123,14 @@ class FaultProxy:
     def _answers(self, server: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):
             while chunk := server.recv(CHUNK):
-                client.sendall(chunk)
+                client.sendall(self._altered(chunk))
         for connection in (client, server):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def _altered(self, chunk: bytes) -> bytes:
+        change = self._alter
+        return chunk if change is None else change(chunk)
 
 
 def _reset(connection: socket.socket) -> None:
