@@ -14,7 +14,7 @@ from world import SHORT, SYNTHESIS, TRAINING, World, another_worker, kill, worke
 
 from dearkd import scripts
 from dearkd.client import Json
-from dearkd.errors import CorruptData
+from dearkd.errors import DearKDError
 from dearkd.garbage import ABANDONED_SECONDS, Collector
 from dearkd.identifiers import new_id
 from dearkd.specs import TeacherSpec
@@ -165,8 +165,9 @@ def test_damage_is_named_and_never_trained_on(bucket_world: World, bucket_job: J
     manifest = f"datasets/{dataset}/dataset.json"
     whole = here.storage.read(manifest)
     here.storage.put(manifest, whole[:-20])
-    with pytest.raises(CorruptData, match=manifest):
+    with pytest.raises(DearKDError, match=manifest) as refused:
         client.get_dataset(dataset)
+    assert refused.value.code == "corrupt_data"
     here.storage.put(manifest, whole)
 
 
