@@ -59,7 +59,8 @@ class FaultProxy:
     def breaking(self, fault: Callable[[bytes], bytes | None]) -> Iterator[None]:
         """Ask `fault` about each chunk that a client sends.
 
-        It returns None to let it pass, bytes to answer them instead of upstream and close, or b"" to reset.
+        It returns None to let it pass, bytes to answer them instead of upstream and close, or b"" to reset both sides
+        after half of it.
         """
         self._break = fault
         try:
@@ -114,6 +115,8 @@ class FaultProxy:
                     if answer:
                         client.sendall(answer)
                         client.shutdown(socket.SHUT_WR)
+                    else:
+                        server.sendall(chunk[: len(chunk) // 2])
                     break
                 server.sendall(self._altered(chunk))
         for connection in (client, server):
