@@ -336,6 +336,8 @@ def _listen(name: QueueName, supervisor: int) -> None:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # A Ctrl-C goes to the whole group; the supervisor decides who ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Who was spawned spawns: each loader of a run's images would import torch anew, for seconds.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     threading.Thread(target=_end_with, args=(supervisor,), daemon=True).start()
     redis = connect(settings)
     until_redis = 0.2
