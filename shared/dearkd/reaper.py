@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 
-from dearkd.errors import DearKDError, Unavailable
+from dearkd.errors import Unavailable
 from dearkd.ledger import Ledger
 from dearkd.records import reachable
 from dearkd.settings import Settings
@@ -46,7 +46,7 @@ class Reaper:
             log.warning("%s", error)
             if error.code == "redis_unavailable":
                 self._reached_since = None
-        except DearKDError:
+        except Exception:  # a record that this version cannot read must not end the process that reaps all others
             log.exception("the reaper's round failed")
 
     def run(self, stop: threading.Event) -> None:

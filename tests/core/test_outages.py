@@ -12,7 +12,7 @@ from dearkd.ledger import Ledger
 from dearkd.reaper import LOCK, Reaper
 from dearkd.settings import Settings
 from dearkd.storage import Storage
-from dearkd.store import JobStore
+from dearkd.store import UNSETTLED, JobStore
 from dearkd.worker import open_ledger
 from services import eventually
 
@@ -72,3 +72,18 @@ def test_after_an_outage_the_living_may_prolong_their_leases_before_the_silent_a
     quick.ledger, quick.settings = ledger, patient.settings
     reap_until(quick, lambda: quick._reached_since is not None)
     assert store.get(silent.id).status == "running"
+
+
+def test_a_record_that_cannot_be_read_does_not_end_the_reaper(
+    ledger: Ledger, store: JobStore, settings: Settings
+) -> None:
+    job = synthesis(store, shards=1)
+    strange = synthesis(store, shards=1).id
+    ledger.redis.hset(f"dearkd:job:{strange}", "status", "of a later version")
+    ledger.redis.sadd(UNSETTLED, strange)
+    for _ in range(2):
+        assert ledger.claim("synthesis", 3600.0, who="host/3/4") is not None
+        ledger.bury("host/3", "was killed")
+        reap_until(Reaper(ledger, settings), lambda: ledger.redis.zcard("dearkd:leases") == 0)
+        ledger.redis.delete(LOCK)
+    assert store.get(job.id).attempt == 3
