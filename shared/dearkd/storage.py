@@ -195,7 +195,7 @@ class Storage:
 
     def copy(self, source: str, target: str) -> None:
         with _errors(source):
-            obstore.copy(self._store, source, target)
+            obstore.copy(self._for_upload(self.size(source)), source, target)
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
         """Fetch to a local file, whole or not at all.
