@@ -34,7 +34,7 @@ def test_an_outage_is_answered_at_once_and_costs_no_work(
     here = shared_world
     eventually(lambda: not workers())
     # One shard, of which so much is still to do that it outlasts the beginning of the run.
-    long = {**SYNTHESIS, "images_per_class": 2, "phases": [{"resolution": 8, "iterations": 2_000}]}
+    long = {**SYNTHESIS, "images_per_class": 2, "phases": [{"resolution": 8, "iterations": 800}]}
     job = here.client.create_synthesis_job({"teacher": teacher, **long})["id"]
     eventually(lambda: here.client.get_job(job)["metrics"].get("iteration", 0) > 0)
     run = here.client.create_training_run({"dataset": undisturbed["result"]["dataset"], **TRAINING})["id"]
