@@ -136,6 +136,18 @@ def ours(mark: str) -> list[psutil.Process]:
     return found
 
 
+def orphans(mark: str) -> list[psutil.Process]:
+    """Those that nobody answers for any more: they would stay until the whole tree ends."""
+    everyone = ours(mark)
+    pids = {process.pid for process in everyone} | {os.getpid()}
+    found = []
+    for process in everyone:
+        with suppress(psutil.Error):
+            if process.ppid() not in pids:
+                found.append(process)
+    return found
+
+
 def at_work(mark: str) -> list[tuple[int, int, int]]:
     """Supervisor, rq worker and horse of each unit at work: a horse is a fork of an rq worker, which was spawned."""
     found = []
@@ -312,8 +324,9 @@ def soak(folder: Path, *, jobs: int, seed: int, kill_every: tuple[float, float],
             found.expect(tree.failure is None, f"the tree gave up: {tree.failure}")
             ended, outcomes = account_for_jobs(ledger, accepted, found)
             deadline = time.monotonic() + 60
-            while at_work(mark) and time.monotonic() < deadline:
+            while (at_work(mark) or orphans(mark)) and time.monotonic() < deadline:
                 time.sleep(0.5)
+            found.expect(not orphans(mark), f"processes that nobody answers for: {orphans(mark)}")
             look_for_leases(ledger, found)
             begun, units, causes = redone(ledger, ended)
             removed = compare_storage(ledger.store.storage, ended, found)

@@ -210,15 +210,20 @@ class Ledger:
         with reachable():
             self._add_row(args=[claim.job, claim.unit, claim.token, json.dumps(row)])
 
-    def reap(self, *, max_deaths: int) -> list[tuple[Claim, str]]:
+    def reap(self, *, max_deaths: int, silent_too: bool = True) -> list[tuple[Claim, str]]:
         """Take back units whose lease ran out, end jobs whose unit keeps killing its worker, and wake the queues.
+
+        Args:
+            max_deaths: in a row, after which a job fails.
+            silent_too: also those of whom nothing was heard for too long, not only those that were buried.
 
         Returns:
             What was taken back, and the job's status afterwards.
         """
         taken: list[tuple[Claim, str]] = []
         with reachable():
-            for member in cast("list[bytes]", self.redis.zrangebyscore("dearkd:leases", "-inf", _milliseconds())):
+            until = _milliseconds() if silent_too else 0
+            for member in cast("list[bytes]", self.redis.zrangebyscore("dearkd:leases", "-inf", until)):
                 identifier, _, unit = member.decode().partition("#")
                 outcome = self._expire(args=[identifier, unit, at(), _milliseconds()])
                 if outcome is None:

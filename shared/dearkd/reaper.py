@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 
-from dearkd.errors import DearKDError, Unavailable
+from dearkd.errors import Unavailable
 from dearkd.ledger import Ledger
 from dearkd.records import reachable
 from dearkd.settings import Settings
@@ -26,6 +26,7 @@ class Reaper:
         self.settings = settings
         self._name = f"{socket.gethostname()}:{os.getpid()}:{id(self)}"
         self._next = 0.0
+        self._reached_since: float | None = None
 
     def step(self) -> None:
         """One round, if it is time; an outage is logged and waited out."""
@@ -33,14 +34,19 @@ class Reaper:
             return
         self._next = time.monotonic() + EVERY_SECONDS
         try:
-            if self._leads():
-                for claim, status in self.ledger.reap(max_deaths=self.settings.max_deaths):
+            leads = self._leads()
+            self._reached_since = self._reached_since or time.monotonic()
+            # While Redis was away, nobody could prolong a lease: the living get the time to do so before the silent are
+            # taken for dead. Whether it was, one that has just begun cannot know.
+            silent_too = time.monotonic() - self._reached_since >= self.settings.lease_seconds
+            if leads:
+                for claim, status in self.ledger.reap(max_deaths=self.settings.max_deaths, silent_too=silent_too):
                     log.warning("%s unit %s: its worker is gone; the job is %s", claim.job, claim.unit, status)
         except Unavailable as error:
             log.warning("%s", error)
-            # Nobody could prolong a lease meanwhile: the living get the time to do so before the dead are counted.
-            self._next = time.monotonic() + self.settings.lease_seconds
-        except DearKDError:
+            if error.code == "redis_unavailable":
+                self._reached_since = None
+        except Exception:  # a record that this version cannot read must not end the process that reaps all others
             log.exception("the reaper's round failed")
 
     def run(self, stop: threading.Event) -> None:

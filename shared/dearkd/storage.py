@@ -8,11 +8,13 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import obstore
@@ -30,7 +32,19 @@ from dearkd.errors import Conflict, CorruptData, DiskFull, InvalidInput, NotFoun
 from dearkd.identifiers import new_id
 from dearkd.settings import Settings
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
 Data = bytes | Path | Iterator[bytes]
+
+REQUEST_SECONDS = 30.0
+"""For a request to a bucket and its answer, on top of the time that its bytes need."""
+SLOWEST_BYTES_PER_SECOND = 2**20
+"""An upload over a slower connection than this is given up and tried again: our choice [R]."""
+SILENCE_SECONDS = 60.0
+"""A download of which nothing comes for so long is given up; as a whole it may take a day."""
+MAX_PUT_BYTES = 5 * 2**30
+"""S3 takes no more in one request."""
 
 
 class AlreadyExists(Conflict):
@@ -52,8 +66,12 @@ class Storage:
     key that does not exist.
     """
 
-    def __init__(self, store: LocalStore | S3Store) -> None:
-        self._store = store
+    def __init__(self, connect: Callable[..., LocalStore | S3Store]) -> None:
+        """`connect` makes the store; a bucket's takes time limits, as obstore's client options."""
+        self._connect = connect
+        self._store = connect()
+        # obstore's limit is for a request as a whole, which 30 s are too little for.
+        self._downloads = connect(timeout=timedelta(days=1), read_timeout=timedelta(seconds=SILENCE_SECONDS))
 
     @classmethod
     def open(cls, settings: Settings) -> "Storage":
@@ -65,22 +83,11 @@ class Storage:
         if settings.storage_url.startswith("file://"):
             # The rest is a path as it stands, not percent-encoded: `file://./data` is relative, `#` is a character.
             root = Path(settings.storage_url.removeprefix("file://")).absolute()
-            return cls(LocalStore(prefix=root, mkdir=True))
+            store = LocalStore(prefix=root, mkdir=True)
+            return cls(lambda **limits: store)
         url = urlsplit(settings.storage_url)
         if url.scheme == "s3" and url.netloc:
-            allow_http = bool(settings.s3_endpoint and settings.s3_endpoint.startswith("http://"))
-            return cls(
-                S3Store(
-                    url.netloc,
-                    prefix=url.path.strip("/") or None,
-                    endpoint=settings.s3_endpoint,
-                    region=settings.s3_region,
-                    virtual_hosted_style_request=False,
-                    # Long enough for a hiccup; an outage is the caller's to wait out, and a request's to report.
-                    client_options={"allow_http": allow_http, "connect_timeout": timedelta(seconds=5)},
-                    retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=20)},
-                )
-            )
+            return cls(partial(_bucket, url.netloc, url.path.strip("/") or None, settings))
         raise InvalidInput(
             f"DEARKD_STORAGE_URL is {settings.storage_url!r}: use file:///absolute/path, file://./relative/path "
             "or s3://bucket/prefix"
@@ -91,9 +98,17 @@ class Storage:
         return isinstance(self._store, LocalStore)
 
     def put(self, key: str, data: Data) -> None:
-        """Write or overwrite; for what may change: previews, progress, temporary objects."""
+        """Write or overwrite; for what may change: previews, progress, temporary objects.
+
+        To a bucket in one request, which leaves nothing behind if this process is killed meanwhile; but in parts what
+        is a stream, or more than S3 takes at once.
+        """
+        size = None if isinstance(data, Iterator) else _size(data)
         with _errors(key):
-            obstore.put(self._store, key, data)
+            if self.is_local or size is None or size > MAX_PUT_BYTES:
+                obstore.put(self._store, key, data)
+            else:
+                obstore.put(self._for_upload(size), key, data, use_multipart=False)
 
     def create(self, key: str, data: bytes | Path) -> None:
         """Write only if nothing is there, in one request.
@@ -102,7 +117,7 @@ class Storage:
             AlreadyExists: if the key exists; nothing was written.
         """
         with _errors(key):
-            obstore.put(self._store, key, data, mode="create", use_multipart=False)
+            obstore.put(self._for_upload(_size(data)), key, data, mode="create", use_multipart=False)
 
     def read(self, key: str) -> bytes:
         with _errors(key):
@@ -113,9 +128,9 @@ class Storage:
         with _errors(key):
             if start or end is not None:
                 stop = self.size(key) if end is None else end
-                result = obstore.get(self._store, key, options={"range": (start, stop)})
+                result = obstore.get(self._downloads, key, options={"range": (start, stop)})
             else:
-                result = obstore.get(self._store, key)
+                result = obstore.get(self._downloads, key)
             chunks = iter(result.stream(min_chunk_size=chunk_bytes))
         return _guarded(key, chunks)
 
@@ -180,7 +195,7 @@ class Storage:
 
     def copy(self, source: str, target: str) -> None:
         with _errors(source):
-            obstore.copy(self._store, source, target)
+            obstore.copy(self._for_upload(self.size(source)), source, target)
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
         """Fetch to a local file, whole or not at all.
@@ -216,6 +231,34 @@ class Storage:
         """Raises `Unavailable` if the root cannot be listed."""
         with _errors(""):
             obstore.list_with_delimiter(self._store, "teachers")
+
+    def _for_upload(self, size: int) -> LocalStore | S3Store:
+        """The store, or one that waits as long as so many bytes may need."""
+        seconds = size / SLOWEST_BYTES_PER_SECOND
+        return self._store if seconds < 1 else self._connect(timeout=timedelta(seconds=REQUEST_SECONDS + seconds))
+
+
+def _bucket(name: str, prefix: str | None, settings: Settings, **limits: timedelta) -> S3Store:
+    client: ClientConfig = {
+        "allow_http": (settings.s3_endpoint or "").startswith("http://"),
+        "connect_timeout": timedelta(seconds=5),
+        "timeout": timedelta(seconds=REQUEST_SECONDS),
+    }
+    client.update(cast("ClientConfig", limits))
+    return S3Store(
+        name,
+        prefix=prefix,
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        virtual_hosted_style_request=False,
+        client_options=client,
+        # Long enough for a hiccup; an outage is the caller's to wait out, and a request's to report.
+        retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=20)},
+    )
+
+
+def _size(data: bytes | Path) -> int:
+    return data.stat().st_size if isinstance(data, Path) else len(data)
 
 
 def check_key(key: str, *, pointer: str) -> str:

@@ -22,7 +22,7 @@ from dearkd.jobs import ACTIVE, Job, JobError, Kind, Progress, Status, kind_of, 
 from dearkd.queue import QUEUES, wake
 from dearkd.records import JobRecords, add_event, at, job_key, parse, reachable
 from dearkd.references import reads
-from dearkd.storage import Storage
+from dearkd.storage import AlreadyExists, Storage
 
 RANKS = {"high": 0, "normal": 1, "low": 2}
 WATCH_TRIES = 50
@@ -196,8 +196,9 @@ class JobStore(JobRecords):
         if max_queued is not None:
             self._require_room(max_queued)  # so that what is refused in numbers costs no write
         key = f"jobs/{job.id}/job.json"
-        self.storage.create(key, job.model_dump_json(indent=2).encode())
         try:
+            with suppress(AlreadyExists):  # of this very request, whose first answer was lost: the id is new
+                self.storage.create(key, job.model_dump_json(indent=2).encode())
             return self._record(job, units, waits_for=waits_for, wakes=wakes, max_queued=max_queued)
         except BaseException:
             self.storage.delete_prefix(f"jobs/{job.id}")

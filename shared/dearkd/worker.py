@@ -260,6 +260,9 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 class ListeningWorker(Worker):
     """rq's worker, but an outage of Redis does not end it while its work-horse works, since the horse would end too."""
 
+    max_connection_wait_time = 5.0
+    """After a long outage rq would let up to a minute pass before it looks again."""
+
     def main_work_horse(self, job: Any, queue: Any) -> None:
         # From the fork on: a worker that is killed while its horse still imports leaves an orphan that nobody ends.
         threading.Thread(target=_end_with, args=(self.pid,), daemon=True).start()
@@ -333,6 +336,8 @@ def _listen(name: QueueName, supervisor: int) -> None:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # A Ctrl-C goes to the whole group; the supervisor decides who ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Who was spawned spawns: each loader of a run's images would import torch anew, for seconds.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     threading.Thread(target=_end_with, args=(supervisor,), daemon=True).start()
     redis = connect(settings)
     until_redis = 0.2

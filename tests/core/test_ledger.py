@@ -201,6 +201,22 @@ def test_progress_forgives_deaths(ledger: Ledger, store: JobStore) -> None:
     assert store.get(job.id).status == "running"
 
 
+def test_a_runs_checkpoint_forgives_deaths_and_three_in_one_interval_fail_it(ledger: Ledger, store: JobStore) -> None:
+    run = store.create_training(training_spec("ds"), epochs=1, waits_for=None)
+
+    def die() -> str:
+        claim(ledger, "training")
+        expire_all(ledger)
+        ledger.reap(max_deaths=3)
+        return store.get(run.id).status
+
+    assert [die(), die()] == ["queued", "queued"]
+    unit = claim(ledger, "training")
+    ledger.forgive(unit)
+    ledger.release(unit)
+    assert [die(), die(), die()] == ["queued", "queued", "failed"]
+
+
 def test_cancel_ends_a_queued_job_at_once_and_a_running_one_through_canceling(ledger: Ledger, store: JobStore) -> None:
     queued = synthesis(store)
     assert store.cancel(queued.id).status == "canceled"

@@ -28,6 +28,7 @@ class FaultProxy:
         self._go_on.set()
         self._down = False
         self._break: Callable[[bytes], bytes | None] | None = None
+        self._alter: Callable[[bytes], bytes] | None = None
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -62,13 +63,23 @@ class FaultProxy:
     def breaking(self, fault: Callable[[bytes], bytes | None]) -> Iterator[None]:
         """Ask `fault` about each chunk that a client sends.
 
-        It returns None to let it pass, bytes to answer them instead of upstream and close, or b"" to reset.
+        It returns None to let it pass, bytes to answer them instead of upstream and close, or b"" to reset both sides
+        after half of it.
         """
         self._break = fault
         try:
             yield
         finally:
             self._break = None
+
+    @contextmanager
+    def altering(self, change: Callable[[bytes], bytes]) -> Iterator[None]:
+        """Pass on what `change` makes of each chunk, in both directions; it may take its time."""
+        self._alter = change
+        try:
+            yield
+        finally:
+            self._alter = None
 
     def close(self) -> None:
         self.release()
@@ -108,8 +119,10 @@ class FaultProxy:
                     if answer:
                         client.sendall(answer)
                         client.shutdown(socket.SHUT_WR)
+                    else:
+                        server.sendall(chunk[: len(chunk) // 2])
                     break
-                server.sendall(chunk)
+                server.sendall(self._altered(chunk))
         for connection in (client, server):
             self._open.discard(connection)
             _reset(connection)
@@ -122,10 +135,14 @@ class FaultProxy:
     def _answers(self, server: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):
             while chunk := server.recv(CHUNK):
-                client.sendall(chunk)
+                client.sendall(self._altered(chunk))
         for connection in (client, server):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def _altered(self, chunk: bytes) -> bytes:
+        change = self._alter
+        return chunk if change is None else change(chunk)
 
 
 def _reset(connection: socket.socket) -> None:

@@ -19,6 +19,7 @@ def victims(found: Workers, who: str) -> list[int]:
     return {
         "horse": [found.horse],
         "worker": [found.worker],
+        "both": [found.worker, found.horse],
         "supervisor": [found.supervisor],
         "part": [found.supervisor, found.worker, found.horse],
     }[who]
@@ -30,6 +31,7 @@ def victims(found: Workers, who: str) -> list[int]:
         ("horse", "before the claim", None),
         ("horse", "mid-shard", "0"),
         ("worker", "mid-shard", "0"),
+        ("both", "mid-shard", "0"),
         ("supervisor", "mid-shard", "0"),
         ("horse", "before the mark", "0"),
         ("part", "before the mark", "0"),

@@ -2,30 +2,18 @@
 
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from world import SHORT, SYNTHESIS, TRAINING, World, workers
+from world import SYNTHESIS, TRAINING, World, another_worker, workers
 
 from dearkd import scripts
 from dearkd.client import Json
-from services import environment, eventually, process
+from services import eventually
 
 pytestmark = pytest.mark.timeout(900)
-
-WORKER = "import sys; from dearkd.worker import main; sys.exit(main('synth'))"
-
-
-@contextmanager
-def another_worker(here: World, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A second synth worker, past the proxy."""
-    env = environment(here.settings, **SHORT)
-    with process("-c", WORKER, env=env, log=folder / "second.log") as started:
-        yield started
 
 
 @pytest.mark.parametrize("script", [scripts.DONE, scripts.TRANSITION], ids=["before the mark", "before the end"])
@@ -40,7 +28,7 @@ def test_who_comes_back_too_late_publishes_nothing(
     late = here.holder(job)
     os.kill(late.horse, signal.SIGSTOP)
     try:
-        with another_worker(here, tmp_path):
+        with another_worker(here.settings, tmp_path):
             eventually(lambda: here.ledger.store.get(job).terminal, seconds=240)
             stored = {o.key: o.size for o in here.storage.objects(f"datasets/ds-{job.partition('-')[2]}")}
             manifest = here.storage.read(f"datasets/ds-{job.partition('-')[2]}/dataset.json")
@@ -64,7 +52,7 @@ def test_two_workers_share_a_job_and_publish_it_once(
 ) -> None:
     here = shared_world
     eventually(lambda: not workers())
-    with another_worker(here, tmp_path):
+    with another_worker(here.settings, tmp_path):
         spec = {"teacher": teacher, **SYNTHESIS, "parallelism": 2, "phases": [{"resolution": 8, "iterations": 2_000}]}
         job = here.client.create_synthesis_job(spec)["id"]
         eventually(lambda: here.ledger.redis.zcard("dearkd:leases") == 2)

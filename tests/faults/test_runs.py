@@ -6,7 +6,7 @@ import signal
 
 import psutil
 import pytest
-from world import TRAINING, World, at_work, kill, workers
+from world import TRAINING, World, kill, workers
 
 from dearkd.client import Json
 from services import eventually
@@ -37,6 +37,25 @@ def ranks(horse: int) -> dict[int, int]:
     return found
 
 
+def torchrun(horse: int) -> int:
+    (found,) = (p.pid for p in psutil.Process(horse).children() if "torch.distributed.run" in p.cmdline())
+    return found
+
+
+def below(horse: int) -> list[psutil.Process]:
+    """All that a horse has started, directly or not: torchrun, the ranks, and what loads their data."""
+    return psutil.Process(horse).children(recursive=True)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_costs_a_run_nothing(
     shared_world: World, undisturbed: Json, undisturbed_run: Json, processes: int
@@ -46,7 +65,7 @@ def test_sigterm_costs_a_run_nothing(
     expected = losses(here, undisturbed_run["id"])
     run = start(here, undisturbed, **{**LONG, "processes": processes})
     eventually(lambda: here.client.get_job(run)["metrics"].get("step", 0) > 3)
-    os.kill(at_work().supervisor, signal.SIGTERM)
+    os.kill(here.holder(run).supervisor, signal.SIGTERM)
     eventually(lambda: any("goes back: the worker was asked to end" in line for line in here.log(run)))
     assert here.storage.exists(f"runs/{run}/checkpoints/checkpoint.json")
     ended = here.client.wait_for_job(run)
@@ -60,24 +79,27 @@ def test_sigterm_costs_a_run_nothing(
     assert len(losses(here, run)) == len(expected)
 
 
+@pytest.mark.parametrize("victim", ["rank 1", "torchrun"])
 def test_a_gang_that_loses_a_process_ends_and_goes_on_from_its_checkpoint(
-    shared_world: World, undisturbed: Json
+    shared_world: World, undisturbed: Json, victim: str
 ) -> None:
     here = shared_world
     eventually(lambda: not workers())
-    run = start(here, undisturbed, **{**TRAINING, "processes": 2})
+    run = start(here, undisturbed, **{**TRAINING, "stage_one": {"epochs": 20}, "processes": 2})
     eventually(lambda: len(losses(here, run)) >= 2)
-    gang = ranks(at_work().horse)
-    kill(gang[1])
-    eventually(lambda: not psutil.pid_exists(gang[0]))
+    horse = here.holder(run).horse
+    gang = below(horse)
+    kill(ranks(horse)[1] if victim == "rank 1" else torchrun(horse))
+    eventually(lambda: not alive(gang))
     ended = here.client.wait_for_job(run)
     assert ended["status"] == "succeeded", ended["error"]
     assert ended["attempt"] == 2
     assert here.begins(run) == ["run", "run"]
     log = here.log(run)
-    assert any("lost rank 1 of the run's 2 processes" in line for line in log)
+    lost = {"rank 1": "lost rank 1 of the run's 2 processes", "torchrun": "lost torchrun"}[victim]
+    assert any(lost in line for line in log)
     assert any("goes on after epoch" in line for line in log)
-    assert len(losses(here, run)) == 20
+    assert len(losses(here, run)) == 30
 
 
 def test_a_gang_ends_with_whoever_answers_for_it_and_when_it_is_canceled(
@@ -87,13 +109,15 @@ def test_a_gang_ends_with_whoever_answers_for_it_and_when_it_is_canceled(
     eventually(lambda: not workers())
     run = start(here, undisturbed, **{**TRAINING, "stage_one": {"epochs": 500}, "processes": 2})
     eventually(lambda: len(losses(here, run)) >= 1)
-    first = at_work().horse
-    gang = ranks(first)
+    first = here.holder(run).horse
+    gang = below(first)
     kill(first)
-    eventually(lambda: not any(psutil.pid_exists(pid) for pid in gang.values()))
-    eventually(lambda: len(here.begins(run)) == 2 and len(losses(here, run)) >= 2)
-    gang = ranks(at_work().horse)
-    assert len(gang) == 2
+    eventually(lambda: not alive(gang))
+    before = len(losses(here, run))
+    eventually(lambda: len(here.begins(run)) == 2 and len(losses(here, run)) > before)
+    second = here.holder(run).horse
+    assert len(ranks(second)) == 2
+    gang = below(second)
     here.client.cancel_job(run)
     assert here.client.wait_for_job(run)["status"] == "canceled"
-    eventually(lambda: not any(psutil.pid_exists(pid) for pid in gang.values()))
+    eventually(lambda: not alive(gang))

@@ -3,8 +3,10 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,8 +15,10 @@ from proxy import FaultProxy
 from world import SHORT, SYNTHESIS, TRAINING, World, workers, world
 
 from dearkd.client import Json
-from dearkd.errors import DearKDError
+from dearkd.errors import DearKDError, Unavailable
+from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
+from dearkd.storage import Storage
 from s3 import S3Server, s3
 from services import eventually
 
@@ -22,6 +26,7 @@ __all__ = ["s3"]
 
 pytestmark = pytest.mark.timeout(900)
 
+OUTAGE_SECONDS = 60
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -155,16 +160,91 @@ def test_an_outage_of_the_object_store_is_waited_out(
             assert job["status"] == "succeeded", job["error"]
             second = here.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS, "seed": 4})["id"]
             eventually(lambda: here.client.get_job(second)["metrics"].get("iteration", 0) > 0)
-            before = proxy.faults
+            before, began = proxy.faults, time.monotonic()
             with proxy.breaking(all_fail):
-                # Down until the worker has given up on the client's own retries, and says that it waits.
+                # Until the worker has given up on the client's own retries, and says that it waits.
                 eventually(lambda: any("waits for storage" in line for line in here.log(second)))
             with proxy.down():
+                time.sleep(max(0.0, OUTAGE_SECONDS - (time.monotonic() - began)))
                 eventually(lambda: proxy.faults > before + 10)
+            assert not here.storage.exists(f"datasets/ds-{second.partition('-')[2]}/dataset.json")
             ended = here.client.wait_for_job(second)
             assert ended["status"] == "succeeded", ended["error"]
             assert here.begins(second) == ["0", "1", "finish"], "a shard that was made is not made again"
-            assert {s["name"] for s in here.shards(ended)} == {"train-000000.tar", "train-000001.tar"}
+            shards = {shard["name"]: shard["bytes"] for shard in here.shards(ended)}
+            assert set(shards) == {"train-000000.tar", "train-000001.tar"}
+            stored = here.storage.objects(f"datasets/{ended['result']['dataset']}")
+            assert {o.key.rpartition("/")[2]: o.size for o in stored if o.key.endswith(".tar")} == shards
             eventually(lambda: not workers())
     finally:
         proxy.close()
+
+
+def bucket_through(proxy: FaultProxy, s3: S3Server, prefix: str) -> Storage:
+    settings = s3.settings(prefix, Settings())
+    return Storage.open(settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{proxy.port}"}))
+
+
+@pytest.fixture
+def before_bucket(s3: S3Server) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(("127.0.0.1", urlsplit(s3.endpoint).port or 0))
+    yield proxy
+    proxy.close()
+
+
+def test_what_is_altered_on_its_way_to_a_bucket_is_refused_and_not_there(
+    s3: S3Server, before_bucket: FaultProxy
+) -> None:
+    storage = bucket_through(before_bucket, s3, "altered")
+
+    def flip_a_bit(chunk: bytes) -> bytes:
+        return bytes([*chunk[:-1], chunk[-1] ^ 1]) if len(chunk) > 20_000 else chunk
+
+    with before_bucket.altering(flip_a_bit), pytest.raises(Unavailable):
+        storage.create("shard.tar", os.urandom(100_000))
+    assert not storage.exists("shard.tar")
+
+
+def test_a_large_file_goes_to_a_bucket_in_one_request(s3: S3Server, before_bucket: FaultProxy, tmp_path: Path) -> None:
+    """So that a process that is killed in the middle leaves no parts, which nobody could find."""
+    storage = bucket_through(before_bucket, s3, "large")
+    path = tmp_path / "last.pt"
+    path.write_bytes(os.urandom(11 * 2**20))
+    asked: list[bytes] = []
+
+    def listen(chunk: bytes) -> bytes:
+        if b" HTTP/1.1\r\n" in chunk:
+            asked.append(chunk.partition(b" ")[0])
+        return chunk
+
+    with before_bucket.altering(listen):
+        storage.put("last.pt", path)
+    assert asked == [b"PUT"]
+    assert storage.read("last.pt") == path.read_bytes()
+
+
+def trickle(chunk: bytes) -> bytes:
+    """48 MiB in 40 s."""
+    time.sleep(len(chunk) / (1.2 * 2**20))
+    return chunk
+
+
+def test_what_takes_longer_than_half_a_minute_arrives(s3: S3Server, tmp_path: Path) -> None:
+    """Which is obstore's limit for a request, unless told otherwise: a large shard would never be stored, nor read."""
+    path = tmp_path / "train-000000.tar"
+    path.write_bytes(os.urandom(48 * 2**20))
+    Storage.open(s3.settings("slow", Settings())).put("stored.tar", path)
+    with ExitStack() as stack:
+        buckets = []
+        for _ in range(2):
+            proxy = FaultProxy(("127.0.0.1", urlsplit(s3.endpoint).port or 0))
+            stack.callback(proxy.close)
+            stack.enter_context(proxy.altering(trickle))
+            buckets.append(bucket_through(proxy, s3, "slow"))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        upload = pool.submit(buckets[0].create, "train-000000.tar", path)
+        download = pool.submit(buckets[1].download, "stored.tar", tmp_path / "fetched.tar")
+        upload.result()
+        download.result()
+    assert Storage.open(s3.settings("slow", Settings())).size("train-000000.tar") == path.stat().st_size
+    assert (tmp_path / "fetched.tar").read_bytes() == path.read_bytes()

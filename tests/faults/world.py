@@ -14,6 +14,7 @@ from typing import Any, cast
 import psutil
 from proxy import FaultProxy
 
+import services
 from dearkd.client import Client, Json
 from dearkd.embedded_redis import EmbeddedRedis
 from dearkd.ledger import Ledger
@@ -113,8 +114,8 @@ class World:
 
 
 @contextmanager
-def world(folder: Path, **environment: str) -> Iterator[World]:
-    """A world on an empty folder; `environment` is added to that of its processes."""
+def world(folder: Path, **variables: str) -> Iterator[World]:
+    """A world on an empty folder; `variables` are added to the environment of its processes."""
     redis = RedisServer(folder / "redis")
     redis.start()
     proxy = FaultProxy(("127.0.0.1", redis.server.port))
@@ -123,7 +124,7 @@ def world(folder: Path, **environment: str) -> Iterator[World]:
     tree = UpTree(
         folder / "up",
         port=0,
-        environment={**given, "DEARKD_REDIS_URL": url.replace(str(redis.server.port), str(proxy.port)), **environment},
+        environment={**given, "DEARKD_REDIS_URL": url.replace(str(redis.server.port), str(proxy.port)), **variables},
         say=lambda line: print(line, flush=True),
     )
     try:
@@ -132,7 +133,7 @@ def world(folder: Path, **environment: str) -> Iterator[World]:
                 redis_url=url,
                 storage_url=tree.storage_url,
                 cache_dir=folder / "cache",
-                s3_endpoint=environment.get("DEARKD_S3_ENDPOINT"),
+                s3_endpoint=variables.get("DEARKD_S3_ENDPOINT"),
             )
             yield World(tree, redis, proxy, client, settings)
     finally:
@@ -140,6 +141,14 @@ def world(folder: Path, **environment: str) -> Iterator[World]:
         if redis.process is not None and redis.process.poll() is None:
             redis.process.terminate()
             redis.process.wait()
+
+
+@contextmanager
+def another_worker(settings: Settings, folder: Path) -> Iterator[None]:
+    """A second synth worker, past the proxies."""
+    command = "import sys; from dearkd.worker import main; sys.exit(main('synth'))"
+    with services.process("-c", command, env=services.environment(settings, **SHORT), log=folder / "second.log"):
+        yield
 
 
 @dataclass(frozen=True)

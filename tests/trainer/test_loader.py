@@ -1,9 +1,13 @@
 """Order and augmentation: exact epochs, and nothing that depends on who computes it."""
 
+import subprocess
+import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +21,7 @@ from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.loader import AugmentedImages, EpochBatches, create_loader, derive_seed
 from dearkd_trainer.recipe import train_transform
 from dearkd_trainer.world import World
+from services import eventually
 
 
 @settings(max_examples=50, deadline=None)
@@ -158,3 +163,32 @@ def test_a_sample_is_augmented_anew_each_epoch_and_repetition(bar_shard: Path) -
     assert torch.equal(first, augmented[(0, 4, 0)][0])
     assert not torch.equal(first, augmented[(1, 4, 0)][0])
     assert not torch.equal(first, augmented[(0, 4, 1)][0])
+
+
+LATE = """
+import multiprocessing, os, time
+from dearkd_trainer.loader import end_with_parent
+
+def begin_late():
+    parent = os.getppid()
+    print(os.getpid(), flush=True)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    end_with_parent(0)
+    time.sleep(600)
+
+multiprocessing.get_context("fork").Process(target=begin_late).start()
+"""
+
+
+@pytest.mark.services
+def test_a_loaders_process_whose_parent_was_gone_before_it_began_ends_too() -> None:
+    with subprocess.Popen([sys.executable, "-c", LATE], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        process = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    try:
+        eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

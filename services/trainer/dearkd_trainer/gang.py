@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from dearkd import errors
 from dearkd.attempt import Died, HandBack
-from dearkd.worker import GRACE_SECONDS
+from dearkd.worker import GRACE_SECONDS, exit_clause
 from dearkd_trainer.evaluation import Evaluation
 from dearkd_trainer.inputs import RunInputs
 from dearkd_trainer.training import Metrics, TrainingResult
@@ -88,6 +88,11 @@ class Gang:
         self._inbox: queue.Queue[tuple[int, Message | None]] = queue.Queue()
         """Messages by rank; None: its connection has ended."""
         self._connections: dict[int, socket.socket] = {}
+        self._processes: list[psutil.Process] = []
+        """Of each rank: torchrun's children, but not if torchrun is killed."""
+        self._over = threading.Event()
+        self._alone_since: float | None = None
+        """When torchrun was found to have ended otherwise than well."""
         self._spoken: set[int] = set()
         """Ranks that said how they ended."""
         self._begun = False
@@ -122,15 +127,18 @@ class Gang:
         if kind is None:
             with suppress(subprocess.TimeoutExpired):
                 self._torchrun.wait(EXIT_SECONDS)
-        with suppress(psutil.NoSuchProcess):
-            head = psutil.Process(self._torchrun.pid)
-            for process in [head, *head.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-        self._torchrun.wait()
+        self._over.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        with suppress(psutil.NoSuchProcess):
+            self._processes.insert(0, psutil.Process(self._torchrun.pid))
+        for head in list(self._processes):
+            with suppress(psutil.NoSuchProcess):
+                for process in [head, *head.children(recursive=True)]:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+        self._torchrun.wait()
         self._folder.cleanup()
         for connection in list(self._connections.values()):
             with suppress(OSError):
@@ -169,13 +177,19 @@ class Gang:
 
     def _next(self) -> tuple[int, Message | None]:
         while True:
+            self._require_torchrun()
             try:
                 return self._inbox.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 self.check()
-                if self._torchrun.poll() is not None and self._inbox.empty() and not self._connections:
-                    code = self._torchrun.returncode
-                    raise Died(f"lost its gang: torchrun ended with exit code {code} before any of it began") from None
+
+    def _require_torchrun(self) -> None:
+        """Without it nobody ends the others when one dies. Where one has, it ends too, but that news goes first."""
+        if not (code := self._torchrun.poll()):
+            return
+        self._alone_since = self._alone_since or time.monotonic()
+        if code < 0 or time.monotonic() - self._alone_since > WORD_SECONDS:
+            raise Died(f"lost torchrun, which answers for the run's processes: it {exit_clause(code)}")
 
     def _pass_on(self, message: Message, reporter: Reporter) -> None:
         match message["what"]:
@@ -239,8 +253,12 @@ class Gang:
     def _read(self, connection: socket.socket) -> None:
         rank = -1
         with suppress(OSError, ValueError), connection.makefile("rb") as lines:
-            rank = json.loads(lines.readline())
+            rank, pid = json.loads(lines.readline())
+            with suppress(psutil.NoSuchProcess):  # gone already, as the end of its connection will tell
+                self._processes.append(psutil.Process(pid))
             self._connections[rank] = connection
+            if self._over.is_set():  # too late to be among those that were ended
+                connection.shutdown(socket.SHUT_RDWR)
             for line in lines:
                 self._inbox.put((rank, json.loads(line)))
         self._inbox.put((rank, None))

@@ -1,10 +1,14 @@
 """The order of samples and their augmentation: functions of (seed, epoch, sample) alone, whoever computes them."""
 
 import hashlib
+import multiprocessing
+import os
 import random
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
@@ -141,5 +145,24 @@ def create_loader(
     No result depends on the number of workers.
     """
     return DataLoader(
-        AugmentedImages(dataset, transform, seed), batch_sampler=batches, num_workers=workers, pin_memory=pin_memory
+        AugmentedImages(dataset, transform, seed),
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=end_with_parent,
     )
+
+
+def end_with_parent(worker: int) -> None:
+    """For a loader's process: end when the one that started it is gone.
+
+    torch has it compare its parent's id with what that was when it began, which a parent that was gone by then passes.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent,), name="follow", daemon=True).start()
+
+
+def _follow(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -28,7 +28,7 @@ class Superior:
     def __init__(self, orders: Orders, rank: int) -> None:
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(str(orders.socket))
-        self._send(rank)
+        self._send([rank, os.getpid()])
         self._heard: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.wants_checkpoint = threading.Event()
         threading.Thread(target=self._listen, name="superior", daemon=True).start()
