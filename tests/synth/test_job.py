@@ -102,6 +102,8 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
     told = [message for message in messages if "diverged and starts again at a learning rate of 1 " in message]
     assert len(told) == 2
     assert all("(restart 1 of 3)" in message for message in told)
+    assert manifest.made_with is not None
+    assert {"dearkd", "torch", "timm", "pillow", "device", "threads"} <= manifest.made_with.keys()
     card = storage.read(f"{manifest.prefix}/README.md").decode()
     assert f"weights sha256 `{teacher.sha256}`" in card
 
