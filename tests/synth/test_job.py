@@ -101,6 +101,8 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
     messages = [event.data.get("message", "") for event in ledger.store.events(job.id, limit=100, after=None)[0]]
     told = [message for message in messages if "diverged and starts again at a learning rate of 1 " in message]
     assert len(told) == 2
+    assert ended.metrics is not None
+    assert ended.metrics["restarts"] == 1
     assert all("(restart 1 of 3)" in message for message in told)
     assert manifest.made_with is not None
     assert {"dearkd", "torch", "timm", "pillow", "device", "threads"} <= manifest.made_with.keys()
