@@ -217,6 +217,12 @@ class SynthesisSpec(Spec):
             refuse("/warmup_iterations", f"{self.warmup_iterations} leaves none of {iterations} iterations")
         if not any(self.weights.model_dump().values()):
             refuse("/weights", "all of them are 0, so that there is nothing to optimise: leave one above it")
+        layers = self.batch_norm_layer_weights
+        if layers is not None and not any([self.first_batch_norm_weight * sum(layers[:1]), *layers[1:]]):
+            refuse(
+                "/batch_norm_layer_weights",
+                "no layer weighs anything: leave one above 0; to do without statistics, set weights.batch_norm to 0 instead",
+            )
         if self.weights.boundary > 0 and min(self.images_per_batch_class, self.images_per_class) < 2:
             refuse(
                 "/weights/boundary",
