@@ -221,7 +221,7 @@ class SynthesisSpec(Spec):
         if layers is not None and not any([self.first_batch_norm_weight * sum(layers[:1]), *layers[1:]]):
             refuse(
                 "/batch_norm_layer_weights",
-                "no layer weighs anything: leave one above 0; to do without statistics, set weights.batch_norm to 0 instead",
+                "no layer weighs anything: leave one above 0; what turns the term off is weights.batch_norm 0",
             )
         if self.weights.boundary > 0 and min(self.images_per_batch_class, self.images_per_class) < 2:
             refuse(
