@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from test_adaptive_student import store_student
@@ -144,6 +145,29 @@ def test_the_preview_is_there_with_the_first_shard_and_grows_with_each(
     assert [width - first for _, width in widths] == [0, 2 * 66, 4 * 66, 4 * 66]
 
 
+def test_shards_that_were_made_differently_say_so_each_for_itself(
+    settings: Settings, small_teacher, tmp_path: Path
+) -> None:
+    """A job that two kinds of workers share: here the number of threads changes between its shards."""
+    ledger = open_ledger(settings)
+    spec = plain(store_teacher(ledger, small_teacher, tmp_path))
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    threads = torch.get_num_threads()
+    try:
+        with ShardMaker() as maker:
+
+            def perform(attempt: Attempt) -> None:
+                torch.set_num_threads(2 if attempt.unit == "1" else 1)
+                maker.perform(attempt)
+
+            drain("synthesis", perform, settings)
+    finally:
+        torch.set_num_threads(threads)
+    manifest = datasets(ledger.store.storage).get(dataset_of(job.id))
+    assert manifest.made_with is None
+    assert [shard.made_with["threads"] for shard in manifest.shards if shard.made_with] == [1, 2, 1]
+
+
 def test_shards_of_which_nothing_is_known_but_their_bytes_make_a_dataset_without_figures(
     settings: Settings, small_teacher, tmp_path: Path
 ) -> None:
@@ -156,6 +180,7 @@ def test_shards_of_which_nothing_is_known_but_their_bytes_make_a_dataset_without
         assert drain("synthesis", maker.perform, settings) == 8
     made, other = (datasets(storage).get(dataset_of(job.id)) for job in jobs)
     assert made.shards == other.shards
+    assert made.made_with == made.shards[0].made_with is not None
 
     third = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
     for shard in made.shards:
@@ -168,5 +193,6 @@ def test_shards_of_which_nothing_is_known_but_their_bytes_make_a_dataset_without
     adopted = datasets(storage).get(dataset_of(third.id))
     assert [shard.sha256 for shard in adopted.shards] == [shard.sha256 for shard in made.shards]
     assert adopted.quality == {}
+    assert adopted.made_with is None
     messages = [event.data.get("message", "") for event in ledger.store.events(third.id, limit=100, after=None)[0]]
     assert any("of 3 shard(s) no quality figures are known" in message for message in messages)

@@ -103,7 +103,8 @@ class ShardMaker:
                 attempt.note(f"shard {index}: the device has no memory for whole batches; {made.halved} were halved")
             with attempt.cache.scratch("shard") as folder:
                 path = folder / shard_name(index)
-                shard = write_samples(path, made, spec).model_copy(update={"quality": shard_quality(made)})
+                said = {"quality": shard_quality(made), "made_with": made_with(self.device)}
+                shard = write_samples(path, made, spec).model_copy(update=said)
                 check_contents(path, spec, index)
                 strip = write_strip(made.images, made.labels)
                 shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
@@ -238,7 +239,8 @@ def check_contents(path: Path, spec: SynthesisSpec, index: int) -> ShardContents
 def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
     """The description of a shard that lies in storage, after reading and checking all of it.
 
-    The quality figures come from the note that its maker left; without one whose sha256 agrees they are unknown.
+    Quality and what it was made with come from the note that its maker left; without one whose sha256 agrees they are
+    unknown.
 
     Raises:
         CorruptData: if it is not what the spec asks for.
@@ -293,7 +295,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         quality=quality,
         job=job.id,
         seed=spec.seed,
-        made_with=made_with(choose_device()),
+        made_with=shards[0].made_with if all(shard.made_with == shards[0].made_with for shard in shards) else None,
     )
     # An attempt that lost its lease must not change what lies beside a manifest.
     attempt.confirm()
