@@ -52,6 +52,8 @@ class Shard(BaseModel):
     classes: dict[int, int]
     """Samples of each class index."""
     quality: dict[str, Any] | None = None
+    made_with: dict[str, Any] | None = None
+    """As of the dataset; workers may differ."""
 
 
 class DatasetManifest(Manifest):
@@ -73,7 +75,8 @@ class DatasetManifest(Manifest):
     job: str | None = None
     seed: int | None = None
     made_with: dict[str, Any] | None = None
-    """Code version, library versions, device type and thread count: with the spec they decide every byte."""
+    """Code version, library versions, device and thread count: with the spec they decide every byte. None where the
+    shards differ in them, or nothing is known: see each."""
 
     @property
     def facts(self) -> DatasetFacts:

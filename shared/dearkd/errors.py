@@ -9,7 +9,7 @@
     ├── Unavailable         Redis, storage or a worker cannot be reached; try again later   HTTP 503
     │   └── DiskFull        no room is left, here or in storage; waiting alone does not help
     ├── CorruptData         stored bytes are not what their manifest says
-    ├── Diverged            an optimisation left the finite numbers
+    ├── Diverged            an optimisation left the finite numbers, or all bounds
     ├── OutOfMemory         a device has too little memory for what was asked of it
     ├── Canceled            the job was canceled while it ran (control flow, not a fault)
     └── LostLease           another attempt holds the work now (control flow, not a fault)

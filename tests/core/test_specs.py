@@ -103,6 +103,10 @@ def test_explicit_fields_win_one_by_one() -> None:
         ({"batch_size": 10, "classes_per_batch": 10, "weights": {"boundary": 0.1}}, "/weights/boundary"),
         ({"shard_samples": 10**8}, "/shard_samples"),
         ({"jitter": 32}, "/jitter"),
+        ({"batch_norm_layer_weights": [0.0, 0.0]}, "/batch_norm_layer_weights"),
+        ({"batch_norm_layer_weights": [1.0, 0.0], "first_batch_norm_weight": 0.0}, "/batch_norm_layer_weights"),
+        ({"batch_norm_layer_weights": []}, "/batch_norm_layer_weights"),
+        ({"batch_norm_layer_weights": [1.0, -1.0]}, "/batch_norm_layer_weights/1"),
         ({"adaptive_student": "mdl-x"}, "/adaptive_student"),
     ],
 )

@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def _benchmarks_are_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("manifolds", "tasks", "formulations"):
+    for name in ("manifolds", "tasks", "formulations", "budget", "ablation", "arms"):
         sys.modules.pop(name, None)
 
 
@@ -121,3 +121,43 @@ def test_other_formulations_of_a_step_have_the_same_loss(small_teacher, name: st
     torch.testing.assert_close(formulation.loss(ours).detach(), expected, rtol=1e-4, atol=1e-4)
     formulation()
     assert not torch.equal(ours, x)
+
+
+def test_budgets_of_all_methods(small_teacher) -> None:
+    """The published settings by the numbers of docs/method.md; ours and DeepInversion in passes as asked for."""
+    import argparse
+
+    from arms import Network
+    from budget import posted
+    from tasks import Task
+
+    from dearkd.specs import SynthesisSpec
+
+    model, spec = small_teacher(in_chans=1, num_classes=10)
+    nothing = torch.zeros(0, 1, 32, 32)
+    task = Task("digits", [str(i) for i in range(10)], nothing, nothing, nothing, nothing, {"flip": 0.0})
+    asked = argparse.Namespace(synthesis="{}", images_per_class=16, reference_steps=2000)
+
+    def resolved(method: str, factor: float) -> SynthesisSpec:
+        body = posted(asked, task, Network(model, spec), method, factor)
+        return SynthesisSpec.resolve({"teacher": "t"} | body, spec)
+
+    ours = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 16}, spec)
+    assert resolved("ours", 1.0) == ours
+    assert resolved("ours", 0.25).teacher_passes * 4 == ours.teacher_passes
+    for method in ("published", "ours-at-full-size"):
+        made = resolved(method, 0.5)
+        assert [(p.resolution, p.input_size, p.iterations) for p in made.phases] == [(32, 32, 1000)]
+        assert (made.num_samples, made.batch_size, made.seed) == (ours.num_samples, ours.batch_size, ours.seed)
+        assert made.weights.boundary == made.weights.adaptive == 0
+    same = resolved("ours-at-full-size", 1.0)
+    assert (same.weights.batch_norm, same.learning_rate) == (ours.weights.batch_norm, ours.learning_rate)
+    published = resolved("published", 1.0)
+    assert (published.weights.cross_entropy, published.weights.batch_norm) == (1, 10)
+    assert published.weights.total_variation_l2 / math.sqrt(published.batch_size) == pytest.approx(2.5e-5)
+    assert (published.learning_rate, published.schedule, published.clip, published.jitter) == (
+        0.05,
+        "constant",
+        False,
+        2,
+    )

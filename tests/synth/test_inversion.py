@@ -138,6 +138,13 @@ def test_every_step_is_told(small_teacher) -> None:
     assert [step.images_done for step in steps] == [0] * 4 + [10] * 4
     assert {(step.shard, step.iterations, step.images) for step in steps} == {(1, 4, 10)}
     assert all(math.isfinite(step.losses["total"]) for step in steps)
+    assert [step.share for step in steps] == [0.25, 0.5, 0.75, 1.0] * 2
+    # A step that shows a quarter of the pixels is a quarter of the work.
+    phases = [{"resolution": 16, "input_size": 16, "iterations": 2}, {"resolution": 32, "iterations": 2}]
+    steps.clear()
+    with DeepInversion(model, teacher_spec, resolve(teacher_spec, phases=phases), on_step=steps.append) as inversion:
+        inversion.batch([0, 1], seed=0)
+    assert [step.share for step in steps] == [0.1, 0.2, 0.6, 1.0]
 
 
 def views(small_teacher, teacher_size: int = 32, **posted: Any) -> tuple[list[Tensor], SynthesisSpec, TeacherSpec]:
@@ -233,6 +240,18 @@ def test_the_boundary_term_sees_the_images_made_before(small_teacher) -> None:
     kept = bank.of(first.labels)
     assert kept is not None
     torch.testing.assert_close(kept[0], F.normalize(torch.cat([first.features, after.features]), dim=1))
+
+
+def test_a_shard_shows_its_first_batches_to_the_boundary_term_of_the_later_ones(small_teacher) -> None:
+    """One image a class in each batch: only those of earlier batches can be positives, and none of other shards."""
+    model, teacher_spec = small_teacher()
+    spec = resolve(teacher_spec, images_per_class=4, batch_size=5, shard_samples=10, boundary_margin=-100.0)
+    spec = spec.model_copy(update={"weights": spec.weights.model_copy(update={"boundary": 10.0})})
+    with DeepInversion(model, teacher_spec, spec) as inversion:
+        for index in (0, 1):
+            first, second = inversion.shard(index).batches
+            assert first.losses["boundary"] == 0
+            assert second.losses["boundary"] > 0
 
 
 def test_real_digits_come_out(digits_teacher: tuple[TeacherSpec, Path]) -> None:

@@ -1,5 +1,6 @@
 """The service around the synthesis on a real Redis and real files, in this process: what a job leaves in storage."""
 
+import io
 import json
 import signal
 import tarfile
@@ -8,9 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from safetensors.torch import save_file
 from test_adaptive_student import store_student
 
+from dearkd.attempt import Attempt
 from dearkd.datasets import datasets
 from dearkd.embedded_redis import embedded_redis
 from dearkd.identifiers import new_id
@@ -96,4 +100,99 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
     info = json.loads(storage.read(f"{manifest.prefix}/_info.json"))
     assert info["splits"]["train"]["shard_lengths"] == [10, 10]
     messages = [event.data.get("message", "") for event in ledger.store.events(job.id, limit=100, after=None)[0]]
-    assert sum("after 1 of 3 restarts" in message for message in messages) == 2
+    told = [message for message in messages if "diverged and starts again at a learning rate of 1 " in message]
+    assert len(told) == 2
+    assert ended.metrics is not None
+    assert ended.metrics["restarts"] == 1
+    assert all("(restart 1 of 3)" in message for message in told)
+    assert manifest.made_with is not None
+    assert {"dearkd", "torch", "timm", "pillow", "device", "threads"} <= manifest.made_with.keys()
+    card = storage.read(f"{manifest.prefix}/README.md").decode()
+    assert f"weights sha256 `{teacher.sha256}`" in card
+
+
+def plain(teacher: Teacher) -> SynthesisSpec:
+    """Three shards of ten images, made quickly."""
+    posted = {
+        "teacher": teacher.id,
+        "images_per_class": 6,
+        "batch_size": 10,
+        "shard_samples": 10,
+        "phases": [{"resolution": 16, "iterations": 2}],
+    }
+    return SynthesisSpec.resolve(posted, teacher.spec)
+
+
+def test_the_preview_is_there_with_the_first_shard_and_grows_with_each(
+    settings: Settings, small_teacher, tmp_path: Path
+) -> None:
+    ledger = open_ledger(settings)
+    storage = ledger.store.storage
+    spec = plain(store_teacher(ledger, small_teacher, tmp_path))
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    prefix = f"datasets/{dataset_of(job.id)}"
+    widths: list[tuple[str, int]] = []
+    with ShardMaker() as maker:
+
+        def perform(attempt: Attempt) -> None:
+            maker.perform(attempt)
+            widths.append((attempt.unit, Image.open(io.BytesIO(storage.read(f"{prefix}/preview.png"))).width))
+
+        assert drain("synthesis", perform, settings) == 4
+    assert [unit for unit, _ in widths] == ["0", "1", "2", "finish"]
+    first = widths[0][1]
+    # Two images of each class a shard, in cells of 64 px with 2 px between them.
+    assert [width - first for _, width in widths] == [0, 2 * 66, 4 * 66, 4 * 66]
+
+
+def test_shards_that_were_made_differently_say_so_each_for_itself(
+    settings: Settings, small_teacher, tmp_path: Path
+) -> None:
+    """A job that two kinds of workers share: here the number of threads changes between its shards."""
+    ledger = open_ledger(settings)
+    spec = plain(store_teacher(ledger, small_teacher, tmp_path))
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    threads = torch.get_num_threads()
+    try:
+        with ShardMaker() as maker:
+
+            def perform(attempt: Attempt) -> None:
+                torch.set_num_threads(2 if attempt.unit == "1" else 1)
+                maker.perform(attempt)
+
+            drain("synthesis", perform, settings)
+    finally:
+        torch.set_num_threads(threads)
+    manifest = datasets(ledger.store.storage).get(dataset_of(job.id))
+    assert manifest.made_with is None
+    assert [shard.made_with["threads"] for shard in manifest.shards if shard.made_with] == [1, 2, 1]
+
+
+def test_shards_of_which_nothing_is_known_but_their_bytes_make_a_dataset_without_figures(
+    settings: Settings, small_teacher, tmp_path: Path
+) -> None:
+    """Whoever made them left no description, or that of other bytes: they are verified, adopted and not judged."""
+    ledger = open_ledger(settings)
+    storage = ledger.store.storage
+    spec = plain(store_teacher(ledger, small_teacher, tmp_path))
+    jobs = [ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards) for _ in range(2)]
+    with ShardMaker() as maker:
+        assert drain("synthesis", maker.perform, settings) == 8
+    made, other = (datasets(storage).get(dataset_of(job.id)) for job in jobs)
+    assert made.shards == other.shards
+    assert made.made_with == made.shards[0].made_with is not None
+
+    third = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    for shard in made.shards:
+        storage.download(f"{made.prefix}/{shard.name}", tmp_path / shard.name)
+        storage.put(f"datasets/{dataset_of(third.id)}/{shard.name}", tmp_path / shard.name)
+    with ShardMaker() as maker:
+        assert drain("synthesis", maker.perform, settings) == 4
+    ended = ledger.store.get(third.id)
+    assert ended.status == "succeeded", ended.error
+    adopted = datasets(storage).get(dataset_of(third.id))
+    assert [shard.sha256 for shard in adopted.shards] == [shard.sha256 for shard in made.shards]
+    assert adopted.quality == {}
+    assert adopted.made_with is None
+    messages = [event.data.get("message", "") for event in ledger.store.events(third.id, limit=100, after=None)[0]]
+    assert any("of 3 shard(s) no quality figures are known" in message for message in messages)

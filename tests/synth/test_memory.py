@@ -113,7 +113,7 @@ def test_layers_have_weights_and_one_that_weighs_nothing_is_not_looked_at() -> N
 def test_weights_that_do_not_fit_the_teacher_are_refused(small_teacher, weights: list[float]) -> None:
     model, teacher = small_teacher()
     count = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    spec = SynthesisSpec.resolve(posted(batch_norm_layer_weights=weights[:count]), teacher)
+    spec = SynthesisSpec.resolve(posted(), teacher)
     with pytest.raises(InvalidInput) as caught:
-        DeepInversion(model, teacher, spec)
+        DeepInversion(model, teacher, spec.model_copy(update={"batch_norm_layer_weights": weights[:count]}))
     assert caught.value.errors[0].pointer == "/batch_norm_layer_weights"

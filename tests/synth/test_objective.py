@@ -1,14 +1,19 @@
 """The sum of the terms: weights, what weighs nothing, and the adaptive term."""
 
 import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dearkd.specs import SynthesisSpec, SynthesisWeights
+from dearkd.vision.teachers import features_and_logits
 from dearkd_synth.adaptive import adaptive_loss
 from dearkd_synth.objective import Objective
 from dearkd_synth.statistics import MatchedBatchNorm
@@ -69,6 +74,42 @@ def test_a_term_of_weight_zero_is_absent_and_costs_nothing(small_teacher, name: 
     assert set(terms) == set(ALL) - {name}
     (gradient,) = torch.autograd.grad(without.total(terms), x)
     torch.testing.assert_close(gradient, expected)
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operations that reach the device, those of a backward too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(loss: Callable[[Tensor, Tensor], Tensor]) -> Counter[str]:
+    x, labels = example()
+    with Counting() as counting:
+        torch.autograd.grad(loss(x, labels), x)
+    return counting.counts
+
+
+def test_all_weights_but_one_zero_cost_the_bare_network_and_that_term(small_teacher) -> None:
+    """Operation for operation, forward and backward: nothing is computed that weighs nothing."""
+    model, _ = small_teacher()
+    bare = copy.deepcopy(model).requires_grad_(False)
+    expected = operations(lambda x, labels: F.cross_entropy(features_and_logits(bare, x)[1], labels))
+    assert sum(expected.values()) > 50
+    weights = dict.fromkeys(ALL, 0.0)
+    alone = objective(small_teacher, weights | {"cross_entropy": 1.0}, Refusing())
+    assert operations(lambda x, labels: alone.terms(x, x, labels)["cross_entropy"]) == expected
+
+    other = objective(small_teacher, weights | {"l2": 1.0}, Refusing())
+    x, labels = example()
+    with Counting() as counting:
+        other.terms(x, x, labels)
+    assert not [name for name in counting.counts if "softmax" in name or "nll" in name]
 
 
 def test_without_statistics_the_layers_keep_none(small_teacher) -> None:

@@ -93,6 +93,19 @@ def test_the_grid_has_a_row_for_each_class_and_shows_its_images() -> None:
     assert (shown(2, 1) == 128).all()
 
 
+def test_names_stand_before_their_rows() -> None:
+    images = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([2, 0, 2])
+    plain = np.asarray(Image.open(io.BytesIO(sample_grid(images, labels))))
+    names = ["tench", "not asked for, and by far the longest", "hen\n of the 草原"]
+    named = np.asarray(Image.open(io.BytesIO(sample_grid(images, labels, names=names))))
+    margin = named.shape[1] - plain.shape[1]
+    assert 30 < margin < 200
+    np.testing.assert_array_equal(named[:, margin:], plain)
+    ink = [bool((named[row * 66 : (row + 1) * 66, :margin] != 128).any()) for row in (0, 1)]
+    assert ink == [True, True]
+
+
 def test_the_grid_of_large_grey_images_stays_small() -> None:
     grid = Image.open(io.BytesIO(sample_grid(torch.zeros(2, 1, 224, 224, dtype=torch.uint8), torch.tensor([0, 1]))))
     assert grid.size == (116, 230)

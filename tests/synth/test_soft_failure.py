@@ -44,6 +44,24 @@ def test_a_batch_that_leaves_the_finite_numbers_starts_again_at_a_lower_rate(sma
     assert shard_quality(again)["restarts"] == 0
 
 
+def test_a_loss_that_only_grows_is_a_divergence_too(small_teacher) -> None:
+    """At a rate of 1e4 all stays finite; the squares in the statistics make 1e8 of it."""
+    model, teacher = small_teacher()
+    wild = {"learning_rate": 1e4, "clip": False, "restart_rate_factor": 1e-4}
+    with DeepInversion(model, teacher, resolve(teacher, **wild)) as inversion:
+        made = inversion.shard(0)
+    assert [batch.restarts for batch in made.batches] == [1, 1]
+    with DeepInversion(model, teacher, resolve(teacher, **wild, divergence_factor=1e30)) as inversion:
+        kept = inversion.shard(0)
+    assert [batch.restarts for batch in kept.batches] == [0, 0]
+    assert kept.batches[0].losses["total"] > 1e5
+    with (
+        DeepInversion(model, teacher, resolve(teacher, **wild, max_restarts=0)) as inversion,
+        pytest.raises(Diverged, match=r"came to a loss beyond .* \(divergence_factor\) within its first 2 iterations"),
+    ):
+        inversion.shard(0)
+
+
 def test_after_the_last_restart_it_is_told_with_the_rate(small_teacher) -> None:
     model, teacher = small_teacher()
     spec = resolve(teacher, learning_rate=1e30, clip=False, max_restarts=1, restart_rate_factor=0.5)

@@ -54,6 +54,25 @@ def test_grey_and_colour_few_classes_and_many(
     assert made.batches[0].batch_norm_distance == pytest.approx(distance.item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("architecture", list(FAMILIES))
+def test_images_become_those_that_were_asked_for(small_teacher, architecture: str) -> None:
+    """By the judgement of a teacher whose untrained answers were stretched until they tell noise from noise."""
+    model, teacher = small_teacher(architecture, num_classes=4, model_args=FAMILIES[architecture])
+    model = copy.deepcopy(model)
+    noise = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    classifier = model.get_classifier()
+    with torch.no_grad():
+        deviation, mean = torch.std_mean(model(to_input(noise, teacher)), dim=0)
+        classifier.weight.div_(deviation[:, None])
+        classifier.bias.sub_(mean).div_(deviation)
+    weights = {"cross_entropy": 20.0, "boundary": 0.0}
+    phases = [{"resolution": 32, "iterations": 40}]
+    made, _ = invert(model, teacher, classes=[0, 1, 2, 3], weights=weights, phases=phases)
+    with torch.no_grad():
+        seen = model(to_input(made.images, teacher)).argmax(dim=1)
+    assert seen.tolist() == made.labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("architecture", "model_args", "side"),
     [

@@ -70,7 +70,11 @@ def test_jpeg_keeps_colour_at_full_resolution() -> None:
     data = encode(image, "jpeg")
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.format == "JPEG"
-    assert (decode(data, 3).int() - image.int()).abs().max() < 40
+        assert [(across, down) for _, across, down, _ in picture.layer] == [(1, 1)] * 3
+        # ITU T.81's example table for luminance, (200 − 2·95) % of it, as the IJG's code counts quality.
+        luminance = [(entry * 10 + 50) // 100 for entry in (16, 11, 10, 16, 24, 40, 51, 61)]
+        assert picture.quantization[0][:8] == luminance
+    assert (decode(data, 3).int() - image.int()).abs().max() < 5
 
 
 def test_other_readers_see_the_same_pixels() -> None:

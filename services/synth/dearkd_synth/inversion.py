@@ -35,7 +35,7 @@ __all__ = ["DeepInversion", "Step", "SynthesisedBatch", "SynthesisedShard", "bat
 
 STEPS_BETWEEN_READINGS = 25
 """Losses are read from the device once in so many steps: a reading waits for it. On the CPU, where nothing waits, the
-total is checked to be finite at every step; elsewhere at every reading."""
+total is checked at every step; elsewhere at every reading."""
 
 
 class DeepInversion:
@@ -88,6 +88,7 @@ class DeepInversion:
         self._objective: Objective | None = Objective(spec, self._frozen_copy(teacher), student)
         self._black, self._white = pixel_range(teacher_spec, torch.empty(0, device=self.device))
         self._iterations = sum(phase.iterations for phase in spec.phases)
+        self._work = sum(phase.iterations * phase.input_size**2 for phase in spec.phases)
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +110,8 @@ class DeepInversion:
         Raises:
             IndexError: if the spec has no such shard.
             ValueError: if it competes with a student, and none was given.
-            Diverged: if the optimisation left the finite numbers, even after `max_restarts` restarts.
+            Diverged: if the optimisation left the finite numbers or `divergence_factor`, even after `max_restarts`
+                restarts.
             OutOfMemory: if the device has no memory for a batch, saying how large a one would fit.
         """
         samples = shard_samples(self.spec, index)
@@ -162,7 +164,7 @@ class DeepInversion:
                 images are added.
 
         Raises:
-            Diverged: if the optimisation left the finite numbers, even after `max_restarts` restarts.
+            Diverged: as `shard`.
         """
         if self._objective is not None:
             self._objective.compete(self._has_student)
@@ -176,6 +178,7 @@ class DeepInversion:
             batch=batch,
             iteration=0,
             iterations=self._iterations,
+            share=0.0,
             images=images,
             images_done=images_done,
             losses={},
@@ -200,7 +203,8 @@ class DeepInversion:
                     start = replace(start, restarts=start.restarts + 1)
             pixels, files = self._as_stored(quantise(resize(x, self.teacher_spec.image_size), self.teacher_spec))
             made = self._judge(self._objective, pixels, targets, end, files)
-        bank.add(made.features.to(self.device), targets)
+        if self.spec.weights.boundary > 0:
+            bank.add(made.features.to(self.device), targets)
         for phase, statistics in enumerate(seen):
             memory.add(phase, statistics, len(labels))
         return made
@@ -222,6 +226,7 @@ class DeepInversion:
         views = Views(spec, generator)
         rate = self._rate(start)
         seen: list[Statistics] = []
+        work, most = 0, math.inf
         for number, phase in enumerate(spec.phases):
             x = resize(x.detach(), phase.resolution).requires_grad_()
             # A new Adam: its moments belong to the pixels of the last resolution, which had another scale of gradient.
@@ -238,15 +243,19 @@ class DeepInversion:
                 if spec.clip:
                     with torch.no_grad():
                         x.clamp_(self._black, self._white)
-                step = replace(step, iteration=step.iteration + 1)
+                work += phase.input_size**2
+                step = replace(step, iteration=step.iteration + 1, share=work / self._work)
                 reads = step.iteration % STEPS_BETWEEN_READINGS == 1 or step.iteration == self._iterations
-                if reads or (self.device.type == "cpu" and not math.isfinite(total.item())):
+                if reads or (self.device.type == "cpu" and not total.item() <= most):  # NaN too
                     step = replace(step, losses=_read(terms | {"total": total}))
-                    self._require_finite(step, math.isfinite(step.losses["total"]))
+                    self._require_bounded(step, most)
+                    if step.iteration == 1:
+                        most = spec.divergence_factor * (step.losses["total"] + sum(spec.weights.model_dump().values()))
                 if self._on_step is not None:
                     self._on_step(step)
             seen.append(objective.statistics())
-        self._require_finite(step, bool(torch.isfinite(x).all()))
+        if not torch.isfinite(x).all():
+            raise self._diverged(step, "left the finite numbers")
         return x.detach(), step, seen
 
     def _as_stored(self, pixels: Tensor) -> tuple[Tensor, Sequence[bytes] | None]:
@@ -281,14 +290,20 @@ class DeepInversion:
         copied = copy.deepcopy(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return copied.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
-    def _require_finite(self, step: Step, finite: bool) -> None:
-        if not finite:
-            place = "the batch" if step.shard is None else f"batch {step.batch} of shard {step.shard}"
-            raise Diverged(
-                f"{place} left the finite numbers within its first {step.iteration} iterations "
-                f"({', '.join(f'{name} {value:.3g}' for name, value in step.losses.items())}): "
-                f"lower learning_rate ({self._rate(step):.3g} after {step.restarts} restarts) or the weights"
-            )
+    def _require_bounded(self, step: Step, most: float) -> None:
+        total = step.losses["total"]
+        if not math.isfinite(total):
+            raise self._diverged(step, "left the finite numbers")
+        if total > most:
+            raise self._diverged(step, f"came to a loss beyond {most:.3g} (divergence_factor)")
+
+    def _diverged(self, step: Step, how: str) -> Diverged:
+        place = "the batch" if step.shard is None else f"batch {step.batch} of shard {step.shard}"
+        return Diverged(
+            f"{place} {how} within its first {step.iteration} iterations "
+            f"({', '.join(f'{name} {value:.3g}' for name, value in step.losses.items())}): "
+            f"lower learning_rate ({self._rate(step):.3g} after {step.restarts} restarts) or the weights"
+        )
 
     def _rate(self, step: Step) -> float:
         """The learning rate before its schedule, lower after each restart."""

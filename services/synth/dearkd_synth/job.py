@@ -99,16 +99,18 @@ class ShardMaker:
             attempt.note(f"shard {index} lies in storage already: verified and adopted")
         else:
             made = self._synthesise(attempt, spec, teacher, index)
-            note_trouble(attempt, made, spec)
+            if made.halved:
+                attempt.note(f"shard {index}: the device has no memory for whole batches; {made.halved} were halved")
             with attempt.cache.scratch("shard") as folder:
                 path = folder / shard_name(index)
-                shard = write_samples(path, made, spec).model_copy(update={"quality": shard_quality(made)})
+                said = {"quality": shard_quality(made), "made_with": made_with(self.device)}
+                shard = write_samples(path, made, spec).model_copy(update=said)
                 check_contents(path, spec, index)
                 strip = write_strip(made.images, made.labels)
                 shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
         attempt.stop_reporting()
         attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard, units=spec.num_units))
-        update_preview(attempt, teacher)
+        update_preview(attempt, teacher, index)
 
     def _train_student(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         student = make_student(attempt, spec, teacher, self._load_teacher(attempt, teacher))
@@ -144,11 +146,13 @@ class ShardMaker:
         if self._attempt is None:
             return
         self._attempt.check()
+        if step.restarts and step.iteration == 1:
+            self._attempt.note(restarted(step, SynthesisSpec.model_validate(self._attempt.job.spec)))
         # A batch that is half optimised counts as half its images, so that the bar moves while a batch is made.
-        images = step.images_done + step.images * step.iteration / step.iterations
-        rate = images / (time.monotonic() - self._began) if images else None
+        images = step.images_done + step.images * step.share
+        rate = images / (time.monotonic() - self._began)
         metrics = {"shard": step.shard, "batch": step.batch, "iteration": step.iteration, **step.losses}
-        self._attempt.progress(int(images), rate, metrics)
+        self._attempt.progress(int(images), rate, metrics | ({"restarts": step.restarts} if step.restarts else {}))
 
     def _close(self) -> None:
         if self._inversion is not None:
@@ -214,16 +218,13 @@ def _npy(values: torch.Tensor) -> bytes:
     return file.getvalue()
 
 
-def note_trouble(attempt: Attempt, made: SynthesisedShard, spec: SynthesisSpec) -> None:
-    """Say in the job's log which batches started again, and that some were halved."""
-    for number, batch in enumerate(made.batches):
-        if batch.restarts:
-            attempt.note(
-                f"shard {made.index}: batch {number} left the finite numbers and was made at a lower learning rate, "
-                f"after {batch.restarts} of {spec.max_restarts} restarts"
-            )
-    if made.halved:
-        attempt.note(f"shard {made.index}: the device has no memory for whole batches, so {made.halved} were halved")
+def restarted(step: Step, spec: SynthesisSpec) -> str:
+    """What the job's log says of a batch that starts again."""
+    rate = spec.learning_rate * spec.restart_rate_factor**step.restarts
+    return (
+        f"shard {step.shard}: batch {step.batch} diverged and starts again at a learning rate of {rate:.3g} "
+        f"(restart {step.restarts} of {spec.max_restarts})"
+    )
 
 
 def check_contents(path: Path, spec: SynthesisSpec, index: int) -> ShardContents:
@@ -238,7 +239,8 @@ def check_contents(path: Path, spec: SynthesisSpec, index: int) -> ShardContents
 def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
     """The description of a shard that lies in storage, after reading and checking all of it.
 
-    The quality figures come from the note that its maker left; without one whose sha256 agrees they are unknown.
+    Quality and what it was made with come from the note that its maker left; without one whose sha256 agrees they are
+    unknown.
 
     Raises:
         CorruptData: if it is not what the spec asks for.
@@ -269,7 +271,10 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
             raise CorruptData(
                 f"{shard.name} has {stored} bytes in storage, but {shard.bytes} were written: delete it, retry the job"
             )
-    quality = merge_quality([shard.quality for shard in shards if shard.quality is not None])
+    judged = [shard.quality for shard in shards if shard.quality is not None]
+    quality = merge_quality(judged) if judged else {}
+    if len(judged) < len(shards):
+        attempt.note(f"of {len(shards) - len(judged)} shard(s) no quality figures are known: they were adopted")
     if UNIT in payloads:
         student = StoredFile.model_validate_json(payloads[UNIT])
         quality["adaptive_student"] = {"sha256": student.sha256, "trained_on_shards": [*spec.student_shards]}
@@ -290,7 +295,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         quality=quality,
         job=job.id,
         seed=spec.seed,
-        made_with=made_with(choose_device()),
+        made_with=shards[0].made_with if all(shard.made_with == shards[0].made_with for shard in shards) else None,
     )
     # An attempt that lost its lease must not change what lies beside a manifest.
     attempt.confirm()
@@ -306,18 +311,27 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"dataset": identifier}))
 
 
-def update_preview(attempt: Attempt, teacher: Teacher) -> None:
-    """Compose the grid of what is done so far from the strips that the shards' makers left."""
+def update_preview(attempt: Attempt, teacher: Teacher, marked: int | None = None) -> None:
+    """Compose the grid of what is done so far from the strips that the shards' makers left.
+
+    Args:
+        attempt: at a unit of the job.
+        teacher: names the classes.
+        marked: the shard that is new; if it is beyond those that the grid shows, there is nothing to do.
+    """
     strips: list[tuple[bytes, Shard]] = []
-    made = (int(unit) for unit in attempt.ledger.payloads(attempt.job.id) if unit != UNIT)
-    for index in sorted(made)[:MAX_STRIPS]:
+    made = sorted(int(unit) for unit in attempt.ledger.payloads(attempt.job.id) if unit != UNIT)[:MAX_STRIPS]
+    if marked is not None and marked not in made:
+        return
+    for index in made:
         try:
             shard = Shard.model_validate_json(attempt.storage.read(_side_key(attempt, index, "json")))
             strips.append((attempt.storage.read(_side_key(attempt, index, "png")), shard))
         except NotFound:
             continue
     if strips:
-        grid = compose_preview(strips, teacher.image_size)
+        names = [teacher.class_name(label) for label in range(teacher.num_classes)]
+        grid = compose_preview(strips, teacher.image_size, names)
         attempt.storage.put(f"datasets/{dataset_of(attempt.job.id)}/preview.png", grid)
 
 

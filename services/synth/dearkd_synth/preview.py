@@ -4,7 +4,7 @@ So the picture grows while the job runs, whoever makes the shards, without readi
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,8 +46,16 @@ def read_strip(strip: bytes, shard: Shard, image_size: int) -> tuple[list[Tensor
     return images, labels
 
 
-def compose_preview(strips: Iterable[tuple[bytes, Shard]], image_size: int) -> bytes:
-    """The grid of what is done so far, as PNG: classes as rows, the first samples of each as columns."""
+def compose_preview(strips: Iterable[tuple[bytes, Shard]], image_size: int, names: Sequence[str]) -> bytes:
+    """The grid of what is done so far, as PNG: classes as rows, the first samples of each as columns.
+
+    Half as many columns where there are more than ten classes.
+
+    Args:
+        strips: as written, each with the shard that it is of.
+        image_size: side of an image in a strip, in pixels.
+        names: of the classes, by index.
+    """
     images: list[Tensor] = []
     labels: list[int] = []
     seen: Counter[int] = Counter()
@@ -57,4 +65,5 @@ def compose_preview(strips: Iterable[tuple[bytes, Shard]], image_size: int) -> b
                 seen[label] += 1
                 images.append(image)
                 labels.append(label)
-    return sample_grid(torch.stack(images), torch.tensor(labels))
+    columns = COLUMNS if len(seen) <= 10 else COLUMNS // 2
+    return sample_grid(torch.stack(images), torch.tensor(labels), rows=MAX_CLASSES, columns=columns, names=names)

@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,7 +76,9 @@ def merge_quality(shards: Sequence[Mapping[str, Any]]) -> Quality:
     }
 
 
-def sample_grid(images: Tensor, labels: Tensor, *, rows: int = 10, columns: int = 16) -> bytes:
+def sample_grid(
+    images: Tensor, labels: Tensor, *, rows: int = 10, columns: int = 16, names: Sequence[str] | None = None
+) -> bytes:
     """A PNG to look at: a row for each of the first classes, a column for each of their first images.
 
     Args:
@@ -84,21 +86,36 @@ def sample_grid(images: Tensor, labels: Tensor, *, rows: int = 10, columns: int 
         labels: (N,).
         rows: classes at most.
         columns: images of each at most.
+        names: by class index; each stands before its row. Without them the rows have no names.
     """
     gap = 2
+    shown = [_printable(names[label]) for label in labels.unique()[:rows].tolist()] if names else []
     picked = [images[labels == label][:columns] for label in labels.unique()[:rows]]
     side = images.shape[-1]
     cell = side * max(1, 64 // side) if side <= 112 else 112
     columns = max(len(row) for row in picked)
-    grid = Image.new("RGB", (columns * (cell + gap) + gap, len(picked) * (cell + gap) + gap), (128, 128, 128))
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    margin = max((round(pen.textlength(name)) + 6 for name in shown), default=0)
+    size = (margin + columns * (cell + gap) + gap, len(picked) * (cell + gap) + gap)
+    grid = Image.new("RGB", size, (128, 128, 128))
+    pen = ImageDraw.Draw(grid)
+    for r, name in enumerate(shown):
+        pen.text((3, gap + r * (cell + gap) + cell // 2 - 6), name, fill="white")
     for r, row in enumerate(picked):
         for c, image in enumerate(row):
             pixels = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
             how = Image.Resampling.NEAREST if cell >= side else Image.Resampling.LANCZOS
-            grid.paste(pixels.resize((cell, cell), how), (gap + c * (cell + gap), gap + r * (cell + gap)))
+            place = (margin + gap + c * (cell + gap), gap + r * (cell + gap))
+            grid.paste(pixels.resize((cell, cell), how), place)
     file = io.BytesIO()
     grid.save(file, "PNG")
     return file.getvalue()
+
+
+def _printable(name: str) -> str:
+    """A name as Pillow's own font can write it, with or without FreeType, and not longer than fits."""
+    plain = name.encode("latin-1", "replace").decode("latin-1").replace("\n", " ")
+    return plain if len(plain) <= 24 else plain[:23] + "."
 
 
 def _mean_pairwise_distance(features: Tensor) -> float | None:

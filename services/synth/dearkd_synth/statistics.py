@@ -156,8 +156,8 @@ class StatisticsMatching:
         if not any(self.weights):
             raise InvalidInput.at(
                 "/batch_norm_layer_weights",
-                "every layer weighs 0 (first_batch_norm_weight included), so that there are no statistics to match: "
-                "leave one above it, or set weights.batch_norm to 0",
+                "every layer weighs 0 (first_batch_norm_weight included), so that there are no statistics to match or "
+                "to judge by: leave one above it; weights.batch_norm 0 turns the term off",
             )
 
     def start(self, *, matching: bool = True) -> None:

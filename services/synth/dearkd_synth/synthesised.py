@@ -17,6 +17,8 @@ class Step:
     iteration: int
     """Steps done of this batch, over all phases."""
     iterations: int
+    share: float
+    """Of this batch's work that is done, from 0 to 1: a step counts by the pixels that the teacher is shown."""
     images: int
     """In this batch."""
     images_done: int
@@ -50,7 +52,7 @@ class SynthesisedBatch:
     losses: Mapping[str, float]
     """As in `Step.losses`, at the last step."""
     restarts: int = 0
-    """How often it started again, at a lower learning rate, because it left the finite numbers."""
+    """How often it started again, at a lower learning rate, because it diverged."""
     files: Sequence[bytes] | None = None
     """The image files, where their format loses something, so that encoding `images` again would make others."""
 

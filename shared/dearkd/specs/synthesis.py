@@ -83,8 +83,11 @@ class SynthesisSpec(Spec):
     crop_min_scale: float = Field(default=1.0, gt=0, le=1)
     """Crop curriculum (CDA): the smallest share of the area that a random crop shows falls from 1 at the first step to
     this at the last; 1 crops nothing. Published: 0.08."""
+    divergence_factor: float = Field(default=100.0, gt=1)
+    """A batch has diverged if its loss is not finite, or more than so many times the first step's, to which the sum of
+    the weights is added for terms that begin at 0 [R]."""
     max_restarts: int = Field(default=3, ge=0, le=20)
-    """How often a batch that left the finite numbers starts again from its seed [R]."""
+    """How often a batch that has diverged starts again from its seed [R]."""
     restart_rate_factor: float = Field(default=0.25, gt=0, lt=1)
     """What the learning rate is multiplied by at each restart [R]."""
     halve_batches: bool = False
@@ -144,7 +147,7 @@ class SynthesisSpec(Spec):
 
     @property
     def teacher_passes(self) -> int:
-        """Forward and backward passes of single images through the teacher, over the whole job."""
+        """Forward and backward passes of single images through the teacher, over the whole job, whatever their size."""
         return self.num_samples * sum(phase.iterations for phase in self.phases)
 
     @property
@@ -214,6 +217,12 @@ class SynthesisSpec(Spec):
             refuse("/warmup_iterations", f"{self.warmup_iterations} leaves none of {iterations} iterations")
         if not any(self.weights.model_dump().values()):
             refuse("/weights", "all of them are 0, so that there is nothing to optimise: leave one above it")
+        layers = self.batch_norm_layer_weights
+        if layers is not None and not any([self.first_batch_norm_weight * sum(layers[:1]), *layers[1:]]):
+            refuse(
+                "/batch_norm_layer_weights",
+                "no layer weighs anything: leave one above 0; what turns the term off is weights.batch_norm 0",
+            )
         if self.weights.boundary > 0 and min(self.images_per_batch_class, self.images_per_class) < 2:
             refuse(
                 "/weights/boundary",

@@ -1,6 +1,7 @@
 """Which device the work runs on, and the record of what made a result."""
 
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -14,12 +15,22 @@ def choose_device() -> torch.device:
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
-    """Code and library versions, device type and thread count: with a spec they decide every byte of its result."""
+    """What decides every byte of a result, beside its spec: versions of code and libraries, device and thread count.
+
+    timm builds the teacher and Pillow the image files; kernels differ with the device's name, or, on a CPU, with the
+    instructions that torch found.
+    """
     return {
         "dearkd": __version__,
         "torch": torch.__version__,
+        "timm": version("timm"),
+        "pillow": version("pillow"),
         "python": platform.python_version(),
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device_name": (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        ),
         "threads": torch.get_num_threads(),
     }

@@ -1,0 +1,127 @@
+"""The dataset card as Hugging Face's own tools read it, and that it says what was done and nothing else."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import DatasetCard
+
+from dearkd.datasets import DatasetManifest, Sample, Shard, count_classes, write_shard
+from dearkd.resources import Teacher
+from dearkd.specs import SynthesisSpec, TeacherSpec
+from dearkd.vision.images import encode
+from dearkd_synth.card import dataset_card
+
+SPEC = TeacherSpec.check(
+    {
+        "name": "a | teacher",
+        "architecture": "resnet10t",
+        "num_classes": 3,
+        "in_chans": 1,
+        "image_size": 8,
+        "mean": [0.5],
+        "std": [0.5],
+        "class_names": ["zero", "one | uno", "two"],
+    }
+)
+
+
+def card(shards: list[Shard], **fields: Any) -> str:
+    now = datetime.now(UTC)
+    teacher = Teacher(
+        id="tch-1", created_at=now, **SPEC.model_dump(), sha256="5" * 64, bytes=1, parameters=1, batch_norm_layers=1
+    )
+    posted = {"teacher": "tch-1", "images_per_class": 2, "classes": [0, 1]} | fields.pop("posted", {})
+    manifest = {
+        "id": "ds-1",
+        "name": 'digits: "small" #1',
+        "created_at": now,
+        "num_samples": 4,
+        "num_classes": 3,
+        "image_size": 8,
+        "in_chans": 1,
+        "classes": count_classes(shards, SPEC.class_names, 3),
+        "shards": shards,
+        "prefix": "datasets/ds-1",
+        "spec": SynthesisSpec.resolve(posted, SPEC).model_dump(mode="json"),
+        "quality": {
+            "teacher_accuracy": 0.5,
+            "margin": 0.0,
+            "outliers": [],
+            "classes": {"1": {"teacher_accuracy": 0.25}},
+        },
+        "job": "syn-1",
+        "seed": 0,
+    }
+    return dataset_card(DatasetManifest.model_validate(manifest | fields), teacher)
+
+
+def shard(folder: Path) -> Shard:
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    samples = (
+        Sample(f"{i:09d}", encode(image, "png"), "png", i % 2, {"label": i % 2}) for i, image in enumerate(images)
+    )
+    return write_shard(folder / "train-000000.tar", samples)
+
+
+def test_the_metadata_are_hugging_faces(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(card([shard(tmp_path)]))
+    data = DatasetCard.load(tmp_path / "README.md").data.to_dict()
+    assert data["pretty_name"] == 'digits: "small" #1'
+    assert data["task_categories"] == ["image-classification"]
+    assert data["size_categories"] == ["n<1K"]
+    assert "synthetic" in data["tags"]
+
+
+def test_the_folder_loads_by_its_name_alone(tmp_path: Path) -> None:
+    """With the card, other files beside the shards do not matter, and the split has its name."""
+    import datasets
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "README.md").write_text(card([shard(folder)]))
+    for number in range(3):
+        (folder / f"preview{number}.png").write_bytes(encode(torch.zeros(1, 8, 8, dtype=torch.uint8), "png"))
+    (folder / "dataset.json").write_text("{}")
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert {name: [int(row["cls"]) for row in split] for name, split in loaded.items()} == {"train": [0, 1, 0, 1]}
+
+
+def test_it_says_that_the_images_are_synthetic_from_which_teacher_and_how_good(tmp_path: Path) -> None:
+    text = card([shard(tmp_path)])
+    assert "**Every image here is synthetic.** 4 grey images of 2 classes" in text
+    assert f"`a | teacher` (`resnet10t`, weights sha256 `{'5' * 64}`)" in text
+    assert "(`teacher_accuracy`) | 0.5000 |" in text
+    assert "(`margin`) | 0.0000 |" in text
+    assert "confidence" not in text.partition("## Spec")[0]  # not known, so not said
+    assert "| 1 | one \\| uno | 2 | 0.2500 |" in text
+    assert "| 2 | two" not in text
+    spec = json.loads(text.rpartition("```json\n")[2].partition("```")[0])
+    assert spec["images_per_class"] == 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "said", "not_said"),
+    [
+        ({}, ["boundary-preserving"], ["Adaptive", "without its"]),
+        ({"boundary": 0.0}, ["DeepInversion"], ["boundary-preserving", "Adaptive", "without its"]),
+        ({"adaptive": 1.0, "batch_norm": 0.0}, ["Adaptive", "without its BatchNorm"], []),
+    ],
+)
+def test_it_names_the_terms_that_took_part_and_no_others(
+    tmp_path: Path, weights: dict[str, float], said: list[str], not_said: list[str]
+) -> None:
+    posted = {"weights": weights, "batch_size": 2, "classes_per_batch": 1, "shard_samples": 2}
+    (method,) = [line for line in card([shard(tmp_path)], posted=posted).splitlines() if line.startswith("- Method")]
+    assert all(words in method for words in said)
+    assert not any(words in method for words in not_said)
+
+
+def test_without_figures_and_with_many_classes_it_is_still_a_card(tmp_path: Path) -> None:
+    many = [{"index": i, "name": str(i), "samples": 1} for i in range(101)]
+    text = card([shard(tmp_path)], quality=None, classes=many)
+    assert "of 101 classes" in text
+    assert "| label |" not in text
