@@ -35,7 +35,7 @@ from dearkd_trainer.world import World
 
 Metrics = dict[str, int | float]
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+Batches = Iterator[Sequence[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,10 @@ class DearKDTrainer:
         )
         if len(self.train_indices) == 0:
             raise InvalidInput.at("/dataset", "there is no image to train on: the dataset is empty")
+        if spec.reads_logits and not dataset.has_logits:
+            raise InvalidInput.at(
+                "/stage_one/teacher_logits", "stored, but not every image of the dataset has logits beside it"
+            )
         self.world = _checked_world(spec, len(self.train_indices))
         self.steps_per_epoch = -(-len(self.train_indices) // spec.batch_size)
         self.history: list[Metrics] = []
@@ -262,6 +266,7 @@ class DearKDTrainer:
                 seed=spec.seed,
                 workers=spec.workers,
                 pin_memory=self.device.type == "cuda",
+                logits_before=spec.stage_one.epochs if spec.reads_logits else 0,
             )
         )
 
@@ -272,9 +277,9 @@ class DearKDTrainer:
         for place in range(meter.steps, self.steps_per_epoch):
             step = meter.first_step + place
             with meter.waiting():
-                images, labels = next(batches)
+                images, labels, *logits = next(batches)
             whole = int(sizes[place])
-            meter.add(self.learner.step(step, images, labels, global_batch=whole), whole)
+            meter.add(self.learner.step(step, images, labels, *logits, global_batch=whole), whole)
             if self.on_step and self.world.rank == 0:
                 self.on_step(step + 1, self.spec.epochs * self.steps_per_epoch)
             if time.monotonic() - self._saved_at > self.spec.checkpoint_seconds and place + 1 < self.steps_per_epoch:
