@@ -129,7 +129,7 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
             raise CorruptData(f"{self.name(index)}: {error.message}") from None
 
     def _read(self, index: int, offset: int, size: int) -> bytes:
-        with self._paths[self._shards[index]].open("rb") as file:
+        with self._paths[int(self._shards[index])].open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
