@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import TEACHER, Network, synthesise, train_network, train_on
-from tasks import Task, task
+from tasks import Task, objects, task
 
 from dearkd.specs import SynthesisSpec
 
@@ -70,7 +70,8 @@ def posted(arm: str, epochs: int, stage_two_epochs: int, distillation: str | Non
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What lines must have in common to stand in one table, but for the task."""
-    names = ("epochs", "stage_two_epochs", "distillation", "teacher_epochs", "images_per_class", "iterations")
+    names = ["epochs", "stage_two_epochs", "distillation", "teacher_epochs"]
+    names += ["train_per_class", "images_per_class", "iterations"]
     return {name: getattr(arguments, name) for name in names} | {"training": json.loads(arguments.training)}
 
 
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--stage-two-epochs", type=int, help="of DearKD's; by default a twelfth, as in the recipe")
     parser.add_argument("--distillation", choices=["hard", "soft"], help="by default the recipe's, which asks the data")
     parser.add_argument("--teacher-epochs", type=int, default=15)
+    parser.add_argument("--train-per-class", type=int, help="real images to draw; objects only, by default the task's")
     parser.add_argument("--images-per-class", type=int, help="of the synthetic ones; by default the preset's")
     parser.add_argument("--iterations", type=int, help="of each phase of synthesis; by default the preset's")
     parser.add_argument("--training", default="{}", help="fields of the training spec, as JSON")
@@ -197,7 +199,12 @@ def main() -> None:
     if any(line["settings"] != settings(arguments) for line in done):
         raise SystemExit(f"{arguments.lines} holds lines of other settings: name another file")
     lines = list(done)
-    for line in run(arguments, task(arguments.task), done):
+    data = task(arguments.task)
+    if arguments.train_per_class is not None:
+        if arguments.task != "objects":
+            raise SystemExit("--train-per-class: only objects are drawn, digits are as many as there are")
+        data = objects(train_per_class=arguments.train_per_class)
+    for line in run(arguments, data, done):
         lines.append(line)
         print(json.dumps(line), flush=True)
         if arguments.lines:
