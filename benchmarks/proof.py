@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace, data: Task, done: Sequence[Line]) -> Iter
     for seed in arguments.seeds:
         wanted = [
             (images, arm)
-            for images, arm in itertools.product(arguments.data, arguments.arms)
+            for images, arm in (*itertools.product(arguments.data, arguments.arms), *arguments.also)
             if (data.name, seed, images, arm) not in finished
         ]
         if not wanted:
@@ -96,7 +96,8 @@ def run(arguments: argparse.Namespace, data: Task, done: Sequence[Line]) -> Iter
             body = posted(arm, arguments.epochs, arguments.stage_two_epochs, arguments.distillation)
             # What is held out chooses `best`, which nobody looks at here.
             body |= {"seed": seed, "holdout": 0.0, "eval_every": arguments.epochs, "workers": 0}
-            body |= json.loads(arguments.training)
+            more = json.loads(arguments.training)
+            body |= more | {"student": more.get("student", {}) | body.get("student", {})}
             if images == "free":
                 assert synthetic is not None
                 pixels, labels = synthetic.images, synthetic.labels
@@ -169,6 +170,14 @@ def _gain(before: dict[int, float], after: dict[int, float]) -> str:
     return f"{statistics.fmean(gains):+.1f} ({min(gains):+.1f} to {max(gains):+.1f})" if gains else "–"
 
 
+def cell(text: str) -> tuple[str, str]:
+    """What `--also` names, such as `100:plain`."""
+    images, _, arm = text.partition(":")
+    if images not in DATA or arm not in ARMS:
+        raise argparse.ArgumentTypeError(f"{text!r}: data is one of {', '.join(DATA)}, arm of {', '.join(ARMS)}")
+    return images, arm
+
+
 def read_lines(paths: Iterable[Path]) -> list[Line]:
     return [json.loads(text) for path in paths if path.exists() for text in path.read_text().splitlines()]
 
@@ -179,6 +188,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
+    parser.add_argument("--also", nargs="+", default=[], type=cell, metavar="DATA:ARM", help="single ones beside these")
     parser.add_argument("--epochs", type=int, default=36, help="of each student, over both stages")
     parser.add_argument("--stage-two-epochs", type=int, help="of DearKD's; by default a twelfth, as in the recipe")
     parser.add_argument("--distillation", choices=["hard", "soft"], help="by default the recipe's, which asks the data")
