@@ -58,7 +58,7 @@ class DearKDTrainer:
     """Trains the student of a spec. A directory that holds a checkpoint of the same spec is gone on with.
 
     Where the spec asks for several processes, each makes one of these, after they joined (`dearkd_trainer.world`), with
-    the same arguments but for `device`. Rank 0 alone evaluates, writes and calls back: it has the whole result.
+    the same arguments but for `device`. Evaluation is shared; rank 0 alone writes and calls back.
 
     Args:
         spec: a resolved training spec; its dataset and teacher ids are not looked at.
@@ -186,7 +186,7 @@ class DearKDTrainer:
                 if self.epoch == self.spec.stage_one.epochs:
                     self.learner.leave_stage_one()
                 last = self.epoch == self.spec.epochs
-                if self.world.rank == 0 and (last or self.epoch % self.spec.eval_every == 0):
+                if last or self.epoch % self.spec.eval_every == 0:
                     row |= self._evaluate_epoch()
                 if self.world.rank == 0 and self.epoch in (self.spec.stage_one.epochs, self.spec.epochs):
                     row |= self._look_at_attention()
@@ -300,7 +300,8 @@ class DearKDTrainer:
             row["holdout_top1"] = self._evaluate(self.dataset, self.holdout_indices).top1
             if row["holdout_top1"] >= self.best.get("holdout_top1", 0.0):
                 self.best = {"epoch": self.epoch, **row}
-                self._save_best()
+                if self.world.rank == 0:
+                    self._save_best()
         if self.eval_dataset is not None:
             self._evaluation = self._evaluate(self.eval_dataset)
             row["eval_top1"] = self._evaluation.top1
@@ -326,6 +327,7 @@ class DearKDTrainer:
             device=self.device,
             precision=self.spec.precision,
             workers=0 if dataset.preload() else self.spec.workers,
+            world=self.world,
         )
 
     def _save_best(self) -> None:
@@ -336,7 +338,7 @@ class DearKDTrainer:
         write_atomically(folder / BEST, lambda part: save_file(tensors, part, about))
 
     def _finish(self) -> TrainingResult:
-        if self.eval_dataset is not None and self._evaluation is None and self.world.rank == 0:
+        if self.eval_dataset is not None and self._evaluation is None:
             self._evaluation = self._evaluate(self.eval_dataset)
         config = model_config(
             self.spec.student,
