@@ -1,6 +1,7 @@
 """The benchmark of DearKD's parts: that its arms differ in what they are called alone, and what its tables say."""
 
 import itertools
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,3 +78,33 @@ def test_tables_compare_seed_by_seed() -> None:
     assert "| + logits (DeiT) | 82.0 ± 7.0 | – |" in rows
     assert "| + logits (DeiT) | +2.0 (-1.0 to +5.0) | – |" in rows
     assert "DearKD at 50 % over plain at 100 %: +5.0 (-5.0 to +15.0)" in rows
+
+
+def test_what_is_done_is_not_done_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import proof
+
+    def never(*_: Any) -> None:
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(proof, "train_network", never)
+    path = tmp_path / "lines.jsonl"
+
+    def run(*options: str) -> str:
+        arguments = ("--seeds", "5", "--data", "10", "--arms", "plain", "--lines", str(path), *options)
+        monkeypatch.setattr(sys, "argv", ["proof.py", *arguments])
+        proof.main()
+        return capsys.readouterr().err
+
+    with pytest.raises(AssertionError, match="nothing is left"):
+        run()
+    used: dict[str, Any] = {"epochs": 36, "stage_two_epochs": 3, "distillation": None, "teacher_epochs": 15}
+    used |= {"train_per_class": None, "images_per_class": None, "iterations": None, "training": {}}
+    line = {"task": "digits", "arm": "plain", "data": "10", "seed": 5, "top1": 0.5, "teacher_top1": 1.0}
+    path.write_text(json.dumps(line | {"settings": used}) + "\n")
+    assert "| plain ViT | 50.0 ± 0.0 |" in run()
+    with pytest.raises(AssertionError, match="nothing is left"):
+        run("--also", "100:dearkd")
+    with pytest.raises(SystemExit, match="other settings"):
+        run("--epochs", "35")
