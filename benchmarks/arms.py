@@ -102,22 +102,37 @@ def train_student(
     made: Made, teacher: Network, task: Task, seed: int, posted: dict[str, Any]
 ) -> tuple[float, nn.Module]:
     """A DearKD student on made images: its accuracy on the real held-out ones, and itself behind the teacher's eyes."""
+    posted = {"seed": seed} | posted
+    return train_on(made.images, made.labels, teacher, task, posted, synthetic=True, mirrored=made.spec.flip > 0)
+
+
+def train_on(
+    images: Tensor,
+    labels: Tensor,
+    teacher: Network,
+    task: Task,
+    posted: dict[str, Any],
+    *,
+    synthetic: bool,
+    mirrored: bool,
+) -> tuple[float, nn.Module]:
+    """As `train_student`, on any images (N, C, H, W), uint8, and labels (N,); `posted` is of the training spec."""
     classes, chans = teacher.spec.num_classes, teacher.spec.in_chans
     facts = DatasetFacts(
-        num_samples=len(made.labels),
+        num_samples=len(labels),
         num_classes=classes,
         image_size=teacher.spec.image_size,
         in_chans=chans,
-        synthetic=True,
-        mirrored=made.spec.flip > 0,
+        synthetic=synthetic,
+        mirrored=mirrored,
         teacher="teacher",
     )
-    spec = TrainingSpec.resolve({"dataset": "made", "eval_dataset": "real", "seed": seed} | posted, facts, teacher.spec)
+    spec = TrainingSpec.resolve({"dataset": "images", "eval_dataset": "real"} | posted, facts, teacher.spec)
     with tempfile.TemporaryDirectory() as folder:
         data, real = (
-            _stored(Path(folder) / f"{name}.tar", images, labels, classes, chans)
-            for name, images, labels in (
-                ("made", made.images, made.labels),
+            _stored(Path(folder) / f"{name}.tar", pixels, classes_of, classes, chans)
+            for name, pixels, classes_of in (
+                ("images", images, labels),
                 ("real", task.held_out_images, task.held_out_labels),
             )
         )

@@ -90,6 +90,7 @@ class DatasetManifest(Manifest):
             # Made without mirroring: of things that a mirror changes. Of real sets, grey ones usually are such [R].
             mirrored=spec["flip"] > 0 if spec is not None else self.in_chans == 3,
             teacher=self.teacher,
+            stored_logits=spec is not None and spec.get("store_logits", False),
         )
 
 

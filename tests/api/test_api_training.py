@@ -175,6 +175,19 @@ def test_a_dataset_whose_teacher_was_deleted_is_as_one_without(api: Api, tmp_pat
     assert (plain.status_code, plain.json()["spec"]["teacher"]) == (202, None)
 
 
+def test_stored_logits_are_learnt_from_where_the_dataset_has_or_will_have_them(api: Api, tmp_path: Path) -> None:
+    stored = {"stage_one": {"teacher_logits": "stored"}}
+    to_come = post_synthesis(api, images_per_class=40, store_logits=True)
+    run = api.http.post(RUNS, json={"dataset": to_come["id"]} | stored).json()
+    assert (run["status"], run["spec"]["stage_one"]["weights"]["hidden"]) == ("blocked", 0.0)
+    teacher = put_teacher(api)
+    there = put_dataset(api, tmp_path, teacher=teacher, spec={"flip": 0.0, "store_logits": True})
+    teachers(api.storage).delete(teacher)
+    assert api.http.post(RUNS, json={"dataset": there} | stored).status_code == 202
+    refused = api.http.post(RUNS, json={"dataset": synthetic(api, tmp_path)} | stored)
+    assert (refused.status_code, pointers(refused)) == (422, ["/stage_one/teacher_logits"])
+
+
 def test_an_unfinished_dataset_is_named_by_its_job(api: Api) -> None:
     job = post_synthesis(api)["id"]
     answer = api.http.post(RUNS, json={"dataset": f"ds-{job.partition('-')[2]}"})

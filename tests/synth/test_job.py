@@ -92,6 +92,7 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
     assert len(manifest.quality["outliers"]) == 20
     assert manifest.spec is not None
     assert manifest.spec["adaptive_student"] == student
+    assert manifest.facts.stored_logits
     storage.download(f"{manifest.prefix}/{manifest.shards[1].name}", tmp_path / "shard.tar")
     with tarfile.open(tmp_path / "shard.tar") as tar:
         names = [name.split(".", 1) for name in tar.getnames()]

@@ -59,11 +59,14 @@ def make_inputs(teacher: nn.Module, bar_shard: Path, tmp_path: Path) -> MakeInpu
         weights = tmp_path / "teacher.safetensors"
         save_file(teacher.state_dict(), weights)
         (tmp_path / name).mkdir(exist_ok=True)
+        # An odd number, which two processes cannot share evenly.
+        held_out = tmp_path / "held-out.tar"
+        write_shard(held_out, (Sample(f"{n}", encode(x, "png"), "png", y, {}) for n, (x, y) in enumerate(bars(61))))
         return RunInputs(
             spec=spec,
             directory=tmp_path / name,
             shards=[bar_shard],
-            eval_shards=[bar_shard],
+            eval_shards=[held_out],
             num_classes=CLASSES,
             in_chans=1,
             mean=TEACHER.mean,
@@ -119,6 +122,9 @@ def test_two_processes_do_what_one_does_and_go_on_from_where_they_were_ended(
     for mine, theirs in zip(curve(alone.history), curve(together.history), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-6)
     assert together.evaluation is not None
+    assert alone.evaluation is not None
+    assert together.evaluation.samples == 61
+    assert together.evaluation.confusion == alone.evaluation.confusion
     expected = load_file(alone.weights)
     for name, tensor in load_file(together.weights).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)

@@ -9,7 +9,7 @@ from bars import CLASSES, MakeSpec, MakeTrainer
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import DatasetFacts, StudentSpec, TrainingSpec
-from dearkd_trainer.initial import begin_from
+from dearkd_trainer.pretrained import begin_from
 from dearkd_trainer.student import DearKDViT, create_student
 
 TRAINED = StudentSpec(

@@ -179,3 +179,36 @@ def test_holdout_comes_from_small_classes_too() -> None:
     labels = np.repeat(np.arange(100), 10)
     _, held = split(labels, fraction=1.0, holdout=0.05, seed=0)
     assert 30 <= len(held) <= 70
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def test_logits_are_read_where_they_lie(tar: Callable[[Members], Path]) -> None:
+    halves = npy(np.array([1.5, -2.0], dtype=np.float16))
+    members = [("a.cls", b"1"), ("a.logits.npy", halves), ("a.png", png())]
+    dataset = ShardDataset([tar(members)], num_classes=2, in_chans=1)
+    assert dataset.has_logits
+    assert dataset.logits(0).dtype == torch.float32
+    assert dataset.logits(0).tolist() == [1.5, -2.0]
+    assert not ShardDataset([tar([*members, ("b.cls", b"0"), ("b.png", png())])], num_classes=2, in_chans=1).has_logits
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"not numpy",
+        npy(np.zeros(3, dtype=np.float32)),
+        npy(np.zeros(2, dtype=np.int64)),
+        npy(np.array([0.0, np.nan], dtype=np.float32)),
+    ],
+)
+def test_logits_that_are_none_are_named(tar: Callable[[Members], Path], damaged: bytes) -> None:
+    dataset = ShardDataset(
+        [tar([("a.cls", b"1"), ("a.logits.npy", damaged), ("a.png", png())])], num_classes=2, in_chans=1
+    )
+    with pytest.raises(CorruptData, match=r"made-by-hand.tar: sample 'a': its logits.npy"):
+        dataset.logits(0)

@@ -152,6 +152,7 @@ def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
         synthetic=True,
         mirrored=spec.flip > 0,
         teacher=teacher.id,
+        stored_logits=spec.store_logits,
     )
 
 

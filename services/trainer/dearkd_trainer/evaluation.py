@@ -14,6 +14,7 @@ from dearkd.specs import Precision
 from dearkd.vision.shards import Indices, ShardDataset
 from dearkd_trainer.loader import to_picture
 from dearkd_trainer.recipe import autocast, eval_transform
+from dearkd_trainer.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     workers: int = 0,
+    world: World | None = None,
 ) -> Evaluation:
     """Run the model, in eval mode, over a dataset.
 
@@ -111,6 +113,7 @@ def evaluate(
         device: where the model is.
         precision: of the forward; the loss is computed in float32.
         workers: processes that decode.
+        world: of the processes that share the images, and call this together; each gets the whole result.
 
     Raises:
         InvalidInput: if there is no sample.
@@ -119,7 +122,10 @@ def evaluate(
     if len(places) == 0:
         raise InvalidInput("there is no image to evaluate on: the dataset, or the part of it that was chosen, is empty")
     device = torch.device(device)
-    batches = DataLoader(WholeImages(dataset, places, image_size), batch_size, num_workers=workers)
+    world = world or World()
+    # As many for each, some looked at twice, since what is gathered must be of one shape.
+    mine = np.resize(places, -(-len(places) // world.size) * world.size)[world.rank :: world.size]
+    batches = DataLoader(WholeImages(dataset, mine, image_size), batch_size, num_workers=workers)
     scale = torch.tensor(std, device=device).view(1, -1, 1, 1) * 255
     shift = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255
     training = model.training
@@ -131,7 +137,8 @@ def evaluate(
                 outputs.append(model((pixels.to(device) - shift) / scale).float())
     finally:
         model.train(training)
-    return _summarise(torch.cat(outputs), torch.from_numpy(dataset.labels[places]).to(device))
+    logits = world.gather(torch.cat(outputs))[: len(places)]
+    return _summarise(logits, torch.from_numpy(dataset.labels[places]).to(device))
 
 
 def _summarise(logits: Tensor, labels: Tensor) -> Evaluation:

@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dearkd.specs import StageOneSpec, TrainingSpec
 from dearkd_trainer import loader
 from dearkd_trainer.aligner import Aligner, Pair, choose_pairs, named_pairs, teacher_forward, teacher_stages
-from dearkd_trainer.initial import begin_from
 from dearkd_trainer.meter import TeacherClock
+from dearkd_trainer.pretrained import begin_from
 from dearkd_trainer.recipe import (
     Mixing,
     autocast,
@@ -104,13 +104,16 @@ class Learner:
         gc.collect()
         self._enter(2, nn.ModuleList(), [])
 
-    def step(self, number: int, images: Tensor, labels: Tensor, *, global_batch: int) -> dict[str, Tensor]:
+    def step(
+        self, number: int, images: Tensor, labels: Tensor, logits: Tensor | None = None, *, global_batch: int
+    ) -> dict[str, Tensor]:
         """One step of the optimiser, on the gradient of the mean loss over the whole batch of all processes.
 
         Args:
             number: of the step, from the run's beginning: with the seed it decides all that is random.
             images: (B, in_chans, H, W), this process's part of the batch, normalised.
             labels: (B,).
+            logits: (B, num_classes), the teacher's stored ones, where it is not asked itself.
             global_batch: images of all processes together.
 
         Returns:
@@ -124,7 +127,9 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
         parts = min(self.spec.grad_accum_steps, len(images))
-        for place, some in enumerate(zip(images.tensor_split(parts), target.tensor_split(parts), strict=True), 1):
+        stored = [None] * parts if logits is None else logits.to(self.device, non_blocking=True).tensor_split(parts)
+        batch_parts = zip(images.tensor_split(parts), target.tensor_split(parts), stored, strict=True)
+        for place, some in enumerate(batch_parts, 1):
             share = len(some[0]) / global_batch
             with self._gradients_travel(place == parts):
                 found = self._terms(*some)
@@ -199,9 +204,9 @@ class Learner:
             return self._shared.no_sync()
         return nullcontext()
 
-    def _terms(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _terms(self, images: Tensor, target: Tensor, stored: Tensor | None) -> dict[str, Tensor]:
         with autocast(self.device, self.spec.precision):
-            logits, features = self._ask_teacher(images)
+            logits, features = (stored, []) if stored is not None else self._ask_teacher(images)
             terms: dict[str, Tensor] = self._shared(images, target, logits, features)
             return terms
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,18 +118,25 @@ def part_of(batch: Indices, world: World) -> Indices:
     return np.concatenate([batch[mine], batch[2 * pairs - 1 - mine[::-1]], alone])
 
 
-class AugmentedImages(Dataset[tuple[Tensor, int]]):
-    """A dataset under a random transform that is seeded anew for every (epoch, sample, repetition)."""
+class AugmentedImages(Dataset[tuple[Tensor, int] | tuple[Tensor, int, Tensor]]):
+    """A dataset under a random transform that is seeded anew for every (epoch, sample, repetition).
 
-    def __init__(self, dataset: ShardDataset, transform: Transform, seed: int) -> None:
+    With `logits_before` an epoch, samples of earlier ones come with the teacher's logits (K,) that are stored beside
+    them.
+    """
+
+    def __init__(self, dataset: ShardDataset, transform: Transform, seed: int, logits_before: int = 0) -> None:
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        self.logits_before = logits_before
 
-    def __getitem__(self, item: tuple[int, int, int]) -> tuple[Tensor, int]:
-        image, label = self.dataset[item[1]]
+    def __getitem__(self, item: tuple[int, int, int]) -> tuple[Tensor, int] | tuple[Tensor, int, Tensor]:
+        epoch, number, _ = item
+        image, label = self.dataset[number]
         seed_generators(derive_seed(self.seed, SAMPLE, *item))
-        return self.transform(to_picture(image)), label
+        augmented = self.transform(to_picture(image))
+        return (augmented, label, self.dataset.logits(number)) if epoch < self.logits_before else (augmented, label)
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -138,14 +146,22 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def create_loader(
-    dataset: ShardDataset, transform: Transform, batches: EpochBatches, *, seed: int, workers: int, pin_memory: bool
-) -> DataLoader[tuple[Tensor, int]]:
-    """Batches of normalised images (B, C, H, W) and labels (B,), read ahead by the workers across epochs.
+    dataset: ShardDataset,
+    transform: Transform,
+    batches: EpochBatches,
+    *,
+    seed: int,
+    workers: int,
+    pin_memory: bool,
+    logits_before: int = 0,
+) -> DataLoader[Any]:
+    """Batches of normalised images (B, C, H, W), labels (B,), and before the epoch `logits_before` the teacher's stored
+    logits (B, K), read ahead by the workers across epochs.
 
     No result depends on the number of workers.
     """
     return DataLoader(
-        AugmentedImages(dataset, transform, seed),
+        AugmentedImages(dataset, transform, seed, logits_before),
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,

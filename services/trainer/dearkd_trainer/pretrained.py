@@ -84,6 +84,31 @@ def load_vit_weights(student: nn.Module, weights: Mapping[str, Any]) -> LoadedWe
     return result
 
 
+def begin_from(student: nn.Module, initial: nn.Module) -> None:
+    """Give a student, in place, a trained one's weights for fine-tuning; heads stay its own where classes differ.
+
+    Args:
+        student: whose weights are replaced.
+        initial: of the same dimensions, at any image size; not changed.
+
+    Raises:
+        InvalidInput: naming the weights that one of them lacks, or that are of another shape.
+    """
+    result = load_vit_weights(student, initial.state_dict())
+    other_classes = student.get_parameter("head.bias").shape != initial.get_parameter("head.bias").shape
+    differing = [
+        name
+        for name in dict.fromkeys((*result.unused, *result.initial))
+        if not (other_classes and name.startswith(("head.", "head_dist.")))
+    ]
+    if differing:
+        raise InvalidInput.at(
+            "/init",
+            f"the model to begin from is of other dimensions: {', '.join(differing[:5])}"
+            + (f" and {len(differing) - 5} other weights differ" if len(differing) > 5 else " differ"),
+        )
+
+
 def adapt(weights: Mapping[str, Any], student: Any) -> dict[str, Tensor]:
     """The same weights, resized to a student's grid, patch size and prefix tokens where they differ.
 

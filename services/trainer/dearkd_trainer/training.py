@@ -35,7 +35,7 @@ from dearkd_trainer.world import World
 
 Metrics = dict[str, int | float]
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+Batches = Iterator[Sequence[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class DearKDTrainer:
     """Trains the student of a spec. A directory that holds a checkpoint of the same spec is gone on with.
 
     Where the spec asks for several processes, each makes one of these, after they joined (`dearkd_trainer.world`), with
-    the same arguments but for `device`. Rank 0 alone evaluates, writes and calls back: it has the whole result.
+    the same arguments but for `device`. Evaluation is shared; rank 0 alone writes and calls back.
 
     Args:
         spec: a resolved training spec; its dataset and teacher ids are not looked at.
@@ -122,6 +122,10 @@ class DearKDTrainer:
         )
         if len(self.train_indices) == 0:
             raise InvalidInput.at("/dataset", "there is no image to train on: the dataset is empty")
+        if spec.reads_logits and not dataset.has_logits:
+            raise InvalidInput.at(
+                "/stage_one/teacher_logits", "stored, but not every image of the dataset has logits beside it"
+            )
         self.world = _checked_world(spec, len(self.train_indices))
         self.steps_per_epoch = -(-len(self.train_indices) // spec.batch_size)
         self.history: list[Metrics] = []
@@ -182,7 +186,7 @@ class DearKDTrainer:
                 if self.epoch == self.spec.stage_one.epochs:
                     self.learner.leave_stage_one()
                 last = self.epoch == self.spec.epochs
-                if self.world.rank == 0 and (last or self.epoch % self.spec.eval_every == 0):
+                if last or self.epoch % self.spec.eval_every == 0:
                     row |= self._evaluate_epoch()
                 if self.world.rank == 0 and self.epoch in (self.spec.stage_one.epochs, self.spec.epochs):
                     row |= self._look_at_attention()
@@ -262,6 +266,7 @@ class DearKDTrainer:
                 seed=spec.seed,
                 workers=spec.workers,
                 pin_memory=self.device.type == "cuda",
+                logits_before=spec.stage_one.epochs if spec.reads_logits else 0,
             )
         )
 
@@ -272,9 +277,9 @@ class DearKDTrainer:
         for place in range(meter.steps, self.steps_per_epoch):
             step = meter.first_step + place
             with meter.waiting():
-                images, labels = next(batches)
+                images, labels, *logits = next(batches)
             whole = int(sizes[place])
-            meter.add(self.learner.step(step, images, labels, global_batch=whole), whole)
+            meter.add(self.learner.step(step, images, labels, *logits, global_batch=whole), whole)
             if self.on_step and self.world.rank == 0:
                 self.on_step(step + 1, self.spec.epochs * self.steps_per_epoch)
             if time.monotonic() - self._saved_at > self.spec.checkpoint_seconds and place + 1 < self.steps_per_epoch:
@@ -295,7 +300,8 @@ class DearKDTrainer:
             row["holdout_top1"] = self._evaluate(self.dataset, self.holdout_indices).top1
             if row["holdout_top1"] >= self.best.get("holdout_top1", 0.0):
                 self.best = {"epoch": self.epoch, **row}
-                self._save_best()
+                if self.world.rank == 0:
+                    self._save_best()
         if self.eval_dataset is not None:
             self._evaluation = self._evaluate(self.eval_dataset)
             row["eval_top1"] = self._evaluation.top1
@@ -321,6 +327,7 @@ class DearKDTrainer:
             device=self.device,
             precision=self.spec.precision,
             workers=0 if dataset.preload() else self.spec.workers,
+            world=self.world,
         )
 
     def _save_best(self) -> None:
@@ -331,7 +338,7 @@ class DearKDTrainer:
         write_atomically(folder / BEST, lambda part: save_file(tensors, part, about))
 
     def _finish(self) -> TrainingResult:
-        if self.eval_dataset is not None and self._evaluation is None and self.world.rank == 0:
+        if self.eval_dataset is not None and self._evaluation is None:
             self._evaluation = self._evaluate(self.eval_dataset)
         config = model_config(
             self.spec.student,

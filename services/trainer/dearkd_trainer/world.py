@@ -19,7 +19,7 @@ from torch import distributed as dist
 from dearkd.errors import InvalidInput
 
 WAIT = timedelta(hours=2)
-"""How long a process waits for the others: longer than rank 0 evaluates. One that ends is noticed at once."""
+"""How long a process waits for the others: longer than rank 0 writes and tells. One that ends is noticed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,14 @@ class World:
         values = torch.stack(list(terms.values()))
         dist.all_reduce(values)
         return dict(zip(terms, values.unbind(), strict=True))
+
+    def gather(self, part: Tensor) -> Tensor:
+        """Every process's rows, on every one of them: row i of rank r, of as many in each, becomes row i·size + r."""
+        if self.size == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)
 
 
 @contextmanager

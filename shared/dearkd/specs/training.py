@@ -16,6 +16,7 @@ from dearkd.specs.recipes import (
     recipe_batch_size,
     recipe_defaults,
 )
+from dearkd.specs.stored_logits import refusals, wants_stored_logits, with_stored_logits
 from dearkd.specs.teacher import TeacherSpec
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -69,6 +70,9 @@ class StageOneSpec(Spec):
     temperature: float = Field(gt=0)
     """Of the soft distillation; its KL is scaled by the square of it."""
     weights: StageOneWeights
+    teacher_logits: Literal["computed", "stored"] = "computed"
+    """`stored`: those beside the images are learnt from, and the teacher is not asked. They are of unchanged pixels, so
+    nothing augments those then, and no features are learnt."""
     pairs: list[PairSpec] | None = Field(default=None, min_length=1, max_length=1000)
     """What the hidden term compares; None: the teacher's early stages by their strides, onto the MHCA blocks [R]."""
 
@@ -136,6 +140,8 @@ class DatasetFacts:
     mirrored: bool
     """Whether a mirrored object is still an object of its class."""
     teacher: str | None = None
+    stored_logits: bool = False
+    """Whether each sample has its teacher's logits."""
 
 
 class TrainingSpec(Spec):
@@ -214,9 +220,11 @@ class TrainingSpec(Spec):
             recipe, batch_size=batch, synthetic=dataset.synthetic, mirrored=dataset.mirrored
         )
         defaults |= {"recipe": recipe, "batch_size": batch}
+        if wants_stored_logits(body):
+            defaults = with_stored_logits(defaults)
         stage_one = body.get("stage_one", {})
         if isinstance(stage_one, dict):
-            if teacher is None:
+            if teacher is None and not wants_stored_logits(body):
                 _require_no_distillation(body)
             if stage_one.get("distillation") == "none":
                 # Nothing else shares the loss then: a weight below 1 would only shrink the gradient.
@@ -237,8 +245,13 @@ class TrainingSpec(Spec):
     def needs_teacher(self) -> bool:
         """Whether stage one looks at the teacher at all."""
         one = self.stage_one
-        distils = one.distillation != "none" and one.weights.distillation > 0
-        return one.epochs > 0 and (distils or one.weights.hidden > 0)
+        asks = one.distillation != "none" and one.weights.distillation > 0 and one.teacher_logits == "computed"
+        return one.epochs > 0 and (asks or one.weights.hidden > 0)
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether stage one learns from logits that lie beside the images."""
+        return self.stage_one.epochs > 0 and self.stage_one.teacher_logits == "stored"
 
     def _check_begins_from(self, initial: StudentSpec) -> None:
         errors = [
@@ -267,7 +280,11 @@ class TrainingSpec(Spec):
             refuse("/student/mhca_blocks", f"{student.mhca_blocks}, but the student has {student.depth} blocks")
         if self.stage_one.weights.hidden > 0 and self.stage_one.epochs and student.depth < 1:
             refuse("/stage_one/weights/hidden", "the student has no block to align")
-        if self.stage_one.epochs and not self.stage_one.weights.classification and not self.needs_teacher:
+        if (
+            self.stage_one.epochs
+            and not self.stage_one.weights.classification
+            and not (self.needs_teacher or self.reads_logits)
+        ):
             refuse("/stage_one/weights", "no term that is computed has a weight above 0: nothing would be trained")
         if self.epochs == 0:
             refuse("/stage_one/epochs", "0, and so are those of stage_two: nothing would be trained")
@@ -301,6 +318,8 @@ class TrainingSpec(Spec):
                 refuse("/teacher", f"it has {teacher.num_classes} classes, the dataset {dataset.num_classes}")
             if teacher.in_chans != dataset.in_chans:
                 refuse("/teacher", f"it takes {teacher.in_chans} channels, the dataset has {dataset.in_chans}")
+        if self.stage_one.teacher_logits == "stored":
+            errors += refusals(self.model_dump(), has_logits=dataset.stored_logits, teacher=dataset.teacher)
         if errors:
             raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
         if self.engine != "local":

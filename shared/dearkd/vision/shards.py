@@ -1,5 +1,6 @@
 """Reading a dataset's shards: verified tars that lie locally → images and labels, by sample number."""
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,14 +17,19 @@ from dearkd.vision.images import decode
 
 Indices = NDArray[np.int64]
 
+LOGITS = "logits.npy"
+"""Suffix of the member that holds the teacher's logits of a sample, where there are any."""
+
 
 class _Entry(NamedTuple):
-    """Where a sample's image lies in its shard."""
+    """Where a sample's image lies in its shard, and its teacher's logits (size 0: nowhere)."""
 
     key: str
     label: int
     offset: int
     size: int
+    logits_offset: int
+    logits_size: int
 
 
 class ShardDataset(Dataset[tuple[Tensor, int]]):
@@ -52,6 +58,8 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
         self._shards = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
         self._offsets = np.array([entry.offset for entry in entries], dtype=np.int64)
         self._sizes = np.array([entry.size for entry in entries], dtype=np.int64)
+        self._logits_offsets = np.array([entry.logits_offset for entry in entries], dtype=np.int64)
+        self._logits_sizes = np.array([entry.logits_size for entry in entries], dtype=np.int64)
         self._keys = np.array([entry.key.encode() for entry in entries], dtype=np.bytes_)
         self._pixels: Tensor | None = None
 
@@ -66,6 +74,29 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
         """
         image = self._decode(index) if self._pixels is None else self._pixels[index]
         return image, int(self.labels[index])
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the teacher's logits lie beside every image."""
+        return bool((self._logits_sizes > 0).all())
+
+    def logits(self, index: int) -> Tensor:
+        """The teacher's logits of a sample's pixels, (num_classes,), float32.
+
+        Raises:
+            CorruptData: naming the shard and the sample, if there are none, or they are no finite numbers, one a class.
+        """
+        data = self._read(index, self._logits_offsets[index], self._logits_sizes[index])
+        try:
+            values = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise CorruptData(f"{self.name(index)}: its {LOGITS} cannot be read: {error}") from None
+        if values.shape != (self.num_classes,) or values.dtype.kind != "f" or not np.isfinite(values).all():
+            raise CorruptData(
+                f"{self.name(index)}: its {LOGITS} is {values.dtype} of shape {values.shape}, not "
+                f"{self.num_classes} finite numbers"
+            )
+        return torch.from_numpy(values.astype(np.float32))
 
     def preload(self, max_bytes: int = 2**28) -> bool:
         """Decode all images once, if they are of one size and take no more memory than this; says whether it did.
@@ -91,13 +122,16 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
         return f"{self._paths[self._shards[index]].name}: sample {self._keys[index].decode()!r}"
 
     def _decode(self, index: int) -> Tensor:
-        with self._paths[self._shards[index]].open("rb") as file:
-            file.seek(self._offsets[index])
-            data = file.read(self._sizes[index])
+        data = self._read(index, self._offsets[index], self._sizes[index])
         try:
             return decode(data, self.in_chans)
         except CorruptData as error:
             raise CorruptData(f"{self.name(index)}: {error.message}") from None
+
+    def _read(self, index: int, offset: int, size: int) -> bytes:
+        with self._paths[int(self._shards[index])].open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
 
 def split(labels: Indices, *, fraction: float, holdout: float, seed: int) -> tuple[Indices, Indices]:
@@ -133,7 +167,7 @@ def _merged(parts: list[Indices]) -> Indices:
 def _index_shard(path: Path, num_classes: int) -> list[_Entry]:
     entries = []
     seen: set[str] = set()
-    for key, label, images in _samples(path):
+    for key, label, images, logits in _samples(path):
         where = f"{path.name}: sample {key!r}"
         if key in seen:
             raise CorruptData(f"{where} stands there twice, apart: its members must follow each other")
@@ -148,22 +182,23 @@ def _index_shard(path: Path, num_classes: int) -> list[_Entry]:
             raise CorruptData(f"{where} has label {label[:40]!r}, which is no whole number") from None
         if not 0 <= index < num_classes:
             raise CorruptData(f"{where} has label {index}; labels are at least 0 and below {num_classes}")
-        entries.append(_Entry(key, index, *images[0]))
+        entries.append(_Entry(key, index, *images[0], *logits))
     return entries
 
 
-def _samples(path: Path) -> Iterator[tuple[str, bytes | None, list[tuple[int, int]]]]:
-    """Key, label text, and offset and size of the images, of each run of members with one key."""
+def _samples(path: Path) -> Iterator[tuple[str, bytes | None, list[tuple[int, int]], tuple[int, int]]]:
+    """Key, label text, and offset and size of the images and of the logits, of each run of members with one key."""
     current = ""
     label: bytes | None = None
     images: list[tuple[int, int]] = []
+    logits = (0, 0)
     for member, tar in read_members(path):
         key, suffix = split_member(member.name)
         if not suffix:
             continue
         if current and key != current:
-            yield current, label, images
-            label, images = None, []
+            yield current, label, images, logits
+            label, images, logits = None, [], (0, 0)
         current = key
         if suffix == "cls":
             file = tar.extractfile(member)
@@ -172,5 +207,7 @@ def _samples(path: Path) -> Iterator[tuple[str, bytes | None, list[tuple[int, in
             label = file.read()
         elif suffix in IMAGE_SUFFIXES:
             images.append((member.offset_data, member.size))
+        elif suffix == LOGITS:
+            logits = (member.offset_data, member.size)
     if current:
-        yield current, label, images
+        yield current, label, images, logits
