@@ -13,6 +13,7 @@ from dearkd.embedded_redis import free_port
 from dearkd.identifiers import new_id
 from dearkd.ledger import Ledger
 from dearkd.settings import Settings
+from dearkd_api.serving import listen
 from services import Api, environment, eventually, serving
 
 pytestmark = pytest.mark.services
@@ -21,6 +22,13 @@ pytestmark = pytest.mark.services
 def run(settings: Settings) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dearkd_api"]
     return subprocess.run(command, env=environment(settings), capture_output=True, text=True, timeout=120)
+
+
+def test_answers_do_not_wait_for_an_acknowledgement() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1"])

@@ -76,10 +76,14 @@ def listen(host: str, port: int) -> socket.socket:
             f"DEARKD_HOST is {host!r}, which others can reach, and no API keys are configured: use 127.0.0.1 or ::1"
         )
     try:
-        return socket.create_server(address, family=family, backlog=2048)
+        listener = socket.create_server(address, family=family, backlog=2048)
     except OSError as error:
         raise Conflict(
             f"port {port} on {host} cannot be used ({error.strerror}): stop the program that has it, or set "
             "DEARKD_PORT to another (0 takes a free one)",
             code="port_taken",
         ) from None
+    # Connections inherit it. asyncio sets it only where the socket names its protocol, which this one does not; without
+    # it the body of a short answer waits some 40 ms for the acknowledgement of its head.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
