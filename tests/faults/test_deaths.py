@@ -3,8 +3,9 @@
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 import pytest
-from world import SYNTHESIS, TRAINING, Workers, World, at_work, kill, workers, world
+from world import SYNTHESIS, TRAINING, Workers, World, alive, at_work, kill, workers, world
 
 from dearkd import scripts
 from dearkd.client import Json
@@ -60,7 +61,11 @@ def test_a_death_costs_one_unit_at_most(
         assert proxy.held.wait(120)
     if where == "before the mark":
         assert here.storage.exists(f"datasets/ds-{job['id'].partition('-')[2]}/train-000000.tar")
-    kill(*victims(at_work() if where == "before the claim" else here.holder(job["id"]), who))
+    found = at_work() if where == "before the claim" else here.holder(job["id"])
+    horse = psutil.Process(found.horse)
+    kill(*victims(found, who))
+    if where != "mid-shard":
+        eventually(lambda: not alive([horse]))  # also where its rq worker was killed: an orphan ends
     proxy.release(forward=False)
     ended = here.client.wait_for_job(job["id"])
     assert ended["status"] == "succeeded", ended["error"]

@@ -47,15 +47,6 @@ def below(horse: int) -> list[psutil.Process]:
     return psutil.Process(horse).children(recursive=True)
 
 
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_costs_a_run_nothing(
     shared_world: World, undisturbed: Json, undisturbed_run: Json, processes: int

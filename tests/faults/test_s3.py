@@ -125,7 +125,7 @@ def test_a_run_goes_on_from_its_checkpoint_in_the_bucket(bucket_world: World, bu
     assert ended["status"] == "succeeded", ended["error"]
     (resumed,) = [line for line in here.log(run) if "goes on after epoch" in line]
     assert int(resumed.split("epoch ")[1].split(",")[0]) >= done - 1
-    assert len(list(client.list_metrics(run))) == 8
+    assert len(list(client.list_metrics(run))) == 20
 
 
 def test_damage_is_named_and_never_trained_on(bucket_world: World, bucket_job: Json) -> None:
