@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,7 +20,7 @@ from dearkd.client import Client
 from dearkd.embedded_redis import find_redis_server
 from dearkd.errors import DearKDError, NotFound
 from dearkd.identifiers import new_id
-from dearkd.jobs import kind_of
+from dearkd.jobs import Job, kind_of, owner_of
 from dearkd.queue import connect
 from dearkd.settings import Settings
 from dearkd.storage import AlreadyExists, Storage
@@ -253,7 +254,12 @@ def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
     if root is not None and not root.exists():
         return
     try:
-        unended = unended_jobs(Storage.open(settings))
+        storage = Storage.open(settings)
+        unended = unended_jobs(storage)
+        if settings.api_key:
+            # Those of other keys are as if they did not exist, and not lost.
+            owner = owner_of(sha256(settings.api_key.encode()).digest())
+            unended = [name for name in unended if _accepted(storage, name).visible_to(owner)]
     except DearKDError:
         return  # said already, by the check of storage
     lost = []
@@ -279,6 +285,10 @@ def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
         )
     else:
         yield Finding("jobs", "ok", f"{len(unended)} have not ended, and none is lost")
+
+
+def _accepted(storage: Storage, identifier: str) -> Job:
+    return Job.model_validate_json(storage.read(f"jobs/{identifier}/job.json"))
 
 
 def unended_jobs(storage: Storage) -> list[str]:

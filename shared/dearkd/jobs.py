@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from dearkd.identifiers import is_id
 
@@ -74,10 +75,16 @@ class Job(BaseModel):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    owner: SkipJsonSchema[str | None] = None
+    """`owner_of` the API key that posted it, None where none was needed; clients do not see it."""
 
     @property
     def terminal(self) -> bool:
         return self.status in TERMINAL
+
+    def visible_to(self, owner: str | None) -> bool:
+        """Whether it is its own, or everyone's; who asks without a key, where none is needed, sees all."""
+        return owner is None or self.owner in (None, owner)
 
 
 class Event(BaseModel):
@@ -96,6 +103,11 @@ def kind_of(identifier: str) -> Kind | None:
     if is_id(identifier, "syn"):
         return "synthesis"
     return "training" if is_id(identifier, "run") else None
+
+
+def owner_of(digest: bytes) -> str:
+    """The name under which the jobs of an API key are kept, from the key's sha256 digest: its first 16 hex digits."""
+    return digest.hex()[:16]
 
 
 def now() -> datetime:

@@ -20,7 +20,7 @@ from dearkd.errors import Conflict, LostLease, NotFound
 from dearkd.job_log import JobLog
 from dearkd.jobs import STATUSES, JobError, Kind, Progress, Status, kind_of, sources_of
 from dearkd.queue import QUEUES, wake
-from dearkd.records import add_event, at, job_key, reachable
+from dearkd.records import add_event, at, job_index, job_key, reachable
 from dearkd.store import UNSETTLED, JobStore
 
 BLAMED_SECONDS = 5.0
@@ -262,9 +262,12 @@ class Ledger:
         That happens when Redis carries out what it was sent, but is lost before it says so.
         """
         key, kind = job_key(identifier), kind_of(identifier)
+        assert kind is not None
         with reachable():
             claimed = cast("list[bytes]", self.redis.hkeys(f"{key}:claims"))
-            indexes = [f"dearkd:open:{kind}", f"dearkd:jobs:{kind}", *(f"dearkd:jobs:{kind}:{s}" for s in STATUSES)]
+            owner = (cast("bytes | None", self.redis.hget(key, "owner")) or b"").decode()
+            indexes = [f"dearkd:open:{kind}"]
+            indexes += [job_index(kind, status, whose) for status in (None, *STATUSES) for whose in (None, owner)]
             pipe = self.redis.pipeline(transaction=True)
             for unit in claimed:
                 pipe.zrem("dearkd:leases", f"{identifier}#{unit.decode()}")

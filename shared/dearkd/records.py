@@ -26,18 +26,29 @@ class JobRecords:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
 
-    def get(self, identifier: str) -> Job:
+    def get(self, identifier: str, *, owner: str | None = None) -> Job:
+        """The job; one that `owner` may not see is as one that does not exist."""
         with reachable():
             values = self.redis.hgetall(job_key(identifier)) if kind_of(identifier) else {}
-        if not values:
+        job = parse(cast("dict[bytes, bytes]", values)) if values else None
+        if job is None or not job.visible_to(owner):
             raise NotFound(f"there is no job {identifier!r}")
-        return parse(cast("dict[bytes, bytes]", values))
+        return job
 
     def page(
-        self, kind: Kind, *, status: Status | None = None, limit: int = 50, after: str | None = None
+        self,
+        kind: Kind,
+        *,
+        status: Status | None = None,
+        limit: int = 50,
+        after: str | None = None,
+        owner: str | None = None,
     ) -> tuple[list[Job], bool]:
-        """Up to `limit` jobs, newest first, older than `after`; and whether there are more."""
-        index = f"dearkd:jobs:{kind}" + (f":{status}" if status else "")
+        """Up to `limit` jobs, newest first, older than `after`; and whether there are more.
+
+        With `owner` its own jobs alone: those without an owner are in the listing without one.
+        """
+        index = job_index(kind, status, owner)
         top = f"({after}" if after else "+"
         with reachable():
             found = cast("list[bytes]", self.redis.zrevrangebylex(index, top, "-", 0, limit + 1))
@@ -106,6 +117,11 @@ def job_key(identifier: str) -> str:
     return f"dearkd:job:{identifier}"
 
 
+def job_index(kind: Kind, status: Status | None = None, owner: str | None = None) -> str:
+    """The sorted set of jobs of that kind, of a status and of an owner where they are given."""
+    return f"dearkd:jobs:{kind}" + (f":{status}" if status else "") + (f"@{owner}" if owner else "")
+
+
 def at() -> str:
     return now().isoformat()
 
@@ -115,4 +131,5 @@ def parse(values: dict[bytes, bytes]) -> Job:
     for name in ("spec", "progress", "metrics", "result", "error"):
         if name in texts:
             texts[name] = json.loads(texts[name])
+    texts = {name: value for name, value in texts.items() if (name, value) != ("owner", "")}
     return Job.model_validate({name: value for name, value in texts.items() if name in Job.model_fields})

@@ -14,7 +14,8 @@ Keys of a job: `{job}` (hash), `{job}:open` (sorted set of units), `{job}:claims
 run's metrics), `{job}:waiting` (set of runs blocked on it), `{job}:events` (stream), `{job}:log` (list of lines).
 Keys of all: `dearkd:open:{kind}` (jobs with open units, by priority and turn), `dearkd:leases` (unit → expiry in ms),
 `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences to come),
-`dearkd:jobs:{kind}[:{status}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes, and for a while after).
+`dearkd:jobs:{kind}[:{status}][@{owner}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes, and for a
+while after).
 """
 
 PARTS = ("open", "claims", "holders", "done", "deaths", "causes", "partial", "rows", "waiting", "events", "log")
@@ -22,12 +23,22 @@ PARTS = ("open", "claims", "holders", "done", "deaths", "causes", "partial", "ro
 
 _COMMON = """
 local function key(id) return 'dearkd:job:' .. id end
+-- A job stands in the indexes of all jobs, and in those of its owner; without one these are the same.
+local function of(owner) return owner and owner ~= '' and '@' .. owner or '' end
+local function enter(id, index)
+  redis.call('ZADD', index, 0, id)
+  redis.call('ZADD', index .. of(redis.call('HGET', key(id), 'owner')), 0, id)
+end
+local function leave(id, index)
+  redis.call('ZREM', index, id)
+  redis.call('ZREM', index .. of(redis.call('HGET', key(id), 'owner')), id)
+end
 local function set_status(id, status, at)
   local k = key(id)
   local kind = redis.call('HGET', k, 'kind')
   local old = redis.call('HGET', k, 'status')
-  redis.call('ZREM', 'dearkd:jobs:' .. kind .. ':' .. old, id)
-  redis.call('ZADD', 'dearkd:jobs:' .. kind .. ':' .. status, 0, id)
+  leave(id, 'dearkd:jobs:' .. kind .. ':' .. old)
+  enter(id, 'dearkd:jobs:' .. kind .. ':' .. status)
   redis.call('HSET', k, 'status', status)
   if status == 'running' then redis.call('HSETNX', k, 'started_at', at) end
   if status == 'succeeded' or status == 'failed' or status == 'canceled' then
@@ -73,18 +84,19 @@ end
 CREATE = (
     _COMMON
     + """
--- Accept a job. ARGV: id, kind, now (text), how many jobs may wait or 0, the synthesis job that it waits for or '',
--- number of units, units ..., number of resources that it reads, resources ..., then field, value pairs.
+-- Accept a job. ARGV: id, kind, now (text), how many jobs (of the owner, if there is one) may wait or 0, the synthesis
+-- job that it waits for or '', owner or '', number of units, units ..., number of resources that it reads,
+-- resources ..., then field, value pairs.
 -- Returns {'ok', status} | {'full', jobs that wait} | {'deleting', resource} | {'dead', status of the awaited job}
 -- | {'exists'}. A refusal has changed nothing.
-local id, kind, limit, awaited = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5]
+local id, kind, limit, awaited, owner = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local k = key(id)
 if redis.call('EXISTS', k) == 1 then return {'exists'} end
 if limit > 0 then
   local waiting = 0
   for _, other in ipairs({'synthesis', 'training'}) do
     for _, status in ipairs({'queued', 'blocked'}) do
-      waiting = waiting + redis.call('ZCARD', 'dearkd:jobs:' .. other .. ':' .. status)
+      waiting = waiting + redis.call('ZCARD', 'dearkd:jobs:' .. other .. ':' .. status .. of(owner))
     end
   end
   if waiting >= limit then return {'full', tostring(waiting)} end
@@ -95,15 +107,16 @@ if awaited ~= '' then
   if theirs == 'failed' or theirs == 'canceled' or theirs == 'lost' then return {'dead', theirs} end
   if theirs ~= 'succeeded' then status = 'blocked' end
 end
-local units, n = {}, 6
-for _ = 1, tonumber(ARGV[6]) do n = n + 1; table.insert(units, ARGV[n]) end
+local units, n = {}, 7
+for _ = 1, tonumber(ARGV[7]) do n = n + 1; table.insert(units, ARGV[n]) end
 n = n + 1
 for _ = 1, tonumber(ARGV[n]) do
   n = n + 1
   if redis.call('EXISTS', 'dearkd:deleting:' .. ARGV[n]) == 1 then return {'deleting', ARGV[n]} end
 end
-redis.call('HSET', k, 'id', id, 'kind', kind, 'status', status, 'waits_for', awaited, unpack(ARGV, n + 1))
-redis.call('ZADD', 'dearkd:jobs:' .. kind, 0, id)
+redis.call('HSET', k, 'id', id, 'kind', kind, 'status', status, 'waits_for', awaited, 'owner', owner,
+           unpack(ARGV, n + 1))
+enter(id, 'dearkd:jobs:' .. kind)
 set_status(id, status, ARGV[3])
 if status == 'blocked' then
   redis.call('SADD', key(awaited) .. ':waiting', id)

@@ -22,6 +22,8 @@ class Settings(BaseSettings):
     s3_endpoint: str | None = None
     s3_region: str = "us-east-1"
 
+    api_keys: str = Field(default="", repr=False)
+    """The keys that the API asks for, by commas; `sha256:HEX` stands for the key of that hash. Empty: for none."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
 
@@ -36,7 +38,7 @@ class Settings(BaseSettings):
     max_iterations: int = Field(default=100_000, ge=1)
 
     max_queued_jobs: int = Field(default=1000, ge=1)
-    """Jobs and runs that may wait, queued or blocked, before another is refused."""
+    """Jobs and runs that may wait, queued or blocked, before another is refused; of each API key, where there are."""
 
     lease_seconds: float = Field(default=15.0, gt=0)
     heartbeat_seconds: float = Field(default=3.0, gt=0)

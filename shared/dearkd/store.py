@@ -20,7 +20,7 @@ from dearkd.errors import Conflict, DearKDError, NotFound, Unavailable
 from dearkd.identifiers import new_id, sibling
 from dearkd.jobs import ACTIVE, Job, JobError, Kind, Progress, Status, kind_of, now
 from dearkd.queue import QUEUES, wake
-from dearkd.records import JobRecords, add_event, at, job_key, parse, reachable
+from dearkd.records import JobRecords, add_event, at, job_index, job_key, parse, reachable
 from dearkd.references import reads
 from dearkd.storage import AlreadyExists, Storage
 
@@ -49,25 +49,35 @@ class JobStore(JobRecords):
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    def create_synthesis(self, spec: BaseModel, *, images: int, shards: int, max_queued: int | None = None) -> Job:
+    def create_synthesis(
+        self, spec: BaseModel, *, images: int, shards: int, max_queued: int | None = None, owner: str | None = None
+    ) -> Job:
         """Accept a synthesis job of `shards` shards: record, index, wake-ups, all or nothing.
 
         Args:
             spec: of the job.
             images: that it is to make.
             shards: that it cuts them into.
-            max_queued: how many jobs of both kinds may wait before another is refused; None: any number.
+            max_queued: how many jobs of both kinds, and of this owner, may wait before another is refused; None: any
+                number.
+            owner: whose it is; None: everyone's.
 
         Raises:
             LimitReached: `too_many_jobs`.
             InvalidInput: if what it refers to is being deleted.
         """
-        job = self._new("synthesis", spec, Progress(total=images, unit="images"))
+        job = self._new("synthesis", spec, Progress(total=images, unit="images"), owner)
         wakes = min(int(job.spec["parallelism"]), shards, MAX_WAKES)
         return self._create(job, _units(job), wakes=wakes, max_queued=max_queued)
 
     def create_training(
-        self, spec: BaseModel, *, epochs: int, waits_for: str | None, max_queued: int | None = None
+        self,
+        spec: BaseModel,
+        *,
+        epochs: int,
+        waits_for: str | None,
+        max_queued: int | None = None,
+        owner: str | None = None,
     ) -> Job:
         """Accept a training run, `blocked` if the synthesis job that it waits for is not finished.
 
@@ -78,7 +88,7 @@ class JobStore(JobRecords):
             LimitReached: `too_many_jobs`.
             InvalidInput: if what it refers to is being deleted.
         """
-        job = self._new("training", spec, Progress(total=epochs, unit="epochs"))
+        job = self._new("training", spec, Progress(total=epochs, unit="epochs"), owner)
         return self._create(job, ["run"], waits_for=waits_for, max_queued=max_queued)
 
     def announce_deletion(self, identifier: str) -> None:
@@ -90,6 +100,15 @@ class JobStore(JobRecords):
         """It stays, or there is one of that id again."""
         with reachable():
             self.redis.delete(_deleting(identifier))
+
+    def require_visible(self, identifier: str, owner: str | None) -> None:
+        """Raises `NotFound` if there is no job that `owner` may see, known to Redis or to storage alone."""
+        if owner is None:
+            return
+        try:
+            self.get(identifier, owner=owner)
+        except NotFound:
+            self._stored(identifier, owner)
 
     # --- steering ---------------------------------------------------------------------------------------------------
 
@@ -108,18 +127,18 @@ class JobStore(JobRecords):
         self.settle(job)
         return job
 
-    def retry(self, identifier: str) -> Job:
+    def retry(self, identifier: str, *, owner: str | None = None) -> Job:
         """Start a failed or canceled job again, from its finished shards or last checkpoint.
 
-        So is one that Redis has lost, unless it succeeded before.
+        So is one that Redis has lost, unless it succeeded before. One that `owner` may not see is not found.
 
         Raises:
             Conflict: if it is in any other state, or its dataset failed.
         """
         try:
-            self.get(identifier)
+            self.get(identifier, owner=owner)
         except NotFound:
-            return self._restore(identifier)
+            return self._restore(self._stored(identifier, owner))
         with reachable():
             for _ in range(WATCH_TRIES):
                 with self.redis.pipeline(transaction=True) as pipe:
@@ -173,7 +192,7 @@ class JobStore(JobRecords):
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _new(self, kind: Kind, spec: BaseModel, progress: Progress) -> Job:
+    def _new(self, kind: Kind, spec: BaseModel, progress: Progress, owner: str | None) -> Job:
         return Job(
             id=new_id("syn" if kind == "synthesis" else "run"),
             kind=kind,
@@ -181,6 +200,7 @@ class JobStore(JobRecords):
             spec=spec.model_dump(mode="json"),
             progress=progress,
             created_at=now(),
+            owner=owner,
         )
 
     def _create(
@@ -194,7 +214,7 @@ class JobStore(JobRecords):
     ) -> Job:
         """`job.json`, then the record with all that belongs to it in one step; without the record neither stays."""
         if max_queued is not None:
-            self._require_room(max_queued)  # so that what is refused in numbers costs no write
+            self._require_room(max_queued, job.owner)  # so that what is refused in numbers costs no write
         key = f"jobs/{job.id}/job.json"
         try:
             with suppress(AlreadyExists):  # of this very request, whose first answer was lost: the id is new
@@ -225,6 +245,7 @@ class JobStore(JobRecords):
             at(),
             max_queued or 0,
             waits_for or "",
+            job.owner or "",
             len(units),
             *units,
             len(named),
@@ -242,12 +263,12 @@ class JobStore(JobRecords):
             return job.model_copy(update={"status": outcome[1]})
         raise refusal(job, waits_for, *outcome)
 
-    def _require_room(self, max_queued: int) -> None:
+    def _require_room(self, max_queued: int, owner: str | None) -> None:
         with reachable():
             pipe = self.redis.pipeline(transaction=False)
             for kind in QUEUES:
-                for status in ("queued", "blocked"):
-                    pipe.zcard(f"dearkd:jobs:{kind}:{status}")
+                pipe.zcard(job_index(kind, "queued", owner))
+                pipe.zcard(job_index(kind, "blocked", owner))
             waiting = sum(pipe.execute())
         if waiting >= max_queued:
             raise too_many(waiting)
@@ -284,12 +305,20 @@ class JobStore(JobRecords):
                 gone.add(unit.decode())
         return gone
 
-    def _restore(self, identifier: str) -> Job:
-        """Write the record of a job that storage knows and Redis does not (any more); its units find what they made."""
+    def _stored(self, identifier: str, owner: str | None) -> Job:
+        """As it was accepted, which storage knows even where Redis lost it."""
+        missing = NotFound(f"there is no job {identifier!r}")
         try:
             job = Job.model_validate_json(self.storage.read(f"jobs/{identifier}/job.json"))
         except NotFound:
-            raise NotFound(f"there is no job {identifier!r}") from None
+            raise missing from None
+        if not job.visible_to(owner):
+            raise missing
+        return job
+
+    def _restore(self, job: Job) -> Job:
+        """Write the record of a job that storage knows and Redis does not (any more); its units find what they made."""
+        identifier = job.id
         final: bytes | None = None
         with suppress(NotFound):
             final = self.storage.read(_final(identifier))
@@ -327,8 +356,9 @@ class JobStore(JobRecords):
         pipe.hset(key, mapping={"status": status, "attempt": job.attempt + 1})
         pipe.delete(f"{key}:claims", f"{key}:deaths", f"{key}:partial")
         pipe.srem(UNSETTLED, job.id)
-        pipe.zrem(f"dearkd:jobs:{job.kind}:{job.status}", job.id)
-        pipe.zadd(f"dearkd:jobs:{job.kind}:{status}", {job.id: 0})
+        for owner in {None, job.owner}:
+            pipe.zrem(job_index(job.kind, job.status, owner), job.id)
+            pipe.zadd(job_index(job.kind, status, owner), {job.id: 0})
         add_event(pipe, job.id, "status", {"status": status})
         if job.kind == "training":
             self._start_or_wait(pipe, job.id, priority, waits_for)

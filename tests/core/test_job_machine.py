@@ -13,6 +13,7 @@ from dearkd.ledger import Claim, Ledger
 from dearkd.worker import open_ledger
 
 SHARDS = 3
+OWNER = "0123456789abcdef"
 FIRST = {"0", "2"}
 """The shards that a job's own student is trained on, where it trains one."""
 
@@ -28,7 +29,8 @@ class JobMachine(RuleBasedStateMachine):
         super().__init__()
         self.ledger.redis.flushall()
         self.store = self.ledger.store
-        self.job = synthesis(self.store, SHARDS, parallelism=2, **(ADAPTIVE if self.trains_a_student else {})).id
+        fields = ADAPTIVE if self.trains_a_student else {}
+        self.job = synthesis(self.store, SHARDS, owner=OWNER, parallelism=2, **fields).id
         self.units = SHARDS + self.trains_a_student
         self.run = self.store.create_training(training_spec(self.job), epochs=1, waits_for=self.job).id
         self.status = "queued"
@@ -126,6 +128,10 @@ class JobMachine(RuleBasedStateMachine):
         assert self.publications <= 1
         assert (job.status == "succeeded") == (self.publications == 1)
         assert (job.finished_at is not None) == (job.status in TERMINAL)
+        # One job alone is there, so it is in no index but those of its status: of all, and of its owner.
+        index = f"dearkd:jobs:synthesis:{job.status}"
+        indexes = {key.decode() for key in self.ledger.redis.keys("dearkd:jobs:synthesis:*")}
+        assert indexes == {index, f"{index}@{OWNER}"}
         leases = self.ledger.redis.zcard("dearkd:leases")
         assert leases == len(self.held)
         if job.status in TERMINAL:

@@ -27,10 +27,10 @@ def make_shard(index: int, samples: int = 10) -> Shard:
     return Shard(name=f"train-{index:06d}.tar", bytes=1, sha256="0" * 64, samples=samples, classes={0: samples})
 
 
-def synthesis(store: JobStore, shards: int = 3, **fields: object) -> Job:
+def synthesis(store: JobStore, shards: int = 3, owner: str | None = None, **fields: object) -> Job:
     spec = synthesis_spec(images_per_class=shards, batch_size=10, shard_samples=10, **fields)
     assert spec.num_shards == shards
-    return store.create_synthesis(spec, images=spec.num_samples, shards=shards)
+    return store.create_synthesis(spec, images=spec.num_samples, shards=shards, owner=owner)
 
 
 def claim(ledger: Ledger, kind: str = "synthesis") -> Claim:
@@ -310,7 +310,7 @@ def test_a_retry_during_the_settling_of_the_end_wins(ledger: Ledger, store: JobS
 def test_a_record_whose_acceptance_failed_is_forgotten_when_it_is_claimed(
     ledger: Ledger, store: JobStore, settings: Settings
 ) -> None:
-    refused, accepted = synthesis(store), synthesis(store)
+    refused, accepted = synthesis(store, owner="a"), synthesis(store)
     store.storage.delete(f"jobs/{refused.id}/job.json")
     seen: list[str] = []
 
@@ -327,6 +327,7 @@ def test_a_record_whose_acceptance_failed_is_forgotten_when_it_is_claimed(
     assert (failed.code, failed.retryable) == ("disk_full", True)
     assert {key.decode() for key in ledger.redis.keys(f"*{refused.id}*")} == set()
     assert [j.id for j in store.page("synthesis")[0]] == [accepted.id]
+    assert ledger.redis.keys("dearkd:jobs:*@a") == []
     assert "failed: no room" in store.storage.read(f"jobs/{accepted.id}/log.txt").decode()
 
 

@@ -1,7 +1,8 @@
 """The application: routers, errors as problems, health."""
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 
 import dearkd
 from dearkd.errors import DearKDError
@@ -9,23 +10,30 @@ from dearkd.records import reachable
 from dearkd.settings import Settings
 from dearkd_api import dashboard, datasets, jobs, models, problems, teachers
 from dearkd_api.backend import Backend, Uses
+from dearkd_api.keys import RequireKey
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The control API on one storage and one Redis; neither need be reachable yet.
 
     Raises:
-        InvalidInput: if the storage URL is none.
+        InvalidInput: if the storage URL is none, or a key breaks a rule.
     """
     app = FastAPI(
         title="dearkd",
         version=dearkd.__version__,
         description="Make a training set out of a CNN alone, and train a vision transformer on it.",
     )
-    app.state.backend = Backend.open(settings)
+    backend = Backend.open(settings)
+    app.state.backend = backend
     problems.install(app)
-    for router in (teachers.router, jobs.synthesis, jobs.training, datasets.router, models.router, dashboard.router):
-        app.include_router(router)
+    # Of the documentation alone; who asks is checked before that, of paths that do not exist too.
+    shown = [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if backend.keys else []
+    if backend.keys:
+        app.add_middleware(RequireKey, keys=backend.keys)
+    for router in (teachers.router, jobs.synthesis, jobs.training, datasets.router, models.router):
+        app.include_router(router, dependencies=shown)
+    app.include_router(dashboard.router)
     app.add_api_route("/healthz", _alive, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", _ready, methods=["GET"], tags=["health"])
     return app

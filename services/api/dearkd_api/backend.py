@@ -15,6 +15,7 @@ from dearkd.resources import Model, Shelf, Teacher, models, teachers
 from dearkd.settings import Settings
 from dearkd.storage import Storage
 from dearkd.store import JobStore
+from dearkd_api.keys import Keys
 
 UPLOADS_AT_ONCE = 8
 
@@ -24,6 +25,7 @@ class Backend:
     """Opened once an application; all of it may be used from several threads."""
 
     settings: Settings
+    keys: Keys
     storage: Storage
     store: JobStore
     log: JobLog
@@ -41,12 +43,13 @@ class Backend:
         """Connects to nothing yet: what cannot be reached is said by the request that needs it.
 
         Raises:
-            InvalidInput: if the storage URL is none.
+            InvalidInput: if the storage URL is none, or a key breaks a rule.
         """
         storage = Storage.open(settings)
         redis = connect(settings)
         return cls(
             settings=settings,
+            keys=Keys.parse(settings.api_keys),
             storage=storage,
             store=JobStore(redis, storage),
             log=JobLog(redis, storage),

@@ -16,6 +16,7 @@ from dearkd.specs import SynthesisSpec, TrainingSpec
 from dearkd.store import dataset_of
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonBody, body_schema
+from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.submissions import resolve_synthesis, resolve_training
 
@@ -36,7 +37,7 @@ class JobPage(Page):
 
 
 def render(job: Job) -> dict[str, Any]:
-    return job.model_dump(mode="json") | {"links": _links(job)}
+    return job.model_dump(mode="json", exclude={"owner"}) | {"links": _links(job)}
 
 
 def _links(job: Job) -> dict[str, str]:
@@ -57,10 +58,14 @@ def _accepted(job: Job) -> Response:
     return JSONResponse(body, status_code=202, headers={"Location": body["links"]["self"]})
 
 
-def _find(kind: Kind, identifier: str, backend: Backend) -> Job:
+def _require_kind(kind: Kind, identifier: str) -> None:
     if kind_of(identifier) != kind:
         raise NotFound(f"there is no {identifier!r} in {COLLECTIONS[kind]}")
-    return backend.store.get(identifier)
+
+
+def _find(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
+    _require_kind(kind, identifier)
+    return backend.store.get(identifier, owner=caller)
 
 
 def _router(kind: Kind) -> APIRouter:
@@ -69,10 +74,15 @@ def _router(kind: Kind) -> APIRouter:
 
     @router.get("", response_model=JobPage)
     def list_newest_first(
-        backend: Uses, status: Status | None = None, limit: Limit = DEFAULT_LIMIT, after: After = None
+        backend: Uses,
+        caller: Caller,
+        status: Status | None = None,
+        limit: Limit = DEFAULT_LIMIT,
+        after: After = None,
     ) -> Response:
+        """Of the key's own jobs, where keys are configured."""
         require_id(after, "syn" if kind == "synthesis" else "run")
-        jobs, more = backend.store.page(kind, status=status, limit=limit, after=after)
+        jobs, more = backend.store.page(kind, status=status, limit=limit, after=after, owner=caller)
         return JSONResponse(page([render(job) for job in jobs], more))
 
     @router.get("/{identifier}", response_model=JobView)
@@ -80,47 +90,51 @@ def _router(kind: Kind) -> APIRouter:
         identifier: str,
         request: Request,
         backend: Uses,
+        caller: Caller,
         wait: Annotated[float, Query(ge=0, le=60, allow_inf_nan=False)] = 0,
     ) -> Response:
         """The job; with `wait`, once its status changes, at the latest after so many seconds."""
-        first = job = await run_in_threadpool(_find, kind, identifier, backend)
+        first = job = await run_in_threadpool(_find, kind, identifier, backend, caller)
         until = asyncio.get_running_loop().time() + wait
         while not job.terminal and job.status == first.status and not backend.stopping.is_set():
             left = until - asyncio.get_running_loop().time()
             if left <= 0 or await request.is_disconnected():
                 break
             await asyncio.sleep(min(left, POLL_SECONDS))
-            job = await run_in_threadpool(_find, kind, identifier, backend)
+            job = await run_in_threadpool(_find, kind, identifier, backend, caller)
         return JSONResponse(render(job))
 
     @router.post("/{identifier}/cancel", status_code=202, response_model=JobView)
-    def cancel(identifier: str, backend: Uses) -> Response:
+    def cancel(identifier: str, backend: Uses, caller: Caller) -> Response:
         """At once where nothing runs yet; a running job goes through `canceling`."""
-        _find(kind, identifier, backend)
+        _find(kind, identifier, backend, caller)
         return _accepted(backend.store.cancel(identifier))
 
     @router.post("/{identifier}/retry", status_code=202, response_model=JobView)
-    def retry(identifier: str, backend: Uses) -> Response:
+    def retry(identifier: str, backend: Uses, caller: Caller) -> Response:
         """A failed or canceled job goes on from its finished shards or its last checkpoint; so does one Redis lost."""
-        if kind_of(identifier) != kind:
-            raise NotFound(f"there is no {identifier!r} in {COLLECTIONS[kind]}")
-        return _accepted(backend.store.retry(identifier))
+        _require_kind(kind, identifier)
+        return _accepted(backend.store.retry(identifier, owner=caller))
 
     @router.get("/{identifier}/events", response_model=Page)
-    def events(identifier: str, backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
+    def events(
+        identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
+    ) -> Response:
         """Oldest first."""
-        _find(kind, identifier, backend)
+        _find(kind, identifier, backend, caller)
         if after is not None and not re.fullmatch(r"\d{1,19}-\d{1,19}", after):
             raise InvalidInput.at("/after", f"{after!r} is no id of an event; give the last one that you received")
         found, more = backend.store.events(identifier, after=after, limit=limit)
         return JSONResponse(page([event.model_dump(mode="json") for event in found], more))
 
     @router.get("/{identifier}/log", response_class=PlainTextResponse)
-    def log(identifier: str, backend: Uses) -> Response:
+    def log(identifier: str, backend: Uses, caller: Caller) -> Response:
         """What its attempts noted and why they ended, a line each; it outlives Redis."""
-        text = backend.log.read(identifier) if kind_of(identifier) == kind else ""
+        _require_kind(kind, identifier)
+        backend.store.require_visible(identifier, caller)
+        text = backend.log.read(identifier)
         if not text:
-            _find(kind, identifier, backend)
+            _find(kind, identifier, backend, caller)
         return PlainTextResponse(text, headers={"Cache-Control": "no-cache"})
 
     return router
@@ -133,7 +147,7 @@ training = _router("training")
 @synthesis.post(
     "", status_code=202, response_model=JobView, openapi_extra=body_schema(SynthesisSpec, required=["teacher"])
 )
-def synthesise(body: JsonBody, backend: Uses, dry_run: DryRun = False) -> Response:
+def synthesise(body: JsonBody, backend: Uses, caller: Caller, dry_run: DryRun = False) -> Response:
     """Make a dataset from a teacher. Only `teacher` is required; the preset fills in the rest."""
     spec, teacher = resolve_synthesis(body, backend)
     if dry_run:
@@ -149,7 +163,11 @@ def synthesise(body: JsonBody, backend: Uses, dry_run: DryRun = False) -> Respon
         )
     return _accepted(
         backend.store.create_synthesis(
-            spec, images=spec.num_samples, shards=spec.num_shards, max_queued=backend.settings.max_queued_jobs
+            spec,
+            images=spec.num_samples,
+            shards=spec.num_shards,
+            max_queued=backend.settings.max_queued_jobs,
+            owner=caller,
         )
     )
 
@@ -170,9 +188,9 @@ def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
 @training.post(
     "", status_code=202, response_model=JobView, openapi_extra=body_schema(TrainingSpec, required=["dataset"])
 )
-def train(body: JsonBody, backend: Uses, dry_run: DryRun = False) -> Response:
+def train(body: JsonBody, backend: Uses, caller: Caller, dry_run: DryRun = False) -> Response:
     """Train a transformer on a dataset, or on that of a synthesis job, for which the run then waits."""
-    submission = resolve_training(body, backend)
+    submission = resolve_training(body, backend, caller)
     spec = submission.spec
     if dry_run:
         # Those that are trained on, up to the rounding of each class.
@@ -191,14 +209,15 @@ def train(body: JsonBody, backend: Uses, dry_run: DryRun = False) -> Response:
             epochs=spec.epochs,
             waits_for=submission.waits_for,
             max_queued=backend.settings.max_queued_jobs,
+            owner=caller,
         )
     )
 
 
 @synthesis.get("/{identifier}/preview.png", response_class=Response)
-def preview(identifier: str, backend: Uses) -> Response:
+def preview(identifier: str, backend: Uses, caller: Caller) -> Response:
     """The sample grid so far; it grows while the job runs."""
-    _find("synthesis", identifier, backend)
+    _find("synthesis", identifier, backend, caller)
     try:
         picture = backend.storage.read(f"datasets/{dataset_of(identifier)}/preview.png")
     except NotFound:
@@ -207,10 +226,12 @@ def preview(identifier: str, backend: Uses) -> Response:
 
 
 @training.get("/{identifier}/metrics", response_model=Page)
-def metrics(identifier: str, backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
+def metrics(
+    identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
+) -> Response:
     """A row an epoch: stage, losses by name, rates, evaluation."""
-    if kind_of(identifier) != "training":
-        raise NotFound(f"there is no {identifier!r} in training-runs")
+    _require_kind("training", identifier)
+    backend.store.require_visible(identifier, caller)
     if after is not None and not re.fullmatch(r"\d{1,9}", after):
         raise InvalidInput.at("/after", f"{after!r} is no id of a row; give the last one that you received")
     behind = int(after or 0)

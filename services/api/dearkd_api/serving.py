@@ -15,6 +15,7 @@ from dearkd.reaper import Reaper
 from dearkd.settings import Settings
 from dearkd_api.app import create_app
 from dearkd_api.backend import Backend
+from dearkd_api.keys import Keys
 
 GRACE_SECONDS = 5
 """What answers in progress get to end, after SIGTERM."""
@@ -36,11 +37,12 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        InvalidInput: if the host is not loopback: without API keys nobody else may reach the server.
+        InvalidInput: if an API key breaks a rule, or the host is not loopback and there are no keys: without them
+            nobody else may reach the server.
         Conflict: `port_taken`.
     """
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    listener = listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port, keyed=bool(Keys.parse(settings.api_keys)))
     app = create_app(settings)
     backend: Backend = app.state.backend
     config = uvicorn.Config(
@@ -60,20 +62,21 @@ def serve(settings: Settings) -> None:
     _Server(config, backend).run(sockets=[listener])
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on a loopback address.
+def listen(host: str, port: int, *, keyed: bool) -> socket.socket:
+    """A listening socket; on a loopback address, unless API keys are configured (`keyed`).
 
     Raises:
-        InvalidInput: if the host is not loopback.
+        InvalidInput: if the host is none of this machine, or others can reach it and there are no keys.
         Conflict: `port_taken`.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise InvalidInput(f"DEARKD_HOST is {host!r}, which is no address of this machine: {error}") from None
-    if not ipaddress.ip_address(address[0]).is_loopback:
+    if not keyed and not ipaddress.ip_address(address[0]).is_loopback:
         raise InvalidInput(
-            f"DEARKD_HOST is {host!r}, which others can reach, and no API keys are configured: use 127.0.0.1 or ::1"
+            f"DEARKD_HOST is {host!r}, which others can reach, and no API keys are configured: use 127.0.0.1 or ::1, "
+            "or set DEARKD_API_KEYS"
         )
     try:
         listener = socket.create_server(address, family=family, backlog=2048)

@@ -58,8 +58,8 @@ class TrainingSubmission:
     waits_for: str | None
 
 
-def resolve_training(posted: Any, backend: Backend) -> TrainingSubmission:
-    """The complete spec of a training run.
+def resolve_training(posted: Any, backend: Backend, caller: str | None) -> TrainingSubmission:
+    """The complete spec of a training run; `caller` is the owner whose key asks, and another's job does not exist.
 
     Raises:
         InvalidInput: with a pointer for everything that is wrong with it.
@@ -69,7 +69,7 @@ def resolve_training(posted: Any, backend: Backend) -> TrainingSubmission:
     findings = Findings()
     spec, facts, teacher, evaluation, initial, waits_for = None, None, None, None, None, None
     with findings:
-        facts, waits_for = _dataset(body, backend)
+        facts, waits_for = _dataset(body, backend, caller)
     with findings:
         if body.get("teacher") is not None:
             teacher = _find(body["teacher"], "/teacher", backend.teachers)
@@ -100,7 +100,7 @@ def resolve_training(posted: Any, backend: Backend) -> TrainingSubmission:
     return TrainingSubmission(spec, facts, waits_for)
 
 
-def _dataset(body: dict[str, Any], backend: Backend) -> tuple[DatasetFacts, str | None]:
+def _dataset(body: dict[str, Any], backend: Backend, caller: str | None) -> tuple[DatasetFacts, str | None]:
     """What is known of `body["dataset"]`, and the synthesis job to wait for, if that is what it names."""
     reference = body.get("dataset")
     if not (isinstance(reference, str) and is_id(reference, "syn")):
@@ -109,16 +109,17 @@ def _dataset(body: dict[str, Any], backend: Backend) -> tuple[DatasetFacts, str 
             return _required(body, "dataset", backend.datasets, remedy).facts, None
         except InvalidInput:
             maker = sibling(reference, "syn") if isinstance(reference, str) and is_id(reference, "ds") else None
-            if maker is None or not _job_exists(maker, backend):
+            if maker is None or not _job_exists(maker, backend, caller):
                 raise
             raise InvalidInput.at(
                 "/dataset", f"{reference} is not finished: name the job that makes it, {maker}, and the run waits"
             ) from None
     try:
-        job = backend.store.get(reference)
+        job = backend.store.get(reference, owner=caller)
     except NotFound:
         # Redis was lost since; a dataset that was finished is there all the same.
         try:
+            backend.store.require_visible(reference, caller)
             return backend.datasets.get(dataset_of(reference)).facts, None
         except NotFound:
             raise InvalidInput.at("/dataset", f"there is no synthesis job {reference!r}") from None
@@ -221,9 +222,9 @@ def _require_known_fields(body: dict[str, Any], spec: type[Spec]) -> None:
         raise InvalidInput("; ".join(e.detail for e in errors), errors=errors)
 
 
-def _job_exists(identifier: str, backend: Backend) -> bool:
+def _job_exists(identifier: str, backend: Backend, caller: str | None) -> bool:
     try:
-        backend.store.get(identifier)
+        backend.store.get(identifier, owner=caller)
     except NotFound:
         return False
     return True

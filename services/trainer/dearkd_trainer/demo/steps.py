@@ -28,7 +28,8 @@ def run_demo(data: Path, *, seed: int, compare: bool, as_json: bool) -> None:
     folder = data.absolute() / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     console.print(f"Starting dearkd with its data under {data} …")
-    with UpTree(data, port=0) as tree, Client(tree.url) as client:
+    with UpTree(data, port=0) as tree, Client(tree.url, Settings().api_key) as client:
+        next(client.list_teachers(), None)  # an API key that is needed is missed now, not after the teacher's training
         console.print(f"The API and its dashboard: {tree.url}")
         storage = Storage.open(Settings(storage_url=tree.storage_url))
         demo = Demo(client, storage, folder, console, seed)

@@ -1,0 +1,102 @@
+"""API keys: who may call the API, and whose jobs a call is about."""
+
+import hmac
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Annotated, Final
+
+from fastapi import Depends, Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dearkd.errors import InvalidInput
+from dearkd.jobs import owner_of
+from dearkd_api.problems import problem
+
+MIN_CHARACTERS: Final = 16
+_REMEDY: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The sha256 digests of the configured keys; the keys themselves are not kept. False where there are none."""
+
+    digests: tuple[bytes, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Keys":
+        """What `DEARKD_API_KEYS` holds: keys by commas, each as it is or as `sha256:` and the hex digits of its hash.
+
+        Raises:
+            InvalidInput: if a key is shorter than 16 characters or cannot be sent in a header, a hash is none, or there
+                is no key in a text that is not empty. It names the key's place, never the key.
+        """
+        entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+        if text and not entries:
+            raise InvalidInput("DEARKD_API_KEYS is set, but holds no key: unset it, or give keys by commas")
+        return cls(tuple(_digest(entry, place) for place, entry in enumerate(entries, 1)))
+
+    def __bool__(self) -> bool:
+        return bool(self.digests)
+
+    def owner(self, authorization: str) -> str | None:
+        """Whose key an `Authorization` header bears; None if it bears none of these."""
+        scheme, _, token = authorization.partition(" ")
+        digest = sha256(token.strip().encode("latin-1")).digest()
+        # All of them, so that the time tells nothing of which matched.
+        matches = [hmac.compare_digest(digest, known) for known in self.digests]
+        return owner_of(digest) if any(matches) and scheme.lower() == "bearer" else None
+
+
+def _digest(entry: str, place: int) -> bytes:
+    if entry.startswith("sha256:"):
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", entry.removeprefix("sha256:")):
+            raise InvalidInput(
+                f"key {place} of DEARKD_API_KEYS begins with sha256: but not with the 64 hex digits of a hash behind it"
+            )
+        return bytes.fromhex(entry.removeprefix("sha256:"))
+    if len(entry) < MIN_CHARACTERS:
+        raise InvalidInput(
+            f"key {place} of DEARKD_API_KEYS has {len(entry)} characters, at least {MIN_CHARACTERS} are needed: "
+            f"{_REMEDY}"
+        )
+    if not re.fullmatch(r"[\x21-\x7e]+", entry):
+        raise InvalidInput(
+            f"key {place} of DEARKD_API_KEYS has blanks or characters outside ASCII, which no header bears: {_REMEDY}"
+        )
+    return sha256(entry.encode()).digest()
+
+
+class RequireKey:
+    """Middleware: lets nobody call `/v1` without one of the keys, before anything of the request is read."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not (scope["path"] + "/").startswith("/v1/"):
+            await self.app(scope, receive, send)
+            return
+        authorization = Headers(scope=scope).get("authorization", "")
+        owner = self.keys.owner(authorization)
+        if owner is None:
+            what = "is none of this server's" if authorization else "is missing"
+            detail = f"the API key {what}: send it as Authorization: Bearer KEY"
+            refusal = problem(
+                401, "An API key is needed", detail, "unauthorized", headers={"WWW-Authenticate": "Bearer"}
+            )
+            await refusal(scope, receive, send)
+            return
+        scope.setdefault("state", {})["owner"] = owner
+        await self.app(scope, receive, send)
+
+
+async def _caller(request: Request) -> str | None:
+    owner: str | None = getattr(request.state, "owner", None)
+    return owner
+
+
+Caller = Annotated[str | None, Depends(_caller)]
+"""The owner whose key the request bears; None where no keys are configured."""
