@@ -25,7 +25,7 @@ def run(settings: Settings) -> subprocess.CompletedProcess[str]:
 
 
 def test_answers_do_not_wait_for_an_acknowledgement() -> None:
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with listen("127.0.0.1", 0, keyed=False) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -6,7 +6,7 @@ import signal
 
 import psutil
 import pytest
-from world import TRAINING, World, kill, workers
+from world import TRAINING, World, alive, kill, workers
 
 from dearkd.client import Json
 from services import eventually
