@@ -150,7 +150,7 @@ def test_damage_is_named_and_never_trained_on(bucket_world: World, bucket_job: J
     assert "train-000001.tar" in run["error"]["message"]
     here.storage.put(shard, whole)
     client.retry_job(run["id"])
-    eventually(lambda: list(client.list_metrics(run["id"])))
+    eventually(lambda: here.storage.exists(f"runs/{run['id']}/checkpoints/checkpoint.json"))
     client.cancel_job(run["id"])
     assert client.wait_for_job(run["id"])["status"] == "canceled"
 
