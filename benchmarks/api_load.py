@@ -192,14 +192,14 @@ def measure(folder: Path, clients: int, rounds: int, many: int) -> dict[str, Any
             for number in range(2):
                 log = folder / f"worker-{number}.log"
                 workers.enter_context(running("-c", WORKER, settings=settings, log=log))
-            wait_for(lambda: int(store.redis.zcard("dearkd:leases")) == 2)  # type: ignore[arg-type]
+            wait_for(lambda: int(store.redis.zcard("dearkd:leases")) == 2)  # type: ignore[arg-type]  # the sync client
             wait_for(lambda: client.get_job(long)["metrics"].get("iteration", 0) > 0)
             busy = Load(settings.url, teacher)
             wall = busy.run(clients, rounds)
             report["workers busy"] = busy.report(wall, len(busy.lost(client)))
             client.cancel_job(long)
 
-        before = int(store.redis.zcard("dearkd:jobs:synthesis"))  # type: ignore[arg-type]
+        before = int(store.redis.zcard("dearkd:jobs:synthesis"))  # type: ignore[arg-type]  # the sync client
         store.redis.flushall()
         fill(store, teacher, FEW)
         few = page_ms(settings.url)

@@ -35,13 +35,12 @@ from dearkd.datasets import datasets
 from dearkd.errors import DearKDError, NotFound
 from dearkd.garbage import ABANDONED_SECONDS, Collector
 from dearkd.identifiers import new_id
-from dearkd.jobs import TERMINAL, Job
+from dearkd.jobs import TERMINAL, Job, dataset_of, model_of
 from dearkd.ledger import Ledger
 from dearkd.resources import models
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
 from dearkd.storage import Storage
-from dearkd.store import dataset_of, model_of
 from dearkd.up import PARTS, Part, UpTree
 from dearkd.vision.teachers import build_teacher
 from dearkd.worker import open_ledger

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from dearkd.identifiers import is_id
+from dearkd.identifiers import is_id, sibling
 
 Kind = Literal["synthesis", "training"]
 Status = Literal["blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled"]
@@ -108,6 +108,30 @@ def kind_of(identifier: str) -> Kind | None:
 def owner_of(digest: bytes) -> str:
     """The name under which the jobs of an API key are kept, from the key's sha256 digest: its first 16 hex digits."""
     return digest.hex()[:16]
+
+
+def dataset_of(job: str) -> str:
+    """The id of the dataset that a synthesis job makes: known before it is made, and the same after a retry."""
+    return sibling(job, "ds")
+
+
+def model_of(job: str) -> str:
+    """The id of the model that a training run makes."""
+    return sibling(job, "mdl")
+
+
+def units_of(job: Job) -> list[str]:
+    """All of a synthesis job's units but the last: its shards, and the student that it trains, if it does."""
+    shards = -(-(job.progress.total or 0) // int(job.spec["shard_samples"]))
+    return [*(str(index) for index in range(shards)), *(["student"] if job.spec.get("adaptive_every") else [])]
+
+
+def place_of(unit: str, student_every: int | None) -> float:
+    """The order of units, as `scripts` has it: first those that the student is trained on, then the student."""
+    if unit == "student":
+        return -0.5
+    number = int(unit) if unit.isdigit() else 0
+    return number - 1e12 if student_every and number % student_every == 0 else number
 
 
 def now() -> datetime:

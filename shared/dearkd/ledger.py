@@ -21,7 +21,8 @@ from dearkd.job_log import JobLog
 from dearkd.jobs import STATUSES, JobError, Kind, Progress, Status, kind_of, sources_of
 from dearkd.queue import QUEUES, wake
 from dearkd.records import add_event, at, job_index, job_key, reachable
-from dearkd.store import UNSETTLED, JobStore
+from dearkd.settlement import UNSETTLED
+from dearkd.store import JobStore
 
 BLAMED_SECONDS = 5.0
 """The lease of a unit that is claimed only to say who died before claiming it; it is over at once."""

@@ -53,7 +53,7 @@ local function set_status(id, status, at)
   redis.call('XADD', k .. ':events', 'MAXLEN', '~', 2000, '*', 'type', 'status', 'at', at,
              'data', cjson.encode({status = status}))
 end
--- The order of units, as `dearkd.store` has it: first those that the student is trained on, then the student (-0.5).
+-- The order of units, as `dearkd.jobs.place_of` has it: those that the student is trained on, then the student (-0.5).
 local function place(id, unit)
   if unit == 'finish' then return 1e15 end
   if unit == 'student' then return -0.5 end

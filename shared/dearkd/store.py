@@ -17,23 +17,20 @@ from redis.exceptions import WatchError
 from dearkd import scripts
 from dearkd.admission import refusal, too_many
 from dearkd.errors import Conflict, DearKDError, NotFound, Unavailable
-from dearkd.identifiers import new_id, sibling
-from dearkd.jobs import ACTIVE, Job, JobError, Kind, Progress, Status, kind_of, now
+from dearkd.identifiers import new_id
+from dearkd.jobs import ACTIVE, Job, Kind, Progress, Status, dataset_of, kind_of, now, units_of
 from dearkd.queue import QUEUES, wake
-from dearkd.records import JobRecords, add_event, at, job_index, job_key, parse, reachable
+from dearkd.records import add_event, at, job_index, job_key, parse, reachable
 from dearkd.references import reads
+from dearkd.settlement import RANKS, UNSETTLED, WATCH_TRIES, Settlement, final_key
 from dearkd.storage import AlreadyExists, Storage
 
-RANKS = {"high": 0, "normal": 1, "low": 2}
-WATCH_TRIES = 50
 MAX_WAKES = 8
 DELETION_SECONDS = 600
 """No request takes longer between looking a resource up and creating a job on it."""
-UNSETTLED = "dearkd:unsettled"
-"""Jobs that ended, and whose end has not had all its consequences yet."""
 
 
-class JobStore(JobRecords):
+class JobStore(Settlement):
     """What clients ask of jobs.
 
     Every method raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached, and those that name a job
@@ -41,9 +38,7 @@ class JobStore(JobRecords):
     """
 
     def __init__(self, redis: Redis, storage: Storage) -> None:
-        super().__init__(redis)
-        self.storage = storage
-        self._transition = redis.register_script(scripts.TRANSITION)
+        super().__init__(redis, storage)
         self._creation = redis.register_script(scripts.CREATE)
         self._cancel = redis.register_script(scripts.CANCEL)
 
@@ -68,7 +63,7 @@ class JobStore(JobRecords):
         """
         job = self._new("synthesis", spec, Progress(total=images, unit="images"), owner)
         wakes = min(int(job.spec["parallelism"]), shards, MAX_WAKES)
-        return self._create(job, _units(job), wakes=wakes, max_queued=max_queued)
+        return self._create(job, units_of(job), wakes=wakes, max_queued=max_queued)
 
     def create_training(
         self,
@@ -162,7 +157,7 @@ class JobStore(JobRecords):
                         marked = cast("list[bytes]", pipe.hkeys(f"{job_key(identifier)}:done"))
                         done = {unit.decode() for unit in marked} - gone
                         # Before the record says so: without `final.json` nothing of the job can be cleaned away.
-                        self.storage.delete(_final(identifier))
+                        self.storage.delete(final_key(identifier))
                         pipe.multi()
                         if gone:
                             pipe.hdel(f"{job_key(identifier)}:done", *gone)
@@ -172,23 +167,6 @@ class JobStore(JobRecords):
                     except WatchError:
                         continue
         raise Unavailable(f"{identifier} changes too quickly to retry it; try again")
-
-    def settle(self, job: Job) -> None:
-        """What follows from the end of a job: `final.json`, and the fate of the runs that wait for it. Idempotent."""
-        while job.terminal:
-            self.storage.put(_final(job.id), job.model_dump_json(indent=2).encode())
-            if job.kind == "synthesis":
-                self._settle_waiting(job)
-            with reachable():
-                self.redis.srem(UNSETTLED, job.id)
-            latest = self.get(job.id)
-            if (latest.status, latest.attempt) == (job.status, job.attempt):
-                return
-            if not latest.terminal:
-                # Retried meanwhile: what was just written speaks of an end that is none.
-                self.storage.delete(_final(job.id))
-                latest = self.get(job.id)
-            job = latest
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -273,22 +251,6 @@ class JobStore(JobRecords):
         if waiting >= max_queued:
             raise too_many(waiting)
 
-    def _open(
-        self, pipe: "Pipeline", identifier: str, priority: str, units: list[str], student_every: int | None = None
-    ) -> None:
-        kind = kind_of(identifier)
-        scores = {unit: _place(unit, student_every) for unit in units}
-        pipe.delete(f"{job_key(identifier)}:open")
-        pipe.zadd(f"{job_key(identifier)}:open", scores)
-        pipe.zadd(f"dearkd:open:{kind}", {identifier: RANKS[priority] * 2**40})
-
-    def _start_or_wait(self, pipe: "Pipeline", identifier: str, priority: str, waits_for: str | None) -> None:
-        if waits_for is not None:
-            pipe.sadd(f"{job_key(waits_for)}:waiting", identifier)
-            return
-        self._open(pipe, identifier, priority, ["run"])
-        wake(self.redis, QUEUES["training"], identifier, pipeline=pipe)
-
     def _gone(self, job: Job) -> set[str]:
         """Units that are marked, but whose shard is not in storage any more or has another size; it is deleted then."""
         marked = cast("dict[bytes, bytes]", self.redis.hgetall(f"{job_key(job.id)}:done"))
@@ -321,7 +283,7 @@ class JobStore(JobRecords):
         identifier = job.id
         final: bytes | None = None
         with suppress(NotFound):
-            final = self.storage.read(_final(identifier))
+            final = self.storage.read(final_key(identifier))
             ended = Job.model_validate_json(final)
             if ended.status == "succeeded":
                 raise Conflict(f"{identifier} has succeeded: only a failed, canceled or lost job can be retried")
@@ -331,13 +293,13 @@ class JobStore(JobRecords):
         waits_for = named if kind_of(named) == "synthesis" else None
         if waits_for is not None and self.storage.exists(f"datasets/{dataset_of(waits_for)}/dataset.json"):
             waits_for = None
-        self.storage.delete(_final(identifier))
-        units = ["run"] if job.kind == "training" else _units(job)
+        self.storage.delete(final_key(identifier))
+        units = ["run"] if job.kind == "training" else units_of(job)
         try:
             self._record(job, units, waits_for=waits_for, wakes=1)
         except DearKDError:
             if final is not None:
-                self.storage.put(_final(identifier), final)
+                self.storage.put(final_key(identifier), final)
             raise
         return self.get(identifier)
 
@@ -363,76 +325,11 @@ class JobStore(JobRecords):
         if job.kind == "training":
             self._start_or_wait(pipe, job.id, priority, waits_for)
             return
-        left = [unit for unit in _units(job) if unit not in done]
+        left = [unit for unit in units_of(job) if unit not in done]
         self._open(pipe, job.id, priority, left or ["finish"], job.spec.get("adaptive_every"))
         for _ in range(min(int(job.spec["parallelism"]), max(1, len(left)), MAX_WAKES)):
             wake(self.redis, QUEUES["synthesis"], job.id, pipeline=pipe)
 
-    def _settle_waiting(self, job: Job) -> None:
-        """Queue or fail the runs that are blocked on a finished synthesis job."""
-        key = f"{job_key(job.id)}:waiting"
-        with reachable():
-            for _ in range(WATCH_TRIES):
-                with self.redis.pipeline(transaction=True) as pipe:
-                    try:
-                        pipe.watch(job_key(job.id), key)
-                        status = cast("bytes | None", pipe.hget(job_key(job.id), "status"))
-                        if status is None or status.decode() in ACTIVE:
-                            return  # retried meanwhile: they wait on
-                        runs = sorted(run.decode() for run in cast("set[bytes]", pipe.smembers(key)))
-                        pipe.watch(*(job_key(run) for run in runs)) if runs else None
-                        blocked = [run for run in runs if pipe.hget(job_key(run), "status") == b"blocked"]
-                        priorities = {run: cast(bytes, pipe.hget(job_key(run), "priority")).decode() for run in blocked}
-                        pipe.multi()
-                        pipe.delete(key)
-                        for run in blocked:
-                            self._release_or_fail(pipe, run, priorities[run], job.id, status.decode())
-                        pipe.execute()
-                        break
-                    except WatchError:
-                        continue
-        for run in blocked:
-            self.settle(self.get(run))
-
-    def _release_or_fail(self, pipe: "Pipeline", run: str, priority: str, job: str, status: str) -> None:
-        if status == "succeeded":
-            self._transition(args=[run, "queued", at(), "blocked", "", ""], client=pipe)
-            self._start_or_wait(pipe, run, priority, None)
-            return
-        error = JobError(
-            code="dataset_failed", message=f"the synthesis job {job}, which makes its dataset, {status}", retryable=True
-        )
-        args = [run, "failed", at(), "blocked", "", "", "error", error.model_dump_json()]
-        self._transition(args=args, client=pipe)
-
-
-def dataset_of(job: str) -> str:
-    """The id of the dataset that a synthesis job makes: known before it is made, and the same after a retry."""
-    return sibling(job, "ds")
-
-
-def model_of(job: str) -> str:
-    """The id of the model that a training run makes."""
-    return sibling(job, "mdl")
-
 
 def _deleting(identifier: str) -> str:
     return f"dearkd:deleting:{identifier}"
-
-
-def _units(job: Job) -> list[str]:
-    """All of a synthesis job's units but the last: its shards, and the student that it trains, if it does."""
-    shards = -(-(job.progress.total or 0) // int(job.spec["shard_samples"]))
-    return [*(str(index) for index in range(shards)), *(["student"] if job.spec.get("adaptive_every") else [])]
-
-
-def _place(unit: str, student_every: int | None) -> float:
-    """The order of units, as `scripts` has it: first those that the student is trained on, then the student."""
-    if unit == "student":
-        return -0.5
-    number = int(unit) if unit.isdigit() else 0
-    return number - 1e12 if student_every and number % student_every == 0 else number
-
-
-def _final(identifier: str) -> str:
-    return f"jobs/{identifier}/final.json"

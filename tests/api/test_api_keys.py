@@ -15,11 +15,10 @@ from test_api_server import run
 from dearkd.doctor import check_jobs
 from dearkd.embedded_redis import free_port
 from dearkd.errors import InvalidInput
-from dearkd.jobs import JobError
+from dearkd.jobs import JobError, dataset_of
 from dearkd.ledger import Ledger
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
-from dearkd.store import dataset_of
 from dearkd_api.keys import Keys
 from dearkd_api.serving import listen
 from services import Api, serving

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ledger_steps import synthesis
 from specs_for_tests import training_spec
-from test_ledger import synthesis
 
 from dearkd.attempt import HUNG, slow_step_seconds
 from dearkd.errors import DearKDError

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
+from ledger_steps import ADAPTIVE, expire_all, mark, synthesis
 from specs_for_tests import training_spec
-from test_ledger import ADAPTIVE, expire_all, mark, synthesis
 
 from dearkd.errors import Conflict, LostLease
 from dearkd.jobs import TERMINAL, TRANSITIONS, JobError

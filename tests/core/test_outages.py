@@ -4,15 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_ledger import synthesis
+from ledger_steps import synthesis
 
 from dearkd.embedded_redis import free_port
 from dearkd.errors import Unavailable
 from dearkd.ledger import Ledger
 from dearkd.reaper import LOCK, Reaper
 from dearkd.settings import Settings
+from dearkd.settlement import UNSETTLED
 from dearkd.storage import Storage
-from dearkd.store import UNSETTLED, JobStore
+from dearkd.store import JobStore
 from dearkd.worker import open_ledger
 from services import eventually
 

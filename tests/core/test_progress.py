@@ -1,6 +1,6 @@
 """How far a job is and what is left, as told by all who work on it."""
 
-from test_ledger import claim, mark, synthesis
+from ledger_steps import claim, mark, synthesis
 
 from dearkd.ledger import Ledger
 from dearkd.store import JobStore

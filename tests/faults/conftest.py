@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from world import SHORT, SYNTHESIS, TRAINING, World, world
+from world import SHORT, TRAINING, World, world
 
 from dearkd.client import Json
 from dearkd.specs import TeacherSpec
@@ -43,18 +43,13 @@ def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def teacher(shared_world: World, plain_teacher: tuple[TeacherSpec, Path]) -> str:
-    spec, weights = plain_teacher
-    identifier: str = shared_world.client.create_teacher(spec.model_dump(), weights)["id"]
-    return identifier
+    return shared_world.upload(plain_teacher)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(shared_world: World, teacher: str) -> Json:
     """A finished synthesis job of the spec that others disturb."""
-    job = shared_world.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})
-    ended: Json = shared_world.client.wait_for_job(job["id"])
-    assert ended["status"] == "succeeded", ended["error"]
-    return ended
+    return shared_world.synthesise(teacher)
 
 
 @pytest.fixture(scope="session")

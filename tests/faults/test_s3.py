@@ -42,19 +42,14 @@ def bucket_world(s3: S3Server, bucket_proxy: FaultProxy, tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="module")
-def bucket_teacher(bucket_world: World, plain_teacher: tuple[TeacherSpec, object]) -> str:
-    spec, weights = plain_teacher
-    identifier: str = bucket_world.client.create_teacher(spec.model_dump(), weights)["id"]  # type: ignore[arg-type]
-    return identifier
+def bucket_teacher(bucket_world: World, plain_teacher: tuple[TeacherSpec, Path]) -> str:
+    return bucket_world.upload(plain_teacher)
 
 
 @pytest.fixture(scope="module")
 def bucket_job(bucket_world: World, bucket_teacher: str) -> Json:
     """A finished synthesis job."""
-    job = bucket_world.client.create_synthesis_job({"teacher": bucket_teacher, **SYNTHESIS})
-    ended: Json = bucket_world.client.wait_for_job(job["id"])
-    assert ended["status"] == "succeeded", ended["error"]
-    return ended
+    return bucket_world.synthesise(bucket_teacher)
 
 
 @pytest.mark.parametrize("script", [scripts.DONE, scripts.TRANSITION], ids=["after the upload", "after the manifest"])

@@ -19,6 +19,7 @@ from dearkd.client import Client, Json
 from dearkd.embedded_redis import EmbeddedRedis
 from dearkd.ledger import Ledger
 from dearkd.settings import Settings
+from dearkd.specs import TeacherSpec
 from dearkd.storage import Storage
 from dearkd.up import UpTree
 from dearkd.worker import open_ledger
@@ -107,6 +108,19 @@ class World:
         eventually(found)
         _, worker, horse = held[0].decode().split("/")
         return Workers(psutil.Process(int(worker)).ppid(), int(worker), int(horse))
+
+    def upload(self, plain: tuple[TeacherSpec, Path]) -> str:
+        """The id of a teacher."""
+        spec, weights = plain
+        identifier: str = self.client.create_teacher(spec.model_dump(), weights)["id"]
+        return identifier
+
+    def synthesise(self, teacher: str) -> Json:
+        """A synthesis job that nobody disturbed, once it has succeeded."""
+        job = self.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})
+        ended: Json = self.client.wait_for_job(job["id"])
+        assert ended["status"] == "succeeded", ended["error"]
+        return ended
 
     def shards(self, job: Json) -> list[Json]:
         found: list[Json] = self.client.get_dataset(job["result"]["dataset"])["shards"]

@@ -18,11 +18,11 @@ from dearkd.attempt import Attempt
 from dearkd.datasets import datasets
 from dearkd.embedded_redis import embedded_redis
 from dearkd.identifiers import new_id
+from dearkd.jobs import dataset_of
 from dearkd.ledger import Ledger
 from dearkd.resources import Teacher, describe_file, teachers
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
-from dearkd.store import dataset_of
 from dearkd.worker import drain, open_ledger
 from dearkd_synth.job import ShardMaker
 

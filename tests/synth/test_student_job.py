@@ -14,11 +14,10 @@ from test_job import settings, store_teacher
 from dearkd.attempt import Attempt
 from dearkd.datasets import DatasetManifest, datasets
 from dearkd.errors import CorruptData, NotFound
-from dearkd.jobs import TERMINAL, Job
+from dearkd.jobs import TERMINAL, Job, dataset_of
 from dearkd.ledger import Ledger
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
-from dearkd.store import dataset_of
 from dearkd.worker import drain, open_ledger
 from dearkd_synth import trained_student
 from dearkd_synth.job import ShardMaker

@@ -11,9 +11,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import InvalidInput, NotFound
-from dearkd.jobs import Job, Kind, Status, kind_of
+from dearkd.jobs import Job, Kind, Status, dataset_of, kind_of
 from dearkd.specs import SynthesisSpec, TrainingSpec
-from dearkd.store import dataset_of
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonBody, body_schema
 from dearkd_api.keys import Caller

@@ -6,11 +6,10 @@ from typing import Any
 from dearkd.datasets import DatasetManifest
 from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, json_pointer
 from dearkd.identifiers import is_id, sibling
-from dearkd.jobs import Job
+from dearkd.jobs import Job, dataset_of
 from dearkd.resources import ManifestT, Model, Shelf, Teacher
 from dearkd.specs import DatasetFacts, Limits, Spec, StudentSpec, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import require_object
-from dearkd.store import dataset_of
 from dearkd_api.backend import Backend
 from dearkd_api.bodies import Findings
 

@@ -28,12 +28,11 @@ from dearkd.datasets import (
     write_shard,
 )
 from dearkd.errors import CorruptData, NotFound
-from dearkd.jobs import now
+from dearkd.jobs import dataset_of, now
 from dearkd.resources import StoredFile, Teacher, describe_file, fetch_weights, manifest_bytes, teachers
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
 from dearkd.storage import AlreadyExists
-from dearkd.store import dataset_of
 from dearkd.vision.devices import choose_device, made_with
 from dearkd.vision.images import SUFFIXES, encode
 from dearkd.vision.teachers import load_teacher

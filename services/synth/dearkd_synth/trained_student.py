@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from dearkd.attempt import Attempt
 from dearkd.datasets import Shard
 from dearkd.errors import CorruptData, NotFound
+from dearkd.jobs import dataset_of
 from dearkd.resources import StoredFile, Teacher, describe_file
 from dearkd.specs import SynthesisSpec
 from dearkd.storage import AlreadyExists
-from dearkd.store import dataset_of
 from dearkd.vision.shards import ShardDataset
 from dearkd_synth.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
 

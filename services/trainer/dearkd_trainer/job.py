@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from dearkd.attempt import Attempt, HandBack
 from dearkd.datasets import DatasetManifest, datasets, fetch_shard
 from dearkd.errors import CorruptData, NotFound, Unavailable
-from dearkd.jobs import kind_of, now
+from dearkd.jobs import dataset_of, kind_of, model_of, now
 from dearkd.resources import (
     Accuracy,
     Model,
@@ -30,7 +30,6 @@ from dearkd.resources import (
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage import AlreadyExists, Storage
-from dearkd.store import dataset_of, model_of
 from dearkd.vision.devices import choose_device
 from dearkd.vision.shards import ShardDataset
 from dearkd.worker import drain as drain_units

@@ -97,7 +97,7 @@ class DearKDViT(VisionTransformer):
         nn.init.zeros_(head.bias)
         return head
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore  # type: ignore[untyped-decorator]  # torch has no types there
     def no_weight_decay(self) -> set[str]:
         """Names of the weights that decay would pull towards something other than simplicity."""
         positional = {
@@ -107,7 +107,7 @@ class DearKDViT(VisionTransformer):
         }
         return {"pos_embed", "cls_token", "dist_token"} | positional
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore  # type: ignore[untyped-decorator]  # torch has no types there
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Weights by depth, for layer-wise learning rates: the distillation token is as deep as the class token."""
         groups = cast("dict[str, Any]", super().group_matcher(coarse=coarse))
