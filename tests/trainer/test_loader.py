@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from dearkd.datasets import Sample, write_shard
 from dearkd.specs import AugmentationSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.loader import AugmentedImages, EpochBatches, create_loader, derive_seed
+from dearkd_trainer.loader import AugmentedImages, Batch, EpochBatches, create_loader, derive_seed, read_ahead
 from dearkd_trainer.recipe import train_transform
 from dearkd_trainer.world import World
 from services import eventually
@@ -192,3 +194,29 @@ def test_a_loaders_process_whose_parent_was_gone_before_it_began_ends_too() -> N
     finally:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def test_batches_are_received_ahead_of_the_step_that_wants_them() -> None:
+    received: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(5):
+            received.append(number)
+            yield [torch.tensor(number)]
+        raise OSError("the shard is gone")
+
+    ahead = read_ahead(batches(), depth=2)
+    assert next(ahead)[0] == 0
+    eventually(lambda: received == [0, 1, 2])
+    assert [int(next(ahead)[0]) for _ in range(4)] == [1, 2, 3, 4]
+    with pytest.raises(OSError, match="the shard is gone"):
+        next(ahead)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+def test_who_stops_early_leaves_no_thread_behind() -> None:
+    ahead = read_ahead(iter([[torch.tensor(number)] for number in range(9)]))
+    assert next(ahead)[0] == 0
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+    ahead.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]

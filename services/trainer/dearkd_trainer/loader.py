@@ -6,7 +6,9 @@ import os
 import random
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -22,6 +24,9 @@ from dearkd_trainer.world import World
 
 Transform = Callable[[Image.Image], Tensor]
 """From an image (L or RGB) to the student's normalised input (C, H, W)."""
+
+Batch = Sequence[Tensor]
+"""Images (B, C, H, W), labels (B,), and the teacher's logits (B, K) where they are read."""
 
 WEIGHTS, ORDER, SAMPLE, STEP = range(4)
 """What a seed is for; the second part of `derive_seed`."""
@@ -167,6 +172,26 @@ def create_loader(
         pin_memory=pin_memory,
         worker_init_fn=end_with_parent,
     )
+
+
+def read_ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:
+    """The same batches, the next `depth` of which a thread receives while the caller computes.
+
+    A loader's batch that is ready still has to be received from the process that made it: 5 ms for the small images of
+    a demo, a fifteenth of a step (benchmarks/RESULTS.md). Not for a loader without workers, which seeds the global
+    generators, from which the caller draws. Close it to end the thread.
+
+    Raises:
+        BaseException: what `batches` raised, in its place.
+    """
+    reader = ThreadPoolExecutor(1, "read-ahead")
+    try:
+        ahead = deque(reader.submit(next, batches, None) for _ in range(depth))
+        while (batch := ahead.popleft().result()) is not None:
+            ahead.append(reader.submit(next, batches, None))
+            yield batch
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 def end_with_parent(worker: int) -> None:

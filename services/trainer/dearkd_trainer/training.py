@@ -6,7 +6,8 @@ result = trainer.fit()
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,7 +18,7 @@ import dearkd.vision  # noqa: F401  # makes timm importable
 import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
@@ -34,8 +35,6 @@ from dearkd_trainer.student import DearKDViT
 from dearkd_trainer.world import World
 
 Metrics = dict[str, int | float]
-
-Batches = Iterator[Sequence[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +176,7 @@ class DearKDTrainer:
             CorruptData: if an image cannot be read.
             BaseException: whatever a callback raises.
         """
-        with loader.preserved_generators():
-            batches = self._read_ahead()
+        with loader.preserved_generators(), closing(self._read_ahead()) as batches:
             while self.epoch < self.spec.epochs:
                 row = self._train_epoch(batches)
                 self.epoch += 1
@@ -254,11 +252,11 @@ class DearKDTrainer:
             world=self.world,
         )
 
-    def _read_ahead(self) -> Batches:
+    def _read_ahead(self) -> Generator[loader.Batch, None, None]:
         spec = self.spec
         self.dataset.preload()
         transform = train_transform(spec.augmentation, image_size=spec.student.image_size, mean=self.mean, std=self.std)
-        return iter(
+        batches = iter(
             loader.create_loader(
                 self.dataset,
                 transform,
@@ -269,8 +267,9 @@ class DearKDTrainer:
                 logits_before=spec.stage_one.epochs if spec.reads_logits else 0,
             )
         )
+        yield from loader.read_ahead(batches) if spec.workers else batches
 
-    def _train_epoch(self, batches: Batches) -> Metrics:
+    def _train_epoch(self, batches: Iterator[loader.Batch]) -> Metrics:
         self.student.train()
         meter, sizes = self._meter, self._batches().sizes
         with_teacher = self.learner.teacher is not None
