@@ -8,7 +8,9 @@ All arms take equally many steps and differ in the named terms alone. For each a
 stranger (a network of another family that was trained on the real images with another seed), make of the images; how
 diverse they are in the features of each; how much of the real held-out images' features they cover; and how well a
 student that was trained on them names real held-out images. The adaptive term competes with the student that the plain
-arm of the same seed gave. With --json every arm is a line as soon as it is done; the last line has the means.
+arm of the same seed gave. `real` is what they are to come near to: as many of the images that the teacher was trained
+on, and a student that learns from these in the same way. With --json every arm is a line as soon as it is done; the
+last line has the means.
 """
 
 import argparse
@@ -17,10 +19,11 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
-from arms import STRANGER, TEACHER, Made, Network, figures, synthesise, train_network, train_student
+from arms import STRANGER, TEACHER, Made, Network, figures, in_turn, synthesise, train_network, train_student
 from PIL import Image, ImageDraw
 from tasks import Task, task
 from torch import nn
@@ -29,6 +32,7 @@ from dearkd_synth.quality import sample_grid
 
 ARMS = {"deepinversion": (0, 0), "adaptive": (1, 0), "boundary": (0, 1), "both": (1, 1)}
 """Whether the adaptive and the boundary term take part."""
+REAL = "real"
 
 
 def run_seed(
@@ -43,11 +47,15 @@ def run_seed(
     lines: list[dict[str, Any]] = []
     images: dict[str, Made] = {}
     competitor: nn.Module | None = None
-    for arm in ARMS:
+    for arm in (*ARMS, REAL):
         if arm not in arguments.arms and arm != "deepinversion":
             continue
         began = time.monotonic()
-        made = synthesise(teacher, posted(arguments, data, teacher, arm, seed), competitor if ARMS[arm][0] else None)
+        if arm == REAL:
+            made = as_many_real(data, images["deepinversion"])
+        else:
+            body = posted(arguments, data, teacher, arm, seed)
+            made = synthesise(teacher, body, competitor if ARMS[arm][0] else None)
         made_seconds = time.monotonic() - began
         student_top1, student = train_student(made, teacher, data, seed, training)
         if arm == "deepinversion":
@@ -59,7 +67,7 @@ def run_seed(
                 "arm": arm,
                 "seed": seed,
                 "images": len(made.labels),
-                "teacher_passes": made.spec.teacher_passes,
+                "teacher_passes": 0 if arm == REAL else made.spec.teacher_passes,
                 **{name: round(value, 4) for name, value in figures(made, teacher, stranger, data).items()},
                 "student_top1": round(student_top1, 4),
                 "teacher_top1": round(teacher.top1(data.held_out_images, data.held_out_labels), 4),
@@ -72,6 +80,12 @@ def run_seed(
         else:
             print(f"seed {seed}: {arm} done in {lines[-1]['seconds']} s", file=sys.stderr)
     return lines, images
+
+
+def as_many_real(data: Task, made: Made) -> Made:
+    """As many real training images as were made, of each class as many as of any other."""
+    chosen = in_turn(data.labels)[: len(made.labels)]
+    return replace(made, images=data.images[chosen], labels=data.labels[chosen])
 
 
 def posted(arguments: argparse.Namespace, data: Task, teacher: Network, arm: str, seed: int) -> dict[str, Any]:
@@ -108,7 +122,8 @@ def means(lines: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
 
 def picture(images: dict[str, Made], data: Task, *, rows: int = 10, columns: int = 6) -> Image.Image:
     """The arms' grids side by side under their names, after real training images."""
-    parts = {"real": (data.images, data.labels)} | {arm: (made.images, made.labels) for arm, made in images.items()}
+    made_ones = {arm: (made.images, made.labels) for arm, made in images.items() if arm != REAL}
+    parts = {REAL: (data.images, data.labels)} | made_ones
     grids = {
         name: Image.open(io.BytesIO(sample_grid(pixels, labels, rows=rows, columns=columns)))
         for name, (pixels, labels) in parts.items()
@@ -129,7 +144,7 @@ def main() -> None:
     parser.add_argument("--task", default="digits", choices=["digits", "objects"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=[*ARMS, REAL], choices=[*ARMS, REAL])
     parser.add_argument("--images-per-class", type=int, help="by default the preset's")
     parser.add_argument("--steps", type=int, help="one phase of so many at half size; by default the preset's phases")
     parser.add_argument("--adaptive-weight", type=float, default=1.0)

@@ -18,6 +18,11 @@ Mask = NDArray[np.bool_]
 SIDE = 32
 SUPERSAMPLING = 3
 
+SEEN = (["plain", "shaded", "stripes"], ["plain", "shaded", "noise", "waves"])
+"""Textures of objects and of the grounds below them, in training."""
+UNSEEN = (["dots"], ["chequers"])
+"""The same, held out."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -50,8 +55,9 @@ def digits() -> Task:
 def objects(*, train_per_class: int = 120, held_out_per_class: int = 25, seed: int = 0) -> Task:
     """24 drawn shapes in colour: held out are shapes with textures and backgrounds that training never has.
 
-    Training draws plain and shaded shapes on plain, shaded or noisy grounds; held-out ones are striped or dotted on
-    chequered or wavy grounds. Place, size, angle and colours are random in both.
+    Training draws plain, shaded or striped shapes on plain, shaded, noisy or wavy grounds; held-out ones are dotted on
+    chequered grounds. Each class has a hue, which it shares with two others: neither colour nor shape alone names it.
+    Place, size, angle, brightness and the ground's colour are random in both.
     """
     generator = np.random.default_rng(seed)
     train = [(draw(shape, generator, seen=True), i) for i, shape in enumerate(SHAPES) for _ in range(train_per_class)]
@@ -73,26 +79,21 @@ def draw(shape: str, generator: np.random.Generator, *, seen: bool) -> Tensor:
     u = ((x - dx) * np.cos(angle) + (y - dy) * np.sin(angle)) / size
     v = (-(x - dx) * np.sin(angle) + (y - dy) * np.cos(angle)) / size
     mask = SHAPES[shape](u, v)[..., None]
-    ground, object_ = _colours(generator)
-    if seen:
-        texture = generator.choice(["plain", "shaded"])
-        below = generator.choice(["plain", "shaded", "noise"])
-    else:
-        texture, below = generator.choice(["stripes", "dots"]), generator.choice(["chequers", "waves"])
+    ground, object_ = _colours(generator, HUES[shape])
+    texture, below = (generator.choice(kinds) for kinds in (SEEN if seen else UNSEEN))
     image = np.where(mask, object_ * _pattern(texture, x, y, generator), ground * _pattern(below, x, y, generator))
     small = image.reshape(SIDE, SUPERSAMPLING, SIDE, SUPERSAMPLING, 3).mean((1, 3))
     small += generator.normal(0, 0.02, small.shape)
     return torch.from_numpy((small.clip(0, 1) * 255).round().astype(np.uint8)).permute(2, 0, 1).contiguous()
 
 
-def _colours(generator: np.random.Generator) -> tuple[Array, Array]:
-    """Two colours whose brightness differs enough to see the shape."""
+def _colours(generator: np.random.Generator, hue: float) -> tuple[Array, Array]:
+    """Any colour for the ground and one near the hue for the object, whose brightness differs enough to see it."""
     dark, bright = generator.uniform(0.1, 0.35), generator.uniform(0.7, 1.0)
-    values = (dark, bright) if generator.random() < 0.5 else (bright, dark)
-    one, other = (
-        np.array(colorsys.hsv_to_rgb(generator.random(), generator.uniform(0.2, 0.7), value)) for value in values
-    )
-    return one, other
+    below, above = (dark, bright) if generator.random() < 0.5 else (bright, dark)
+    near = (hue + generator.normal(0, 0.03)) % 1
+    ground = colorsys.hsv_to_rgb(generator.random(), generator.uniform(0.2, 0.7), below)
+    return np.array(ground), np.array(colorsys.hsv_to_rgb(near, generator.uniform(0.5, 0.9), above))
 
 
 def _pattern(kind: str, x: Array, y: Array, generator: np.random.Generator) -> Array:
@@ -160,3 +161,5 @@ SHAPES: dict[str, Callable[[Array, Array], Mask]] = {
     "hourglass": lambda u, v: (_square(u, v) < 0.8) & (np.abs(u) < np.abs(v)),
 }
 """Inside or outside of each class's shape, in coordinates of [-1, 1], v downwards."""
+
+HUES = {shape: number % 8 / 8 for number, shape in enumerate(SHAPES)}

@@ -15,6 +15,7 @@ import json
 import statistics
 import tempfile
 import time
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,15 @@ class Stopwatch:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     size, batch, device = arguments.image_size, arguments.batch_size, torch.device(arguments.device)
+    images = batch * (WARM_UP + arguments.steps)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
     write_shard(
         folder / "train.tar",
-        (Sample(f"{n:06d}", encode(image, "png"), "png", n % CLASSES, {}) for n, image in enumerate(pixels)),
+        (
+            Sample(f"{n:06d}", stored, "png", n % CLASSES, {})
+            for n, stored in enumerate(islice(cycle([encode(image, "png") for image in pixels]), images))
+        ),
     )
     teacher_spec = TeacherSpec(
         name="benchmark",
@@ -94,8 +99,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "dataset": "benchmark",
             "teacher": "benchmark",
             "student": {"architecture": arguments.architecture},
-            "stage_one": {"epochs": WARM_UP + arguments.steps},
-            "stage_two": {"epochs": WARM_UP + arguments.steps},
+            "stage_one": {"epochs": 1},
+            "stage_two": {"epochs": 1},
             "batch_size": batch,
             "holdout": 0.0,
             "eval_every": 10**6,
@@ -104,7 +109,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "precision": arguments.precision,
         },
         DatasetFacts(
-            num_samples=batch, num_classes=CLASSES, image_size=size, in_chans=3, synthetic=True, mirrored=True
+            num_samples=images, num_classes=CLASSES, image_size=size, in_chans=3, synthetic=True, mirrored=True
         ),
         teacher_spec,
     )
@@ -126,7 +131,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     stopwatch.begin(trainer)
     trainer.fit()
-    one, two = stopwatch.steps[: spec.stage_one.epochs], stopwatch.steps[spec.stage_one.epochs :]
+    one, two = stopwatch.steps[: len(stopwatch.steps) // 2], stopwatch.steps[len(stopwatch.steps) // 2 :]
     return {
         "architecture": arguments.architecture,
         "teacher": arguments.teacher,
@@ -143,7 +148,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def compare(steps: list[dict[str, float]], *limit: str) -> dict[str, float]:
-    """Medians of a step and of its limit; an epoch has one step here, whose first ones are left out as warm-up."""
+    """Medians of a step and of its limit, without the first ones of the stage."""
     seconds = {name: statistics.median(step[name] for step in steps[WARM_UP:]) for name in ("step", *limit)}
     bound = sum(seconds[name] for name in limit)
     return {f"{name}_milliseconds": round(value * 1000, 3) for name, value in seconds.items()} | {

@@ -63,7 +63,7 @@ def test_coverage_of_extremes() -> None:
 
 
 def test_drawn_objects_are_the_same_each_time_and_held_out_ones_in_other_styles() -> None:
-    from tasks import SHAPES, draw, objects
+    from tasks import SEEN, SHAPES, UNSEEN, objects
 
     one, again = (objects(train_per_class=2, held_out_per_class=1) for _ in range(2))
     assert torch.equal(one.images, again.images)
@@ -73,15 +73,24 @@ def test_drawn_objects_are_the_same_each_time_and_held_out_ones_in_other_styles(
     assert one.labels.bincount().tolist() == [2] * len(SHAPES)
     assert one.held_out_labels.tolist() == list(range(len(SHAPES)))
 
+    assert not any(set(known) & set(new) for known, new in zip(SEEN, UNSEEN, strict=True))
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_middle_of_a_drawn_object_has_its_classes_hue(seen: bool) -> None:
+    import colorsys
+
     import numpy as np
+    from tasks import HUES, draw
 
-    # Inside a disc the brightness steps from stripe to stripe in a held-out style, and changes slowly in a known one.
-    def roughness(seen: bool) -> float:
-        images = [draw("square", np.random.default_rng(seed), seen=seen).float() for seed in range(20)]
-        middle = torch.stack(images)[:, :, 11:21, 11:21].mean(1)
-        return (middle[:, :, 1:] - middle[:, :, :-1]).abs().mean().item()
-
-    assert roughness(seen=False) > 1.5 * roughness(seen=True)
+    for shape in ("square", "disc", "diamond"):
+        offsets = []
+        for seed in range(20):
+            r, g, b = draw(shape, np.random.default_rng(seed), seen=seen)[:, 14:18, 14:18].float().mean((1, 2)) / 255
+            away = colorsys.rgb_to_hsv(float(r), float(g), float(b))[0] - HUES[shape]
+            offsets.append(abs((away + 0.5) % 1 - 0.5))
+        assert np.median(offsets) < 0.05, shape
+        assert max(offsets) < 0.2, shape
 
 
 def test_shapes_differ_from_each_other() -> None:
