@@ -2,7 +2,8 @@
 
 `DEARKD_METRICS_SINKS` names them. None of them can fail or stop a run: what goes wrong is logged once, and that sink is
 left alone from then on. They are given a run's rows as they come; after a restart, rows since the last checkpoint come
-again, under the same epochs. W&B and Trackio have no test here: their packages were not at hand.
+again, under the same epochs. W&B and Trackio are run by hand, not in CI: Trackio asks for an older Pillow, and both for
+much besides.
 """
 
 import logging
