@@ -6,10 +6,11 @@
 
 A teacher pass is one forward and backward of one image. Ours takes the preset's phases and terms, its iterations times
 each factor. Full-resolution DeepInversion optimises a tensor of the teacher's own size for `--reference-steps` times
-each factor, in two forms, so that it is not judged by weights that suit another method: `published` with the published
-settings for small images, `ours-at-full-size` with the preset's weights and rate, without the boundary term. The better
-of the two is the one to compare with. All have as many images, and the same student is trained on each set. With --json
-every set is a line as soon as it is done.
+each factor, in three forms, so that it is not judged by settings that suit another method: `published` with the
+published ones for small images; `published-clipped` with these, kept in the range of pixels, in which images are
+stored; `ours-at-full-size` with the preset's weights and rate, without the boundary term. The best of them is the one
+to compare with. All have as many images, and the same student is trained on each set. With --json every set is a line
+as soon as it is done.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from tasks import Task, task
 
 from dearkd.specs import SynthesisSpec, SynthesisWeights
 
-METHODS = ("ours", "published", "ours-at-full-size")
+METHODS = ("ours", "published", "published-clipped", "ours-at-full-size")
 
 
 def posted(arguments: argparse.Namespace, data: Task, teacher: Network, method: str, factor: float) -> dict[str, Any]:
@@ -38,8 +39,8 @@ def posted(arguments: argparse.Namespace, data: Task, teacher: Network, method: 
         return body | {"phases": [_longer(phase.model_dump(), factor) for phase in preset.phases]}
     side = teacher.spec.image_size
     body["phases"] = [_longer({"resolution": side, "iterations": arguments.reference_steps}, factor)]
-    if method == "published":
-        return body | published(side, preset.batch_size)
+    if method.startswith("published"):
+        return body | published(side, preset.batch_size) | {"clip": method == "published-clipped"}
     return body | {"weights": {**body.get("weights", {}), "boundary": 0.0}}
 
 
@@ -58,7 +59,6 @@ def published(side: int, batch_size: int) -> dict[str, Any]:
         "first_batch_norm_weight": 1.0,
         "jitter": max(1, side * 2 // 32),
         "flip": 0.0,
-        "clip": False,
     }
 
 

@@ -154,7 +154,7 @@ def test_budgets_of_all_methods(small_teacher) -> None:
     ours = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 16}, spec)
     assert resolved("ours", 1.0) == ours
     assert resolved("ours", 0.25).teacher_passes * 4 == ours.teacher_passes
-    for method in ("published", "ours-at-full-size"):
+    for method in ("published", "published-clipped", "ours-at-full-size"):
         made = resolved(method, 0.5)
         assert [(p.resolution, p.input_size, p.iterations) for p in made.phases] == [(32, 32, 1000)]
         assert (made.num_samples, made.batch_size, made.seed) == (ours.num_samples, ours.batch_size, ours.seed)
@@ -170,3 +170,4 @@ def test_budgets_of_all_methods(small_teacher) -> None:
         False,
         2,
     )
+    assert published.model_copy(update={"clip": True}) == resolved("published-clipped", 1.0)
