@@ -230,7 +230,7 @@ class DeepInversion:
         for number, phase in enumerate(spec.phases):
             x = resize(x.detach(), phase.resolution).requires_grad_()
             # A new Adam: its moments belong to the pixels of the last resolution, which had another scale of gradient.
-            optimizer = torch.optim.Adam([x], lr=rate, betas=(spec.betas[0], spec.betas[1]))
+            optimizer = torch.optim.Adam([x], lr=rate, betas=(spec.betas[0], spec.betas[1]), fused=True)
             beside = memory.beside(number, len(labels))
             for iteration in range(phase.iterations):
                 optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration)
