@@ -24,6 +24,7 @@ def batch(size: int, seed: int, batch_norm_distance: float) -> SynthesisedBatch:
         features=torch.randn(size, 5, generator=generator),
         logits=torch.randn(size, 3, generator=generator),
         batch_norm_distance=batch_norm_distance,
+        class_batch_norm_distance={label: batch_norm_distance + label for label in range(min(3, size))},
         losses={"total": 1.0},
     )
 
@@ -53,6 +54,8 @@ def test_figures_of_a_shard() -> None:
     distances = pairwise_distances(made)
     assert quality["intra_class_diversity"] == pytest.approx(sum(distances) / len(distances), rel=1e-5)
     assert {label: figures["samples"] for label, figures in quality["classes"].items()} == {"0": 5, "1": 3, "2": 3}
+    # Batches of 7 and 4 have 2 and 1 images of class 1.
+    assert quality["classes"]["1"]["batch_norm_distance"] == pytest.approx((2 * 2.0 + 1 * 3.0) / 3)
     mine = made.labels == 1
     assert quality["classes"]["1"]["confidence"] == pytest.approx(made.confidence[mine].mean().item(), rel=1e-5)
 
@@ -75,6 +78,17 @@ def test_merged_figures_are_those_of_all_samples_and_of_all_pairs_within_shards(
     assert merged["batch_norm_distance"] == pytest.approx((7 * 1.0 + 4 * 2.0 + 2 * 2.0 + 9 * 3.0) / 22)
     assert list(merged["classes"]) == ["0", "1", "2"]
     assert merged["classes"]["2"]["samples"] == 6
+    # Of class 2 the batches of 7, 4 and 9 have 2, 1 and 3 images, that of 2 none.
+    assert merged["classes"]["2"]["batch_norm_distance"] == pytest.approx((2 * 3.0 + 1 * 4.0 + 3 * 5.0) / 6)
+
+
+def test_figures_that_an_earlier_version_did_not_know_are_left_out_of_a_mean() -> None:
+    known, unknown = shard_quality(shard(0, 7)), shard_quality(shard(1, 7))
+    for figures in unknown["classes"].values():
+        del figures["batch_norm_distance"]
+    merged = merge_quality([known, unknown])
+    assert merged["classes"]["0"]["batch_norm_distance"] == known["classes"]["0"]["batch_norm_distance"]
+    assert merge_quality([unknown])["classes"]["0"]["batch_norm_distance"] is None
 
 
 def test_the_grid_has_a_row_for_each_class_and_shows_its_images() -> None:

@@ -52,6 +52,10 @@ def test_grey_and_colour_few_classes_and_many(
         logits, distance = hook_reference(model, to_input(made.images, teacher), [1.0] * layers)
     torch.testing.assert_close(made.logits, logits, rtol=1e-4, atol=1e-4)
     assert made.batches[0].batch_norm_distance == pytest.approx(distance.item(), rel=1e-3)
+    for label, alone in made.batches[0].class_batch_norm_distance.items():
+        images = to_input(made.images[made.labels == label], teacher)
+        with torch.no_grad():
+            assert alone == pytest.approx(hook_reference(model, images, [1.0] * layers)[1].item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("architecture", list(FAMILIES))

@@ -271,6 +271,7 @@ class DeepInversion:
     ) -> SynthesisedBatch:
         """What the teacher says, in float32, about pixels (N, C, H, W), uint8: those that will be stored."""
         inputs = to_input(pixels, self.teacher_spec).contiguous(memory_format=torch.channels_last)
+        by_class = {label: objective.judge(inputs[labels == label])[2].item() for label in labels.unique().tolist()}
         features, logits, distance = objective.judge(inputs)
         return SynthesisedBatch(
             images=pixels.cpu(),
@@ -281,6 +282,7 @@ class DeepInversion:
             features=features.cpu(),
             logits=logits.cpu(),
             batch_norm_distance=distance.item(),
+            class_batch_norm_distance=by_class,
             losses=end.losses,
             restarts=end.restarts,
             files=files,

@@ -23,8 +23,9 @@ def shard_quality(shard: SynthesisedShard) -> Quality:
     `teacher_accuracy` is the fraction of images that the teacher gives their label, `confidence` its mean probability
     of the label, `margin` the mean lead of the label's logit, `intra_class_diversity` the mean cosine distance of the
     teacher's pooled features over all pairs of a class (None without pairs), `batch_norm_distance` the mean of the
-    objective's statistics term; all of the stored pixels. `classes` has the first four by class index. `outliers` are
-    the samples of lowest margin, by key. `restarts` counts how often a batch started again at a lower learning rate,
+    objective's statistics term; all of the stored pixels. `classes` has them by class index, there with the statistics
+    term of the class's images alone, which lies above that of a whole batch: to compare classes by. `outliers` are the
+    samples of lowest margin, by key. `restarts` counts how often a batch started again at a lower learning rate,
     `halved_batches` how often one was cut in two for want of memory.
     """
     labels, features = shard.labels, F.normalize(shard.features, dim=1)
@@ -38,6 +39,13 @@ def shard_quality(shard: SynthesisedShard) -> Quality:
             "confidence": shard.confidence[mine].mean().item(),
             "margin": shard.margin[mine].mean().item(),
             "intra_class_diversity": _mean_pairwise_distance(features[mine]),
+            "batch_norm_distance": _weighted_mean(
+                [
+                    (batch.class_batch_norm_distance[label], int((batch.labels == label).sum()))
+                    for batch in shard.batches
+                    if label in batch.class_batch_norm_distance
+                ]
+            ),
         }
     outliers = [
         {
@@ -65,10 +73,13 @@ def merge_quality(shards: Sequence[Mapping[str, Any]]) -> Quality:
     for shard in shards:
         for label, figures in shard["classes"].items():
             parts.setdefault(label, []).append(figures)
-    classes = {label: _summary(parts[label]) for label in sorted(parts, key=int)}
+    classes = {
+        label: _summary(parts[label]) | {"batch_norm_distance": _known_mean("batch_norm_distance", parts[label])}
+        for label in sorted(parts, key=int)
+    }
     return _summary([part for label in classes for part in parts[label]]) | {
         "batch_norm_distance": _weighted_mean([(s["batch_norm_distance"], s["samples"]) for s in shards]),
-        # A worker of an earlier version says none of these of its shards.
+        # A worker of an earlier version says none of these of its shards, nor `batch_norm_distance` of its classes.
         "restarts": sum(s.get("restarts", 0) for s in shards),
         "halved_batches": sum(s.get("halved_batches", 0) for s in shards),
         "outliers": _lowest([outlier for s in shards for outlier in s.get("outliers", [])]),
@@ -143,6 +154,12 @@ def _summary(parts: Sequence[Mapping[str, Any]]) -> Quality:
         if part["intra_class_diversity"] is not None
     ]
     return summary | {"intra_class_diversity": _weighted_mean(by_pairs) if by_pairs else None}
+
+
+def _known_mean(name: str, parts: Sequence[Mapping[str, Any]]) -> float | None:
+    """Over the samples of parts that say it: a worker of an earlier version says less."""
+    known = [(part[name], part["samples"]) for part in parts if name in part]
+    return _weighted_mean(known) if known else None
 
 
 def _weighted_mean(values: Sequence[tuple[float, float]]) -> float:

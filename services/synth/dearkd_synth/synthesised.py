@@ -49,6 +49,8 @@ class SynthesisedBatch:
     """(N, num_classes), float32: the teacher's."""
     batch_norm_distance: float
     """The objective's statistics term of these pixels, not weighted."""
+    class_batch_norm_distance: Mapping[int, float]
+    """The same of each class's images alone: how far the class lies from all classes together."""
     losses: Mapping[str, float]
     """As in `Step.losses`, at the last step."""
     restarts: int = 0
