@@ -91,6 +91,7 @@ class DatasetManifest(Manifest):
             mirrored=spec["flip"] > 0 if spec is not None else self.in_chans == 3,
             teacher=self.teacher,
             stored_logits=spec is not None and spec.get("store_logits", False),
+            class_names=tuple(c.name for c in self.classes),
         )
 
 

@@ -26,7 +26,14 @@ class Payload(BaseModel):
     samples: int
 
 
-def put_teacher(api: Api, *, num_classes: int = 10, in_chans: int = 1, image_size: int = 32) -> str:
+def put_teacher(
+    api: Api,
+    *,
+    num_classes: int = 10,
+    in_chans: int = 1,
+    image_size: int = 32,
+    class_names: list[str] | None = None,
+) -> str:
     teacher = Teacher(
         id=new_id("tch"),
         created_at=datetime.now(UTC),
@@ -38,6 +45,7 @@ def put_teacher(api: Api, *, num_classes: int = 10, in_chans: int = 1, image_siz
         image_size=image_size,
         mean=[0.5] * in_chans,
         std=[0.5] * in_chans,
+        class_names=class_names,
         sha256="0" * 64,
         bytes=3,
         parameters=1,
@@ -63,7 +71,14 @@ def shard(path: Path, labels: list[int], *, size: int = 8, mode: str = "L") -> S
 
 
 def put_dataset(
-    api: Api, tmp_path: Path, *, num_classes: int = 10, images: int = 400, in_chans: int = 1, **fields: Any
+    api: Api,
+    tmp_path: Path,
+    *,
+    num_classes: int = 10,
+    images: int = 400,
+    in_chans: int = 1,
+    class_names: list[str] | None = None,
+    **fields: Any,
 ) -> str:
     """A finished dataset of one real shard."""
     made = shard(tmp_path / "train-000000.tar", [i % num_classes for i in range(images)])
@@ -78,7 +93,7 @@ def put_dataset(
         num_classes=num_classes,
         image_size=32,
         in_chans=in_chans,
-        classes=count_classes([made], None, num_classes),
+        classes=count_classes([made], class_names, num_classes),
         shards=[made],
         prefix=f"datasets/{identifier}",
         **fields,

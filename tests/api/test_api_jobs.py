@@ -104,6 +104,14 @@ def test_an_adaptive_student_must_know_the_teachers_classes_and_channels(api: Ap
         answer = api.http.post(JOBS, json=body)
         assert (answer.status_code, pointers(answer)) == (422, ["/adaptive_student"])
         assert str(next(iter(wrong.values()))) in answer.json()["detail"]
+    names = [str(label) for label in range(10)]
+    body = {
+        "teacher": put_teacher(api, class_names=names[::-1]),
+        "adaptive_student": put_model(api, class_names=names),
+    }
+    answer = api.http.post(JOBS, json=body | weights)
+    assert (answer.status_code, pointers(answer)) == (422, ["/adaptive_student"])
+    assert "another order" in answer.json()["detail"]
     body = {"teacher": put_teacher(api), "adaptive_student": student} | weights
     answer = api.http.post(JOBS, json=body)
     assert (answer.status_code, answer.json()["spec"]["adaptive_student"]) == (202, student)

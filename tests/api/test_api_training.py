@@ -139,6 +139,25 @@ def test_evaluation_is_on_the_same_classes_and_channels(api: Api, tmp_path: Path
     assert api.http.post(RUNS, json={"dataset": dataset, "eval_dataset": same}).status_code == 202
 
 
+def test_the_same_classes_in_another_order_are_refused(api: Api, tmp_path: Path) -> None:
+    """A folder's classes are sorted as text: of 0 to 11 the third is 10."""
+    counted = [str(label) for label in range(12)]
+    dataset = put_dataset(api, tmp_path, num_classes=12)
+    sorted_as_text = put_dataset(api, tmp_path, num_classes=12, class_names=sorted(counted))
+    answer = api.http.post(RUNS, json={"dataset": dataset, "eval_dataset": sorted_as_text} | NO_DISTILLATION)
+    assert (answer.status_code, pointers(answer)) == (422, ["/eval_dataset"])
+    assert "label 2 is '10' there and '2' here" in answer.json()["detail"]
+
+    reversed_teacher = put_teacher(api, num_classes=12, class_names=counted[::-1])
+    answer = api.http.post(RUNS, json={"dataset": dataset, "teacher": reversed_teacher})
+    assert (answer.status_code, pointers(answer)) == (422, ["/teacher"])
+
+    # Of other names nothing can be said, and a teacher without names counts.
+    for named in (None, counted, [f"class {name}" for name in counted]):
+        body = {"dataset": dataset, "teacher": put_teacher(api, num_classes=12, class_names=named)}
+        assert api.http.post(RUNS, json=body).status_code == 202
+
+
 def test_a_run_begins_with_a_model_of_its_dimensions(api: Api, tmp_path: Path) -> None:
     dataset = synthetic(api, tmp_path)
     first = api.http.post(RUNS, json={"dataset": dataset, "student": {"depth": 2, "distilled": True}}).json()["spec"]

@@ -101,6 +101,7 @@ def test_explicit_fields_win_one_by_one() -> None:
         ({"batch_size": 15, "classes_per_batch": 10}, "/batch_size"),
         ({"images_per_class": 1, "weights": {"boundary": 1.0}}, "/weights/boundary"),
         ({"batch_size": 10, "classes_per_batch": 10, "weights": {"boundary": 0.1}}, "/weights/boundary"),
+        ({"shard_samples": 10, "classes_per_batch": 10, "weights": {"boundary": 0.1}}, "/weights/boundary"),
         ({"shard_samples": 10**8}, "/shard_samples"),
         ({"jitter": 32}, "/jitter"),
         ({"batch_norm_layer_weights": [0.0, 0.0]}, "/batch_norm_layer_weights"),
@@ -207,6 +208,9 @@ def test_an_engine_that_is_not_built_in_says_so_by_code() -> None:
     ("fields", "pointer"),
     [
         ({"mean": [0.5, 0.5]}, "/mean"),
+        ({"mean": [77.9]}, "/mean"),
+        ({"std": [82.5]}, "/std"),
+        ({"std": [1e-30]}, "/std"),
         ({"std": [0.0]}, "/std/0"),
         ({"class_names": ["a"]}, "/class_names"),
         ({"in_chans": 2}, "/in_chans"),

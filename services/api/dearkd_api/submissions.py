@@ -1,8 +1,10 @@
 """From a posted body to a checked spec: what a job or run refers to is looked up, and every broken rule is told."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dearkd.class_order import other_order
 from dearkd.datasets import DatasetManifest
 from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, json_pointer
 from dearkd.identifiers import is_id, sibling
@@ -72,6 +74,8 @@ def resolve_training(posted: Any, backend: Backend, caller: str | None) -> Train
     with findings:
         if body.get("teacher") is not None:
             teacher = _find(body["teacher"], "/teacher", backend.teachers)
+            if facts is not None:
+                _require_same_order("/teacher", teacher.id, teacher.class_names, facts.class_names)
         elif facts is not None and facts.teacher is not None:
             try:
                 teacher = backend.teachers.get(facts.teacher)
@@ -153,6 +157,7 @@ def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
         mirrored=spec.flip > 0,
         teacher=teacher.id,
         stored_logits=spec.store_logits,
+        class_names=tuple(teacher.class_name(label) for label in range(teacher.num_classes)),
     )
 
 
@@ -167,6 +172,19 @@ def _require_same_task(evaluation: DatasetManifest, facts: DatasetFacts) -> None
         raise InvalidInput.at(
             "/eval_dataset",
             f"{evaluation.id} has images of {evaluation.in_chans} channels, the dataset of {facts.in_chans}",
+        )
+    _require_same_order("/eval_dataset", evaluation.id, evaluation.facts.class_names, facts.class_names)
+
+
+def _require_same_order(
+    pointer: str, name: str, theirs: Sequence[str] | None, ours: Sequence[str] | None, *, whose: str = "the dataset"
+) -> None:
+    difference = other_order(theirs, ours)
+    if difference is not None:
+        raise InvalidInput.at(
+            pointer,
+            f"{name} has the classes of {whose} in another order ({difference}): register one of them again with its "
+            "labels in the order of the other; a teacher without class_names counts its outputs from 0",
         )
 
 
@@ -190,6 +208,7 @@ def _require_same_labels(student: Model, teacher: Teacher) -> None:
                 f"{student.id} has {theirs} {name}, the teacher {ours}: name a model that was trained on images of "
                 "this teacher",
             )
+    _require_same_order("/adaptive_student", student.id, student.class_names, teacher.class_names, whose="the teacher")
 
 
 def _required(body: dict[str, Any], field: str, shelf: Shelf[ManifestT], remedy: str) -> ManifestT:

@@ -129,8 +129,8 @@ class SynthesisSpec(Spec):
 
     @property
     def images_per_batch_class(self) -> int:
-        """K of the P×K batches."""
-        return max(1, self.batch_size // self.classes_per_batch)
+        """K of the P×K batches; a shard that is smaller than a batch is one."""
+        return max(1, min(self.batch_size, self.shard_samples) // self.classes_per_batch)
 
     @property
     def num_samples(self) -> int:
@@ -226,8 +226,9 @@ class SynthesisSpec(Spec):
         if self.weights.boundary > 0 and min(self.images_per_batch_class, self.images_per_class) < 2:
             refuse(
                 "/weights/boundary",
-                f"{self.weights.boundary}, but a class has one image in a batch and so no positive: "
-                "set it to 0, or raise batch_size / classes_per_batch and images_per_class to 2 or more",
+                f"{self.weights.boundary}, but a class has one image in a batch and so no positive: set it to 0, or "
+                "raise batch_size / classes_per_batch, shard_samples / classes_per_batch and images_per_class to 2 or "
+                "more",
             )
         trains = self.weights.adaptive > 0 and self.adaptive_student is None
         if trains and self.num_shards < 2:
@@ -298,7 +299,9 @@ def _fit(filled: dict[str, Any], given: Mapping[str, Any], teacher: TeacherSpec)
     filled |= _student_shards(filled, given)
     posted_weights = given.get("weights")
     asked = isinstance(posted_weights, Mapping) and "boundary" in posted_weights
-    if not asked and min(batch // groups, per_class) < 2 and isinstance(filled["weights"], dict):
+    shard = filled["shard_samples"]
+    together = min(batch, shard) // groups if isinstance(shard, int) else 1
+    if not asked and min(together, per_class) < 2 and isinstance(filled["weights"], dict):
         filled["weights"] = filled["weights"] | {"boundary": 0.0}
     if "jitter" not in given and isinstance(filled["phases"], list):
         sizes = [

@@ -23,8 +23,9 @@ class TeacherSpec(Spec):
     image_size: int = Field(ge=8, le=4096)
     """Side of the square input in pixels."""
     mean: list[float] = Field(min_length=1)
-    """Per channel, of pixels in [0, 1]."""
+    """Per channel, of pixels in [0, 1]: `input = (pixel - mean) / std`."""
     std: list[Positive] = Field(min_length=1)
+    """0.0039 (1/255) where the network wants pixels of 0 to 255."""
     class_names: list[str] | None = None
 
     @field_validator("model_args")
@@ -41,6 +42,18 @@ class TeacherSpec(Spec):
         channels = info.data.get("in_chans")
         if channels is not None and len(value) != channels:
             raise ValueError(f"{len(value)} values, but in_chans is {channels}: give one a channel")
+        return value
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_pixels_up_to_one(cls, value: list[float], info: ValidationInfo) -> list[float]:
+        low, high = {"mean": (0.0, 1.0), "std": (0.001, 2.0)}[str(info.field_name)]
+        for number in value:
+            if not low <= number <= high:
+                raise ValueError(
+                    f"{number:g} does not lie in [{low:g}, {high:g}]: pixels lie in [0, 1], so divide what is meant for "
+                    "0 to 255 by 255"
+                )
         return value
 
     @field_validator("class_names")

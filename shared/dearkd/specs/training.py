@@ -142,6 +142,8 @@ class DatasetFacts:
     teacher: str | None = None
     stored_logits: bool = False
     """Whether each sample has its teacher's logits."""
+    class_names: tuple[str, ...] | None = None
+    """In the order of labels."""
 
 
 class TrainingSpec(Spec):
