@@ -15,21 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from dearkd.errors import CorruptData, InvalidInput, NotFound
+from dearkd.errors import CorruptData, NotFound
 from dearkd.file_cache import FileCache
+from dearkd.image_files import is_grey, open_image
 from dearkd.resources import Manifest, Shelf
 from dearkd.specs import DatasetFacts
 from dearkd.storage import Storage
 
 IMAGE_SUFFIXES = ("png", "webp", "jpg", "jpeg")
-IMAGE_FORMATS = ("PNG", "WEBP", "JPEG")
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_MEMBERS = 10_000_000
-MAX_PIXELS = 2**24
-"""Of one image; the limit of every reader, so that what is registered can be trained on."""
 
 
 class DatasetClass(BaseModel):
@@ -91,6 +88,7 @@ class DatasetManifest(Manifest):
             mirrored=spec["flip"] > 0 if spec is not None else self.in_chans == 3,
             teacher=self.teacher,
             stored_logits=spec is not None and spec.get("store_logits", False),
+            class_samples=tuple(c.samples for c in self.classes),
             class_names=tuple(c.name for c in self.classes),
         )
 
@@ -205,12 +203,13 @@ def read_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]
 
 
 def inspect_shard(path: Path, *, num_classes: int | None = None) -> ShardContents:
-    """Read a shard whole: every sample must have one image that opens and an integer label.
+    """Read a shard whole: every sample must have one image that opens and an integer label, its members together.
 
     Raises:
         CorruptData: naming the shard, the sample and what is wrong with it.
     """
     found = ShardContents()
+    seen: set[str] = set()
     key, parts = "", {}  # type: str, dict[str, bytes]
 
     def close() -> None:
@@ -223,6 +222,11 @@ def inspect_shard(path: Path, *, num_classes: int | None = None) -> ShardContent
             continue
         if stem != key:
             close()
+            if stem in seen:
+                raise CorruptData(
+                    f"{path.name}: sample {stem!r} stands there twice, apart: its members must follow each other"
+                )
+            seen.add(stem)
             key, parts = stem, {}
         file = tar.extractfile(member)
         if suffix in parts or file is None:
@@ -241,8 +245,10 @@ def split_member(name: str) -> tuple[str, str]:
 
 
 def parse_label(text: bytes) -> int:
-    """Raises `ValueError` if it is not a whole number."""
-    return int(text.decode("ascii").strip())
+    """Raises `ValueError` if it is not a whole number in plain digits; Python's `int` would take 1_0 for ten."""
+    if re.fullmatch(rb"-?[0-9]+", text.strip()) is None:
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
 
 
 def _inspect_sample(
@@ -265,16 +271,12 @@ def _inspect_sample(
         bound = "" if num_classes is None else f" and below {num_classes}"
         raise CorruptData(f"{shard}: sample {key!r} has label {label}; labels are at least 0{bound}")
     try:
-        with Image.open(io.BytesIO(parts[images[0]]), formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise CorruptData(
-                    f"{shard}: sample {key!r} has {image.width}×{image.height} pixels; {MAX_PIXELS} are allowed"
-                )
+        with open_image(parts[images[0]]) as image:
             image.load()
             found.image_sizes.add(image.size)
-            found.modes.add("L" if image.mode in ("L", "1", "I", "I;16") else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CorruptData(f"{shard}: sample {key!r}: the image does not open: {error}") from None
+            found.modes.add("L" if is_grey(image) else "RGB")
+    except CorruptData as error:
+        raise CorruptData(f"{shard}: sample {key!r} does not open: {error.message}") from None
     found.samples += 1
     found.classes[label] += 1
 
@@ -309,28 +311,3 @@ def count_classes(shards: Iterable[Shard], names: list[str] | None, num_classes:
     for shard in shards:
         counts.update(shard.classes)
     return [DatasetClass(index=i, name=names[i] if names else str(i), samples=counts[i]) for i in range(num_classes)]
-
-
-def shard_names(storage: Storage, prefix: str) -> list[str]:
-    """The shards of an unregistered set: those that `_info.json` names, else every `*.tar` under the prefix.
-
-    Raises:
-        InvalidInput: at `/prefix` if there are none, or if `_info.json` cannot be read or names one that is not there.
-    """
-    present = {stored.key.removeprefix(f"{prefix}/") for stored in storage.objects(prefix)}
-    if "_info.json" in present:
-        try:
-            splits = json.loads(storage.read(f"{prefix}/_info.json"))["splits"]
-            names = [name for split in splits.values() for name in split["filenames"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidInput.at("/prefix", f"{prefix}/_info.json is not as timm writes it: {error!r}") from None
-        if not names or not all(isinstance(name, str) for name in names):
-            raise InvalidInput.at("/prefix", f"{prefix}/_info.json names no shards")
-    else:
-        names = sorted(name for name in present if name.endswith(".tar"))
-        if not names:
-            raise InvalidInput.at("/prefix", f"there is no *.tar and no _info.json under {prefix!r} in storage")
-    missing = [name for name in names if name not in present]
-    if missing:
-        raise InvalidInput.at("/prefix", f"{prefix}/_info.json names {missing[0]!r}, which is not there")
-    return list(dict.fromkeys(names))

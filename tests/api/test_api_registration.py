@@ -234,7 +234,7 @@ def test_shards_that_are_not_as_they_must_be_are_named(api: Api, inspected: Regi
     put_shards(api, "mixed", tmp_path, [0])
     colour = shard(tmp_path / "colour.tar", [1], mode="RGB")
     api.storage.put("mixed/colour.tar", tmp_path / colour.name)
-    assert "grey and colour" in refusal(inspected, "mixed").message
+    assert "grey in part-0.tar, colour in colour.tar" in refusal(inspected, "mixed").message
 
     put_shards(api, "cut", tmp_path, [0, 1], [2])
     whole = api.storage.read("cut/part-1.tar")
@@ -246,6 +246,18 @@ def test_shards_that_are_not_as_they_must_be_are_named(api: Api, inspected: Regi
     assert "label 3" in refusal(inspected, "labels").message
     api.storage.put("labels/class_names.json", b'{"a": 1}')
     assert "class_names.json" in refusal(inspected, "labels").message
+
+    put_shards(api, "counts", tmp_path, [0, 1])
+    split = {"name": "train", "num_samples": 999, "filenames": ["part-0.tar"], "shard_lengths": [999]}
+    api.storage.put("counts/_info.json", json.dumps({"splits": {"train": split}}).encode())
+    assert "part-0.tar holds 999 samples, but it holds 2" in refusal(inspected, "counts").message
+
+    put_shards(api, "splits", tmp_path, [0], [1])
+    split = {"num_samples": 1, "filenames": ["part-0.tar"], "shard_lengths": [1]}
+    api.storage.put("splits/_info.json", json.dumps({"splits": {"train": split, "test": split}}).encode())
+    answer = api.http.post(DATASETS, json={"prefix": "splits"})
+    assert (answer.status_code, pointers(answer)) == (422, ["/prefix"])
+    assert "2 splits (train, test)" in answer.json()["detail"]
 
     put_shards(api, "far", tmp_path, [10**7])
     assert "label 10000000" in refusal(inspected, "far").message

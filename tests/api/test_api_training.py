@@ -49,6 +49,13 @@ def test_a_dry_run_creates_nothing(api: Api, tmp_path: Path) -> None:
     assert api.storage.children("jobs") == []
 
 
+def test_a_dry_run_counts_the_images_that_a_small_fraction_keeps(api: Api, tmp_path: Path) -> None:
+    for dataset in (synthetic(api, tmp_path, images=40), post_synthesis(api, images_per_class=4)["id"]):
+        body = {"dataset": dataset, "fraction": 0.01, "stage_one": {"epochs": 1}, "stage_two": {"epochs": 1}}
+        plan = api.http.post(RUNS, params={"dry_run": "1"}, json=body).json()
+        assert (plan["images"], plan["spec"]["batch_size"], plan["steps"]) == (10, 1, 20)
+
+
 def test_a_run_waits_for_its_dataset_and_keeps_the_job_as_posted(api: Api, tmp_path: Path) -> None:
     job = post_synthesis(api, images_per_class=40, shard_samples=200)
     run = api.http.post(RUNS, json={"dataset": job["id"]}).json()
@@ -113,6 +120,9 @@ def test_a_dataset_whose_job_redis_forgot_can_be_trained_on_by_either_name(api: 
         ({"init": "mdl-00000000000-00000000"}, ["/init"]),
         ({"init": 3, "seed": -1}, ["/init", "/seed"]),
         ({"batch_size": 401}, ["/batch_size"]),
+        ({"processes": 8, "batch_size": 8}, ["/batch_size"]),
+        ({"processes": 8, "holdout": 0.99}, ["/holdout"]),
+        ({"augmentation": {"aa": "rand-m9-x5"}}, ["/augmentation/aa"]),
     ],
 )
 def test_a_bad_spec_is_refused_with_pointers_and_nothing_is_created(

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -11,6 +12,15 @@ from PIL import Image
 from stand_in_api import StandInApi
 
 from dearkd.cli import image_folder, main
+from dearkd.storage import Storage
+
+
+def encoded(mode: str, image_format: str) -> bytes:
+    """Noise of seed 0."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(file, image_format)
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -86,14 +96,59 @@ def test_a_folder_of_shards_is_copied_as_it_is(api: StandInApi, storage: Path, t
     assert len(copied(storage)) == 2
 
 
+@pytest.mark.parametrize(("code", "hinted"), [("no_shards", True), ("corrupt_shard", False), ("invalid_input", False)])
 def test_what_the_api_refuses_does_not_stay_in_storage(
-    api: StandInApi, storage: Path, images: Path, capsys: pytest.CaptureFixture[str]
+    api: StandInApi, storage: Path, images: Path, capsys: pytest.CaptureFixture[str], code: str, hinted: bool
 ) -> None:
-    error = {"pointer": "/prefix", "detail": "there is no *.tar"}
-    api.problem("POST /v1/datasets", 422, "invalid_input", "/prefix: there is no *.tar", [error])
+    error = {"pointer": "/prefix", "detail": "it is so"}
+    api.problem("POST /v1/datasets", 422, code, "/prefix: it is so", [error])
     assert add(images) == 1
     assert copied(storage) == []
-    assert "DEARKD_STORAGE_URL" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "it is so" in said
+    assert ("DEARKD_STORAGE_URL" in said) == hinted
+
+
+def test_class_names_json_decides_on_the_order_of_class_folders(api: StandInApi, storage: Path, images: Path) -> None:
+    (images / "class_names.json").write_text('["emu", "dog", "cat"]')
+    api.answer("POST /v1/datasets", {"id": "ds-1", "num_samples": 7, "shards": [{}]}, status=201)
+    assert add(images) == 0
+    folder = storage / json.loads(api.requests[-1].body)["prefix"]
+    members = _members(folder / "train-000000.tar")
+    labels = {data: int(members[name.split(".")[0] + ".cls"]) for name, data in members.items()}
+    assert labels[(images / "dog" / "d.png").read_bytes()] == 1
+    assert labels[(images / "cat" / "a.png").read_bytes()] == 2
+    assert json.loads((folder / "class_names.json").read_text()) == ["emu", "dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "said"),
+    [
+        ('["cat"]', 2, "'dog'"),
+        ('["cat", "dog", "cat"]', 2, "'cat' twice"),
+        ('["cat", ', 1, "class_names.json is not a list of names"),
+    ],
+)
+def test_class_names_json_that_class_folders_contradict_is_refused(
+    storage: Path, images: Path, capsys: pytest.CaptureFixture[str], names: str, code: int, said: str
+) -> None:
+    (images / "class_names.json").write_text(names)
+    assert add(images) == code
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert copied(storage) == []
+
+
+def test_an_info_json_of_several_splits_is_refused_before_its_shards_are_copied(
+    api: StandInApi, storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.tar").write_bytes(b"x")
+    split = {"num_samples": 1, "filenames": ["a.tar"], "shard_lengths": [1]}
+    (tmp_path / "shards" / "_info.json").write_text(json.dumps({"splits": {"train": split, "test": split}}))
+    assert add(tmp_path / "shards") == 1
+    assert "2 splits (train, test)" in capsys.readouterr().err
+    assert copied(storage) == []
+    assert api.requests == []
 
 
 @pytest.mark.parametrize(
@@ -101,18 +156,32 @@ def test_what_the_api_refuses_does_not_stay_in_storage(
     [
         ("dog/z.tiff", b"II*", "z.tiff"),
         ("dog/z.png", b"\x89PNG\r\n\x1a\nbut then no image", "z.png"),
+        ("dog/z.jpg", encoded("RGB", "JPEG")[:-40], "z.jpg"),
+        ("dog/z.png", encoded("L", "PNG"), "z.png is grey"),
         ("empty/z.txt", b"no image", "empty"),
     ],
 )
 def test_a_folder_that_would_lose_images_is_refused_and_nothing_stays(
-    storage: Path, images: Path, capsys: pytest.CaptureFixture[str], name: str, data: bytes, named: str
+    storage: Path,
+    images: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    data: bytes,
+    named: str,
 ) -> None:
+    monkeypatch.setattr(Storage, "create", nothing_is_copied)
+    monkeypatch.setenv("COLUMNS", "400")
     path = images / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     assert add(images) == 2
     assert named in capsys.readouterr().err
     assert copied(storage) == []
+
+
+def nothing_is_copied(*_: object) -> NoReturn:
+    raise AssertionError("something was copied before the refusal")
 
 
 def _members(shard: Path) -> dict[str, bytes]:

@@ -17,13 +17,13 @@ from dearkd.datasets import (
     fetch_shard,
     info_json,
     inspect_shard,
-    shard_names,
     split_member,
     write_shard,
 )
 from dearkd.errors import CorruptData, InvalidInput
 from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
+from dearkd.shard_info import listed_shards, read_class_names, read_info
 from dearkd.storage import Storage
 
 
@@ -163,6 +163,12 @@ def test_inspection_refuses_what_is_cut_or_no_tar(folder: Path, how: str) -> Non
         ({"a.png": png(1), "a.cls": b"one"}, "no whole number"),
         ({"a.png": png(1), "a.cls": b"7"}, "label 7"),
         ({"a.png": png(1), "a.cls": b"-1"}, "label -1"),
+        ({"a.png": png(1), "a.cls": b"0_1"}, "no whole number"),
+        ({"a.png": png(1), "a.cls": "١".encode()}, "no whole number"),
+        (
+            {"a.png": png(1), "a.cls": b"1", "b.png": png(1), "b.cls": b"1", "a.jpg": png(1)},
+            "'a' stands there twice, apart",
+        ),
         ({"a.png": png(1)[:30], "a.cls": b"1"}, "does not open"),
         ({"a.png": b"GIF89a" + bytes(50), "a.cls": b"1"}, "does not open"),
         ({"a.png": png(1), "a.jpg": png(1), "a.cls": b"1"}, "2 images"),
@@ -178,6 +184,20 @@ def test_inspection_names_the_sample_and_the_rule(tmp_path: Path, members: dict[
             tar.addfile(member, io.BytesIO(data))
     with pytest.raises(CorruptData, match=said):
         inspect_shard(path, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"),
+    [("1", "L"), ("L", "L"), ("LA", "L"), ("I;16", "L"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGB")],
+)
+def test_inspection_and_decoding_agree_on_what_is_grey(tmp_path: Path, mode: str, found: str) -> None:
+    from dearkd.vision.images import decode
+
+    file = io.BytesIO()
+    Image.new(mode, (8, 8)).save(file, "PNG")
+    write_shard(tmp_path / "x.tar", [Sample("a", file.getvalue(), "png", 0, {})])
+    assert inspect_shard(tmp_path / "x.tar").modes == {found}
+    assert decode(file.getvalue()).shape[0] == {"L": 1, "RGB": 3}[found]
 
 
 def test_links_in_a_tar_are_refused(tmp_path: Path) -> None:
@@ -212,15 +232,65 @@ def test_unregistered_shards_are_those_of_info_json_or_all_tars(folder: Path) ->
     storage = Storage.open(Settings(storage_url=f"file://{folder.parent}"))
     prefix = folder.name
     storage.put(f"{prefix}/other.tar", b"x")
-    assert shard_names(storage, prefix) == ["train-000000.tar", "train-000001.tar"]
+    assert listed_shards(storage, prefix) == {"train-000000.tar": 5, "train-000001.tar": 5}
     storage.delete(f"{prefix}/_info.json")
-    assert shard_names(storage, prefix) == ["other.tar", "train-000000.tar", "train-000001.tar"]
-    bad = {"splits": {"train": {"filenames": ["gone.tar"], "shard_lengths": [1]}}}
-    storage.put(f"{prefix}/_info.json", json.dumps(bad).encode())
+    assert list(listed_shards(storage, prefix)) == ["other.tar", "train-000000.tar", "train-000001.tar"]
+    storage.put(f"{prefix}/_info.json", info({"train": {"gone.tar": 1}}))
     with pytest.raises(InvalidInput, match=r"gone\.tar"):
-        shard_names(storage, prefix)
-    with pytest.raises(InvalidInput, match=r"no \*\.tar"):
-        shard_names(storage, "nothing/here")
+        listed_shards(storage, prefix)
+    with pytest.raises(InvalidInput, match=r"no \*\.tar") as caught:
+        listed_shards(storage, "nothing/here")
+    assert caught.value.code == "no_shards"
+
+
+def info(splits: dict[str, dict[str, int]], **change: object) -> bytes:
+    """`_info.json` of splits, each of shards with so many samples."""
+    described = {
+        name: {
+            "name": name,
+            "num_samples": sum(shards.values()),
+            "filenames": list(shards),
+            "shard_lengths": list(shards.values()),
+        }
+        | change
+        for name, shards in splits.items()
+    }
+    return json.dumps({"splits": described}).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (info({"train": {"a.tar": 1}, "validation": {"b.tar": 1}}), r"2 splits \(train, validation\).*of its own"),
+        (info({}), "/splits"),
+        (info({"train": {}}), "/splits/train/filenames"),
+        (info({"train": {"a.tar": 1}}, num_samples=999), "counts 999 samples, but 1 by its shard_lengths"),
+        (info({"train": {"a.tar": 1}}, shard_lengths=[1, 2]), "names 1 shards, but has 2 shard_lengths"),
+        (info({"train": {"a.tar": 1}}, filenames=["a.tar", "a.tar"], shard_lengths=[1, 1]), "names a shard twice"),
+        (info({"train": {"a.tar": 1}}, filenames=[1]), "/splits/train/filenames/0"),
+        (b'{"splits": ', "not as timm writes it"),
+    ],
+)
+def test_an_info_json_that_cannot_be_followed_is_refused(tmp_path: Path, text: bytes, said: str) -> None:
+    storage = Storage.open(Settings(storage_url=f"file://{tmp_path}"))
+    storage.put("set/_info.json", text)
+    for name in ("a.tar", "b.tar"):
+        storage.put(f"set/{name}", b"x")
+    with pytest.raises(InvalidInput, match=said) as caught:
+        listed_shards(storage, "set")
+    assert "set/_info.json" in caught.value.message
+    assert [error.pointer for error in caught.value.errors] == ["/prefix"]
+
+
+def test_an_info_json_need_not_count(tmp_path: Path) -> None:
+    assert read_info(b'{"splits": {"all": {"filenames": ["b.tar", "a.tar"]}}}', "x") == {"b.tar": None, "a.tar": None}
+
+
+@pytest.mark.parametrize("text", [b"[]", b'["a", 1]', b'{"a": 1}', b'["a"', b'"a"', b"\xff"])
+def test_class_names_are_a_list_of_strings(text: bytes) -> None:
+    assert read_class_names('["é", "b"]'.encode(), "names") == ["é", "b"]
+    with pytest.raises(InvalidInput, match=r"x/class_names\.json is .*; give a JSON list of strings"):
+        read_class_names(text, "x/class_names.json")
 
 
 def test_info_json_counts(tmp_path: Path) -> None:

@@ -198,6 +198,27 @@ def test_what_a_training_spec_refuses(fields: dict[str, Any], pointer: str) -> N
     assert pointer in {e.pointer for e in error.value.errors}
 
 
+@pytest.mark.parametrize(
+    "notation",
+    [
+        *("nonsense", "", "random-m9", "rand-m9-x5", "rand-m9.5", "rand-m", "rand-inc", "rand--m9", "rand-m9-", "v1"),
+        *("rand-mstdinf", "rand-p1.5", "rand-n0", "rand-m-1", "rand-tnone", "rand-n15-tweights", "rand-m1000"),
+        *("augmix-n2", "augmix-w0", "augmix-a0.01", "v0-m9", "original-inc1", "rand-m٩", "rand-m9" + 100 * "-m9"),
+    ],
+)
+def test_an_augmentation_that_timm_does_not_know_is_refused(notation: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        training_spec("ds", augmentation={"aa": notation})
+    assert [e.pointer for e in error.value.errors] == ["/augmentation/aa"]
+
+
+@pytest.mark.parametrize(
+    "notation", [None, "rand", "rand-m9-mstd0.5-inc1", "rand-m7-n3-p0.25-mmax30-tweights", "augmix-m5-w4-d2", "v0r"]
+)
+def test_timms_notation_is_kept_as_it_came(notation: str | None) -> None:
+    assert training_spec("ds", augmentation={"aa": notation}).augmentation.aa == notation
+
+
 def test_an_engine_that_is_not_built_in_says_so_by_code() -> None:
     with pytest.raises(InvalidInput) as error:
         training_spec("ds", engine="ray")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from dearkd.errors import InvalidInput
 from dearkd.specs import AugmentationSpec, OptimizerSpec
 from dearkd_trainer.aligner import Aligner, Stage
 from dearkd_trainer.loader import seed_generators
@@ -186,6 +187,31 @@ def test_the_largest_magnitude_is_not_refused_by_pillow() -> None:
     transform = train_transform(augmentation(aa="rand-m10-n200-inc1"), image_size=24, mean=[0.5], std=[0.2])
     seed_generators(0)
     assert transform(noise(24)).shape == (1, 24, 24)  # after 200 operations of 15 kinds, so that all were made
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "notation",
+    [
+        *("rand-m999-n60-mmax999-p1", "rand-n14-tweights-p1.0", "rand-n14-t3aw-mstd101", "rand-t3a-inc0"),
+        *("augmix", "augmix-m999-w20-d9-a0.1-b1-mstd0", "augmix-d0-a100"),
+        *("original", "originalr-mstd5", "v0", "v0r-mstd0.5", "v0-mstd5", "3a-mstd1"),
+    ],
+)
+def test_what_the_spec_lets_in_augments(notation: str, channels: int) -> None:
+    spec = AugmentationSpec.check(augmentation().model_dump() | {"aa": notation})
+    transform = train_transform(spec, image_size=8, mean=[0.5] * channels, std=[0.2] * channels)
+    seed_generators(0)
+    results = [transform(noise(8, channels)) for _ in range(100)]
+    assert all(result.shape == (channels, 8, 8) and torch.isfinite(result).all() for result in results)
+    assert len({tuple(result.flatten().tolist()) for result in results}) > 3
+
+
+@pytest.mark.parametrize("notation", ["nonsense", "rand-m9-x5", "rand-m9.5", "random-m9", "augmix-x1", "v1", "v0-m3"])
+def test_what_timm_does_not_take_is_told_as_such(notation: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        train_transform(augmentation(aa=notation), image_size=8, mean=[0.5], std=[0.2])
+    assert [e.pointer for e in error.value.errors] == ["/augmentation/aa"]
 
 
 def test_affine_augmentation_moves_the_image() -> None:

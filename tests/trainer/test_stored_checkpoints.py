@@ -68,3 +68,29 @@ def test_where_all_are_damaged_nothing_is_gone_on_with(storage: Storage, tmp_pat
     with pytest.raises(CorruptData, match=rf"delete runs/{RUN}/checkpoints in storage"):
         fetch_checkpoint(storage, RUN, tmp_path / "fetched")
     assert not (tmp_path / "fetched" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("last", [b"three", b"two"])
+def test_without_its_best_weights_a_run_goes_on_all_the_same(
+    storage: Storage, tmp_path: Path, missing: bool, last: bytes
+) -> None:
+    before = store(storage, tmp_path / "run", [b"one", b"two", b"three"], 3)
+    (best,) = (file for file in before.files if file.name == "best.safetensors")
+    key = f"runs/{RUN}/checkpoints/{best.sha256[:16]}-{best.name}"
+    if missing:
+        storage.delete(key)
+    else:
+        damage(storage, b"best 1")
+    if last == b"two":
+        damage(storage, b"three")
+    notes: list[str] = []
+    stored = fetch_checkpoint(storage, RUN, tmp_path / "fetched", notes.append)
+    assert (tmp_path / "fetched" / "last.pt").read_bytes() == last
+    assert not (tmp_path / "fetched" / "best.safetensors").exists()
+    assert [file.name for file in stored.files] == ["last.pt"]
+    assert sum("best.safetensors" in note for note in notes) == 1
+    # The same best weights come again, and are stored whole.
+    store_checkpoint(storage, RUN, tmp_path / "run", stored, keep=3)
+    fetch_checkpoint(storage, RUN, tmp_path / "again")
+    assert (tmp_path / "again" / "best.safetensors").read_bytes() == b"best 1"

@@ -93,6 +93,22 @@ def test_decoding_converts_to_the_channels_asked_for() -> None:
     assert decode(file.getvalue()).shape == (3, 6, 4)
 
 
+def test_grey_of_16_bits_becomes_the_nearest_of_8() -> None:
+    values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    expected = torch.from_numpy(np.round(values / 65535 * 255).astype(np.uint8))[None]
+    assert torch.equal(decode(file.getvalue()), expected)
+    assert torch.equal(decode(file.getvalue(), 1), expected)
+    assert torch.equal(decode(file.getvalue(), 3), expected.expand(3, -1, -1))
+
+
+def test_grey_with_alpha_is_grey() -> None:
+    file = io.BytesIO()
+    Image.new("LA", (4, 6), (77, 128)).save(file, "PNG")
+    assert torch.equal(decode(file.getvalue()), torch.full((1, 6, 4), 77, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF"])
 def test_formats_off_the_list_are_not_opened(image_format: str) -> None:
     file = io.BytesIO()

@@ -7,10 +7,11 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from dearkd.datasets import DatasetManifest, shard_names
+from dearkd.datasets import DatasetManifest
 from dearkd.errors import Conflict, InvalidInput, NotFound
 from dearkd.identifiers import is_id, new_id, sibling
 from dearkd.registration import Ticket
+from dearkd.shard_info import listed_shards
 from dearkd.specs import Spec
 from dearkd.storage import check_key
 from dearkd_api import registering
@@ -100,7 +101,7 @@ def _open(body: Any, backend: Backend) -> str:
     posted = DatasetRegistration.check(body)
     prefix = check_key(posted.prefix, pointer="/prefix")
     identifier = _identifier(prefix, backend)
-    shard_names(backend.storage, prefix)
+    listed_shards(backend.storage, prefix)
     backend.registrations.require_inspector()
     backend.store.withdraw_deletion(identifier)  # one of that id may have been deleted a moment ago
     backend.registrations.open(Ticket(id=identifier, request={"prefix": prefix, "name": posted.name}))

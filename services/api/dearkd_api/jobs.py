@@ -192,8 +192,7 @@ def train(body: JsonBody, backend: Uses, caller: Caller, dry_run: DryRun = False
     submission = resolve_training(body, backend, caller)
     spec = submission.spec
     if dry_run:
-        # Those that are trained on, up to the rounding of each class.
-        images = max(1, int(submission.facts.num_samples * spec.fraction * (1 - spec.holdout)))
+        images = submission.facts.trained_images(spec.fraction, spec.holdout).expected
         return JSONResponse(
             {
                 "spec": spec.model_dump(mode="json"),

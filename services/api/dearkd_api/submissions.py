@@ -157,6 +157,7 @@ def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
         mirrored=spec.flip > 0,
         teacher=teacher.id,
         stored_logits=spec.store_logits,
+        class_samples=(spec.images_per_class,) * len(spec.classes),
         class_names=tuple(teacher.class_name(label) for label in range(teacher.num_classes)),
     )
 
@@ -183,8 +184,9 @@ def _require_same_order(
     if difference is not None:
         raise InvalidInput.at(
             pointer,
-            f"{name} has the classes of {whose} in another order ({difference}): register one of them again with its "
-            "labels in the order of the other; a teacher without class_names counts its outputs from 0",
+            f"{name} has the classes of {whose} in another order ({difference}): make its labels again in that order "
+            "(class folders take it from a class_names.json beside them); a teacher without class_names counts its "
+            "outputs from 0",
         )
 
 

@@ -138,6 +138,7 @@ class RunReporter:
         self._stored = stored
         self._rows: list[Metrics] = []
         self._behind = False
+        self._steps: dict[str, int] = {}
         self._first_epoch = 0
         self._began = time.monotonic()
         self.sinks = Sinks([], RunInfo(attempt.job.id, attempt.job.id, {}, attempt.settings.metrics_dir))
@@ -151,19 +152,26 @@ class RunReporter:
         run = RunInfo(job.id, self.spec.name or job.id, job.spec, settings.metrics_dir, len(history))
         self.sinks = Sinks(settings.metrics_sink_names, run)
         self.attempt.publish(lambda: self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows)))
+        if history:
+            self._report(len(history))  # of a run that only has its model to store nothing else will
         if step:
             self.attempt.note(f"goes on after epoch {len(history)}, step {step}, from its last checkpoint")
 
     def on_step(self, step: int, steps: int) -> None:
         self.attempt.check()
-        epochs = self.spec.epochs * step / steps
+        self._steps = {"step": step, "steps": steps}
+        self._report(self.spec.epochs * step / steps)
+
+    def _report(self, epochs: float) -> None:
+        """Tell the latest row, so many epochs after the run's beginning."""
         rate = (epochs - self._first_epoch) / max(1e-9, time.monotonic() - self._began)
         latest: dict[str, Any] = dict(self._rows[-1]) if self._rows else {}
         stage = 1 if epochs <= self.spec.stage_one.epochs and self.spec.stage_one.epochs else 2
-        self.attempt.progress(int(epochs), rate, {**latest, "stage": stage, "step": step, "steps": steps})
+        self.attempt.progress(int(epochs), rate or None, {**latest, "stage": stage, **self._steps})
 
     def on_epoch(self, row: Metrics) -> None:
         self._rows.append(row)
+        self._report(len(self._rows))  # at once: no step comes after the last epoch
         self.sinks.row(row)
         try:
             if self._behind:
@@ -248,10 +256,11 @@ def fetch_checkpoint(
 ) -> StoredCheckpoint:
     """Bring a run's stored checkpoint, if there is one, to where the trainer looks for it.
 
-    Where the last one is damaged, it is the latest of those before it that is whole, and `note` is told.
+    Where the last one is damaged, it is the latest of those before it that is whole. What lies beside it (the best
+    weights so far, which no run goes on from) is left out where it is damaged or gone. Of either, `note` is told.
 
     Raises:
-        CorruptData: naming what is gone or not what was stored.
+        CorruptData: naming what is gone or not what was stored, if no checkpoint is whole.
     """
     try:
         text = storage.read(_pointer_key(run))
@@ -263,18 +272,25 @@ def fetch_checkpoint(
     except ValidationError as error:
         raise CorruptData(f"{_pointer_key(run)} cannot be read ({error}): {remedy}") from None
     checkpoints = [file for file in stored.files if file.name == LAST] + stored.earlier
-    beside = [file for file in stored.files if file.name != LAST]
-    while True:
+    while checkpoints:
         try:
-            for file in (*checkpoints[:1], *beside):
-                _fetch(storage, run, file, folder)
+            _fetch(storage, run, checkpoints[0], folder)
+            break
         except CorruptData as error:
             if len(checkpoints) < 2:
                 raise CorruptData(f"{error.message}; or {remedy}") from None
             note(f"{error.message}; the run goes on from the checkpoint before")
             checkpoints = checkpoints[1:]
-        else:
-            return StoredCheckpoint(files=[*checkpoints[:1], *beside], earlier=checkpoints[1:])
+    beside = []
+    for file in stored.files:
+        if file.name == LAST:
+            continue
+        try:
+            _fetch(storage, run, file, folder)
+            beside.append(file)
+        except CorruptData as error:
+            note(f"{error.message}; the run goes on without it")
+    return StoredCheckpoint(files=[*checkpoints[:1], *beside], earlier=checkpoints[1:])
 
 
 def _fetch(storage: Storage, run: str, file: StoredFile, folder: Path) -> None:

@@ -137,4 +137,4 @@ def peak_memory(device: torch.device) -> int:
 
 
 def diverged(what: str) -> Diverged:
-    return Diverged(f"{what}; the last checkpoint is from before: try a lower optimizer.lr, or set optimizer.clip_grad")
+    return Diverged(f"{what}; no checkpoint was made since: try a lower optimizer.lr, or set optimizer.clip_grad")

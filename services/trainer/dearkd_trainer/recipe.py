@@ -1,6 +1,6 @@
 """From a spec to timm's parts: optimiser, schedule, averaging, transforms, mixing of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
@@ -10,7 +10,7 @@ import dearkd.vision  # noqa: F401  # makes timm importable
 # isort: split
 import torch
 from timm.data import Mixup, create_transform
-from timm.data.auto_augment import RandAugment
+from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment
 from timm.data.mixup import mixup_target
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
@@ -19,6 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchvision import transforms
 
+from dearkd.errors import InvalidInput
 from dearkd.specs import AugmentationSpec, OptimizerSpec, Precision
 from dearkd_trainer.loader import Transform
 from dearkd_trainer.student import DearKDViT
@@ -106,24 +107,34 @@ def train_transform(spec: AugmentationSpec, *, image_size: int, mean: list[float
     """timm's training transform, after a random affine one where degrees, translate or shear are set.
 
     What a rotation brings in from outside is black, as in torchvision.
+
+    Raises:
+        InvalidInput: if `aa` is not timm's notation.
     """
-    augment = create_transform(
-        image_size,
-        is_training=True,
-        scale=(spec.scale[0], spec.scale[1]),
-        ratio=(spec.ratio[0], spec.ratio[1]),
-        hflip=spec.hflip,
-        color_jitter=spec.color_jitter or None,  # type: ignore[arg-type]  # None means none
-        auto_augment=spec.aa,
-        interpolation="bicubic",
-        mean=tuple(mean),
-        std=tuple(std),
-        re_prob=spec.reprob,
-        re_mode="pixel",
-    )
+    try:
+        augment = create_transform(
+            image_size,
+            is_training=True,
+            scale=(spec.scale[0], spec.scale[1]),
+            ratio=(spec.ratio[0], spec.ratio[1]),
+            hflip=spec.hflip,
+            color_jitter=spec.color_jitter or None,  # type: ignore[arg-type]  # None means none
+            auto_augment=spec.aa,
+            interpolation="bicubic",
+            mean=tuple(mean),
+            std=tuple(std),
+            re_prob=spec.reprob,
+            re_mode="pixel",
+        )
+    except (AssertionError, ValueError) as error:
+        if spec.aa is None:
+            raise
+        raise InvalidInput.at("/augmentation/aa", f"timm does not take {spec.aa!r}: {error}") from error
     for part in augment.transforms:
-        if isinstance(part, RandAugment):
-            _keep_a_bit(part)
+        if isinstance(part, RandAugment | AugMixAugment):
+            _keep_a_bit(part.ops)
+        elif isinstance(part, AutoAugment):
+            _keep_a_bit([operation for pair in part.policy for operation in pair])
     if spec.degrees or spec.translate or spec.shear:
         affine = transforms.RandomAffine(
             spec.degrees,
@@ -135,10 +146,10 @@ def train_transform(spec: AugmentationSpec, *, image_size: int, mean: list[float
     return cast(Transform, augment)
 
 
-def _keep_a_bit(augment: RandAugment) -> None:
+def _keep_a_bit(operations: Sequence[AugmentOp]) -> None:
     """timm posterises to 0 bits at the largest magnitude, which Pillow refuses since version 13."""
-    for operation in augment.ops:
-        if operation.name.startswith("Posterize"):
+    for operation in operations:
+        if operation.level_fn is not None and operation.name.startswith("Posterize"):
             operation.level_fn = partial(_at_least_one_bit, operation.level_fn)
 
 

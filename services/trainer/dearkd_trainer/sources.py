@@ -7,19 +7,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 from torch import nn
 
-from dearkd.cli.image_folder import CLASS_NAMES, read_folder
+from dearkd.class_order import other_order
+from dearkd.cli.image_folder import read_folder
+from dearkd.cli.output import note
 from dearkd.client import Client
-from dearkd.datasets import DatasetManifest, Shard
+from dearkd.datasets import IMAGE_SUFFIXES, DatasetManifest, Shard, read_members, split_member
 from dearkd.errors import CorruptData, InvalidInput, NotFound
 from dearkd.file_cache import FileCache, verify_copy
 from dearkd.identifiers import is_id
+from dearkd.image_files import is_grey, open_image
+from dearkd.json_files import read_json
 from dearkd.resources import Model, StoredFile
 from dearkd.settings import Settings
+from dearkd.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
 from dearkd.storage import Storage
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.export import CARD, CONFIG, WEIGHTS, load_model
@@ -27,6 +32,9 @@ from dearkd_trainer.export import CARD, CONFIG, WEIGHTS, load_model
 FILES = (WEIGHTS, CONFIG, CARD)
 MANIFEST = "model.json"
 DATASET_MANIFEST = "dataset.json"
+METRICS = "metrics.jsonl"
+
+ManifestT = TypeVar("ManifestT", Model, DatasetManifest)
 
 
 class ModelArguments(BaseModel):
@@ -82,7 +90,7 @@ def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) 
         cache: keeps verified copies, for as long as it is open.
 
     Raises:
-        InvalidInput: if it is neither, or its `config.json` is not ours.
+        InvalidInput: if it is neither, or its `config.json` or `model.json` is not ours.
         CorruptData: if a file is not what the manifest says.
     """
     if is_id(reference, "mdl"):
@@ -104,7 +112,7 @@ def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) 
         raise InvalidInput(f"{folder} holds no {missing[0]}: give a folder that a run or an export has left")
     stored = None
     if (folder / MANIFEST).is_file():
-        stored = Model.model_validate_json((folder / MANIFEST).read_text())
+        stored = _read_manifest(Model, folder / MANIFEST, "the manifest of a model")
         for file in stored.files:
             if file.name in files:
                 _verify(files[file.name], file)
@@ -112,15 +120,27 @@ def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) 
 
 
 def recorded_rows(model: TrainedModel, connect: Callable[[], Client]) -> list[dict[str, Any]]:
-    """The metrics of the run that made a model; none where they are not at hand any more."""
+    """The metrics of the run that made a model; none where they are not at hand any more, or are damaged."""
     if not is_id(model.name, "mdl"):
-        rows = Path(model.name) / "metrics.jsonl"
-        return [json.loads(line) for line in rows.read_text().splitlines()] if rows.is_file() else []
+        path = Path(model.name) / METRICS
+        try:
+            return _read_rows(path) if path.is_file() else []
+        except InvalidInput as error:
+            note(error.message)
+            return []
     try:
         with connect() as client:
             return list(client.list_metrics(model.manifest.run)) if model.manifest is not None else []
     except (NotFound, InvalidInput):
         return []
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    what, remedy = "a row of metrics", "what the run recorded is left out"
+    return [
+        read_json(dict[str, Any], line, where=f"{path}, line {number},", what=what, remedy=remedy)
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1)
+    ]
 
 
 @contextmanager
@@ -129,17 +149,19 @@ def open_dataset(
 ) -> Iterator[ShardDataset]:
     """The dataset of an id (`ds-…`), or of a folder: `*.tar` shards, or a folder of images for each class.
 
-    A folder of shards is checked against its `dataset.json` where it has one. Class folders are packed into shards in a
-    temporary folder for as long as the context lasts.
+    A folder of shards is checked against its `dataset.json` where it has one; without one, those that `_info.json`
+    names are read, else all. Class folders are packed into shards in a temporary folder for as long as the context
+    lasts.
 
     Raises:
-        InvalidInput: if it is none of these, or its classes are not the model's.
+        InvalidInput: if it is none of these, its classes or channels are not the model's, or a JSON file beside the
+            shards is damaged.
         CorruptData: naming the shard that is not what the manifest says, or the sample that cannot be read.
     """
     if is_id(reference, "ds"):
         with connect() as client:
             manifest = DatasetManifest.model_validate(client.get_dataset(reference))
-            _require_same_classes(reference, manifest.num_classes, [c.name for c in manifest.classes], model)
+            _require_same_task(reference, manifest, model)
             download = partial(client.download_dataset_file, reference)
             paths = [_cached(cache, shard, download) for shard in manifest.shards]
         yield _dataset(paths, model)
@@ -163,36 +185,74 @@ def _dataset(paths: list[Path], model: TrainedModel) -> ShardDataset:
 
 def _local_shards(folder: Path, reference: str, model: TrainedModel) -> list[Path]:
     if (folder / DATASET_MANIFEST).is_file():
-        manifest = DatasetManifest.model_validate_json((folder / DATASET_MANIFEST).read_text())
-        _require_same_classes(reference, manifest.num_classes, [c.name for c in manifest.classes], model)
+        manifest = _read_manifest(DatasetManifest, folder / DATASET_MANIFEST, "the manifest of a dataset")
+        _require_same_task(reference, manifest, model)
         for shard in manifest.shards:
             if not (folder / shard.name).is_file():
                 raise CorruptData(f"{shard.name} is named by {folder / DATASET_MANIFEST}, but is not there")
             _verify(folder / shard.name, shard)
         return [folder / shard.name for shard in manifest.shards]
     if (folder / CLASS_NAMES).is_file():
-        names = json.loads((folder / CLASS_NAMES).read_text())
+        names = read_class_names((folder / CLASS_NAMES).read_bytes(), str(folder / CLASS_NAMES))
         _require_same_classes(reference, len(names), names, model)
-    return sorted(folder.glob("*.tar"))
+    paths = sorted(folder.glob("*.tar"))
+    if (folder / INFO).is_file():
+        paths = [folder / name for name in read_info((folder / INFO).read_bytes(), str(folder / INFO))]
+        for path in paths:
+            if not path.is_file():
+                raise CorruptData(f"{path.name} is named by {folder / INFO}, but is not there")
+    _require_same_channels(reference, {channels for path in paths for channels in _channels(path)}, model)
+    return paths
+
+
+def _channels(shard: Path) -> Iterator[int]:
+    """1 or 3 for each image of a shard, by its header alone."""
+    for member, tar in read_members(shard):
+        file = tar.extractfile(member)
+        if split_member(member.name)[1] in IMAGE_SUFFIXES and file is not None:
+            try:
+                with open_image(file.read()) as image:
+                    yield 1 if is_grey(image) else 3
+            except CorruptData as error:
+                raise CorruptData(f"{shard.name}: {member.name}: {error.message}") from None
+
+
+def _require_same_task(reference: str, dataset: DatasetManifest, model: TrainedModel) -> None:
+    _require_same_classes(reference, dataset.num_classes, [c.name for c in dataset.classes], model)
+    _require_same_channels(reference, {dataset.in_chans}, model)
+
+
+def _require_same_channels(reference: str, channels: set[int], model: TrainedModel) -> None:
+    taken = model.config.model_args.in_chans
+    if channels - {taken}:
+        found = " and ".join(str(number) for number in sorted(channels))
+        raise InvalidInput(
+            f"{reference} has images of {found} channel(s) (1 is grey, 3 are colour), but {model.name} takes {taken}: "
+            "convert the images, or name another dataset"
+        )
 
 
 def _require_same_classes(reference: str, num_classes: int, names: list[str], model: TrainedModel) -> None:
     if num_classes != model.num_classes:
         raise InvalidInput(f"{reference} has {num_classes} classes, but {model.name} tells {model.num_classes} apart")
-    if names != model.class_names and sorted(names) == sorted(model.class_names):
-        place = next(i for i, pair in enumerate(zip(names, model.class_names, strict=True)) if pair[0] != pair[1])
+    difference = other_order(names, model.class_names)
+    if difference is not None:
         raise InvalidInput(
-            f"{reference} has the model's classes in another order: class {place} is {names[place]!r} there and "
-            f"{model.class_names[place]!r} in {model.name}; register it with a class_names.json in the model's order"
+            f"{reference} has the classes of {model.name} in another order ({difference}). Its labels must be made "
+            "again in the model's order: other names alone would leave them as they are. For class folders, put a "
+            "class_names.json in the model's order beside them, and then run `dearkd dataset add`"
         )
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], StudentConfig]:
-    try:
-        text = path.read_text()
-        return json.loads(text), StudentConfig.model_validate_json(text)
-    except ValueError as error:  # pydantic's too
-        raise InvalidInput(f"{path} is not the {CONFIG} of a trained student: {error}") from None
+    text = path.read_bytes()
+    remedy = "give a folder that a run or an export has left"
+    config = read_json(StudentConfig, text, where=str(path), what=f"the {CONFIG} of a trained student", remedy=remedy)
+    return json.loads(text), config
+
+
+def _read_manifest(kind: type[ManifestT], path: Path, what: str) -> ManifestT:
+    return read_json(kind, path.read_bytes(), where=str(path), what=what, remedy="fetch it again, or remove it")
 
 
 def _verify(path: Path, file: StoredFile | Shard) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
+from dearkd.specs.batches import smallest_batch
 from dearkd.vision.shards import Indices, ShardDataset, split
 from dearkd_trainer import loader
 from dearkd_trainer.attention import attention_distance, to_row
@@ -172,7 +173,7 @@ class DearKDTrainer:
         """Run to the end, from the last checkpoint on.
 
         Raises:
-            Diverged: naming the first step whose loss was not finite; the last checkpoint is from before it.
+            Diverged: naming the first step whose loss was not finite; no checkpoint is made after it.
             CorruptData: if an image cannot be read.
             BaseException: whatever a callback raises.
         """
@@ -361,7 +362,7 @@ def _checked_world(spec: TrainingSpec, images: int) -> World:
             f"{spec.processes}, but {world.size} joined: start them by torchrun --nproc-per-node {spec.processes}, and "
             "join in each (dearkd_trainer.world)",
         )
-    smallest = images // -(-images // spec.batch_size)
+    smallest = smallest_batch(images, spec.batch_size)
     if smallest < world.size:
         raise InvalidInput.at(
             "/processes", f"{world.size}, but a batch has {smallest} images: each process needs one at least"

@@ -78,7 +78,7 @@ def _register(client: Client, storage: Storage, prefix: str, name: str, settings
         raise Unavailable(f"{error.message}; the copy stays under {prefix} in storage", code=error.code) from error
     except DearKDError as error:
         storage.delete_prefix(prefix)
-        if isinstance(error, InvalidInput) and any(field.pointer == "/prefix" for field in error.errors):
+        if error.code == "no_shards":
             raise InvalidInput(
                 f"{error.message}; it was copied to {settings.storage_url}, and DEARKD_STORAGE_URL must name the "
                 "storage that the API uses",

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 import typer
-from PIL import Image
 
 from dearkd.datasets import (
-    IMAGE_FORMATS,
     IMAGE_SUFFIXES,
     MAX_MEMBER_BYTES,
     Sample,
@@ -20,14 +18,14 @@ from dearkd.datasets import (
     shard_name,
     write_shard,
 )
+from dearkd.errors import CorruptData
+from dearkd.image_files import IMAGE_FORMATS, is_grey, open_image
+from dearkd.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
 from dearkd.storage import Storage
 
 SHARD_SAMPLES = 1000
 SHARD_BYTES = 2**28
 """A shard ends at whichever comes first; small enough to be fetched and cached one by one."""
-
-CLASS_NAMES = "class_names.json"
-"""A JSON list beside the shards, which the API reads when it registers them."""
 
 # What torchvision's ImageFolder would read and we do not: leaving these out in silence would shrink the set.
 FOREIGN_SUFFIXES = frozenset((".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".heic", ".avif"))
@@ -49,19 +47,34 @@ class Source(Protocol):
 def read_folder(folder: Path) -> Source:
     """What a folder holds: shards (`*.tar`), or else class folders of images.
 
+    Class folders count in the order of `class_names.json` where there is one, else in that of their names. One that it
+    names and that is not there is a class without images.
+
     Raises:
         typer.BadParameter: if it holds neither, or files that would be lost.
+        InvalidInput: if `_info.json` or `class_names.json` there cannot be used.
     """
     shards = sorted(folder.glob("*.tar"))
+    info, names = folder / INFO, folder / CLASS_NAMES
+    order = read_class_names(names.read_bytes(), str(names)) if names.is_file() else None
     if shards:
-        beside = [folder / name for name in ("_info.json", CLASS_NAMES)]
-        return ShardFolder([*shards, *(path for path in beside if path.is_file())])
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if info.is_file():
+            read_info(info.read_bytes(), str(info))
+        return ShardFolder([*shards, *(path for path in (info, names) if path.is_file())])
+    classes = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     if not classes:
         raise typer.BadParameter(
             f"{folder} holds neither *.tar shards nor class folders of images: give the folder above the class folders"
         )
-    return ImageFolder([(path.name, _images(path)) for path in classes])
+    if order is None:
+        order = sorted(classes)
+    elif len(set(order)) != len(order):
+        twice = next(name for name in order if order.count(name) > 1)
+        raise typer.BadParameter(f"{names} names {twice!r} twice: class folders need names of their own")
+    unknown = sorted(classes.keys() - set(order))
+    if unknown:
+        raise typer.BadParameter(f"{names} does not name the class folder {unknown[0]!r}: add or remove it")
+    return ImageFolder([(name, _images(classes[name]) if name in classes else []) for name in order])
 
 
 def _images(folder: Path) -> list[Path]:
@@ -96,26 +109,40 @@ class ShardFolder:
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Class folders, in the order of their names: packed into shards, image files as they are. Counts images."""
+    """Class folders, packed into shards, image files as they are. Counts images twice: checked, then copied."""
 
     classes: Sequence[tuple[str, Sequence[Path]]]
 
     @property
     def total(self) -> int:
-        return sum(len(images) for _, images in self.classes)
+        return 2 * sum(len(images) for _, images in self.classes)
 
     def copy_to(self, storage: Storage, prefix: str) -> Iterator[int]:
+        """Raises `typer.BadParameter`, before anything is copied, naming the image that cannot be in a dataset."""
+        yield from self._check()
         shards: list[Shard] = []
         with tempfile.TemporaryDirectory(prefix="dearkd-dataset-") as scratch:
             for index, files in enumerate(self._cut()):
                 path = Path(scratch) / shard_name(index)
-                shards.append(write_shard(path, (self._sample(*entry) for entry in files)))
+                shards.append(write_shard(path, (_sample(*entry) for entry in files)))
                 storage.create(f"{prefix}/{path.name}", path)
                 path.unlink()
                 yield len(files)
-        storage.create(f"{prefix}/_info.json", info_json(shards))
+        storage.create(f"{prefix}/{INFO}", info_json(shards))
         names = [name for name, _ in self.classes]
         storage.create(f"{prefix}/{CLASS_NAMES}", json.dumps(names, ensure_ascii=False).encode())
+
+    def _check(self) -> Iterator[int]:
+        first: dict[bool, Path] = {}
+        for _, images in self.classes:
+            for path in images:
+                first.setdefault(_is_grey(path), path)
+                if len(first) > 1:
+                    raise typer.BadParameter(
+                        f"{first[True]} is grey, but {first[False]} has colours: a dataset has 1 or 3 channels "
+                        "throughout; convert it"
+                    )
+                yield 1
 
     def _cut(self) -> Iterator[list[tuple[int, int, Path]]]:
         """(running number, label, file), a shard at a time."""
@@ -131,18 +158,24 @@ class ImageFolder:
             size += length
         yield cut
 
-    def _sample(self, number: int, label: int, path: Path) -> Sample:
-        if path.stat().st_size > MAX_MEMBER_BYTES:
-            raise typer.BadParameter(f"{path} has {path.stat().st_size} bytes; an image may have {MAX_MEMBER_BYTES}")
-        try:
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                image.verify()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise typer.BadParameter(f"{path} does not open as an image: {error}; mend or remove it") from None
-        return Sample(
-            key=f"{number:09d}",
-            image=path.read_bytes(),
-            suffix=path.suffix.lower().removeprefix("."),
-            label=label,
-            fields={"label": label},
-        )
+
+def _is_grey(path: Path) -> bool:
+    size = path.stat().st_size
+    if size > MAX_MEMBER_BYTES:
+        raise typer.BadParameter(f"{path} has {size} bytes; an image may have {MAX_MEMBER_BYTES}")
+    try:
+        with open_image(path.read_bytes()) as image:
+            image.load()
+            return is_grey(image)
+    except CorruptData as error:
+        raise typer.BadParameter(f"{path}: {error.message}; mend or remove it") from None
+
+
+def _sample(number: int, label: int, path: Path) -> Sample:
+    return Sample(
+        key=f"{number:09d}",
+        image=path.read_bytes(),
+        suffix=path.suffix.lower().removeprefix("."),
+        label=label,
+        fields={"label": label},
+    )

@@ -6,11 +6,11 @@ resolves to itself.
 """
 
 from dearkd.specs.base import Limits, Precision, Priority, Spec
+from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.synthesis import Phase, SynthesisSpec, SynthesisWeights
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.training import (
     AugmentationSpec,
-    DatasetFacts,
     OptimizerSpec,
     PairSpec,
     StageOneSpec,

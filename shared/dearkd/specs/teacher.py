@@ -51,8 +51,8 @@ class TeacherSpec(Spec):
         for number in value:
             if not low <= number <= high:
                 raise ValueError(
-                    f"{number:g} does not lie in [{low:g}, {high:g}]: pixels lie in [0, 1], so divide what is meant for "
-                    "0 to 255 by 255"
+                    f"{number:g} does not lie in [{low:g}, {high:g}]: pixels lie in [0, 1], so divide by 255 what is "
+                    "meant for 0 to 255"
                 )
         return value
 

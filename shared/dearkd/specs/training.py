@@ -1,19 +1,20 @@
 """The spec of a training run: student, two stages, optimiser, augmentation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dearkd.errors import FieldError, InvalidInput
+from dearkd.specs.auto_augment import check_auto_augment
 from dearkd.specs.base import Precision, Priority, Spec, overlay, require_object
+from dearkd.specs.batches import batch_refusals, default_batch_size
+from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.recipes import (
     STUDENTS,
     Recipe,
     choose_patch_size,
     choose_recipe,
-    recipe_batch_size,
     recipe_defaults,
 )
 from dearkd.specs.stored_logits import refusals, wants_stored_logits, with_stored_logits
@@ -114,7 +115,7 @@ class AugmentationSpec(Spec):
     """Range of the random crop's area; [1, 1] crops nothing."""
     ratio: list[float] = Field(min_length=2, max_length=2)
     hflip: Fraction
-    aa: str | None = None
+    aa: Annotated[str, Field(max_length=200), AfterValidator(check_auto_augment)] | None = None
     """RandAugment and its kin, in timm's notation; where set, colour jitter is off."""
     color_jitter: float = Field(ge=0)
     reprob: Fraction
@@ -125,25 +126,6 @@ class AugmentationSpec(Spec):
     degrees: float = Field(ge=0, le=180)
     translate: Fraction
     shear: float = Field(ge=0, lt=90)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetFacts:
-    """What a training spec's defaults and checks need to know of its dataset, finished or still being made."""
-
-    num_samples: int
-    num_classes: int
-    image_size: int | None
-    """Side in pixels; None where images differ in size or are not square."""
-    in_chans: int
-    synthetic: bool
-    mirrored: bool
-    """Whether a mirrored object is still an object of its class."""
-    teacher: str | None = None
-    stored_logits: bool = False
-    """Whether each sample has its teacher's logits."""
-    class_names: tuple[str, ...] | None = None
-    """In the order of labels."""
 
 
 class TrainingSpec(Spec):
@@ -217,8 +199,10 @@ class TrainingSpec(Spec):
         if recipe not in ("deit", "small"):
             raise InvalidInput.at("/recipe", f"unknown recipe {recipe!r}; there are deit and small")
         batch = body.get("batch_size")
-        batch = batch if isinstance(batch, int) and batch > 0 else _default_batch(recipe, body, dataset)
-        defaults = _common(dataset) | recipe_defaults(
+        common = _common(dataset)
+        if not isinstance(batch, int) or batch < 1:
+            batch = default_batch_size(recipe, common | body, dataset)
+        defaults = common | recipe_defaults(
             recipe, batch_size=batch, synthetic=dataset.synthetic, mirrored=dataset.mirrored
         )
         defaults |= {"recipe": recipe, "batch_size": batch}
@@ -234,7 +218,7 @@ class TrainingSpec(Spec):
         filled = overlay(defaults, {k: v for k, v in body.items() if not (k in ("recipe", "teacher") and v is None)})
         filled["student"] = _student(filled.get("student"), student, size)
         spec = cls.check(filled)
-        spec._check_against(dataset, teacher)
+        spec._check_against(dataset, teacher, posted=body)
         if initial is not None:
             spec._check_begins_from(initial)
         return spec
@@ -267,7 +251,7 @@ class TrainingSpec(Spec):
         if errors:
             raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
 
-    def _check_against(self, dataset: DatasetFacts, teacher: TeacherSpec | None) -> None:
+    def _check_against(self, dataset: DatasetFacts, teacher: TeacherSpec | None, *, posted: Mapping[str, Any]) -> None:
         errors: list[FieldError] = []
 
         def refuse(pointer: str, detail: str) -> None:
@@ -297,17 +281,7 @@ class TrainingSpec(Spec):
             refuse(
                 "/stage_two/lr", "it is where a schedule restarts: set stage_two.schedule to restarts, or leave it out"
             )
-        if self.batch_size % self.processes:
-            refuse("/batch_size", f"{self.batch_size} is not a multiple of processes ({self.processes})")
-        elif self.batch_size // self.processes % self.grad_accum_steps:
-            refuse(
-                "/batch_size",
-                f"{self.batch_size // self.processes} a process is not a multiple of grad_accum_steps "
-                f"({self.grad_accum_steps})",
-            )
-        trained = dataset.num_samples * self.fraction * (1 - self.holdout)
-        if self.batch_size > max(1, trained):
-            refuse("/batch_size", f"{self.batch_size}, but only {int(trained)} images are trained on")
+        errors += batch_refusals(self.model_dump(), posted, dataset)
         for field in ("scale", "ratio"):
             low, high = getattr(self.augmentation, field)
             if not 0 < low <= high or (field == "scale" and high > 1):
@@ -345,20 +319,6 @@ def _common(dataset: DatasetFacts) -> dict[str, Any]:
         "priority": "normal",
         "seed": 0,
     }
-
-
-def _default_batch(recipe: Recipe, body: Mapping[str, Any], dataset: DatasetFacts) -> int:
-    """The recipe's batch, halved until an epoch has at least eight of them."""
-    fraction = body.get("fraction", 1.0)
-    images = dataset.num_samples * (fraction if isinstance(fraction, float) and 0 < fraction <= 1 else 1.0) * 0.95
-    batch = recipe_batch_size(recipe)
-    step = 1
-    for field in ("processes", "grad_accum_steps"):
-        parts = body.get(field, 1)
-        step *= parts if isinstance(parts, int) and parts > 0 else 1
-    while batch > step and batch * 8 > images:
-        batch //= 2
-    return max(step, batch - batch % step)
 
 
 def _student(filled: Any, posted: Mapping[str, Any], image_size: int) -> Any:

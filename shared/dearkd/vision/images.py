@@ -5,10 +5,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from dearkd.errors import CorruptData
+from dearkd.image_files import MAX_PIXELS, is_grey, open_image
 from dearkd.specs import TeacherSpec
 
 ImageFormat = Literal["png", "webp", "jpeg"]
@@ -64,8 +65,10 @@ def encode(image: Tensor, image_format: ImageFormat) -> bytes:
     return file.getvalue()
 
 
-def decode(data: bytes, in_chans: Literal[1, 3] | None = None, *, max_pixels: int = 2**24) -> Tensor:
+def decode(data: bytes, in_chans: Literal[1, 3] | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The pixels (C, H, W), uint8, of a PNG, WebP or JPEG file.
+
+    16 bits of grey become the nearest of 8 (65535 is 255); alpha is dropped.
 
     Args:
         data: the file's bytes; no other format is opened, whatever Pillow could read.
@@ -75,16 +78,17 @@ def decode(data: bytes, in_chans: Literal[1, 3] | None = None, *, max_pixels: in
     Raises:
         CorruptData: if it is no such image, is truncated, or is too large.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise CorruptData(f"an image of {width}×{height} pixels: at most {max_pixels} pixels are read")
-            grey = in_chans == 1 or (in_chans is None and picture.mode in ("1", "L", "LA", "I;16"))
-            array = np.array(picture.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CorruptData(f"not a readable PNG, WebP or JPEG image: {error}") from error
+    with open_image(data, max_pixels=max_pixels) as picture:
+        grey = in_chans == 1 or (in_chans is None and is_grey(picture))
+        if picture.mode.startswith("I"):
+            picture = Image.fromarray(_in_8_bits(np.asarray(picture)))
+        array = np.array(picture.convert("L" if grey else "RGB"))
     return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
+
+
+def _in_8_bits(values: NDArray[np.integer]) -> NDArray[np.uint8]:
+    # Pillow's own conversion clips at 255: nearly every value of 16 bits would be white.
+    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
 
 
 def _mean_and_std(teacher: TeacherSpec, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """The inspector: what the API cannot judge without torch or for its length. An rq task; see `dearkd.registration`."""
 
-import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 
 from dearkd.datasets import DatasetManifest, Shard, ShardContents, count_classes, datasets, info_json, inspect_shard
-from dearkd.datasets import shard_names as list_shards
 from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound, Unavailable
 from dearkd.file_cache import FileCache
 from dearkd.identifiers import is_id
@@ -18,6 +16,7 @@ from dearkd.queue import connect
 from dearkd.registration import Registrations, Ticket, upload_key, upload_prefix
 from dearkd.resources import Teacher, describe_file, teachers
 from dearkd.settings import Settings
+from dearkd.shard_info import CLASS_NAMES, INFO, listed_shards, read_class_names
 from dearkd.specs import TeacherSpec
 from dearkd.storage import Storage
 from dearkd.vision.teachers import describe_teacher
@@ -106,16 +105,24 @@ def register_dataset(ticket: Ticket, storage: Storage, folder: Path) -> DatasetM
     prefix: str = ticket.request["prefix"]
     names = _class_names(storage, prefix)
     shards: list[Shard] = []
-    modes: set[str] = set()
+    modes: dict[str, str] = {}
     sizes: set[tuple[int, int]] = set()
-    for name in list_shards(storage, prefix):
+    for name, length in listed_shards(storage, prefix).items():
         shard, found = _read_shard(storage, prefix, name, folder, names)
+        if length is not None and length != shard.samples:
+            raise InvalidInput.at(
+                "/prefix",
+                f"{prefix}/{INFO} says that {name} holds {length} samples, but it holds {shard.samples}: correct it, "
+                "or remove it and every *.tar is taken",
+            )
         shards.append(shard)
-        modes |= found.modes
+        modes |= {mode: name for mode in found.modes if mode not in modes}
         sizes |= found.image_sizes
     if len(modes) > 1:
         raise InvalidInput.at(
-            "/prefix", f"{prefix!r} holds grey and colour images: a dataset has 1 or 3 channels throughout; convert it"
+            "/prefix",
+            f"{prefix!r} holds grey and colour images (grey in {modes['L']}, colour in {modes['RGB']}): a dataset has "
+            "1 or 3 channels throughout; convert it",
         )
     num_classes = len(names) if names else 1 + max(label for shard in shards for label in shard.classes)
     width, height = next(iter(sizes))
@@ -126,15 +133,15 @@ def register_dataset(ticket: Ticket, storage: Storage, folder: Path) -> DatasetM
         num_samples=sum(shard.samples for shard in shards),
         num_classes=num_classes,
         image_size=width if len(sizes) == 1 and width == height else None,
-        in_chans=1 if modes == {"L"} else 3,
+        in_chans=1 if "L" in modes else 3,
         classes=count_classes(shards, names, num_classes),
         shards=shards,
         prefix=prefix,
     )
     shelf = datasets(storage)
     # With it, what the API serves of a dataset loads as it is in timm.
-    info = shelf.key(ticket.id, "_info.json")
-    lacks_info = not storage.exists(f"{prefix}/_info.json")
+    info = shelf.key(ticket.id, INFO)
+    lacks_info = not storage.exists(f"{prefix}/{INFO}")
     try:
         if lacks_info:
             storage.put(info, info_json(shards))
@@ -168,17 +175,13 @@ def _read_shard(
 
 
 def _class_names(storage: Storage, prefix: str) -> list[str] | None:
+    where = f"{prefix}/{CLASS_NAMES}"
     try:
-        text = storage.read(f"{prefix}/class_names.json")
+        return read_class_names(storage.read(where), where)
     except NotFound:
         return None
-    try:
-        names = json.loads(text)
-    except ValueError as error:
-        raise InvalidInput.at("/prefix", f"{prefix}/class_names.json is not readable as JSON: {error}") from None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise InvalidInput.at("/prefix", f"{prefix}/class_names.json is no list of names: give one a class, in order")
-    return names
+    except InvalidInput as error:
+        raise InvalidInput.at("/prefix", error.message) from None
 
 
 @contextmanager

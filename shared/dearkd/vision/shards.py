@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from dearkd.datasets import IMAGE_SUFFIXES, parse_label, read_members, split_member
 from dearkd.errors import CorruptData
+from dearkd.specs.dataset_facts import kept_samples
 from dearkd.vision.images import decode
 
 Indices = NDArray[np.int64]
@@ -138,12 +139,14 @@ def split(labels: Indices, *, fraction: float, holdout: float, seed: int) -> tup
     """Sample numbers to train on and to hold out, both ascending; together they are `fraction` of every class.
 
     For one seed, what a smaller fraction trains on is a subset of what a larger one does, and so is what it holds out:
-    each class is shuffled once, the fraction is its beginning, and every (1/holdout)-th sample of it is held out.
+    each class is shuffled once, the fraction is its beginning, and every (1/holdout)-th sample of it is held out. Only
+    where that would hold out all that is left of a class, its first sample is trained on, which a larger fraction may
+    hold out. `DatasetFacts.trained_images` tells how many are trained on.
 
     Args:
         labels: (N,) class indices.
         fraction: in (0, 1]; at least one sample of each class stays.
-        holdout: in [0, 1), of the fraction.
+        holdout: in [0, 1), of the fraction; at least one sample of each class is trained on.
         seed: of the shuffle.
     """
     train: list[Indices] = []
@@ -151,10 +154,11 @@ def split(labels: Indices, *, fraction: float, holdout: float, seed: int) -> tup
     for label in np.unique(labels):
         generator = np.random.default_rng([seed, int(label)])
         members = generator.permutation(np.flatnonzero(labels == label))
-        members = members[: max(1, round(fraction * len(members)))]
+        members = members[: kept_samples(len(members), fraction)]
         # A random phase, or else classes of fewer than 1/holdout samples would never hold any out.
         ticks = np.floor(np.arange(len(members) + 1) * holdout + generator.random())
         is_held = np.diff(ticks) > 0
+        is_held[0] &= not is_held.all()
         train.append(members[~is_held])
         held.append(members[is_held])
     return _merged(train), _merged(held)

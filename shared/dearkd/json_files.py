@@ -1,0 +1,31 @@
+"""JSON files that people and other tools may have written."""
+
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from dearkd.errors import InvalidInput, json_pointer
+
+T = TypeVar("T")
+
+
+def read_json(kind: type[T], text: bytes, *, where: str, what: str, remedy: str) -> T:
+    """The file's content as a value of `kind`.
+
+    Args:
+        kind: a pydantic model, or a type such as `list[str]`.
+        text: the file's bytes.
+        where: the file, for the message.
+        what: what it should be: "the manifest of a model".
+        remedy: what to do about it.
+
+    Raises:
+        InvalidInput: if it is no JSON, or not of that kind; says the first thing that is wrong with it, and where.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = json_pointer(first["loc"])
+        wrong = f"{place}: {first['msg']}" if place else first["msg"]
+        raise InvalidInput(f"{where} is not {what}: {wrong}; {remedy}") from None

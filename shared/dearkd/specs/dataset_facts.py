@@ -1,0 +1,62 @@
+"""What a training run's defaults and checks know of its dataset, and how many of its images the run trains on."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class TrainedImages(NamedTuple):
+    """How many images a run trains on. The seed decides within the bounds: `holdout` of a class is seldom whole."""
+
+    fewest: int
+    expected: int
+    """The mean over all seeds, rounded."""
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetFacts:
+    """What a training spec's defaults and checks need to know of its dataset, finished or still being made."""
+
+    num_samples: int
+    num_classes: int
+    image_size: int | None
+    """Side in pixels; None where images differ in size or are not square."""
+    in_chans: int
+    synthetic: bool
+    mirrored: bool
+    """Whether a mirrored object is still an object of its class."""
+    teacher: str | None = None
+    stored_logits: bool = False
+    """Whether each sample has its teacher's logits."""
+    class_samples: tuple[int, ...] = ()
+    """Samples of each class; empty where unknown, and then the classes are taken to be of one size."""
+    class_names: tuple[str, ...] | None = None
+    """In the order of labels."""
+
+    def trained_images(self, fraction: float, holdout: float) -> TrainedImages:
+        """How many images `dearkd.vision.shards.split` leaves to train on.
+
+        Exact, with equal bounds, where `holdout` is 0, or whole in every class, or all but one of it; else a class may
+        give an image more or less. Where `class_samples` is unknown, this is an estimate.
+
+        Args:
+            fraction: of every class that is used, in (0, 1].
+            holdout: of the fraction, in [0, 1), that is not trained on.
+        """
+        kept = [kept_samples(samples, fraction) for samples in self.class_samples or self._even_classes() if samples]
+        return TrainedImages(
+            fewest=sum(max(1, count - math.ceil(count * holdout)) for count in kept),
+            expected=round(math.fsum(max(1.0, count - count * holdout) for count in kept)),
+            most=sum(max(1, count - math.floor(count * holdout)) for count in kept),
+        )
+
+    def _even_classes(self) -> Sequence[int]:
+        each, more = divmod(self.num_samples, self.num_classes)
+        return [each + 1] * more + [each] * (self.num_classes - more)
+
+
+def kept_samples(samples: int, fraction: float) -> int:
+    """How many of a class's samples a fraction of the dataset keeps: one at least."""
+    return max(1, round(fraction * samples))

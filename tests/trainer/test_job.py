@@ -1,0 +1,78 @@
+"""The service around the trainer, on a real Redis and real files: what a finished run says of itself."""
+
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from bars import CLASSES, SIDE, bars
+
+from dearkd.datasets import DatasetManifest, Sample, count_classes, datasets, write_shard
+from dearkd.embedded_redis import embedded_redis
+from dearkd.identifiers import new_id
+from dearkd.settings import Settings
+from dearkd.specs import TrainingSpec
+from dearkd.storage import Storage
+from dearkd.vision.images import encode
+from dearkd.worker import drain, open_ledger
+from dearkd_trainer.job import perform
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    handler = signal.getsignal(signal.SIGTERM)  # a worker's loop puts its own in place
+    with embedded_redis(folder) as url:
+        yield Settings(redis_url=url, storage_url=f"file://{tmp_path}/storage", cache_dir=tmp_path / "cache")
+    signal.signal(signal.SIGTERM, handler)
+
+
+def store_bars(storage: Storage, folder: Path) -> DatasetManifest:
+    path = folder / "train-000000.tar"
+    shard = write_shard(path, (Sample(f"{n:04d}", encode(x, "png"), "png", y, {}) for n, (x, y) in enumerate(bars(24))))
+    identifier = new_id("ds")
+    storage.put(f"datasets/{identifier}/{shard.name}", path)
+    manifest = DatasetManifest(
+        id=identifier,
+        created_at=datetime.now(UTC),
+        num_samples=24,
+        num_classes=CLASSES,
+        image_size=SIDE,
+        in_chans=1,
+        classes=count_classes([shard], None, CLASSES),
+        shards=[shard],
+        prefix=f"datasets/{identifier}",
+    )
+    datasets(storage).create(manifest)
+    return manifest
+
+
+def test_a_finished_run_shows_its_last_epoch_with_its_evaluation(settings: Settings, tmp_path: Path) -> None:
+    ledger = open_ledger(settings)
+    dataset = store_bars(ledger.store.storage, tmp_path)
+    posted = {
+        "dataset": dataset.id,
+        "eval_dataset": dataset.id,
+        "eval_every": 100,
+        "batch_size": 12,
+        "holdout": 0.0,
+        "workers": 0,
+        "student": {"embed_dim": 16, "depth": 1, "num_heads": 2, "mhca_blocks": 1},
+        "stage_one": {"epochs": 1, "distillation": "none", "weights": {"hidden": 0.0}},
+        "stage_two": {"epochs": 2},
+        "optimizer": {"warmup_epochs": 1},
+    }
+    spec = TrainingSpec.resolve(posted, dataset.facts, None)
+    job = ledger.store.create_training(spec, epochs=spec.epochs, waits_for=None)
+    assert drain("training", perform, settings) == 1
+    ended = ledger.store.get(job.id)
+    assert ended.status == "succeeded", ended.error
+    (*_, last), _ = ledger.store.rows(job.id, limit=10)
+    assert last["epoch"] == 3
+    assert "eval_top1" in last
+    assert ended.metrics == {name: value for name, value in last.items() if name != "id"} | {"step": 6, "steps": 6}
+    assert (ended.progress.done, ended.progress.total) == (3, 3)

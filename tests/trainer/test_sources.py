@@ -1,0 +1,146 @@
+"""Which datasets a model may be evaluated on, and what damaged files beside shards and models are answered with."""
+
+import io
+import json
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import typer
+from PIL import Image
+
+from dearkd.datasets import Sample, write_shard
+from dearkd.errors import InvalidInput
+from dearkd.file_cache import FileCache
+from dearkd_trainer.sources import StudentConfig, TrainedModel, open_dataset, open_model, recorded_rows
+
+NAMES = ["cat", "dog", "emu"]
+
+
+def config(in_chans: int) -> dict[str, object]:
+    return {
+        "num_classes": 3,
+        "label_names": NAMES,
+        "model_args": {"in_chans": in_chans, "img_size": 8},
+        "pretrained_cfg": {"mean": [0.5] * in_chans, "std": [0.5] * in_chans},
+    }
+
+
+def student(in_chans: int) -> TrainedModel:
+    return TrainedModel("student", {}, {}, StudentConfig.model_validate(config(in_chans)), None)
+
+
+def image(mode: str, shade: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), shade).convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def no_api() -> NoReturn:
+    raise AssertionError("a folder needs no API")
+
+
+def labels(folder: Path, model: TrainedModel, tmp_path: Path) -> list[int]:
+    with FileCache(tmp_path / "cache", 2**20) as cache, open_dataset(str(folder), model, no_api, cache) as found:
+        return found.labels.tolist()
+
+
+def write_folders(folder: Path, mode: str, names: list[str]) -> Path:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "one.png").write_bytes(image(mode))
+    return folder
+
+
+def write_shards(folder: Path, *modes: str) -> Path:
+    """A shard of one image for each mode."""
+    folder.mkdir()
+    for n, mode in enumerate(modes):
+        write_shard(folder / f"{n}.tar", [Sample("a", image(mode), "png", n, {})])
+    return folder
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3)])
+def test_a_model_is_evaluated_on_images_of_its_own_channels(tmp_path: Path, mode: str, channels: int) -> None:
+    folders, shards = write_folders(tmp_path / "folders", mode, NAMES), write_shards(tmp_path / "shards", mode, mode)
+    for folder, found in ((folders, [0, 1, 2]), (shards, [0, 1])):
+        assert labels(folder, student(channels), tmp_path) == found
+        with pytest.raises(InvalidInput, match=f"{folder.name} has images of {channels} channel.* student takes"):
+            labels(folder, student(4 - channels), tmp_path)
+
+
+def test_grey_and_colour_images_are_not_evaluated_together(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "mixed", "L", "RGB")
+    for channels in (1, 3):
+        with pytest.raises(InvalidInput, match=f"images of 1 and 3 channel.* takes {channels}"):
+            labels(folder, student(channels), tmp_path)
+    folder = write_folders(tmp_path / "folders", "L", NAMES)
+    (folder / "emu" / "two.png").write_bytes(image("RGB"))
+    with pytest.raises(typer.BadParameter, match=r"two\.png has colours"):
+        labels(folder, student(1), tmp_path)
+
+
+def test_class_folders_count_in_the_order_of_class_names_json(tmp_path: Path) -> None:
+    folder = write_folders(tmp_path / "folders", "L", ["dog", "cat"])
+    with pytest.raises(InvalidInput, match="2 classes"):
+        labels(folder, student(1), tmp_path)
+    (folder / "class_names.json").write_text(json.dumps(NAMES))
+    assert labels(folder, student(1), tmp_path) == [0, 1]
+    (folder / "class_names.json").write_text(json.dumps(["dog", "cat", "emu"]))
+    with pytest.raises(InvalidInput, match="labels must be made again"):
+        labels(folder, student(1), tmp_path)
+
+
+def test_of_local_shards_those_are_read_that_info_json_names(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards", "L", "L")
+    split = {"num_samples": 1, "filenames": ["1.tar"], "shard_lengths": [1]}
+    (folder / "_info.json").write_text(json.dumps({"splits": {"validation": split}}))
+    assert labels(folder, student(1), tmp_path) == [1]
+    (folder / "_info.json").write_text(json.dumps({"splits": {"train": split, "validation": split}}))
+    with pytest.raises(InvalidInput, match="2 splits"):
+        labels(folder, student(1), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["class_names.json", "dataset.json", "_info.json"])
+@pytest.mark.parametrize("damaged", [b'{"a": 1', b"\xff\xfe", b"3", b'["cat", "dog", 3]'])
+def test_damaged_json_beside_shards_is_named_with_a_remedy(tmp_path: Path, name: str, damaged: bytes) -> None:
+    folder = write_shards(tmp_path / "shards", "L")
+    (folder / name).write_bytes(damaged)
+    with pytest.raises(InvalidInput, match=rf"{name} is not .*; (give|fetch|correct)"):
+        labels(folder, student(1), tmp_path)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model's folder whose weights nobody loads."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "config.json").write_text(json.dumps(config(1)))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.json", "config.json"])
+@pytest.mark.parametrize("damaged", [b'{"a": 1', b"\xff\xfe", b"[]", b'{"num_classes": "many"}'])
+def test_damaged_json_of_a_model_is_named_with_a_remedy(model: Path, tmp_path: Path, name: str, damaged: bytes) -> None:
+    (model / name).write_bytes(damaged)
+    with (
+        FileCache(tmp_path / "cache", 2**20) as cache,
+        pytest.raises(InvalidInput, match=rf"{name} is not .*; (give|fetch)"),
+    ):
+        open_model(str(model), no_api, cache)
+
+
+def test_damaged_metrics_are_left_out_and_said_to_be(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FileCache(tmp_path / "cache", 2**20) as cache:
+        opened = open_model(str(model), no_api, cache)
+    assert recorded_rows(opened, no_api) == []
+    (model / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    assert recorded_rows(opened, no_api) == [{"epoch": 1}, {"epoch": 2}]
+    assert capsys.readouterr().err == ""
+    for damaged in ('{"epoch": 1}\n{"epo', '{"epoch": 1}\n[]\n'):
+        (model / "metrics.jsonl").write_text(damaged)
+        assert recorded_rows(opened, no_api) == []
+        assert "metrics.jsonl, line 2" in capsys.readouterr().err
