@@ -2,7 +2,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,6 +167,15 @@ def test_a_job_that_fails_while_it_is_waited_for_exits_1(run: Run, api: StandInA
     assert json.loads(as_json.out) == failed
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores SIGINT, and so would all that it starts in its turn."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_ends_the_watching_and_not_the_job(api: StandInApi) -> None:
     api.answer("GET /v1/synthesis-jobs/syn-1", a_job())
     command = [sys.executable, "-m", "dearkd.cli", "watch", "syn-1"]
