@@ -24,6 +24,7 @@ from dearkd.vision.teachers import check_teacher
 from dearkd_synth.batches import sample_label, shard_batches, shard_samples
 from dearkd_synth.boundary import FeatureBank, logit_margin
 from dearkd_synth.determinism import deterministic_convolutions
+from dearkd_synth.labelling import in_places, share_out
 from dearkd_synth.memory import StatisticsMemory
 from dearkd_synth.objective import Objective
 from dearkd_synth.resizing import resize
@@ -220,6 +221,7 @@ class DeepInversion:
     ) -> tuple[Tensor, Step, list[Statistics]]:
         """The optimised tensor (N, C, r, r) of the last phase, the last step, and each phase's last statistics."""
         spec, step = self.spec, start
+        own = labels if spec.unlabelled_iterations == 0 else None
         # Everything random is drawn on the CPU, so that it does not depend on the device, and at once.
         size = spec.phases[0].resolution
         x = torch.randn(len(labels), self.teacher_spec.in_chans, size, size, generator=generator).to(self.device)
@@ -234,8 +236,10 @@ class DeepInversion:
             beside = memory.beside(number, len(labels))
             for iteration in range(phase.iterations):
                 optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration)
+                if own is None and step.iteration == spec.unlabelled_iterations:
+                    own = share_out(labels, objective.unlabelled_logits())
                 view = views.show(x, phase, step.iteration)
-                terms = objective.terms(x, view, labels, earlier, beside)
+                terms = objective.terms(x, view, own, earlier, beside)
                 total = objective.total(terms)
                 optimizer.zero_grad()
                 total.backward()
@@ -256,7 +260,9 @@ class DeepInversion:
             seen.append(objective.statistics())
         if not torch.isfinite(x).all():
             raise self._diverged(step, "left the finite numbers")
-        return x.detach(), step, seen
+        if own is None:
+            own = share_out(labels, objective.unlabelled_logits())
+        return x.detach()[in_places(labels, own)], step, seen
 
     def _as_stored(self, pixels: Tensor) -> tuple[Tensor, Sequence[bytes] | None]:
         """The pixels (N, C, H, W), uint8, that a reader will see, and their files where the format is not lossless."""

@@ -13,6 +13,9 @@ from dearkd_synth.adaptive import adaptive_loss
 from dearkd_synth.boundary import boundary_loss
 from dearkd_synth.statistics import Earlier, Statistics, StatisticsMatching
 
+OF_CLASSES = frozenset({"cross_entropy", "adaptive", "boundary"})
+"""The terms that say what class an image belongs to, or how far inside it."""
+
 
 class Objective:
     """L = Σ weight · term (docs/method.md, section 1). A term of weight 0 is not computed.
@@ -30,6 +33,7 @@ class Objective:
             teacher, first_weight=spec.first_batch_norm_weight, layer_weights=spec.batch_norm_layer_weights
         )
         self._student = adaptive_student
+        self._unlabelled = torch.empty(0, 0)
         self.compete(adaptive_student is not None)
 
     def compete(self, takes_part: bool) -> None:
@@ -44,7 +48,7 @@ class Objective:
         self,
         x: Tensor,
         view: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         earlier: tuple[Tensor, Tensor] | None = None,
         earlier_statistics: Earlier | None = None,
     ) -> dict[str, Tensor]:
@@ -54,18 +58,23 @@ class Objective:
             x: (B, C, r, r), the tensor that is optimised, for the priors: at its own resolution, not rolled, so that
                 neither the upsampling nor the seam of the roll counts as variation [R].
             view: (B, C, s, s), the same images as the networks see them: upsampled, rolled, flipped.
-            labels: (B,).
+            labels: (B,); None where the images have none yet, and then no term that looks at labels or classes.
             earlier: features and labels of images already made (`FeatureBank.of`).
             earlier_statistics: of images already made (`StatisticsMemory.beside`).
         """
-        spec = self._spec
-        self._statistics.start(matching="batch_norm" in self._weights)
+        spec, weights = self._spec, self._weights
+        if labels is None:
+            weights = {name: weight for name, weight in weights.items() if name not in OF_CLASSES}
+        self._statistics.start(matching="batch_norm" in weights)
         with torch.autocast(view.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
             features, logits = features_and_logits(self._teacher, view)
-            student_logits = self._student(view) if self._student and "adaptive" in self._weights else logits
+            student_logits = self._student(view) if self._student and "adaptive" in weights else logits
         features, logits, student_logits = features.float(), logits.float(), student_logits.float()
+        if labels is None:
+            self._unlabelled = logits.detach()
+        given = torch.empty(0) if labels is None else labels
         compute: dict[str, Callable[[], Tensor]] = {
-            "cross_entropy": lambda: F.cross_entropy(logits, labels),
+            "cross_entropy": lambda: F.cross_entropy(logits, given),
             "batch_norm": lambda: self._statistics.loss(earlier_statistics),
             "total_variation_l1": lambda: priors.total_variation_l1(x),
             "total_variation_l2": lambda: priors.total_variation_l2(x),
@@ -74,13 +83,17 @@ class Objective:
             "boundary": lambda: boundary_loss(
                 features,
                 logits,
-                labels,
+                given,
                 earlier,
                 boundary_margin=spec.boundary_margin,
                 similarity_margin=spec.similarity_margin,
             ),
         }
-        return {name: compute[name]() for name in self._weights}
+        return {name: compute[name]() for name in weights}
+
+    def unlabelled_logits(self) -> Tensor:
+        """(B, num_classes), what the teacher said of the last images that `terms` saw without labels."""
+        return self._unlabelled
 
     def statistics(self) -> Statistics:
         """Of the last images that `terms` looked at, without their graph; empty where they weigh nothing."""

@@ -29,6 +29,7 @@ def _common() -> dict[str, Any]:
         "betas": [0.9, 0.999],
         "schedule": "constant",
         "warmup_iterations": 0,
+        "unlabelled_iterations": 0,
         "clip": True,
         "flip": 0.5,
         "boundary_margin": 1.0,

@@ -61,6 +61,10 @@ class SynthesisSpec(Spec):
     statistics_memory: int = Field(default=0, ge=0)
     """A batch is matched to the statistics together with up to so many images that its shard already holds [R]; 0 is
     DeepInversion's way, each batch for itself."""
+    unlabelled_iterations: int = Field(default=0, ge=0)
+    """Iterations, counted over all phases, in which a batch only matches statistics and priors; then its images share
+    out the batch's labels among themselves by what they have become (`dearkd_synth.labelling`) [R]. 0 is
+    DeepInversion's way: noise has its label from the beginning."""
     adaptive_student: str | None = None
     """Id of the model that the adaptive term competes with: of the teacher's classes and channels. With none named, a
     small CNN is trained for it on the job's first shards."""
@@ -215,6 +219,17 @@ class SynthesisSpec(Spec):
             refuse("/betas", f"{self.betas}: Adam's betas lie in [0, 1)")
         if self.warmup_iterations and self.warmup_iterations >= iterations:
             refuse("/warmup_iterations", f"{self.warmup_iterations} leaves none of {iterations} iterations")
+        if self.unlabelled_iterations and self.unlabelled_iterations >= iterations:
+            refuse(
+                "/unlabelled_iterations",
+                f"{self.unlabelled_iterations} leaves none of {iterations} iterations in which images have labels",
+            )
+        if self.unlabelled_iterations and self.weights.batch_norm == 0:
+            refuse(
+                "/unlabelled_iterations",
+                f"{self.unlabelled_iterations}, but weights.batch_norm is 0: without labels nothing says what the "
+                "images should become; set it to 0",
+            )
         if not any(self.weights.model_dump().values()):
             refuse("/weights", "all of them are 0, so that there is nothing to optimise: leave one above it")
         layers = self.batch_norm_layer_weights
@@ -308,11 +323,16 @@ def _fit(filled: dict[str, Any], given: Mapping[str, Any], teacher: TeacherSpec)
             p["input_size"] for p in filled["phases"] if isinstance(p, dict) and isinstance(p.get("input_size"), int)
         ]
         filled["jitter"] = min([filled["jitter"], *(size - 1 for size in sizes if size > 0)])
-    if "warmup_iterations" not in given and isinstance(filled["phases"], list):
-        steps = [
+    if isinstance(filled["phases"], list):
+        steps = sum(
             p["iterations"] for p in filled["phases"] if isinstance(p, dict) and isinstance(p.get("iterations"), int)
-        ]
-        filled["warmup_iterations"] = max(0, min(filled["warmup_iterations"], sum(steps) // 10))
+        )
+        if "warmup_iterations" not in given:
+            filled["warmup_iterations"] = max(0, min(filled["warmup_iterations"], steps // 10))
+        if "unlabelled_iterations" not in given:
+            matched = isinstance(filled["weights"], dict) and filled["weights"].get("batch_norm") != 0
+            least = min(filled["unlabelled_iterations"], steps // 4)
+            filled["unlabelled_iterations"] = max(0, least) if matched else 0
     return filled
 
 
