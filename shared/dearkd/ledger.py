@@ -172,6 +172,11 @@ class Ledger:
             found = cast("dict[bytes, bytes]", self.redis.hgetall(f"{job_key(identifier)}:done"))
         return {unit.decode(): payload for unit, payload in found.items()}
 
+    def payload(self, identifier: str, unit: str) -> bytes | None:
+        """The payload of one unit; None where it is not done."""
+        with reachable():
+            return cast("bytes | None", self.redis.hget(f"{job_key(identifier)}:done", unit))
+
     def complete(self, claim: Claim, result: dict[str, str]) -> None:
         """End a job as succeeded; runs that were blocked on its dataset are queued in the same step.
 

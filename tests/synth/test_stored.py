@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from dearkd.datasets import info_json, inspect_shard
+from dearkd.errors import CorruptData
 from dearkd.specs import SynthesisSpec
 from dearkd.vision.images import to_input
 from dearkd.vision.shards import ShardDataset
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.job import write_samples
+from dearkd_synth.job import check_contents, write_samples
 from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.synthesised import SynthesisedShard
 
@@ -136,3 +137,14 @@ def test_outliers_are_the_samples_of_lowest_margin_by_key(small_teacher, tmp_pat
     assert len(merged["outliers"]) == 20
     assert [outlier["key"] for outlier in merged["outliers"][:2]] == [lowest["key"], f"{int(lowest['key']) + 20:09d}"]
     assert (merged["restarts"], merged["halved_batches"]) == (0, 0)
+
+
+def test_a_shard_of_other_labels_than_its_spec_asks_for_is_named(small_teacher, tmp_path: Path) -> None:
+    path = tmp_path / "train-000000.tar"
+    make(small_teacher, path)
+    _, teacher = small_teacher()
+    posted = {"teacher": "t", "images_per_class": 4, "batch_size": 10}
+    assert check_contents(path, SynthesisSpec.resolve(posted, teacher), 0).samples == 20
+    others = {"classes": [4, 3, 2, 1], "images_per_class": 5, "batch_size": 4}
+    with pytest.raises(CorruptData, match=r"train-000000\.tar holds 4 samples of class 0, but its spec asks for 0"):
+        check_contents(path, SynthesisSpec.resolve(posted | others, teacher), 0)
