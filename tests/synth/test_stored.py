@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dearkd.datasets import info_json, inspect_shard
+from dearkd.datasets import Sample, info_json, inspect_shard, write_shard
 from dearkd.errors import CorruptData
-from dearkd.specs import SynthesisSpec
-from dearkd.vision.images import to_input
+from dearkd.specs import SynthesisSpec, TeacherSpec
+from dearkd.vision.images import encode, to_input
 from dearkd.vision.shards import ShardDataset
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.job import check_contents, write_samples
@@ -122,6 +122,30 @@ def test_the_plan_counts_the_bytes_of_logits(small_teacher, tmp_path: Path) -> N
     file = io.BytesIO()
     np.save(file, np.zeros(1000, dtype=np.float16))
     assert more == 2 * (512 + -(-len(file.getvalue()) // 512) * 512)
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize(("image_size", "in_chans"), [(8, 1), (32, 1), (64, 3), (512, 3), (1024, 1)])
+def test_no_sample_takes_more_bytes_than_planned(
+    tmp_path: Path, image_size: int, in_chans: int, image_format: Any
+) -> None:
+    """Noise, of which no format saves anything: a PNG of 512 px takes 1651 bytes more than its pixels."""
+    teacher = TeacherSpec(
+        name="t",
+        architecture="resnet10t",
+        num_classes=5,
+        in_chans=in_chans,
+        image_size=image_size,
+        mean=[0.5] * in_chans,
+        std=[0.5] * in_chans,
+    )
+    spec = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 1}, teacher)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (in_chans, image_size, image_size), dtype=torch.uint8, generator=generator)
+    fields = {"label": 0, "teacher_label": 4, "teacher_confidence": 0.123456, "teacher_margin": -1000.123456}
+    sample = Sample(key="0" * 9, image=encode(pixels, image_format), suffix="png", label=0, fields=fields)
+    empty, one = (write_shard(tmp_path / f"{n}.tar", [sample] * n).bytes for n in (0, 20))
+    assert one - empty <= 20 * spec.estimated_bytes(teacher) / 5
 
 
 def test_outliers_are_the_samples_of_lowest_margin_by_key(small_teacher, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def _imagenet(image_size: int) -> dict[str, Any]:
         "images_per_class": 50,
         "batch_size": 80,
         "classes_per_batch": 10,
-        "shard_samples": 480,
+        "shard_samples": 500,
         "phases": [
             {"resolution": half, "input_size": half, "iterations": 2000},
             {"resolution": image_size, "input_size": image_size, "iterations": 1000},
