@@ -110,6 +110,11 @@ class LostLease(DearKDError):
     default_code = "lost_lease"
 
 
+def reason(error: BaseException) -> str:
+    """What an exception says; its type's name where it says nothing, as a bare assertion does."""
+    return str(error) or type(error).__name__
+
+
 def json_pointer(parts: Iterable[str | int]) -> str:
     """RFC 6901: `("phases", 0, "a/b")` is `/phases/0/a~1b`."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)

@@ -70,6 +70,21 @@ def test_a_spec_resolves_to_itself_and_its_defaults_fit_each_other(
     assert spec.weights.boundary == 0 or per_class > 1
 
 
+def test_a_teacher_that_cannot_take_half_its_size_is_shown_all_of_it() -> None:
+    fixed = teacher(224, 3)
+    spec = SynthesisSpec.resolve({"teacher": "t"}, fixed, refused_input_sizes=[112])
+    assert [(p.resolution, p.input_size) for p in spec.phases] == [(112, 224), (224, 224)]
+    assert SynthesisSpec.resolve(spec.model_dump(mode="json"), fixed, refused_input_sizes=[112]) == spec
+    asked = {
+        "teacher": "t",
+        "phases": [{"resolution": 56, "iterations": 1}, *({"resolution": 112, "input_size": 112, "iterations": 1},)],
+    }
+    assert [p.input_size for p in SynthesisSpec.resolve(asked, fixed).phases] == [224, 112]
+    with pytest.raises(InvalidInput, match="it is shown 224") as caught:
+        SynthesisSpec.resolve(asked, fixed, refused_input_sizes=[112])
+    assert [error.pointer for error in caught.value.errors] == ["/phases/1/input_size"]
+
+
 def test_explicit_fields_win_one_by_one() -> None:
     spec = synthesis_spec(weights={"boundary": 0.25}, preset="cifar", phases=[{"resolution": 8, "iterations": 3}])
     assert spec.weights.boundary == 0.25

@@ -192,6 +192,29 @@ def test_images_too_small_for_the_network_are_refused(tmp_path: Path) -> None:
     assert "16×16" in detail
 
 
+LEVIT = {"image_size": 64, "model_args": {"img_size": 64}}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "refused"),
+    [("levit_128s", LEVIT, [32]), ("test_resnet", {}, []), ("vgg11_bn", {"model_args": {"mlp_ratio": 0.01}}, [16])],
+)
+def test_what_it_cannot_take_of_half_its_image_size_is_found_at_the_door(
+    tmp_path: Path, architecture: str, fields: dict[str, Any], refused: list[int]
+) -> None:
+    """Attention with a weight for each place takes one size; a VGG of five poolings nothing below 32 px."""
+    teacher = spec(architecture, **fields)
+    assert describe_teacher(teacher, saved(tmp_path, teacher)).refused_input_sizes == refused
+
+
+def test_an_error_without_words_is_told_by_its_type() -> None:
+    """BoTNet asserts the size of its map and says nothing."""
+    botnet = spec("botnet26t_256", image_size=256)
+    pointer, detail = refusal(lambda: check_teacher(build_teacher(botnet).eval(), botnet, 64, pointer="/x"))
+    assert pointer == "/x"
+    assert detail.endswith("64×64 pixels: AssertionError; those of its image_size, 256, it takes")
+
+
 def test_a_network_that_does_not_answer_with_logits_is_refused(tmp_path: Path) -> None:
     features = spec(model_args={"features_only": True})
     with pytest.raises(InvalidInput):

@@ -43,7 +43,7 @@ def resolve_synthesis(posted: Any, backend: Backend) -> tuple[SynthesisSpec, Tea
                 max_iterations=settings.max_iterations,
                 max_shards=settings.max_shards,
             )
-            spec = SynthesisSpec.resolve(body, teacher.spec, limits)
+            spec = SynthesisSpec.resolve(body, teacher.spec, limits, refused_input_sizes=teacher.refused_input_sizes)
             _require_a_weight_for_each_layer(spec, teacher)
     findings.settle()
     assert spec is not None

@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from dearkd.errors import Diverged, InvalidInput, OutOfMemory
+from dearkd.errors import Diverged, InvalidInput, OutOfMemory, reason
 from dearkd.specs import Phase, SynthesisSpec, TeacherSpec
 from dearkd.vision.images import decode, encode, pixel_range, quantise, to_input
 from dearkd.vision.teachers import check_teacher
@@ -349,7 +349,7 @@ def _check_student(student: nn.Module, teacher: TeacherSpec, spec: SynthesisSpec
                 logits = student(like.new_zeros(2, teacher.in_chans, size, size))
         except Exception as error:  # whatever a network raises on images that it cannot take
             raise InvalidInput.at(
-                "/adaptive_student", f"it cannot take images of {size}×{size} pixels: {error}"
+                "/adaptive_student", f"it cannot take images of {size}×{size} pixels: {reason(error)}"
             ) from error
         if logits.shape != (2, teacher.num_classes):
             raise InvalidInput.at(

@@ -1,6 +1,6 @@
 """The spec of a synthesis job, and what follows from it by arithmetic: images, shards, teacher passes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -105,8 +105,21 @@ class SynthesisSpec(Spec):
     name: str | None = Field(default=None, max_length=200)
 
     @classmethod
-    def resolve(cls, posted: Any, teacher: TeacherSpec, limits: Limits | None = None) -> "SynthesisSpec":
+    def resolve(
+        cls,
+        posted: Any,
+        teacher: TeacherSpec,
+        limits: Limits | None = None,
+        *,
+        refused_input_sizes: Collection[int] = (),
+    ) -> "SynthesisSpec":
         """The complete spec for a posted JSON object; explicit fields win over the preset's.
+
+        Args:
+            posted: the object.
+            teacher: whose images are to be made.
+            limits: the operator's.
+            refused_input_sizes: sides of images that the teacher is known not to take.
 
         Raises:
             InvalidInput: with a pointer for every field that is unknown, of the wrong type or out of range, alone or
@@ -120,10 +133,14 @@ class SynthesisSpec(Spec):
             "preset": preset,
             "classes": list(range(teacher.num_classes)),
         }
+        defaults["phases"] = [
+            phase | {"input_size": teacher.image_size} if phase["input_size"] in refused_input_sizes else phase
+            for phase in defaults["phases"]
+        ]
         given = {key: value for key, value in body.items() if not (key in ("classes", "preset") and value is None)}
         given = with_input_sizes(given, teacher.image_size)
         spec = cls.check(fit(overlay(defaults, given), given, teacher))
-        spec._check_against(teacher, given, limits or Limits())
+        spec._check_against(teacher, limits or Limits(), refused_input_sizes)
         return spec
 
     @property
@@ -167,7 +184,7 @@ class SynthesisSpec(Spec):
         """Bytes of all shards: pixels as they are (synthetic images compress little), JSON, label, tar headers."""
         return self.num_samples * sample_bytes(teacher, logits=self.store_logits)
 
-    def _check_against(self, teacher: TeacherSpec, given: Mapping[str, Any], limits: Limits) -> None:
+    def _check_against(self, teacher: TeacherSpec, limits: Limits, refused_input_sizes: Collection[int]) -> None:
         errors: list[FieldError] = []
 
         def refuse(pointer: str, detail: str) -> None:
@@ -196,6 +213,12 @@ class SynthesisSpec(Spec):
                 refuse(f"/phases/{i}/resolution", f"{phase.resolution} is larger than input_size ({phase.input_size})")
             if phase.input_size > limits.max_image_size:
                 refuse(f"/phases/{i}/input_size", f"{phase.input_size}; this server allows {limits.max_image_size}")
+            if phase.input_size in refused_input_sizes:
+                refuse(
+                    f"/phases/{i}/input_size",
+                    f"{teacher.architecture} cannot take images of {phase.input_size}×{phase.input_size} pixels, as "
+                    f"was found when it was registered: leave it out, and it is shown {teacher.image_size}",
+                )
             if i and phase.resolution < self.phases[i - 1].resolution:
                 refuse(
                     f"/phases/{i}/resolution", f"{phase.resolution} is below the phase before: resolutions only grow"

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dearkd.errors import InvalidInput
+from dearkd.errors import InvalidInput, reason
 from dearkd.specs import TeacherSpec
+from dearkd.specs.presets import half_size
 
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
 
@@ -25,6 +26,8 @@ class TeacherDescription:
 
     parameters: int
     batch_norm_layers: int
+    refused_input_sizes: list[int]
+    """Sides of images that it cannot take. Only half its image size is tried, with which `imagenet` begins."""
 
 
 def build_teacher(spec: TeacherSpec) -> nn.Module:
@@ -44,11 +47,11 @@ def build_teacher(spec: TeacherSpec) -> nn.Module:
     except Exception as error:  # an architecture's constructor raises what it likes
         if not spec.model_args:
             raise InvalidInput.at(
-                "/architecture", f"{spec.architecture} cannot be built with in_chans={spec.in_chans}: {error}"
+                "/architecture", f"{spec.architecture} cannot be built with in_chans={spec.in_chans}: {reason(error)}"
             ) from error
         hint = _known_arguments(spec)
         raise InvalidInput.at(
-            "/model_args", f"{spec.architecture} does not take {spec.model_args}: {error}{hint}"
+            "/model_args", f"{spec.architecture} does not take {spec.model_args}: {reason(error)}{hint}"
         ) from error
 
 
@@ -82,7 +85,18 @@ def describe_teacher(spec: TeacherSpec, weights: Path) -> TeacherDescription:
     return TeacherDescription(
         parameters=sum(parameter.numel() for parameter in teacher.parameters()),
         batch_norm_layers=len(batch_norm_layers(teacher)),
+        refused_input_sizes=_refused_input_sizes(teacher, spec),
     )
+
+
+def _refused_input_sizes(teacher: nn.Module, spec: TeacherSpec) -> list[int]:
+    """Attention over a map has weights for each place in it, so that such a network takes one size alone."""
+    half = half_size(spec.image_size)
+    try:
+        check_teacher(teacher, spec, half)
+    except InvalidInput:
+        return [half]
+    return []
 
 
 def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, pointer: str = "/image_size") -> None:
@@ -117,8 +131,10 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
         with torch.no_grad():
             _, logits = features_and_logits(teacher, batch)
     except Exception as error:  # what a network raises on a map of no pixels is its own affair
+        remedy = "" if input_size == spec.image_size else f"; those of its image_size, {spec.image_size}, it takes"
         raise InvalidInput.at(
-            pointer, f"{spec.architecture} cannot take images of {input_size}×{input_size} pixels: {error}"
+            pointer,
+            f"{spec.architecture} cannot take images of {input_size}×{input_size} pixels: {reason(error)}{remedy}",
         ) from error
     if logits.shape != (2, spec.num_classes):
         raise InvalidInput.at(
