@@ -94,8 +94,9 @@ class CorruptData(DearKDError):
 
 
 class Diverged(DearKDError):
+    """Not retryable: a shard or a step is a function of the spec, and would do the same again."""
+
     default_code = "diverged"
-    retryable = True
 
 
 class OutOfMemory(DearKDError):

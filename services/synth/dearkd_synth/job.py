@@ -7,6 +7,7 @@ every other is marked and writes what makes a folder of shards a dataset, the ma
 
 import io
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from dearkd.vision.teachers import load_teacher
 from dearkd.worker import drain as drain_units
 from dearkd_synth.batches import sample_key, sample_label, shard_samples
 from dearkd_synth.card import dataset_card
+from dearkd_synth.determinism import CUBLAS_WORKSPACE, rounding
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.preview import compose_preview, write_strip
 from dearkd_synth.quality import merge_quality, shard_quality
@@ -57,6 +59,7 @@ MAX_STRIPS = 64
 def drain(job: str) -> None:
     """The rq task: makes shards of whatever synthesis job is next; `job` is only what woke it."""
     settings = Settings()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     with ShardMaker() as maker:
@@ -105,7 +108,7 @@ class ShardMaker:
                 attempt.note(f"shard {index}: the device has no memory for whole batches; {made.halved} were halved")
             with attempt.cache.scratch("shard") as folder:
                 path = folder / shard_name(index)
-                said = {"quality": shard_quality(made), "made_with": made_with(self.device)}
+                said = {"quality": shard_quality(made), "made_with": made_with(self.device) | rounding(self.device)}
                 shard = write_samples(path, made, spec).model_copy(update=said)
                 check_contents(path, spec, index)
                 strip = write_strip(made.images, made.labels)
