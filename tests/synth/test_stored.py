@@ -83,6 +83,21 @@ def test_logits_are_stored_in_half_precision_for_every_sample(small_teacher, tmp
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
+def test_logits_beyond_half_precision_are_read_as_the_largest_that_there_is(small_teacher, tmp_path: Path) -> None:
+    model, teacher = small_teacher()
+    with torch.no_grad():
+        model.get_classifier().weight.mul_(1e8)
+    path = tmp_path / "a.tar"
+    spec = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 1, "store_logits": True}, teacher)
+    spec = spec.model_copy(update={"phases": [p.model_copy(update={"iterations": 1}) for p in spec.phases]})
+    with DeepInversion(model, teacher, spec) as inversion:
+        made = inversion.shard(0)
+    assert made.logits.abs().max() > 1e5
+    write_samples(path, made, spec)
+    stored = ShardDataset([path], num_classes=5, in_chans=3)
+    torch.testing.assert_close(stored.logits(0), made.logits[0].clamp(-65504, 65504), rtol=1e-3, atol=0)
+
+
 def test_every_reader_takes_shards_with_logits(small_teacher, tmp_path: Path) -> None:
     import datasets
     import webdataset as wds

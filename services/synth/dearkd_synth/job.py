@@ -180,13 +180,13 @@ def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path
 def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Shard:
     """Write a shard's tar: `.cls`, `.json` (the same fields in every sample) and the image, keys by sample index.
 
-    With `store_logits` also `.logits.npy`, (num_classes,) in half precision.
+    With `store_logits` also `.logits.npy`, (num_classes,) in half precision. One file is in memory at a time.
     """
-    files = [
+    files = (
         file
         for batch in made.batches
-        for file in batch.files or [encode(image, spec.image_format) for image in batch.images]
-    ]
+        for file in batch.files or (encode(image, spec.image_format) for image in batch.images)
+    )
     return write_shard(
         path,
         (
@@ -219,7 +219,9 @@ def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Sh
 
 def _npy(values: torch.Tensor) -> bytes:
     file = io.BytesIO()
-    np.save(file, values.half().numpy(), allow_pickle=False)
+    # Beyond what half precision holds (65504), a logit says no more than that it is far away; inf no reader takes.
+    most = torch.finfo(torch.half).max
+    np.save(file, values.clamp(-most, most).half().numpy(), allow_pickle=False)
     return file.getvalue()
 
 
