@@ -168,19 +168,24 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     assert (pointer, detail) == ("/weights", f"{name} holds values that are not finite")
 
 
-@pytest.mark.parametrize(("change", "refused"), [("all zero", True), ("one negative", True), ("one zero", False)])
+@pytest.mark.parametrize(
+    ("change", "refused"), [("all zero", True), ("one negative", True), ("one zero", True), ("one dead", False)]
+)
 def test_running_variances(tmp_path: Path, change: str, refused: bool) -> None:
     """A dead channel is a fact of trained networks; a layer of them is not."""
 
     def spoil(state: dict[str, Tensor]) -> None:
         variance = state["layer1.0.bn1.running_var"]
         variance[0 if change.startswith("one") else slice(None)] = -1.0 if "negative" in change else 0.0
+        if "dead" in change:
+            state["layer1.0.conv1.weight"][0] = 1e-6
 
     path = saved(tmp_path, spec(), spoil)
     if refused:
         pointer, detail = refusal(lambda: describe_teacher(spec(), path))
         assert pointer == "/weights"
         assert "layer1.0.bn1.running_var" in detail
+        assert ("of a dead channel" in detail) == (change == "one zero")
     else:
         assert describe_teacher(spec(), path).batch_norm_layers > 0
 

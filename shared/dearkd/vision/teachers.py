@@ -104,8 +104,8 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
 
     Raises:
         InvalidInput: if it is in training mode, has a weight that is not finite, has no BatchNorm layer or one without
-            usable statistics, or does not answer a batch of (2, in_chans, input_size, input_size) with finite logits
-            of shape (2, num_classes).
+            usable statistics (negative, all of them zero, or zero for a channel that is not dead), or does not answer a
+            batch of (2, in_chans, input_size, input_size) with finite logits of shape (2, num_classes).
     """
     if any(module.training for module in teacher.modules()):
         raise InvalidInput.at("/architecture", "the teacher is in training mode: call eval() on it")
@@ -144,6 +144,42 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
         )
     if not torch.isfinite(logits).all():
         raise InvalidInput.at("/weights", "the logits of a grey image are not finite")
+    noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0)).to(batch)
+    alive = _alive_without_variance(teacher, layers, noise)
+    if alive:
+        name, channel, found = alive[0]
+        raise InvalidInput.at(
+            "/weights",
+            f"{name}.running_var[{channel}] is zero, as of a dead channel, but on noise its input has a variance of "
+            f"{found:.3g}: the statistics are not those of these weights",
+        )
+
+
+def _alive_without_variance(
+    teacher: nn.Module, layers: list[tuple[str, BatchNorm]], x: Tensor
+) -> list[tuple[str, int, float]]:
+    """Channels with a running variance of zero whose input varies by more than ε: layer, number, variance on x."""
+    found: list[tuple[str, int, float]] = []
+
+    def look(name: str, layer: BatchNorm, values: Tensor) -> None:
+        variance = values.transpose(0, 1).flatten(1).var(dim=1, correction=0)
+        alive = (cast(Tensor, layer.running_var) == 0) & (variance > layer.eps)
+        found.extend((name, channel, variance[channel].item()) for channel in alive.nonzero()[:, 0].tolist())
+
+    handles = [
+        layer.register_forward_pre_hook(lambda module, inputs, name=name: look(name, module, inputs[0]))
+        for name, layer in layers
+        if (cast(Tensor, layer.running_var) == 0).any()
+    ]
+    if not handles:
+        return found
+    try:
+        with torch.no_grad():
+            teacher(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def batch_norm_layers(model: nn.Module) -> list[tuple[str, BatchNorm]]:
