@@ -200,6 +200,31 @@ def test_shards_of_which_nothing_is_known_but_their_bytes_make_a_dataset_without
     assert any("of 3 shard(s) no quality figures are known" in message for message in messages)
 
 
+def test_a_job_of_large_images_of_many_classes_ends_with_a_picture(
+    settings: Settings, small_teacher, tmp_path: Path
+) -> None:
+    """17 classes of 256 px at full size would be a strip of 4096 × 4352 pixels, which no reader takes."""
+    ledger = open_ledger(settings)
+    teacher = store_teacher(ledger, lambda: small_teacher(image_size=256, num_classes=17), tmp_path)
+    posted = {
+        "teacher": teacher.id,
+        "images_per_class": 1,
+        "classes_per_batch": 17,
+        "batch_size": 17,
+        "phases": [{"resolution": 16, "input_size": 32, "iterations": 1}],
+        "jitter": 0,
+    }
+    spec = SynthesisSpec.resolve(posted, teacher.spec)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    with ShardMaker() as maker:
+        assert drain("synthesis", maker.perform, settings) == 2
+    ended = ledger.store.get(job.id)
+    assert ended.status == "succeeded", ended.error
+    grid = Image.open(io.BytesIO(ledger.store.storage.read(f"datasets/{dataset_of(job.id)}/preview.png")))
+    assert grid.height == 17 * (112 + 2) + 2
+    assert "preview could not be made" not in ledger.log.read(job.id)
+
+
 def test_a_preview_that_cannot_be_made_is_noted_and_ends_no_job(
     settings: Settings, small_teacher, tmp_path: Path
 ) -> None:
