@@ -94,8 +94,9 @@ class CorruptData(DearKDError):
 
 
 class Diverged(DearKDError):
+    """Not retryable: a shard or a step is a function of the spec, and would do the same again."""
+
     default_code = "diverged"
-    retryable = True
 
 
 class OutOfMemory(DearKDError):
@@ -108,6 +109,11 @@ class Canceled(DearKDError):
 
 class LostLease(DearKDError):
     default_code = "lost_lease"
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says; its type's name where it says nothing, as a bare assertion does."""
+    return str(error) or type(error).__name__
 
 
 def json_pointer(parts: Iterable[str | int]) -> str:

@@ -105,15 +105,15 @@ class Ledger:
             pipe = self.redis.pipeline(transaction=True)
             pipe.hset(f"{key}:partial", claim.unit, json.dumps({"done": done, "per_second": per_second}))
             pipe.hvals(f"{key}:partial")
-            pipe.hvals(f"{key}:done")
-            pipe.hget(key, "progress")
-            _, partial, finished, progress = pipe.execute()
+            # Counted as units end: a job may have a hundred thousand of them, and this runs each second.
+            pipe.hmget(key, "progress", "done_samples")
+            _, partial, (progress, finished) = pipe.execute()
             if progress is None:
                 return
             parts = [json.loads(value) for value in partial]
             before = Progress.model_validate_json(progress)
             count = base + sum(part["done"] for part in parts)
-            count += sum(json.loads(value).get("samples", 0) for value in finished)
+            count += int(finished or 0)
             count = min(count, before.total) if before.total is not None else count
             rate = sum(part["per_second"] or 0.0 for part in parts) or None
             left = None if rate is None or before.total is None else (before.total - count) / rate
@@ -159,7 +159,9 @@ class Ledger:
             LostLease: if the claim is not the current one; nothing was marked.
         """
         with reachable():
-            args: list[str | int] = [claim.job, claim.unit, claim.token, payload.model_dump_json(), units, at()]
+            samples = int(getattr(payload, "samples", 0))
+            text = payload.model_dump_json()
+            args: list[str | int] = [claim.job, claim.unit, claim.token, text, units, at(), samples]
             status = cast(bytes, self._done(args=args))
         if status == b"lost":
             raise LostLease(f"{claim.job} unit {claim.unit}: another attempt works on it; this one marks nothing")
@@ -171,6 +173,11 @@ class Ledger:
         with reachable():
             found = cast("dict[bytes, bytes]", self.redis.hgetall(f"{job_key(identifier)}:done"))
         return {unit.decode(): payload for unit, payload in found.items()}
+
+    def payload(self, identifier: str, unit: str) -> bytes | None:
+        """The payload of one unit; None where it is not done."""
+        with reachable():
+            return cast("bytes | None", self.redis.hget(f"{job_key(identifier)}:done", unit))
 
     def complete(self, claim: Claim, result: dict[str, str]) -> None:
         """End a job as succeeded; runs that were blocked on its dataset are queued in the same step.

@@ -58,6 +58,9 @@ class Teacher(Manifest):
     bytes: int
     parameters: int
     batch_norm_layers: int
+    refused_input_sizes: list[int] = Field(default_factory=list)
+    """Sides of images that it was found not to take; of other sizes than its image size and half of it nothing is
+    known."""
 
     @property
     def spec(self) -> TeacherSpec:

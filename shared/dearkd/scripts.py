@@ -8,10 +8,11 @@ A synthesis job that trains a student of its own (`student_every` is set) has th
 every `student_every`-th shard and before the others, and is alone: claimed only while nothing else of the job is, and
 while it is, nothing else of the job is claimed. So the others start when the student is there.
 
-Keys of a job: `{job}` (hash), `{job}:open` (sorted set of units), `{job}:claims` (hash unit → token), `{job}:holders`
-(hash unit → process that claimed it), `{job}:done` (hash unit → payload), `{job}:deaths` (hash unit → count),
-`{job}:causes` (hash unit → what ended its last holder), `{job}:partial` (hash unit → progress), `{job}:rows` (list of a
-run's metrics), `{job}:waiting` (set of runs blocked on it), `{job}:events` (stream), `{job}:log` (list of lines).
+Keys of a job: `{job}` (hash; `done_samples` counts those of the units that are done), `{job}:open` (sorted set of
+units), `{job}:claims` (hash unit → token), `{job}:holders` (hash unit → process that claimed it), `{job}:done` (hash
+unit → payload), `{job}:deaths` (hash unit → count), `{job}:causes` (hash unit → what ended its last holder),
+`{job}:partial` (hash unit → progress), `{job}:rows` (list of a run's metrics), `{job}:waiting` (set of runs blocked on
+it), `{job}:events` (stream), `{job}:log` (list of lines).
 Keys of all: `dearkd:open:{kind}` (jobs with open units, by priority and turn), `dearkd:leases` (unit → expiry in ms),
 `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences to come),
 `dearkd:jobs:{kind}[:{status}][@{owner}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes, and for a
@@ -193,12 +194,14 @@ if held(ARGV[1], ARGV[2], ARGV[3]) then redis.call('RPUSH', key(ARGV[1]) .. ':ro
 DONE = (
     _COMMON
     + """
--- ARGV: id, unit, token, payload, number of units, now (text). Returns the job's status afterwards, or 'lost'.
+-- ARGV: id, unit, token, payload, number of units, now (text), samples of the unit.
+-- Returns the job's status afterwards, or 'lost'.
 local id, unit = ARGV[1], ARGV[2]
 local k = key(id)
 if not held(id, unit, ARGV[3]) then return 'lost' end
 drop_claim(id, unit)
 redis.call('HSET', k .. ':done', unit, ARGV[4])
+redis.call('HINCRBY', k, 'done_samples', ARGV[7])
 redis.call('DEL', k .. ':deaths', k .. ':causes')
 if redis.call('HLEN', k .. ':done') >= tonumber(ARGV[5]) then reopen(id, 'finish') end
 if redis.call('ZCARD', k .. ':open') > 0 then list(id) end

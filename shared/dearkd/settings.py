@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     max_images: int = Field(default=10_000_000, ge=1)
     max_image_size: int = Field(default=1024, ge=8)
     max_iterations: int = Field(default=100_000, ge=1)
+    max_shards: int = Field(default=100_000, ge=1)
+    """Of one job: each is a unit in Redis and an entry of the manifest."""
 
     max_queued_jobs: int = Field(default=1000, ge=1)
     """Jobs and runs that may wait, queued or blocked, before another is refused; of each API key, where there are."""

@@ -153,15 +153,16 @@ class JobStore(Settlement):
                                 code="dataset_failed",
                             )
                         blocked = dependency in ACTIVE
-                        gone = self._gone(job)
-                        marked = cast("list[bytes]", pipe.hkeys(f"{job_key(identifier)}:done"))
-                        done = {unit.decode() for unit in marked} - gone
+                        kept, gone = self._checked(job)
                         # Before the record says so: without `final.json` nothing of the job can be cleaned away.
                         self.storage.delete(final_key(identifier))
                         pipe.multi()
                         if gone:
                             pipe.hdel(f"{job_key(identifier)}:done", *gone)
-                        self._restart(pipe, job, values[b"priority"].decode(), done, waits_for if blocked else None)
+                        pipe.hset(job_key(identifier), "done_samples", sum(kept.values()))
+                        self._restart(
+                            pipe, job, values[b"priority"].decode(), set(kept), waits_for if blocked else None
+                        )
                         pipe.execute()
                         return self.get(identifier)
                     except WatchError:
@@ -251,21 +252,27 @@ class JobStore(Settlement):
         if waiting >= max_queued:
             raise too_many(waiting)
 
-    def _gone(self, job: Job) -> set[str]:
-        """Units that are marked, but whose shard is not in storage any more or has another size; it is deleted then."""
+    def _checked(self, job: Job) -> tuple[dict[str, int], set[str]]:
+        """The marked units of a synthesis job whose file is in storage, with their samples; and those where it is gone.
+
+        What has another size than was marked is deleted, and counts as gone.
+        """
         marked = cast("dict[bytes, bytes]", self.redis.hgetall(f"{job_key(job.id)}:done"))
+        kept: dict[str, int] = {}
+        gone: set[str] = set()
         if job.kind == "training" or not marked:
-            return set()
+            return kept, gone
         prefix = f"datasets/{dataset_of(job.id)}"
         sizes = {stored.key: stored.size for stored in self.storage.objects(prefix)}
-        gone = set()
         for unit, payload in marked.items():
-            shard = json.loads(payload)
-            key = f"{prefix}/{shard['name']}"
-            if sizes.get(key) != shard["bytes"]:
+            made = json.loads(payload)
+            key = f"{prefix}/{made['name']}"
+            if sizes.get(key) == made["bytes"]:
+                kept[unit.decode()] = made.get("samples", 0)
+            else:
                 self.storage.delete(key)
                 gone.add(unit.decode())
-        return gone
+        return kept, gone
 
     def _stored(self, identifier: str, owner: str | None) -> Job:
         """As it was accepted, which storage knows even where Redis lost it."""

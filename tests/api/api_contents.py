@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def put_teacher(
     in_chans: int = 1,
     image_size: int = 32,
     class_names: list[str] | None = None,
+    refused_input_sizes: Sequence[int] = (),
 ) -> str:
     teacher = Teacher(
         id=new_id("tch"),
@@ -50,6 +52,7 @@ def put_teacher(
         bytes=3,
         parameters=1,
         batch_norm_layers=1,
+        refused_input_sizes=[*refused_input_sizes],
     )
     shelf = teachers(api.storage)
     api.storage.put(shelf.key(teacher.id, "weights.safetensors"), b"abc")

@@ -89,6 +89,7 @@ def test_a_teacher_is_registered(served: tuple[Api, Api]) -> None:
     assert (teacher["bytes"], teacher["status"]) == (len(weights), "ready")
     assert teacher["parameters"] > 0
     assert teacher["batch_norm_layers"] > 0
+    assert teacher["refused_input_sizes"] == []
     assert api.storage.read(f"teachers/{teacher['id']}/weights.safetensors") == weights
     assert list(api.storage.objects("tmp")) == []
     assert api.http.delete(answer.headers["location"]).status_code == 204

@@ -9,7 +9,7 @@ from ledger_steps import ADAPTIVE, LEASE, claim, expire_all, make_shard, mark, s
 from specs_for_tests import training_spec
 
 from dearkd.errors import Conflict, LostLease, NotFound
-from dearkd.jobs import JobError
+from dearkd.jobs import JobError, dataset_of
 from dearkd.ledger import Ledger, holder
 from dearkd.store import JobStore
 
@@ -35,6 +35,27 @@ def test_a_job_runs_unit_by_unit_and_then_finishes(ledger: Ledger, store: JobSto
     assert final["status"] == "succeeded"
     assert ledger.claim("synthesis", LEASE) is None
     assert ledger.redis.zcard("dearkd:leases") == 0
+
+
+def test_progress_is_counted_without_reading_what_was_made(ledger: Ledger, store: JobStore) -> None:
+    """It is told each second by each worker, of up to a hundred thousand shards; here they cannot even be read."""
+    job = synthesis(store, shards=4)
+    for _ in range(2):
+        mark(ledger, claim(ledger), units=4)
+    payloads = ledger.payloads(job.id)
+    ledger.redis.hset(f"dearkd:job:{job.id}:done", mapping=dict.fromkeys(payloads, b"unreadable"))
+    third = claim(ledger)
+    ledger.report(third, done=3, per_second=None, metrics={})
+    assert store.get(job.id).progress.done == 23
+    ledger.redis.hset(f"dearkd:job:{job.id}:done", mapping=payloads)
+    # A shard that is gone when the job is retried does not count any more.
+    ledger.fail(job.id, JobError(code="x", message="x", retryable=True), third)
+    store.storage.delete(f"datasets/{dataset_of(job.id)}/train-000000.tar")
+    store.retry(job.id)
+    again = claim(ledger)
+    assert again.unit == "0"
+    ledger.report(again, done=2, per_second=None, metrics={})
+    assert store.get(job.id).progress.done == 12
 
 
 def test_parallelism_bounds_the_claims_of_a_job(ledger: Ledger, store: JobStore) -> None:

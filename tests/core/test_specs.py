@@ -67,7 +67,22 @@ def test_a_spec_resolves_to_itself_and_its_defaults_fit_each_other(
     assert spec.batch_size % spec.classes_per_batch == 0
     for name, value in body.items():
         assert getattr(spec, name) == value
-    assert (spec.weights.boundary == 0) == (min(spec.images_per_batch_class, per_class) < 2)
+    assert spec.weights.boundary == 0 or per_class > 1
+
+
+def test_a_teacher_that_cannot_take_half_its_size_is_shown_all_of_it() -> None:
+    fixed = teacher(224, 3)
+    spec = SynthesisSpec.resolve({"teacher": "t"}, fixed, refused_input_sizes=[112])
+    assert [(p.resolution, p.input_size) for p in spec.phases] == [(112, 224), (224, 224)]
+    assert SynthesisSpec.resolve(spec.model_dump(mode="json"), fixed, refused_input_sizes=[112]) == spec
+    asked = {
+        "teacher": "t",
+        "phases": [{"resolution": 56, "iterations": 1}, *({"resolution": 112, "input_size": 112, "iterations": 1},)],
+    }
+    assert [p.input_size for p in SynthesisSpec.resolve(asked, fixed).phases] == [224, 112]
+    with pytest.raises(InvalidInput, match="it is shown 224") as caught:
+        SynthesisSpec.resolve(asked, fixed, refused_input_sizes=[112])
+    assert [error.pointer for error in caught.value.errors] == ["/phases/1/input_size"]
 
 
 def test_explicit_fields_win_one_by_one() -> None:
@@ -102,6 +117,7 @@ def test_explicit_fields_win_one_by_one() -> None:
         ({"images_per_class": 1, "weights": {"boundary": 1.0}}, "/weights/boundary"),
         ({"batch_size": 10, "classes_per_batch": 10, "weights": {"boundary": 0.1}}, "/weights/boundary"),
         ({"shard_samples": 10, "classes_per_batch": 10, "weights": {"boundary": 0.1}}, "/weights/boundary"),
+        ({"images_per_class": 41, "shard_samples": 400, "weights": {"boundary": 0.1}}, "/weights/boundary"),
         ({"shard_samples": 10**8}, "/shard_samples"),
         ({"jitter": 32}, "/jitter"),
         ({"batch_norm_layer_weights": [0.0, 0.0]}, "/batch_norm_layer_weights"),
@@ -118,11 +134,47 @@ def test_what_a_synthesis_spec_refuses(fields: dict[str, Any], pointer: str) -> 
 
 
 def test_a_shard_is_at_most_what_one_request_may_create() -> None:
-    """5 GiB; a grey sample of 32×32 pixels takes three headers, a block each for label and JSON, and two for pixels."""
-    most = 5 * 2**30 // (8 * 512)
-    assert synthesis_spec(shard_samples=most).shard_samples == most
+    """5 GiB; a grey sample of 32×32 pixels takes three headers, a block each for label and JSON, and four for an image
+    of noise: PNG, WebP and JPEG make 1124, 1086 and 1369 bytes of one."""
+    most = 5 * 2**30 // (9 * 512)
+    assert synthesis_spec(shard_samples=most, images_per_class=1).shard_samples == most
     with pytest.raises(InvalidInput, match=f"{most} samples fit"):
         synthesis_spec(shard_samples=most + 1)
+
+
+def test_a_job_has_not_more_shards_than_the_server_allows() -> None:
+    """Each is a unit in Redis: a million of them is more than it takes in one command."""
+    posted = {"teacher": "t", "images_per_class": 20, "shard_samples": 10}
+    assert SynthesisSpec.resolve(posted, TEACHER, Limits(max_shards=20)).num_shards == 20
+    with pytest.raises(InvalidInput, match="set it to at least 11") as caught:
+        SynthesisSpec.resolve(posted, TEACHER, Limits(max_shards=19))
+    assert [error.pointer for error in caught.value.errors] == ["/shard_samples"]
+    with pytest.raises(InvalidInput, match="1000000 shards"):
+        SynthesisSpec.resolve(posted | {"images_per_class": 10**5, "shard_samples": 1}, TEACHER)
+    most = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 10**6 - 3}, TEACHER)
+    assert most.num_shards < Limits().max_shards
+
+
+@pytest.mark.parametrize(
+    ("image_size", "in_chans", "posted", "shard"),
+    [
+        (32, 1, {}, 400),
+        (32, 3, {}, 1000),
+        (224, 3, {}, 500),  # a group of 10 × 50
+        (224, 3, {"images_per_class": 20}, 400),  # two groups
+        (224, 3, {"images_per_class": 100}, 500),  # half a group
+        (224, 3, {"images_per_class": 60}, 300),
+        (32, 1, {"images_per_class": 201}, 370),  # 400 would leave a last shard of 10
+        (32, 1, {"images_per_class": 100_001}, 360),  # 400 would leave ten images of each group's million
+        (32, 1, {"images_per_class": 1}, 400),
+        (32, 1, {"images_per_class": 300, "batch_size": 1000}, 1000),
+    ],
+)
+def test_default_shards_hold_whole_groups_or_even_shares_of_one(
+    image_size: int, in_chans: int, posted: dict[str, Any], shard: int
+) -> None:
+    spec = SynthesisSpec.resolve({"teacher": "t"} | posted, teacher(image_size, in_chans))
+    assert spec.shard_samples == shard
 
 
 def test_only_the_dataset_is_required_of_a_training_spec() -> None:

@@ -11,4 +11,5 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ghostnet_100": {},
     "vgg11_bn": {"mlp_ratio": 0.01},
     "resnext26ts": {},
+    "resnext50_32x4d": {"layers": [1, 1, 1, 1]},
 }

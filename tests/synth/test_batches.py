@@ -1,11 +1,13 @@
 """Every sample in exactly one batch of exactly one shard, whatever the numbers."""
 
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dearkd.errors import InvalidInput
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd_synth.batches import sample_label, shard_batches, shard_samples
 
@@ -59,6 +61,53 @@ def test_batches_are_p_by_k(spec: SynthesisSpec) -> None:
             (group,) = [group for group in groups if counts.keys() <= group]
             per_class = [counts[label] for label in group]
             assert max(per_class) - min(per_class) <= 1
+
+
+def lone_batches(spec: SynthesisSpec) -> list[range]:
+    """Batches in which no image has another of its class, in the batch or in its shard before."""
+    found = []
+    for shard in range(spec.num_shards):
+        before: set[int] = set()
+        for batch in shard_batches(spec, shard):
+            labels = [sample_label(spec, sample) for sample in batch]
+            if len(set(labels)) == len(labels) and before.isdisjoint(labels):
+                found.append(batch)
+            before |= set(labels)
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(specs())
+def test_a_boundary_weight_is_refused_where_a_batch_has_no_positives_and_0_by_default(spec: SynthesisSpec) -> None:
+    posted = spec.model_dump(mode="json", exclude={"weights"})
+    lone = bool(lone_batches(spec))
+    assert (SynthesisSpec.resolve(posted, TEACHER).weights.boundary == 0) is lone
+    with pytest.raises(InvalidInput, match="/weights/boundary") if lone else nullcontext():
+        SynthesisSpec.resolve(posted | {"weights": {"boundary": 1.0}}, TEACHER)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    classes=st.integers(1, 40),
+    images_per_class=st.integers(2, 400),
+    preset=st.sampled_from(["digits", "cifar", "imagenet"]),
+)
+def test_default_shards_leave_no_batch_without_positives(classes: int, images_per_class: int, preset: str) -> None:
+    posted = {"teacher": "t", "classes": [*range(classes)], "images_per_class": images_per_class, "preset": preset}
+    spec = SynthesisSpec.resolve(posted, TEACHER)
+    assert spec.weights.boundary > 0
+    assert lone_batches(spec) == []
+
+
+@pytest.mark.parametrize("images_per_class", [50, 100, 150, 333, 499])
+def test_no_default_batch_is_a_crumb(images_per_class: int) -> None:
+    """Of 19 classes the last group has 9; a batch should have 8 images of each class."""
+    posted = {"teacher": "t", "classes": [*range(19)], "images_per_class": images_per_class, "preset": "imagenet"}
+    spec = SynthesisSpec.resolve(posted, TEACHER)
+    for shard in range(spec.num_shards):
+        for batch in shard_batches(spec, shard):
+            labels = Counter(sample_label(spec, sample) for sample in batch)
+            assert min(labels.values()) >= 2, (spec.shard_samples, batch)
 
 
 def test_a_ragged_shard_is_cut_into_equal_batches() -> None:

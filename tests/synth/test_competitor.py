@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dearkd.errors import CorruptData, Diverged, InvalidInput
+from dearkd.errors import CorruptData, Diverged, InvalidInput, OutOfMemory
 from dearkd.specs import SynthesisSpec, SynthesisWeights, TeacherSpec
 from dearkd_synth.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
 from dearkd_synth.inversion import DeepInversion
@@ -124,6 +124,23 @@ def test_a_teacher_that_answers_nothing_finite_makes_no_student(small_teacher) -
 
     with pytest.raises(Diverged, match="name an adaptive_student"):
         train_competitor(Nowhere(), teacher, resolve(teacher), coloured(10, 0))
+
+
+def test_too_little_memory_for_its_training_is_told(small_teacher) -> None:
+    _, teacher = small_teacher()
+
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {len(x)} images")
+
+    with pytest.raises(OutOfMemory, match=r"10 images of 32×32 pixels do not fit .* smaller batch_size"):
+        train_competitor(Large(), teacher, resolve(teacher), coloured(10, 0))
+    with pytest.raises(OutOfMemory, match="7 images"):
+        agreement(Large(), Competitor(teacher), teacher, coloured(10, 0), batch_size=7)
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,19 @@ def test_bfloat16_gives_images_that_the_teacher_knows(digits_teacher: tuple[Teac
     assert (shard.predicted == shard.labels).float().mean() >= 0.8
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_teacher_in_another_precision_is_used_in_float32(small_teacher, dtype: torch.dtype) -> None:
+    model, teacher_spec = small_teacher()
+    other = copy.deepcopy(model).to(dtype)
+    spec = resolve(teacher_spec, images_per_class=2)
+    with DeepInversion(other, teacher_spec, spec) as inversion:
+        made = inversion.shard(0)
+    with DeepInversion(copy.deepcopy(other).float(), teacher_spec, spec) as inversion:
+        assert equal(inversion.shard(0), made)
+    assert next(other.parameters()).dtype == dtype
+    assert made.logits.dtype == made.features.dtype == torch.float32
+
+
 def test_divergence_is_noticed(small_teacher) -> None:
     model, teacher_spec = small_teacher()
     spec = resolve(teacher_spec, learning_rate=1e30, clip=False, images_per_class=2)
@@ -307,6 +320,9 @@ def test_what_cannot_work_is_refused_before_any_step(small_teacher) -> None:
     student, _ = small_teacher(num_classes=4)
     assert refused(model, adaptive, adaptive_student=student.train()) == "/adaptive_student"
     assert int(student.get_buffer("bn1.num_batches_tracked")) == 3  # looking at it has not trained it
+    spoiled = copy.deepcopy(model)
+    spoiled.get_parameter("fc.bias").data[1] = math.nan
+    assert refused(model, adaptive, adaptive_student=spoiled) == "/adaptive_student"
     with pytest.raises(InvalidInput, match="nothing to optimise"):
         resolve(teacher_spec, weights=dict.fromkeys(SynthesisWeights.model_fields, 0.0))
 

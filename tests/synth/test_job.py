@@ -4,6 +4,7 @@ import io
 import json
 import signal
 import tarfile
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from dearkd.resources import Teacher, describe_file, teachers
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
 from dearkd.worker import drain, open_ledger
-from dearkd_synth.job import ShardMaker
+from dearkd_synth.job import ShardMaker, _publish_shard
 
 pytestmark = pytest.mark.services
 
@@ -197,3 +198,77 @@ def test_shards_of_which_nothing_is_known_but_their_bytes_make_a_dataset_without
     assert adopted.made_with is None
     messages = [event.data.get("message", "") for event in ledger.store.events(third.id, limit=100, after=None)[0]]
     assert any("of 3 shard(s) no quality figures are known" in message for message in messages)
+
+
+def test_a_job_of_large_images_of_many_classes_ends_with_a_picture(
+    settings: Settings, small_teacher, tmp_path: Path
+) -> None:
+    """17 classes of 256 px at full size would be a strip of 4096 × 4352 pixels, which no reader takes."""
+    ledger = open_ledger(settings)
+    teacher = store_teacher(ledger, lambda: small_teacher(image_size=256, num_classes=17), tmp_path)
+    posted = {
+        "teacher": teacher.id,
+        "images_per_class": 1,
+        "classes_per_batch": 17,
+        "batch_size": 17,
+        "phases": [{"resolution": 16, "input_size": 32, "iterations": 1}],
+        "jitter": 0,
+    }
+    spec = SynthesisSpec.resolve(posted, teacher.spec)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    with ShardMaker() as maker:
+        assert drain("synthesis", maker.perform, settings) == 2
+    ended = ledger.store.get(job.id)
+    assert ended.status == "succeeded", ended.error
+    grid = Image.open(io.BytesIO(ledger.store.storage.read(f"datasets/{dataset_of(job.id)}/preview.png")))
+    assert grid.height == 17 * (112 + 2) + 2
+    assert "preview could not be made" not in ledger.log.read(job.id)
+
+
+def test_a_preview_that_cannot_be_made_is_noted_and_ends_no_job(
+    settings: Settings, small_teacher, tmp_path: Path
+) -> None:
+    ledger = open_ledger(settings)
+    storage = ledger.store.storage
+    spec = plain(store_teacher(ledger, small_teacher, tmp_path))
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    with ShardMaker() as maker:
+
+        def perform(attempt: Attempt) -> None:
+            for note in storage.objects(f"jobs/{job.id}/shards"):
+                if note.key.endswith(".png"):
+                    storage.put(note.key, b"no image")
+            maker.perform(attempt)
+
+        assert drain("synthesis", perform, settings) == 4
+    ended = ledger.store.get(job.id)
+    assert ended.status == "succeeded", ended.error
+    assert "the preview could not be made: CorruptData" in ledger.log.read(job.id)
+
+
+def test_who_comes_too_late_leaves_the_winners_figures_alone(settings: Settings, small_teacher, tmp_path: Path) -> None:
+    """Other bytes of the same shard, as another kind of device makes them: stored by one, then by the other."""
+    ledger = open_ledger(settings)
+    storage = ledger.store.storage
+    spec = plain(store_teacher(ledger, small_teacher, tmp_path))
+    first, late = (
+        ledger.store.create_synthesis(each, images=spec.num_samples, shards=spec.num_shards)
+        for each in (spec, spec.model_copy(update={"seed": 1}))
+    )
+    with ShardMaker() as maker:
+        drain("synthesis", maker.perform, settings)
+    winner, other = (datasets(storage).get(dataset_of(job.id)) for job in (first, late))
+    assert winner.shards[0].sha256 != other.shards[0].sha256
+
+    third = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    claim = ledger.claim("synthesis", 60.0)
+    assert claim is not None
+    name = winner.shards[0].name
+    files = [tmp_path / "winner" / name, tmp_path / "late" / name]
+    with Attempt(claim, ledger.store.get(third.id), ledger, settings, threading.Event()) as attempt:
+        kept = []
+        for file, made in zip(files, (winner, other), strict=True):
+            file.parent.mkdir()
+            storage.download(f"{made.prefix}/{name}", file)
+            kept.append(_publish_shard(attempt, spec, 0, file, made.shards[0], b"strip"))
+    assert kept == [winner.shards[0], winner.shards[0]]

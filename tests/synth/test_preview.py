@@ -1,8 +1,10 @@
 """The picture of a job, composed from the strips of its shards."""
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,25 +16,31 @@ SIDE = 8
 NAMES = [str(i) for i in range(100)]
 
 
-def strip(labels: list[int], seed: int, channels: int = 3) -> tuple[tuple[bytes, Shard], Tensor]:
+def strip(labels: list[int], seed: int, channels: int = 3, side: int = SIDE) -> tuple[tuple[bytes, Shard], Tensor]:
     """What a shard of these labels leaves, and its images."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(256, (len(labels), channels, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    images = torch.randint(256, (len(labels), channels, side, side), dtype=torch.uint8, generator=generator)
     counts = {label: labels.count(label) for label in sorted(set(labels))}
     shard = Shard(name="a.tar", bytes=1, sha256="0" * 64, samples=len(labels), classes=counts)
     return (write_strip(images, torch.tensor(labels)), shard), images
 
 
-def cells(png: bytes) -> tuple[int, int]:
-    """Rows and columns of a grid of 64 px cells 2 px apart, whatever stands in its margin."""
+def compose(strips: list[tuple[bytes, Shard]], classes: int = 100, images_per_class: int = 100) -> bytes:
+    grid = compose_preview(strips, NAMES, classes=classes, images_per_class=images_per_class)
+    assert grid is not None
+    return grid
+
+
+def cells(png: bytes, side: int = 64) -> tuple[int, int]:
+    """Rows and columns of a grid of square cells 2 px apart, whatever stands in its margin."""
     width, height = Image.open(io.BytesIO(png)).size
-    return (height - 2) // 66, (width - 2) // 66
+    return (height - 2) // (side + 2), (width - 2) // (side + 2)
 
 
 def test_a_strip_gives_the_first_images_of_each_class_back() -> None:
     labels = [3, 1] * 20 + [7]
     (png, shard), images = strip(labels, 0)
-    read, of = read_strip(png, shard, SIDE)
+    read, of = read_strip(png, shard)
     assert of == [1] * COLUMNS + [3] * COLUMNS + [7]
     for label in (1, 3, 7):
         mine = [image for image, theirs in zip(read, of, strict=True) if theirs == label]
@@ -42,7 +50,7 @@ def test_a_strip_gives_the_first_images_of_each_class_back() -> None:
 
 def test_it_grows_with_each_shard_and_shows_the_newest_images() -> None:
     strips = [strip([0, 1], 0), strip([0, 1, 0, 1], 1), strip([2, 3], 2)]
-    previews = [compose_preview([one for one, _ in strips[: n + 1]], SIDE, NAMES) for n in range(3)]
+    previews = [compose([one for one, _ in strips[: n + 1]]) for n in range(3)]
     assert [cells(preview) for preview in previews] == [(2, 1), (2, 3), (4, 3)]
     grid = np.asarray(Image.open(io.BytesIO(previews[1])))
     left = grid.shape[1] - (3 * 66 + 2)
@@ -54,13 +62,51 @@ def test_many_classes_are_shown_up_to_a_limit() -> None:
     parts = [
         strip([label for label in range(first, first + 10) for _ in range(12)], first)[0] for first in range(0, 60, 10)
     ]
-    assert cells(compose_preview(parts[:1], SIDE, NAMES)) == (10, 12)
-    assert cells(compose_preview(parts[:2], SIDE, NAMES)) == (20, 8)
-    assert cells(compose_preview(parts, SIDE, NAMES)) == (MAX_CLASSES, 8)
+    assert cells(compose(parts[:1])) == (10, 12)
+    assert cells(compose(parts[:2])) == (20, 8)
+    assert cells(compose(parts)) == (MAX_CLASSES, 8)
 
 
 def test_grey_images_are_shown_too() -> None:
     (png, shard), images = strip([0], 0, channels=1)
-    read, _ = read_strip(png, shard, SIDE)
+    read, _ = read_strip(png, shard)
     assert torch.equal(read[0], images[0])
-    assert cells(compose_preview([(png, shard)], SIDE, NAMES)) == (1, 1)
+    assert cells(compose([(png, shard)])) == (1, 1)
+
+
+@pytest.mark.parametrize(("side", "classes"), [(256, 20), (384, 40), (1024, 1)])
+def test_strips_of_large_images_are_read_and_shown(side: int, classes: int) -> None:
+    """At full size 20 classes of 256 px would be 4096 × 5120 pixels, more than any reader takes."""
+    (png, shard), images = strip([label for label in range(classes) for _ in range(2)], 0, side=side)
+    read, labels = read_strip(png, shard)
+    assert labels == [label for label in range(classes) for _ in range(2)]
+    assert cells(compose([(png, shard)]), 112) == (classes, 2)
+    last = Image.fromarray(images[-1].permute(1, 2, 0).numpy()).resize((112, 112), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(read[-1].permute(1, 2, 0).numpy(), np.asarray(last), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("a_strip", "classes", "images_per_class", "taken"),
+    [
+        ([*range(20)] * 5, 20, 100, 2),  # 8 of each are shown
+        ([*range(20)] * 5, 20, 5, 1),  # there will be no more
+        ([*range(10)] * 5, 10, 100, 4),  # 16 of each are shown
+        ([*range(40)] * 8, 1000, 100, 1),  # no more classes are shown
+    ],
+)
+def test_no_more_strips_are_taken_than_the_grid_shows(
+    a_strip: list[int], classes: int, images_per_class: int, taken: int
+) -> None:
+    asked: list[int] = []
+
+    def strips() -> Iterator[tuple[bytes, Shard]]:
+        for number in range(64):
+            asked.append(number)
+            yield strip(a_strip, number)[0]
+
+    assert compose_preview(strips(), NAMES, classes=classes, images_per_class=images_per_class)
+    assert len(asked) == taken
+
+
+def test_without_a_strip_there_is_no_picture() -> None:
+    assert compose_preview([], NAMES, classes=3, images_per_class=3) is None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd_synth import priors
 
 DIRECTIONS = [(0, 1), (1, 0), (1, 1), (1, -1)]
@@ -65,3 +66,16 @@ def test_a_flat_image_has_no_variation_and_no_gradient() -> None:
     (priors.total_variation_l1(x) + priors.total_variation_l2(x)).backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_the_imagenet_preset_pulls_as_hard_as_the_published_weight() -> None:
+    """1e-4 times the norms of the whole batch's differences, not divided by anything."""
+    teacher = TeacherSpec(
+        name="t", architecture="resnet50", num_classes=10, in_chans=3, image_size=224, mean=[0.5] * 3, std=[0.5] * 3
+    )
+    spec = SynthesisSpec.resolve({"teacher": "t"}, teacher)
+    x = torch.randn(spec.batch_size, 3, 8, 8, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    norms = (math.sqrt(sum(value**2 for value in differences(x, down, right))) for down, right in DIRECTIONS)
+    published = 1e-4 * sum(norms)
+    ours = spec.weights.total_variation_l2 * priors.total_variation_l2(x).item()
+    assert ours == pytest.approx(published, rel=0.02)

@@ -67,9 +67,10 @@ def test_after_the_last_restart_it_is_told_with_the_rate(small_teacher) -> None:
     spec = resolve(teacher, learning_rate=1e30, clip=False, max_restarts=1, restart_rate_factor=0.5)
     with (
         DeepInversion(model, teacher, spec) as inversion,
-        pytest.raises(Diverged, match=r"lower learning_rate \(5e\+29 after 1 restarts\)"),
+        pytest.raises(Diverged, match=r"lower learning_rate \(5e\+29 after 1 restarts\)") as caught,
     ):
         inversion.shard(0)
+    assert not caught.value.retryable, "whoever makes the shard again, it does the same"
 
 
 def test_on_the_cpu_it_is_noticed_at_the_step_itself(small_teacher) -> None:
@@ -85,12 +86,19 @@ def test_on_the_cpu_it_is_noticed_at_the_step_itself(small_teacher) -> None:
     assert steps == [1]
 
 
-def limited(small_teacher, images: int) -> tuple[nn.Module, TeacherSpec]:
-    """A teacher on a device that holds so many images; the error is the one that torch raises on a GPU."""
+def limited(
+    small_teacher, images: int, *, when_judging: bool = False, refused: list[int] | None = None
+) -> tuple[nn.Module, TeacherSpec]:
+    """A teacher on a device that holds so many images; the error is the one that torch raises on a GPU.
+
+    With `when_judging` it lacks room for finished images alone; `refused` gets the size of each batch that was refused.
+    """
     model, teacher = small_teacher()
 
     def refuse(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if len(inputs[0]) > images:
+        if len(inputs[0]) > images and not (when_judging and torch.is_grad_enabled()):
+            if refused is not None:
+                refused.append(len(inputs[0]))
             raise torch.OutOfMemoryError(f"CUDA out of memory: {len(inputs[0])} images")
 
     handle = model.register_forward_pre_hook(refuse)
@@ -99,18 +107,35 @@ def limited(small_teacher, images: int) -> tuple[nn.Module, TeacherSpec]:
     return small, teacher
 
 
-@pytest.mark.parametrize(("room", "message"), [(4, "2 of them do: set batch_size to at most 2"), (5, "5 of them do")])
-def test_too_little_memory_is_told_with_the_size_that_fits(small_teacher, room: int, message: str) -> None:
-    model, teacher = limited(small_teacher, room)
-    with DeepInversion(model, teacher, resolve(teacher)) as inversion, pytest.raises(OutOfMemory, match=message):
-        inversion.shard(0)
+@pytest.mark.parametrize("when_judging", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "room", "message"),
+    [
+        (10, 4, "2 of them do: set batch_size and classes_per_batch to at most 2"),
+        (10, 5, "5 of them do: set batch_size to at most 5"),
+        (35, 20, "17 of them do: set batch_size to at most 15"),  # which five classes divide
+    ],
+)
+def test_too_little_memory_is_told_with_the_size_that_fits(
+    small_teacher, batch: int, room: int, message: str, when_judging: bool
+) -> None:
+    model, teacher = limited(small_teacher, room, when_judging=when_judging)
+    spec = resolve(teacher, images_per_class=batch // 5, batch_size=batch)
+    with DeepInversion(model, teacher, spec) as inversion:
+        with pytest.raises(OutOfMemory, match=message):
+            inversion.shard(0)
+        with pytest.raises(OutOfMemory, match=message):
+            inversion.batch([0, 1, 2, 3, 4] * (batch // 5), seed=0)
 
 
 def test_where_it_is_allowed_batches_are_halved_and_that_is_recorded(small_teacher) -> None:
-    model, teacher = limited(small_teacher, 5)
+    refused: list[int] = []
+    model, teacher = limited(small_teacher, 5, refused=refused)
     spec = resolve(teacher, halve_batches=True)
     with DeepInversion(model, teacher, spec) as inversion:
-        made, again = inversion.shard(0), inversion.shard(0)
+        made = inversion.shard(0)
+        assert refused == [10], "the second batch is cut before it fails"
+        again = inversion.shard(0)
     assert [len(batch.labels) for batch in made.batches] == [5, 5, 5, 5]
     assert shard_quality(made)["halved_batches"] == 2
     assert torch.equal(made.images, again.images)

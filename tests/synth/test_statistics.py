@@ -50,6 +50,20 @@ def test_gradcheck_of_all_three_outputs(memory_format: torch.memory_format, affi
     assert torch.autograd.gradcheck(lambda x: FrozenBatchNorm.apply(x, matched), (x,))
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (2, 3, 5), (2, 3, 2, 2, 2)])
+def test_gradcheck_of_synchronised_layers_that_stand_in_for_other_dimensions(shape: tuple[int, ...]) -> None:
+    """convert_sync_batchnorm replaces BatchNorm1d and 3d by the same class."""
+    layer = batch_norm(3)
+    flat = (nn.BatchNorm3d if len(shape) == 5 else nn.BatchNorm1d)(3).double()
+    flat.load_state_dict(layer.state_dict())
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(flat.eval().requires_grad_(False))
+    assert isinstance(converted, nn.SyncBatchNorm)
+    matched = MatchedBatchNorm(converted)
+    x = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: FrozenBatchNorm.apply(x, matched), (x,))
+    torch.testing.assert_close(matched(x), flat(x))
+
+
 def test_families_match_their_hook_reference(family_teacher: tuple[nn.Module, TeacherSpec]) -> None:
     model = copy.deepcopy(family_teacher[0]).double().requires_grad_(False)
     x = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dearkd.datasets import info_json, inspect_shard
-from dearkd.specs import SynthesisSpec
-from dearkd.vision.images import to_input
+from dearkd.datasets import Sample, info_json, inspect_shard, write_shard
+from dearkd.errors import CorruptData
+from dearkd.specs import SynthesisSpec, TeacherSpec
+from dearkd.vision.images import encode, to_input
 from dearkd.vision.shards import ShardDataset
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.job import write_samples
+from dearkd_synth.job import check_contents, write_samples
 from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.synthesised import SynthesisedShard
 
@@ -82,6 +83,21 @@ def test_logits_are_stored_in_half_precision_for_every_sample(small_teacher, tmp
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
+def test_logits_beyond_half_precision_are_read_as_the_largest_that_there_is(small_teacher, tmp_path: Path) -> None:
+    model, teacher = small_teacher()
+    with torch.no_grad():
+        model.get_classifier().weight.mul_(1e8)
+    path = tmp_path / "a.tar"
+    spec = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 1, "store_logits": True}, teacher)
+    spec = spec.model_copy(update={"phases": [p.model_copy(update={"iterations": 1}) for p in spec.phases]})
+    with DeepInversion(model, teacher, spec) as inversion:
+        made = inversion.shard(0)
+    assert made.logits.abs().max() > 1e5
+    write_samples(path, made, spec)
+    stored = ShardDataset([path], num_classes=5, in_chans=3)
+    torch.testing.assert_close(stored.logits(0), made.logits[0].clamp(-65504, 65504), rtol=1e-3, atol=0)
+
+
 def test_every_reader_takes_shards_with_logits(small_teacher, tmp_path: Path) -> None:
     import datasets
     import webdataset as wds
@@ -123,6 +139,30 @@ def test_the_plan_counts_the_bytes_of_logits(small_teacher, tmp_path: Path) -> N
     assert more == 2 * (512 + -(-len(file.getvalue()) // 512) * 512)
 
 
+@pytest.mark.parametrize("image_format", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize(("image_size", "in_chans"), [(8, 1), (32, 1), (64, 3), (512, 3), (1024, 1)])
+def test_no_sample_takes_more_bytes_than_planned(
+    tmp_path: Path, image_size: int, in_chans: int, image_format: Any
+) -> None:
+    """Noise, of which no format saves anything: a PNG of 512 px takes 1651 bytes more than its pixels."""
+    teacher = TeacherSpec(
+        name="t",
+        architecture="resnet10t",
+        num_classes=5,
+        in_chans=in_chans,
+        image_size=image_size,
+        mean=[0.5] * in_chans,
+        std=[0.5] * in_chans,
+    )
+    spec = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 1}, teacher)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (in_chans, image_size, image_size), dtype=torch.uint8, generator=generator)
+    fields = {"label": 0, "teacher_label": 4, "teacher_confidence": 0.123456, "teacher_margin": -1000.123456}
+    sample = Sample(key="0" * 9, image=encode(pixels, image_format), suffix="png", label=0, fields=fields)
+    empty, one = (write_shard(tmp_path / f"{n}.tar", [sample] * n).bytes for n in (0, 20))
+    assert one - empty <= 20 * spec.estimated_bytes(teacher) / 5
+
+
 def test_outliers_are_the_samples_of_lowest_margin_by_key(small_teacher, tmp_path: Path) -> None:
     made, members = make(small_teacher, tmp_path / "a.tar")
     quality = json.loads(json.dumps(shard_quality(made)))
@@ -136,3 +176,14 @@ def test_outliers_are_the_samples_of_lowest_margin_by_key(small_teacher, tmp_pat
     assert len(merged["outliers"]) == 20
     assert [outlier["key"] for outlier in merged["outliers"][:2]] == [lowest["key"], f"{int(lowest['key']) + 20:09d}"]
     assert (merged["restarts"], merged["halved_batches"]) == (0, 0)
+
+
+def test_a_shard_of_other_labels_than_its_spec_asks_for_is_named(small_teacher, tmp_path: Path) -> None:
+    path = tmp_path / "train-000000.tar"
+    make(small_teacher, path)
+    _, teacher = small_teacher()
+    posted = {"teacher": "t", "images_per_class": 4, "batch_size": 10}
+    assert check_contents(path, SynthesisSpec.resolve(posted, teacher), 0).samples == 20
+    others = {"classes": [4, 3, 2, 1], "images_per_class": 5, "batch_size": 4}
+    with pytest.raises(CorruptData, match=r"train-000000\.tar holds 4 samples of class 0, but its spec asks for 0"):
+        check_contents(path, SynthesisSpec.resolve(posted | others, teacher), 0)

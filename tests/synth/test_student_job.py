@@ -4,12 +4,17 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_job import settings, store_teacher
+from torch import Tensor
 
 from dearkd.attempt import Attempt
 from dearkd.datasets import DatasetManifest, datasets
@@ -18,10 +23,11 @@ from dearkd.jobs import TERMINAL, Job, dataset_of
 from dearkd.ledger import Ledger
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
+from dearkd.vision.shards import ShardDataset
 from dearkd.worker import drain, open_ledger
 from dearkd_synth import trained_student
 from dearkd_synth.job import ShardMaker
-from dearkd_synth.trained_student import NAME, UNIT
+from dearkd_synth.trained_student import NAME, UNIT, evenly, of_each_class
 
 __all__ = ["settings"]
 
@@ -127,6 +133,65 @@ def test_its_dataset_is_the_same_from_one_worker_from_two_and_after_a_death_in_t
         assert process.exitcode == 0
     assert bytes_of(dataset(ledger, disturbed)) == bytes_of(expected)
     assert ledger.store.get(disturbed.id).progress.done == 30
+
+
+@pytest.mark.parametrize("bound", ["images", "bytes"])
+def test_it_sees_every_class_where_it_cannot_see_every_image(
+    settings: Settings, small_teacher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    """Of shards 0 and 2, each with two images of five classes, ten images: one of each class of each."""
+    if bound == "images":
+        monkeypatch.setattr(trained_student, "MAX_IMAGES", 10)
+    else:
+        monkeypatch.setattr(trained_student, "MAX_BYTES", 11 * 3 * 32 * 32 - 1)
+    seen: list[Tensor] = []
+    train = trained_student.train_competitor
+
+    def watch(network: Any, teacher: Any, spec: Any, images: Tensor, **options: Any) -> Any:
+        seen.append(images.clone())
+        return train(network, teacher, spec, images, **options)
+
+    monkeypatch.setattr(trained_student, "train_competitor", watch)
+    ledger = open_ledger(settings)
+    job = submit(ledger, small_teacher, tmp_path)
+    with ShardMaker() as maker:
+        drain("synthesis", maker.perform, settings)
+    made = dataset(ledger, job)
+    labels = []
+    for index in (0, 2):
+        path = tmp_path / made.shards[index].name
+        ledger.store.storage.download(f"{made.prefix}/{path.name}", path)
+        stored = ShardDataset([path], num_classes=5, in_chans=3)
+        labels += [
+            int(stored.labels[i])
+            for i in range(len(stored))
+            if any(torch.equal(image, stored[i][0]) for image in seen[0])
+        ]
+    assert len(seen[0]) == 10
+    assert sorted(labels) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@given(
+    labels=st.lists(st.integers(0, 9), min_size=1, max_size=60).map(np.array),
+    count=st.integers(1, 70),
+)
+def test_samples_are_spread_over_the_classes(labels: np.ndarray, count: int) -> None:
+    picked = of_each_class(labels, count).tolist()
+    assert picked == sorted(set(picked))
+    assert len(picked) <= count
+    if count >= len(labels):
+        assert len(picked) == len(labels)
+        return
+    classes = Counter(labels.tolist())
+    of = Counter(labels[picked].tolist())
+    for label, there in classes.items():
+        fair = count // len(classes)
+        assert min(fair, there) <= of[label] <= fair + 1
+
+
+def test_shards_are_spread_where_there_are_more_than_images() -> None:
+    assert evenly(range(0, 100, 10), 3) == [0, 30, 60]
+    assert evenly(range(0, 30, 10), 9) == [0, 10, 20]
 
 
 def test_a_cancel_in_the_training_ends_the_job_and_a_retry_goes_on_there(

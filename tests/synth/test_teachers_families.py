@@ -9,6 +9,7 @@ from families import FAMILIES
 from test_statistics import hook_reference
 from torch import nn
 
+from dearkd.errors import InvalidInput
 from dearkd.specs import SynthesisSpec
 from dearkd.vision.images import to_input
 from dearkd.vision.teachers import features_and_logits
@@ -118,6 +119,17 @@ def test_the_classifiers_bias_counts(small_teacher, bias: float) -> None:
         features, logits = features_and_logits(model, to_input(made.images, teacher))
     torch.testing.assert_close(made.features, features, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(made.logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_one_size_is_inverted_with_the_preset_that_halves_it(small_teacher) -> None:
+    model, teacher = small_teacher("levit_128s", image_size=64, model_args={"img_size": 64})
+    posted = {"teacher": "t", "preset": "imagenet", "images_per_class": 1, "classes": [0, 1]}
+    with pytest.raises(InvalidInput, match="/phases/0/input_size"):
+        DeepInversion(model, teacher, SynthesisSpec.resolve(posted, teacher))
+    spec = SynthesisSpec.resolve(posted, teacher, refused_input_sizes=[32])
+    spec = spec.model_copy(update={"phases": [p.model_copy(update={"iterations": 1}) for p in spec.phases]})
+    with DeepInversion(model, teacher, spec) as inversion:
+        assert inversion.shard(0).images.shape == (2, 3, 64, 64)
 
 
 def test_synchronised_batch_norm_gives_the_same_images(small_teacher) -> None:

@@ -168,19 +168,24 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     assert (pointer, detail) == ("/weights", f"{name} holds values that are not finite")
 
 
-@pytest.mark.parametrize(("change", "refused"), [("all zero", True), ("one negative", True), ("one zero", False)])
+@pytest.mark.parametrize(
+    ("change", "refused"), [("all zero", True), ("one negative", True), ("one zero", True), ("one dead", False)]
+)
 def test_running_variances(tmp_path: Path, change: str, refused: bool) -> None:
     """A dead channel is a fact of trained networks; a layer of them is not."""
 
     def spoil(state: dict[str, Tensor]) -> None:
         variance = state["layer1.0.bn1.running_var"]
         variance[0 if change.startswith("one") else slice(None)] = -1.0 if "negative" in change else 0.0
+        if "dead" in change:
+            state["layer1.0.conv1.weight"][0] = 1e-6
 
     path = saved(tmp_path, spec(), spoil)
     if refused:
         pointer, detail = refusal(lambda: describe_teacher(spec(), path))
         assert pointer == "/weights"
         assert "layer1.0.bn1.running_var" in detail
+        assert ("of a dead channel" in detail) == (change == "one zero")
     else:
         assert describe_teacher(spec(), path).batch_norm_layers > 0
 
@@ -190,6 +195,29 @@ def test_images_too_small_for_the_network_are_refused(tmp_path: Path) -> None:
     pointer, detail = refusal(lambda: describe_teacher(vgg, saved(tmp_path, vgg)))
     assert pointer == "/image_size"
     assert "16×16" in detail
+
+
+LEVIT = {"image_size": 64, "model_args": {"img_size": 64}}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "refused"),
+    [("levit_128s", LEVIT, [32]), ("test_resnet", {}, []), ("vgg11_bn", {"model_args": {"mlp_ratio": 0.01}}, [16])],
+)
+def test_what_it_cannot_take_of_half_its_image_size_is_found_at_the_door(
+    tmp_path: Path, architecture: str, fields: dict[str, Any], refused: list[int]
+) -> None:
+    """Attention with a weight for each place takes one size; a VGG of five poolings nothing below 32 px."""
+    teacher = spec(architecture, **fields)
+    assert describe_teacher(teacher, saved(tmp_path, teacher)).refused_input_sizes == refused
+
+
+def test_an_error_without_words_is_told_by_its_type() -> None:
+    """BoTNet asserts the size of its map and says nothing."""
+    botnet = spec("botnet26t_256", image_size=256)
+    pointer, detail = refusal(lambda: check_teacher(build_teacher(botnet).eval(), botnet, 64, pointer="/x"))
+    assert pointer == "/x"
+    assert detail.endswith("64×64 pixels: AssertionError; those of its image_size, 256, it takes")
 
 
 def test_a_network_that_does_not_answer_with_logits_is_refused(tmp_path: Path) -> None:

@@ -41,8 +41,9 @@ def resolve_synthesis(posted: Any, backend: Backend) -> tuple[SynthesisSpec, Tea
                 max_images=settings.max_images,
                 max_image_size=settings.max_image_size,
                 max_iterations=settings.max_iterations,
+                max_shards=settings.max_shards,
             )
-            spec = SynthesisSpec.resolve(body, teacher.spec, limits)
+            spec = SynthesisSpec.resolve(body, teacher.spec, limits, refused_input_sizes=teacher.refused_input_sizes)
             _require_a_weight_for_each_layer(spec, teacher)
     findings.settle()
     assert spec is not None

@@ -7,7 +7,8 @@ student, what it looks like and how it is trained is our choice [R].
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dearkd.errors import CorruptData, Diverged
+from dearkd.errors import CorruptData, Diverged, OutOfMemory
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.vision.images import to_input
-from dearkd_synth.determinism import deterministic_convolutions
+from dearkd_synth.determinism import reproducible
 from dearkd_synth.resizing import resize
 
 TEMPERATURE = 3.0
@@ -87,6 +88,7 @@ def train_competitor(
 
     Raises:
         Diverged: if a weight is not finite in the end.
+        OutOfMemory: if the device has no memory for a batch.
     """
     seed = int.from_bytes(hashlib.sha256(f"{spec.seed}/student".encode()).digest()[:8], "big") >> 1
     # Everything random is drawn on the CPU, so that it does not depend on the device.
@@ -94,7 +96,7 @@ def train_competitor(
     student = Competitor(teacher_spec, seed).to(device).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
     steps, last = spec.adaptive_iterations, math.nan
-    with deterministic_convolutions():
+    with reproducible(device), _memory_for(spec.batch_size, teacher_spec, device):
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
             view = _view(images, teacher_spec, spec, generator, device)
@@ -124,10 +126,23 @@ def agreement(
     """The fraction of images (N, C, H, W), uint8, that both call the same. Both on one device, in eval mode."""
     device = next(teacher.parameters()).device
     same = 0
-    for part in images.split(batch_size):
-        x = to_input(part.to(device), teacher_spec)
-        same += int((teacher(x).argmax(dim=1) == competitor(x).argmax(dim=1)).sum())
+    with _memory_for(batch_size, teacher_spec, device):
+        for part in images.split(batch_size):
+            x = to_input(part.to(device), teacher_spec)
+            same += int((teacher(x).argmax(dim=1) == competitor(x).argmax(dim=1)).sum())
     return same / len(images)
+
+
+@contextmanager
+def _memory_for(images: int, teacher: TeacherSpec, device: torch.device | str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise OutOfMemory(
+            f"{images} images of {teacher.image_size}×{teacher.image_size} pixels do not fit into the memory of "
+            f"{device} beside the teacher and the student of the adaptive term: set a smaller batch_size, or name an "
+            "adaptive_student"
+        ) from None
 
 
 def save_competitor(competitor: Competitor, path: Path) -> None:

@@ -23,20 +23,23 @@ from dearkd.vision.images import decode, encode, pixel_range, quantise, to_input
 from dearkd.vision.teachers import check_teacher
 from dearkd_synth.batches import sample_label, shard_batches, shard_samples
 from dearkd_synth.boundary import FeatureBank, logit_margin
-from dearkd_synth.determinism import deterministic_convolutions
+from dearkd_synth.determinism import reproducible
+from dearkd_synth.device_memory import batch_too_large
+from dearkd_synth.divergence import DelayedFlag
 from dearkd_synth.labelling import in_places, share_out
 from dearkd_synth.memory import StatisticsMemory
 from dearkd_synth.objective import Objective
 from dearkd_synth.resizing import resize
 from dearkd_synth.statistics import Statistics
+from dearkd_synth.student import check_student
 from dearkd_synth.synthesised import Step, SynthesisedBatch, SynthesisedShard
 from dearkd_synth.views import Views
 
 __all__ = ["DeepInversion", "Step", "SynthesisedBatch", "SynthesisedShard", "batch_seed", "rate_factor"]
 
 STEPS_BETWEEN_READINGS = 25
-"""Losses are read from the device once in so many steps: a reading waits for it. On the CPU, where nothing waits, the
-total is checked at every step; elsewhere at every reading."""
+"""Losses are read from the device once in so many steps: a reading waits for it. Whether the total left its bounds is
+noticed without waiting (`DelayedFlag`): on the CPU at the step itself."""
 
 
 class DeepInversion:
@@ -84,7 +87,7 @@ class DeepInversion:
                 )
             student = self._frozen_copy(adaptive_student) if adaptive_student is not None else None
         if student is not None:
-            _check_student(student, teacher_spec, spec)
+            check_student(student, teacher_spec, spec)
         self._has_student = student is not None
         self._objective: Objective | None = Objective(spec, self._frozen_copy(teacher), student)
         self._black, self._white = pixel_range(teacher_spec, torch.empty(0, device=self.device))
@@ -131,17 +134,19 @@ class DeepInversion:
             for number, batch in enumerate(shard_batches(self.spec, index))
         ]
         halved = 0
+        most = self.spec.batch_size
         while waiting:
             batch, seed = waiting.pop(0)
             labels = [sample_label(self.spec, sample) for sample in batch]
-            start = self._start(len(batch), shard=index, batch=len(made), images_done=batch.start - samples.start)
-            try:
-                made.append(self._make(labels, seed, bank, memory, start))
-                continue
-            except torch.OutOfMemoryError:
-                pass  # only behind this block are the tensors gone that the exception's traceback holds
-            if not self.spec.halve_batches or len(batch) == 1:
-                raise self._out_of_memory(labels)
+            if len(batch) <= most:
+                start = self._start(len(batch), shard=index, batch=len(made), images_done=batch.start - samples.start)
+                one = self._make_if_it_fits(labels, seed, bank, memory, start)
+                if one is not None:
+                    made.append(one)
+                    continue
+                if not self.spec.halve_batches or len(batch) == 1:
+                    raise self._out_of_memory(labels)
+                most = len(batch) - 1  # those to come need not fail first
             middle = len(batch) // 2
             halved += 1
             waiting[:0] = [(part, batch_seed(seed, part.start, part.stop)) for part in (batch[:middle], batch[middle:])]
@@ -166,12 +171,16 @@ class DeepInversion:
 
         Raises:
             Diverged: as `shard`.
+            OutOfMemory: likewise.
         """
         if self._objective is not None:
             self._objective.compete(self._has_student)
         bank = FeatureBank() if bank is None else bank
         memory = StatisticsMemory(0) if memory is None else memory
-        return self._make(labels, seed, bank, memory, self._start(len(labels)))
+        made = self._make_if_it_fits(labels, seed, bank, memory, self._start(len(labels)))
+        if made is None:
+            raise self._out_of_memory(labels)
+        return made
 
     def _start(self, images: int, *, shard: int | None = None, batch: int = 0, images_done: int = 0) -> Step:
         return Step(
@@ -185,6 +194,17 @@ class DeepInversion:
             losses={},
         )
 
+    def _make_if_it_fits(
+        self, labels: Sequence[int], seed: int, bank: FeatureBank, memory: StatisticsMemory, start: Step
+    ) -> SynthesisedBatch | None:
+        """None if the device has no memory for it."""
+        try:
+            return self._make(labels, seed, bank, memory, start)
+        except torch.OutOfMemoryError:
+            # Only behind this block are the tensors gone that the exception's traceback holds.
+            pass
+        return None
+
     def _make(
         self, labels: Sequence[int], seed: int, bank: FeatureBank, memory: StatisticsMemory, start: Step
     ) -> SynthesisedBatch:
@@ -192,7 +212,7 @@ class DeepInversion:
             raise ValueError("this DeepInversion is closed: make another")
         targets = torch.tensor(labels, device=self.device)
         earlier = bank.of(targets) if self.spec.weights.boundary > 0 else None
-        with deterministic_convolutions():
+        with reproducible(self.device):
             while True:
                 generator = torch.Generator().manual_seed(seed)
                 try:
@@ -203,7 +223,8 @@ class DeepInversion:
                         raise
                     start = replace(start, restarts=start.restarts + 1)
             pixels, files = self._as_stored(quantise(resize(x, self.teacher_spec.image_size), self.teacher_spec))
-            made = self._judge(self._objective, pixels, targets, end, files)
+            with reproducible(self.device, tf32=False):
+                made = self._judge(self._objective, pixels, targets, end, files)
         if self.spec.weights.boundary > 0:
             bank.add(made.features.to(self.device), targets)
         for phase, statistics in enumerate(seen):
@@ -229,6 +250,7 @@ class DeepInversion:
         rate = self._rate(start)
         seen: list[Statistics] = []
         work, most = 0, math.inf
+        beyond = DelayedFlag.on(self.device)
         for number, phase in enumerate(spec.phases):
             x = resize(x.detach(), phase.resolution).requires_grad_()
             # A new Adam: its moments belong to the pixels of the last resolution, which had another scale of gradient.
@@ -249,10 +271,10 @@ class DeepInversion:
                         x.clamp_(self._black, self._white)
                 work += phase.input_size**2
                 step = replace(step, iteration=step.iteration + 1, share=work / self._work)
-                reads = step.iteration % STEPS_BETWEEN_READINGS == 1 or step.iteration == self._iterations
-                if reads or (self.device.type == "cpu" and not total.item() <= most):  # NaN too
+                beyond.raise_if(~(total.detach() <= most))  # NaN too
+                if step.iteration % STEPS_BETWEEN_READINGS == 1 or step.iteration == self._iterations or beyond.look():
                     step = replace(step, losses=_read(terms | {"total": total}))
-                    self._require_bounded(step, most)
+                    self._require_bounded(step, most, beyond.wait())
                     if step.iteration == 1:
                         most = spec.divergence_factor * (step.losses["total"] + sum(spec.weights.model_dump().values()))
                 if self._on_step is not None:
@@ -295,14 +317,14 @@ class DeepInversion:
         )
 
     def _frozen_copy(self, model: nn.Module) -> nn.Module:
-        copied = copy.deepcopy(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # In float32, whatever the one given is in: so are the images.
+        copied = copy.deepcopy(model).float().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return copied.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
-    def _require_bounded(self, step: Step, most: float) -> None:
-        total = step.losses["total"]
-        if not math.isfinite(total):
+    def _require_bounded(self, step: Step, most: float, beyond: bool) -> None:
+        if not math.isfinite(step.losses["total"]):
             raise self._diverged(step, "left the finite numbers")
-        if total > most:
+        if beyond:
             raise self._diverged(step, f"came to a loss beyond {most:.3g} (divergence_factor)")
 
     def _diverged(self, step: Step, how: str) -> Diverged:
@@ -318,49 +340,29 @@ class DeepInversion:
         return self.spec.learning_rate * self.spec.restart_rate_factor**step.restarts
 
     def _out_of_memory(self, labels: Sequence[int]) -> OutOfMemory:
-        """The error for a batch that does not fit, with the size that does: found by a step of ever smaller ones."""
-        size = max(phase.input_size for phase in self.spec.phases)
-        largest = next(phase for phase in self.spec.phases if phase.input_size == size)
-        fits = len(labels)
-        while (fits := fits // 2) and not self._has_memory_for(labels[:fits], largest):
-            pass
-        remedy = (
-            f"{fits} of them do: set batch_size to at most {fits}, or halve_batches to true"
-            if fits
-            else "not even one does: free the device, or lower input_size"
-        )
-        return OutOfMemory(
-            f"a batch of {len(labels)} images of {size}×{size} pixels does not fit into the memory of {self.device}; "
-            + remedy
+        return batch_too_large(
+            len(labels),
+            max(phase.input_size for phase in self.spec.phases),
+            self.device,
+            classes_per_batch=self.spec.classes_per_batch,
+            fits=lambda size: self._has_memory_for(labels[:size]),
         )
 
-    def _has_memory_for(self, labels: Sequence[int], phase: Phase) -> bool:
+    def _has_memory_for(self, labels: Sequence[int]) -> bool:
+        """By a step at the largest size that the teacher is shown, and by the judgement of finished images."""
         assert self._objective is not None
-        x = torch.zeros(
-            len(labels), self.teacher_spec.in_chans, phase.resolution, phase.resolution, device=self.device
-        ).requires_grad_()
+        largest = max(self.spec.phases, key=lambda phase: phase.input_size)
+        teacher, targets = self.teacher_spec, torch.tensor(labels, device=self.device)
+        x = torch.zeros(len(labels), teacher.in_chans, largest.resolution, largest.resolution, device=self.device)
+        x.requires_grad_()
         try:
-            terms = self._objective.terms(x, resize(x, phase.input_size), torch.tensor(labels, device=self.device))
+            terms = self._objective.terms(x, resize(x, largest.input_size), targets)
             self._objective.total(terms).backward()
+            with torch.no_grad():
+                self._objective.judge(resize(x.detach(), teacher.image_size))
         except torch.OutOfMemoryError:
             return False
         return True
-
-
-def _check_student(student: nn.Module, teacher: TeacherSpec, spec: SynthesisSpec) -> None:
-    for size in {phase.input_size for phase in spec.phases}:
-        like = next(student.parameters())
-        try:
-            with torch.no_grad():
-                logits = student(like.new_zeros(2, teacher.in_chans, size, size))
-        except Exception as error:  # whatever a network raises on images that it cannot take
-            raise InvalidInput.at(
-                "/adaptive_student", f"it cannot take images of {size}×{size} pixels: {error}"
-            ) from error
-        if logits.shape != (2, teacher.num_classes):
-            raise InvalidInput.at(
-                "/adaptive_student", f"it has {logits.shape[-1]} classes, the teacher {teacher.num_classes}"
-            )
 
 
 def batch_seed(seed: int, shard: int, batch: int) -> int:

@@ -7,7 +7,11 @@ every other is marked and writes what makes a folder of shards a dataset, the ma
 
 import io
 import logging
+import os
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +31,7 @@ from dearkd.datasets import (
     shard_name,
     write_shard,
 )
-from dearkd.errors import CorruptData, NotFound
+from dearkd.errors import CorruptData, NotFound, Unavailable
 from dearkd.jobs import dataset_of, now
 from dearkd.resources import StoredFile, Teacher, describe_file, fetch_weights, manifest_bytes, teachers
 from dearkd.settings import Settings
@@ -37,8 +41,9 @@ from dearkd.vision.devices import choose_device, made_with
 from dearkd.vision.images import SUFFIXES, encode
 from dearkd.vision.teachers import load_teacher
 from dearkd.worker import drain as drain_units
-from dearkd_synth.batches import sample_key
+from dearkd_synth.batches import sample_key, sample_label, shard_samples
 from dearkd_synth.card import dataset_card
+from dearkd_synth.determinism import CUBLAS_WORKSPACE, rounding
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.preview import compose_preview, write_strip
 from dearkd_synth.quality import merge_quality, shard_quality
@@ -54,6 +59,7 @@ MAX_STRIPS = 64
 def drain(job: str) -> None:
     """The rq task: makes shards of whatever synthesis job is next; `job` is only what woke it."""
     settings = Settings()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     with ShardMaker() as maker:
@@ -102,14 +108,14 @@ class ShardMaker:
                 attempt.note(f"shard {index}: the device has no memory for whole batches; {made.halved} were halved")
             with attempt.cache.scratch("shard") as folder:
                 path = folder / shard_name(index)
-                said = {"quality": shard_quality(made), "made_with": made_with(self.device)}
+                said = {"quality": shard_quality(made), "made_with": made_with(self.device) | rounding(self.device)}
                 shard = write_samples(path, made, spec).model_copy(update=said)
                 check_contents(path, spec, index)
                 strip = write_strip(made.images, made.labels)
                 shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
         attempt.stop_reporting()
         attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard, units=spec.num_units))
-        update_preview(attempt, teacher, index)
+        update_preview(attempt, spec, teacher, index)
 
     def _train_student(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         student = make_student(attempt, spec, teacher, self._load_teacher(attempt, teacher))
@@ -161,8 +167,8 @@ class ShardMaker:
 
 def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path, shard: Shard, strip: bytes) -> Shard:
     """Store a shard, or adopt the one that lies there. What its maker says of it comes first."""
-    attempt.storage.put(_side_key(attempt, index, "png"), strip)
-    attempt.storage.put(_side_key(attempt, index, "json"), manifest_bytes(shard))
+    attempt.storage.put(_side_key(attempt, shard, "png"), strip)
+    attempt.storage.put(_side_key(attempt, shard, "json"), manifest_bytes(shard))
     try:
         attempt.storage.create(f"datasets/{dataset_of(attempt.job.id)}/{path.name}", path)
     except AlreadyExists:
@@ -174,13 +180,13 @@ def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path
 def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Shard:
     """Write a shard's tar: `.cls`, `.json` (the same fields in every sample) and the image, keys by sample index.
 
-    With `store_logits` also `.logits.npy`, (num_classes,) in half precision.
+    With `store_logits` also `.logits.npy`, (num_classes,) in half precision. One file is in memory at a time.
     """
-    files = [
+    files = (
         file
         for batch in made.batches
-        for file in batch.files or [encode(image, spec.image_format) for image in batch.images]
-    ]
+        for file in batch.files or (encode(image, spec.image_format) for image in batch.images)
+    )
     return write_shard(
         path,
         (
@@ -213,7 +219,9 @@ def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Sh
 
 def _npy(values: torch.Tensor) -> bytes:
     file = io.BytesIO()
-    np.save(file, values.half().numpy(), allow_pickle=False)
+    # Beyond what half precision holds (65504), a logit says no more than that it is far away; inf no reader takes.
+    most = torch.finfo(torch.half).max
+    np.save(file, values.clamp(-most, most).half().numpy(), allow_pickle=False)
     return file.getvalue()
 
 
@@ -229,17 +237,22 @@ def restarted(step: Step, spec: SynthesisSpec) -> str:
 def check_contents(path: Path, spec: SynthesisSpec, index: int) -> ShardContents:
     """Read a written shard as a reader would. Raises `CorruptData` if it does not hold what the spec asks for."""
     found = inspect_shard(path)
-    expected = spec.shard_lengths()[index]
-    if found.samples != expected:
-        raise CorruptData(f"{path.name} holds {found.samples} samples, but its spec asks for {expected}")
+    expected = Counter(sample_label(spec, sample) for sample in shard_samples(spec, index))
+    if found.samples != expected.total():
+        raise CorruptData(f"{path.name} holds {found.samples} samples, but its spec asks for {expected.total()}")
+    for label in sorted(found.classes | expected):
+        if found.classes[label] != expected[label]:
+            raise CorruptData(
+                f"{path.name} holds {found.classes[label]} samples of class {label}, but its spec asks for "
+                f"{expected[label]}: delete it and retry the job"
+            )
     return found
 
 
 def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
     """The description of a shard that lies in storage, after reading and checking all of it.
 
-    Quality and what it was made with come from the note that its maker left; without one whose sha256 agrees they are
-    unknown.
+    Quality and what it was made with come from the note that its maker left; without one they are unknown.
 
     Raises:
         CorruptData: if it is not what the spec asks for.
@@ -252,10 +265,9 @@ def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
         stored = describe_file(path)
     shard = Shard(**stored.model_dump(), samples=found.samples, classes=dict(sorted(found.classes.items())))
     try:
-        noted = Shard.model_validate_json(attempt.storage.read(_side_key(attempt, index, "json")))
+        return Shard.model_validate_json(attempt.storage.read(_side_key(attempt, shard, "json")))
     except NotFound:
         return shard
-    return noted if noted.sha256 == shard.sha256 else shard
 
 
 def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
@@ -298,7 +310,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     )
     # An attempt that lost its lease must not change what lies beside a manifest.
     attempt.confirm()
-    update_preview(attempt, teacher)
+    update_preview(attempt, spec, teacher)
     storage.put(f"datasets/{identifier}/_info.json", info_json(shards))
     storage.put(f"datasets/{identifier}/README.md", dataset_card(manifest, teacher).encode())
     attempt.confirm()
@@ -310,30 +322,47 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"dataset": identifier}))
 
 
-def update_preview(attempt: Attempt, teacher: Teacher, marked: int | None = None) -> None:
+def update_preview(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, marked: int | None = None) -> None:
     """Compose the grid of what is done so far from the strips that the shards' makers left.
+
+    It is there to look at: that it cannot be made is noted, and no reason to lose what was computed.
 
     Args:
         attempt: at a unit of the job.
+        spec: of the job.
         teacher: names the classes.
         marked: the shard that is new; if it is beyond those that the grid shows, there is nothing to do.
     """
-    strips: list[tuple[bytes, Shard]] = []
-    made = sorted(int(unit) for unit in attempt.ledger.payloads(attempt.job.id) if unit != UNIT)[:MAX_STRIPS]
-    if marked is not None and marked not in made:
+    if marked is not None and marked >= MAX_STRIPS:
         return
-    for index in made:
-        try:
-            shard = Shard.model_validate_json(attempt.storage.read(_side_key(attempt, index, "json")))
-            strips.append((attempt.storage.read(_side_key(attempt, index, "png")), shard))
-        except NotFound:
+    names = [teacher.class_name(label) for label in range(teacher.num_classes)]
+    try:
+        strips = _strips(attempt, range(min(spec.num_shards, MAX_STRIPS)))
+        grid = compose_preview(strips, names, classes=len(spec.classes), images_per_class=spec.images_per_class)
+        if grid is not None:
+            attempt.storage.put(f"datasets/{dataset_of(attempt.job.id)}/preview.png", grid)
+    except Unavailable:
+        raise  # storage or Redis is away, which ends no job
+    except Exception as error:
+        log.exception("the preview of %s", attempt.job.id)
+        attempt.note(f"the preview could not be made: {type(error).__name__}: {error}")
+
+
+def _strips(attempt: Attempt, indices: range) -> Iterator[tuple[bytes, Shard]]:
+    """The strips of those of these shards that are done, one at a time."""
+    for index in indices:
+        payload = attempt.ledger.payload(attempt.job.id, str(index))
+        if payload is None:
             continue
-    if strips:
-        names = [teacher.class_name(label) for label in range(teacher.num_classes)]
-        grid = compose_preview(strips, teacher.image_size, names)
-        attempt.storage.put(f"datasets/{dataset_of(attempt.job.id)}/preview.png", grid)
+        shard = Shard.model_validate_json(payload)
+        with suppress(NotFound):  # of an adopted shard, whose maker left none
+            yield attempt.storage.read(_side_key(attempt, shard, "png")), shard
 
 
-def _side_key(attempt: Attempt, index: int, suffix: str) -> str:
-    """Where a shard's maker leaves its description and a strip of samples: beside the job, not among the shards."""
-    return f"jobs/{attempt.job.id}/shards/{index:06d}.{suffix}"
+def _side_key(attempt: Attempt, shard: Shard, suffix: str) -> str:
+    """Where a shard's maker leaves its description and a strip of samples: beside the job, not among the shards.
+
+    By the shard's content: who made other bytes, and comes too late to store them, leaves its note elsewhere.
+    """
+    stem = shard.name.removesuffix(".tar")
+    return f"jobs/{attempt.job.id}/shards/{stem}-{shard.sha256[:16]}.{suffix}"

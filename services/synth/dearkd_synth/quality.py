@@ -15,6 +15,8 @@ Quality = dict[str, Any]
 
 OUTLIERS = 20
 """So many samples are listed, of a shard as of a dataset."""
+LARGEST_CELL = 112
+"""Side in pixels of what a grid shows of a larger image."""
 
 
 def shard_quality(shard: SynthesisedShard) -> Quality:
@@ -103,7 +105,7 @@ def sample_grid(
     shown = [_printable(names[label]) for label in labels.unique()[:rows].tolist()] if names else []
     picked = [images[labels == label][:columns] for label in labels.unique()[:rows]]
     side = images.shape[-1]
-    cell = side * max(1, 64 // side) if side <= 112 else 112
+    cell = side * max(1, 64 // side) if side <= LARGEST_CELL else LARGEST_CELL
     columns = max(len(row) for row in picked)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     margin = max((round(pen.textlength(name)) + 6 for name in shown), default=0)

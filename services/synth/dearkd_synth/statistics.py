@@ -33,7 +33,7 @@ class Earlier(NamedTuple):
 class FrozenBatchNorm(torch.autograd.Function):
     """BatchNorm in eval mode that also gives the statistics of its input.
 
-    For x (B, C, H, W), n = B·H·W, and the layer's constants w, b, μ̂, σ̂², ε:
+    For x (B, C, H, W), or with any other number of places, n = B·H·W, and the layer's constants w, b, μ̂, σ̂², ε:
 
         y = (x − μ̂)·w/√(σ̂² + ε) + b,    μ = Σx/n,    σ² = Σ(x − μ)²/n      (sums over B, H, W)
         ∂L/∂x = ∂L/∂y·w/√(σ̂² + ε) + (∂L/∂μ)/n + (∂L/∂σ²)·2(x − μ)/n
@@ -55,7 +55,8 @@ class FrozenBatchNorm(torch.autograd.Function):
         n = x.numel() // x.shape[1]
         # batch_norm serves as the fastest affine map a channel that takes float32 constants with any type of x.
         grad = torch.batch_norm(x, grad_variance * (2 / n), grad_mean / n, mean, ones, False, 0.0, 0.0, False)
-        return grad.addcmul_(grad_y, scale.to(x.dtype).view(1, -1, 1, 1)), None
+        # (B, C) and (B, C, L) too: SyncBatchNorm also stands in for BatchNorm1d.
+        return grad.addcmul_(grad_y, scale.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2))), None
 
 
 class MatchedBatchNorm(nn.Module):

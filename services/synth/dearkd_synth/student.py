@@ -11,10 +11,10 @@ from importlib.metadata import entry_points
 import torch
 from torch import Tensor, nn
 
-from dearkd.errors import CorruptData, InvalidInput, NotFound
+from dearkd.errors import CorruptData, InvalidInput, NotFound, reason
 from dearkd.file_cache import FileCache
 from dearkd.resources import fetch_model_file, models
-from dearkd.specs import TeacherSpec
+from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.storage import Storage
 from dearkd_synth.resizing import resize
 
@@ -81,3 +81,28 @@ def load_student(storage: Storage, model_id: str, teacher: TeacherSpec, cache: F
     return StudentView(
         plugins[0].load()(config, weights), teacher, mean=mean, std=std, image_size=model.image_size
     ).eval()
+
+
+def check_student(student: nn.Module, teacher: TeacherSpec, spec: SynthesisSpec) -> None:
+    """Whether a network can compete under this spec: its logits (2, num_classes) at each phase's size.
+
+    Raises:
+        InvalidInput: at `/adaptive_student`, if it has a weight that is not finite, cannot take such images, or has
+            other classes.
+    """
+    for name, tensor in student.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise InvalidInput.at("/adaptive_student", f"its {name} holds values that are not finite")
+    for size in {phase.input_size for phase in spec.phases}:
+        like = next(student.parameters())
+        try:
+            with torch.no_grad():
+                logits = student(like.new_zeros(2, teacher.in_chans, size, size))
+        except Exception as error:  # whatever a network raises on images that it cannot take
+            raise InvalidInput.at(
+                "/adaptive_student", f"it cannot take images of {size}×{size} pixels: {reason(error)}"
+            ) from error
+        if logits.shape != (2, teacher.num_classes):
+            raise InvalidInput.at(
+                "/adaptive_student", f"it has {logits.shape[-1]} classes, the teacher {teacher.num_classes}"
+            )

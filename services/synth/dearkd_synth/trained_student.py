@@ -1,8 +1,9 @@
 """The unit that trains a job's own student, and the student as the job's other shards get it."""
 
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +14,14 @@ from dearkd.jobs import dataset_of
 from dearkd.resources import StoredFile, Teacher, describe_file
 from dearkd.specs import SynthesisSpec
 from dearkd.storage import AlreadyExists
-from dearkd.vision.shards import ShardDataset
+from dearkd.vision.shards import Indices, ShardDataset
 from dearkd_synth.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
 
 UNIT = "student"
 NAME = "adaptive_student.safetensors"
 MAX_IMAGES = 10_000
-"""It is trained on at most so many, the first of each shard: they are all in memory."""
+MAX_BYTES = 2**30
+"""It is trained on at most so many images, of so many bytes: they are all in memory. 7133 of 224 px in colour."""
 
 
 def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, network: nn.Module) -> StoredFile:
@@ -48,8 +50,8 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
         f"the student is trained on {len(images)} images of {len(spec.student_shards)} shard(s): it agrees with the "
         f"teacher on {agrees:.1%} of them"
     )
-    with tempfile.TemporaryDirectory(prefix="dearkd-student-") as folder:
-        path = Path(folder) / NAME
+    with attempt.cache.scratch("student") as folder:
+        path = folder / NAME
         save_competitor(student.cpu(), path)
         return attempt.publish(lambda: _publish(attempt, teacher, path))
 
@@ -60,8 +62,7 @@ def fetch_student(attempt: Attempt, teacher: Teacher) -> Competitor:
     Raises:
         CorruptData: if what is stored is not what was marked, or is gone.
     """
-    payload = attempt.ledger.payloads(attempt.job.id)[UNIT]
-    marked = StoredFile.model_validate_json(payload)
+    marked = StoredFile.model_validate_json(_payload(attempt, UNIT))
     try:
         path = attempt.cache.fetch(attempt.storage, _key(attempt), name=NAME, sha256=marked.sha256, size=marked.bytes)
     except NotFound:
@@ -79,28 +80,60 @@ def _publish(attempt: Attempt, teacher: Teacher, path: Path) -> StoredFile:
 
 
 def _adopt(attempt: Attempt, teacher: Teacher) -> StoredFile:
-    with tempfile.TemporaryDirectory(prefix="dearkd-student-") as folder:
-        path = Path(folder) / NAME
+    with attempt.cache.scratch("student") as folder:
+        path = folder / NAME
         attempt.storage.download(_key(attempt), path)
         load_competitor(path, teacher.spec)
         return describe_file(path)
 
 
 def _images(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> Tensor:
-    """(N, C, H, W), uint8: the first images of each of the first shards, as they are stored and marked."""
-    payloads = attempt.ledger.payloads(attempt.job.id)
-    each = max(1, MAX_IMAGES // len(spec.student_shards))
-    images: list[Tensor] = []
-    with tempfile.TemporaryDirectory(prefix="dearkd-student-") as folder:
-        for index in spec.student_shards:
-            attempt.check()
-            shard = Shard.model_validate_json(payloads[str(index)])
-            path = Path(folder) / shard.name
+    """(N, C, H, W), uint8: images of the first shards, as they are stored and marked, equally many of each class."""
+    shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
+    most = max(1, min(MAX_IMAGES, MAX_BYTES // (shape[0] * shape[1] * shape[2])))
+    shards = evenly(spec.student_shards, most)
+    each = most // len(shards)
+    images, filled = torch.empty(most, *shape, dtype=torch.uint8), 0
+    for index in shards:
+        attempt.check()
+        shard = Shard.model_validate_json(_payload(attempt, str(index)))
+        with attempt.cache.scratch("student") as folder:
+            path = folder / shard.name
             attempt.storage.download(f"datasets/{dataset_of(attempt.job.id)}/{shard.name}", path, sha256=shard.sha256)
             samples = ShardDataset([path], num_classes=teacher.num_classes, in_chans=1 if teacher.in_chans == 1 else 3)
-            images += [samples[i][0] for i in range(min(each, len(samples)))]
-            path.unlink()
-    return torch.stack(images)
+            for sample in of_each_class(samples.labels, each):
+                images[filled] = samples[int(sample)][0]
+                filled += 1
+    return images[:filled]
+
+
+def evenly(values: Sequence[int], count: int) -> list[int]:
+    """Up to so many of the values, spread over all of them."""
+    count = min(count, len(values))
+    return [values[i * len(values) // count] for i in range(count)]
+
+
+def of_each_class(labels: Indices, count: int) -> Indices:
+    """Up to `count` sample numbers, ascending: the first of each class in numbers that differ by one at most.
+
+    Where there are more classes than `count`, the classes are spread over all.
+
+    Args:
+        labels: (N,) class indices.
+        count: of all samples together; all N where it is not below N.
+    """
+    if count >= len(labels):
+        return np.arange(len(labels))
+    classes = np.unique(labels)
+    shares = np.diff(np.arange(len(classes) + 1) * count // len(classes))
+    picked = [np.flatnonzero(labels == label)[:share] for label, share in zip(classes, shares, strict=True)]
+    return np.sort(np.concatenate(picked))
+
+
+def _payload(attempt: Attempt, unit: str) -> bytes:
+    payload = attempt.ledger.payload(attempt.job.id, unit)
+    assert payload is not None, f"unit {unit} is not done, but this one was opened"
+    return payload
 
 
 def _key(attempt: Attempt) -> str:

@@ -38,6 +38,7 @@ class Limits:
     max_images: int = 10_000_000
     max_image_size: int = 1024
     max_iterations: int = 100_000
+    max_shards: int = 100_000
 
 
 def overlay(defaults: Mapping[str, Any], posted: Mapping[str, Any]) -> dict[str, Any]:

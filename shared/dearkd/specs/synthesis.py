@@ -1,18 +1,16 @@
 """The spec of a synthesis job, and what follows from it by arithmetic: images, shards, teacher passes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.base import Limits, Precision, Priority, Spec, overlay, require_object
+from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.presets import Preset, choose_preset, preset_defaults
+from dearkd.specs.synthesis_defaults import fit, with_input_sizes
 from dearkd.specs.teacher import TeacherSpec
-
-MAX_SHARD_BYTES = 5 * 2**30
-"""A conditional create is one PUT, and that is what S3 allows one PUT."""
-TAR_BLOCK = 512
 
 
 class Phase(Spec):
@@ -35,6 +33,7 @@ class SynthesisWeights(Spec):
     l2: float = Field(ge=0)
     adaptive: float = Field(ge=0)
     boundary: float = Field(ge=0)
+    """Refused, and 0 by default, where the cuts leave a batch with one image of each class and none made before."""
 
 
 class SynthesisSpec(Spec):
@@ -99,6 +98,7 @@ class SynthesisSpec(Spec):
     precision: Precision
     """Of the teacher's forward and backward; statistics and losses are always float32."""
     shard_samples: int = Field(ge=1)
+    """The default holds whole class groups, or an even share of one where it can (`cuts`)."""
     image_format: Literal["png", "webp", "jpeg"]
     store_logits: bool = False
     """Whether each sample gets the teacher's logits of its stored pixels (`.logits.npy`, half precision)."""
@@ -109,8 +109,21 @@ class SynthesisSpec(Spec):
     name: str | None = Field(default=None, max_length=200)
 
     @classmethod
-    def resolve(cls, posted: Any, teacher: TeacherSpec, limits: Limits | None = None) -> "SynthesisSpec":
+    def resolve(
+        cls,
+        posted: Any,
+        teacher: TeacherSpec,
+        limits: Limits | None = None,
+        *,
+        refused_input_sizes: Collection[int] = (),
+    ) -> "SynthesisSpec":
         """The complete spec for a posted JSON object; explicit fields win over the preset's.
+
+        Args:
+            posted: the object.
+            teacher: whose images are to be made.
+            limits: the operator's.
+            refused_input_sizes: sides of images that the teacher is known not to take.
 
         Raises:
             InvalidInput: with a pointer for every field that is unknown, of the wrong type or out of range, alone or
@@ -124,17 +137,15 @@ class SynthesisSpec(Spec):
             "preset": preset,
             "classes": list(range(teacher.num_classes)),
         }
+        defaults["phases"] = [
+            phase | {"input_size": teacher.image_size} if phase["input_size"] in refused_input_sizes else phase
+            for phase in defaults["phases"]
+        ]
         given = {key: value for key, value in body.items() if not (key in ("classes", "preset") and value is None)}
-        given = _with_input_sizes(given, teacher.image_size)
-        filled = _fit(overlay(defaults, given), given, teacher)
-        spec = cls.check(filled)
-        spec._check_against(teacher, given, limits or Limits())
+        given = with_input_sizes(given, teacher.image_size)
+        spec = cls.check(fit(overlay(defaults, given), given, teacher))
+        spec._check_against(teacher, limits or Limits(), refused_input_sizes)
         return spec
-
-    @property
-    def images_per_batch_class(self) -> int:
-        """K of the P×K batches; a shard that is smaller than a batch is one."""
-        return max(1, min(self.batch_size, self.shard_samples) // self.classes_per_batch)
 
     @property
     def num_samples(self) -> int:
@@ -175,9 +186,9 @@ class SynthesisSpec(Spec):
 
     def estimated_bytes(self, teacher: TeacherSpec) -> int:
         """Bytes of all shards: pixels as they are (synthetic images compress little), JSON, label, tar headers."""
-        return self.num_samples * _sample_bytes(teacher, self.store_logits)
+        return self.num_samples * sample_bytes(teacher, logits=self.store_logits)
 
-    def _check_against(self, teacher: TeacherSpec, given: Mapping[str, Any], limits: Limits) -> None:
+    def _check_against(self, teacher: TeacherSpec, limits: Limits, refused_input_sizes: Collection[int]) -> None:
         errors: list[FieldError] = []
 
         def refuse(pointer: str, detail: str) -> None:
@@ -206,6 +217,12 @@ class SynthesisSpec(Spec):
                 refuse(f"/phases/{i}/resolution", f"{phase.resolution} is larger than input_size ({phase.input_size})")
             if phase.input_size > limits.max_image_size:
                 refuse(f"/phases/{i}/input_size", f"{phase.input_size}; this server allows {limits.max_image_size}")
+            if phase.input_size in refused_input_sizes:
+                refuse(
+                    f"/phases/{i}/input_size",
+                    f"{teacher.architecture} cannot take images of {phase.input_size}×{phase.input_size} pixels, as "
+                    f"was found when it was registered: leave it out, and it is shown {teacher.image_size}",
+                )
             if i and phase.resolution < self.phases[i - 1].resolution:
                 refuse(
                     f"/phases/{i}/resolution", f"{phase.resolution} is below the phase before: resolutions only grow"
@@ -238,12 +255,12 @@ class SynthesisSpec(Spec):
                 "/batch_norm_layer_weights",
                 "no layer weighs anything: leave one above 0; what turns the term off is weights.batch_norm 0",
             )
-        if self.weights.boundary > 0 and min(self.images_per_batch_class, self.images_per_class) < 2:
+        if self.weights.boundary > 0 and self._has_lone_batch():
             refuse(
                 "/weights/boundary",
-                f"{self.weights.boundary}, but a class has one image in a batch and so no positive: set it to 0, or "
-                "raise batch_size / classes_per_batch, shard_samples / classes_per_batch and images_per_class to 2 or "
-                "more",
+                f"{self.weights.boundary}, but there is a batch with one image of each class at most, before any other "
+                "of theirs in its shard, so that none has a positive: set it to 0, or raise batch_size / "
+                "classes_per_batch and images_per_class to 2 or more and leave out shard_samples",
             )
         trains = self.weights.adaptive > 0 and self.adaptive_student is None
         if trains and self.num_shards < 2:
@@ -266,100 +283,29 @@ class SynthesisSpec(Spec):
             refuse("/adaptive_iterations", f"{self.adaptive_iterations}; this server allows {limits.max_iterations}")
         if self.adaptive_student is not None and self.weights.adaptive == 0:
             refuse("/adaptive_student", "a student is named, but weights.adaptive is 0: set both or neither")
-        sample_bytes = _sample_bytes(teacher, self.store_logits)
-        shard_bytes = self.shard_samples * sample_bytes
-        if shard_bytes > MAX_SHARD_BYTES:
+        if self.num_shards > limits.max_shards:
             refuse(
                 "/shard_samples",
-                f"{self.shard_samples} samples may take {shard_bytes} bytes; a shard is created in one request of at "
-                f"most {MAX_SHARD_BYTES}: {MAX_SHARD_BYTES // sample_bytes} samples fit",
+                f"{self.shard_samples} cuts {self.num_samples} images into {self.num_shards} shards; this server "
+                f"allows {limits.max_shards}: set it to at least {-(-self.num_samples // limits.max_shards)}",
+            )
+        each = sample_bytes(teacher, logits=self.store_logits)
+        if self.shard_samples * each > MAX_SHARD_BYTES:
+            refuse(
+                "/shard_samples",
+                f"{self.shard_samples} samples may take {self.shard_samples * each} bytes; a shard is created in one "
+                f"request of at most {MAX_SHARD_BYTES}: {MAX_SHARD_BYTES // each} samples fit",
             )
         if errors:
             raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
 
-
-def _with_input_sizes(given: dict[str, Any], image_size: int) -> dict[str, Any]:
-    phases = given.get("phases")
-    if not isinstance(phases, list):
-        return given
-    filled = [
-        {"input_size": image_size} | {k: v for k, v in phase.items() if not (k == "input_size" and v is None)}
-        if isinstance(phase, dict)
-        else phase
-        for phase in phases
-    ]
-    return given | {"phases": filled}
-
-
-def _fit(filled: dict[str, Any], given: Mapping[str, Any], teacher: TeacherSpec) -> dict[str, Any]:
-    """Bend those defaults that were not asked for to those fields that were, so that every default works."""
-    classes, per_class = filled["classes"], filled["images_per_class"]
-    if not isinstance(classes, list) or not classes or not isinstance(per_class, int) or per_class < 1:
-        return filled  # the check to come says what is wrong
-    batch, groups = filled["batch_size"], filled["classes_per_batch"]
-    if not isinstance(batch, int) or not isinstance(groups, int) or batch < 1 or groups < 1:
-        return filled
-    if "classes_per_batch" not in given:
-        groups = max(
-            p for p in range(1, min(groups, len(classes), batch) + 1) if batch % p == 0 or "batch_size" not in given
+    def _has_lone_batch(self) -> bool:
+        """Whether there is a batch in which no image has another of its class beside it or before it."""
+        thinnest = thinnest_batch(
+            len(self.classes),
+            images_per_class=self.images_per_class,
+            classes_per_batch=min(self.classes_per_batch, len(self.classes)),
+            batch_size=self.batch_size,
+            shard_samples=self.shard_samples,
         )
-    if "batch_size" not in given:
-        batch = groups * max(1, min(batch // groups, per_class))
-    filled |= {"batch_size": batch, "classes_per_batch": groups}
-    if "shard_samples" not in given:
-        batches = max(1, filled["shard_samples"] // batch)
-        filled["shard_samples"] = min(
-            batches * batch, max(1, MAX_SHARD_BYTES // _sample_bytes(teacher, filled.get("store_logits") is True))
-        )
-    filled |= _student_shards(filled, given)
-    posted_weights = given.get("weights")
-    asked = isinstance(posted_weights, Mapping) and "boundary" in posted_weights
-    shard = filled["shard_samples"]
-    together = min(batch, shard) // groups if isinstance(shard, int) else 1
-    if not asked and min(together, per_class) < 2 and isinstance(filled["weights"], dict):
-        filled["weights"] = filled["weights"] | {"boundary": 0.0}
-    if "jitter" not in given and isinstance(filled["phases"], list):
-        sizes = [
-            p["input_size"] for p in filled["phases"] if isinstance(p, dict) and isinstance(p.get("input_size"), int)
-        ]
-        filled["jitter"] = min([filled["jitter"], *(size - 1 for size in sizes if size > 0)])
-    if isinstance(filled["phases"], list):
-        steps = sum(
-            p["iterations"] for p in filled["phases"] if isinstance(p, dict) and isinstance(p.get("iterations"), int)
-        )
-        if "warmup_iterations" not in given:
-            filled["warmup_iterations"] = max(0, min(filled["warmup_iterations"], steps // 10))
-        if "unlabelled_iterations" not in given:
-            matched = isinstance(filled["weights"], dict) and filled["weights"].get("batch_norm") != 0
-            least = min(filled["unlabelled_iterations"], steps // 4)
-            filled["unlabelled_iterations"] = max(0, least) if matched else 0
-    return filled
-
-
-def _student_shards(filled: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """How the samples are cut, where a student is trained on some shards, so that there are some and others [R]."""
-    weights, shard, batch = filled["weights"], filled["shard_samples"], filled["batch_size"]
-    adaptive = weights.get("adaptive") if isinstance(weights, Mapping) else None
-    if not isinstance(adaptive, int | float) or adaptive <= 0 or filled.get("adaptive_student") is not None:
-        return {}
-    samples = len(filled["classes"]) * filled["images_per_class"]
-    if "shard_samples" not in given and shard >= samples:
-        half = (samples + 1) // 2
-        shard = -(-half // batch) * batch if samples > batch else half
-    if not isinstance(shard, int) or shard < 1:
-        return {}  # the check to come says what is wrong
-    cut = {"shard_samples": shard}
-    if given.get("adaptive_every") is None:
-        group = min(filled["classes_per_batch"], len(filled["classes"])) * filled["images_per_class"]
-        # With one group every shard holds all classes.
-        cut["adaptive_every"] = 10 if group >= samples else max(2, min(10, group // shard))
-    return cut
-
-
-def _sample_bytes(teacher: TeacherSpec, logits: bool) -> int:
-    pixels = teacher.image_size**2 * (1 if teacher.in_chans == 1 else 3)
-    members = 3  # image, .cls, .json: a header block each, contents padded to a block
-    blocks = members * 2 + -(-pixels // TAR_BLOCK)
-    if logits:  # 2 bytes a class, after a header of 128 bytes
-        blocks += 1 + -(-(2 * teacher.num_classes + 128) // TAR_BLOCK)
-    return blocks * TAR_BLOCK
+        return thinnest <= 1

@@ -80,6 +80,7 @@ def register_teacher(ticket: Ticket, storage: Storage, folder: Path) -> Teacher:
         bytes=ticket.request["bytes"],
         parameters=description.parameters,
         batch_norm_layers=description.batch_norm_layers,
+        refused_input_sizes=description.refused_input_sizes,
         **spec.model_dump(),
     )
     try:

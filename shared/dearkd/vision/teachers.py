@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dearkd.errors import InvalidInput
+from dearkd.errors import InvalidInput, reason
 from dearkd.specs import TeacherSpec
+from dearkd.specs.presets import half_size
 
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
 
@@ -25,6 +26,8 @@ class TeacherDescription:
 
     parameters: int
     batch_norm_layers: int
+    refused_input_sizes: list[int]
+    """Sides of images that it cannot take. Only half its image size is tried, with which `imagenet` begins."""
 
 
 def build_teacher(spec: TeacherSpec) -> nn.Module:
@@ -44,11 +47,11 @@ def build_teacher(spec: TeacherSpec) -> nn.Module:
     except Exception as error:  # an architecture's constructor raises what it likes
         if not spec.model_args:
             raise InvalidInput.at(
-                "/architecture", f"{spec.architecture} cannot be built with in_chans={spec.in_chans}: {error}"
+                "/architecture", f"{spec.architecture} cannot be built with in_chans={spec.in_chans}: {reason(error)}"
             ) from error
         hint = _known_arguments(spec)
         raise InvalidInput.at(
-            "/model_args", f"{spec.architecture} does not take {spec.model_args}: {error}{hint}"
+            "/model_args", f"{spec.architecture} does not take {spec.model_args}: {reason(error)}{hint}"
         ) from error
 
 
@@ -82,7 +85,18 @@ def describe_teacher(spec: TeacherSpec, weights: Path) -> TeacherDescription:
     return TeacherDescription(
         parameters=sum(parameter.numel() for parameter in teacher.parameters()),
         batch_norm_layers=len(batch_norm_layers(teacher)),
+        refused_input_sizes=_refused_input_sizes(teacher, spec),
     )
+
+
+def _refused_input_sizes(teacher: nn.Module, spec: TeacherSpec) -> list[int]:
+    """Attention over a map has weights for each place in it, so that such a network takes one size alone."""
+    half = half_size(spec.image_size)
+    try:
+        check_teacher(teacher, spec, half)
+    except InvalidInput:
+        return [half]
+    return []
 
 
 def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, pointer: str = "/image_size") -> None:
@@ -90,8 +104,8 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
 
     Raises:
         InvalidInput: if it is in training mode, has a weight that is not finite, has no BatchNorm layer or one without
-            usable statistics, or does not answer a batch of (2, in_chans, input_size, input_size) with finite logits
-            of shape (2, num_classes).
+            usable statistics (negative, all of them zero, or zero for a channel that is not dead), or does not answer a
+            batch of (2, in_chans, input_size, input_size) with finite logits of shape (2, num_classes).
     """
     if any(module.training for module in teacher.modules()):
         raise InvalidInput.at("/architecture", "the teacher is in training mode: call eval() on it")
@@ -117,8 +131,10 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
         with torch.no_grad():
             _, logits = features_and_logits(teacher, batch)
     except Exception as error:  # what a network raises on a map of no pixels is its own affair
+        remedy = "" if input_size == spec.image_size else f"; those of its image_size, {spec.image_size}, it takes"
         raise InvalidInput.at(
-            pointer, f"{spec.architecture} cannot take images of {input_size}×{input_size} pixels: {error}"
+            pointer,
+            f"{spec.architecture} cannot take images of {input_size}×{input_size} pixels: {reason(error)}{remedy}",
         ) from error
     if logits.shape != (2, spec.num_classes):
         raise InvalidInput.at(
@@ -128,6 +144,42 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
         )
     if not torch.isfinite(logits).all():
         raise InvalidInput.at("/weights", "the logits of a grey image are not finite")
+    noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0)).to(batch)
+    alive = _alive_without_variance(teacher, layers, noise)
+    if alive:
+        name, channel, found = alive[0]
+        raise InvalidInput.at(
+            "/weights",
+            f"{name}.running_var[{channel}] is zero, as of a dead channel, but on noise its input has a variance of "
+            f"{found:.3g}: the statistics are not those of these weights",
+        )
+
+
+def _alive_without_variance(
+    teacher: nn.Module, layers: list[tuple[str, BatchNorm]], x: Tensor
+) -> list[tuple[str, int, float]]:
+    """Channels with a running variance of zero whose input varies by more than ε: layer, number, variance on x."""
+    found: list[tuple[str, int, float]] = []
+
+    def look(name: str, layer: BatchNorm, values: Tensor) -> None:
+        variance = values.transpose(0, 1).flatten(1).var(dim=1, correction=0)
+        alive = (cast(Tensor, layer.running_var) == 0) & (variance > layer.eps)
+        found.extend((name, channel, variance[channel].item()) for channel in alive.nonzero()[:, 0].tolist())
+
+    handles = [
+        layer.register_forward_pre_hook(lambda module, inputs, name=name: look(name, module, inputs[0]))
+        for name, layer in layers
+        if (cast(Tensor, layer.running_var) == 0).any()
+    ]
+    if not handles:
+        return found
+    try:
+        with torch.no_grad():
+            teacher(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def batch_norm_layers(model: nn.Module) -> list[tuple[str, BatchNorm]]:

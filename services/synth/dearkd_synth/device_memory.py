@@ -1,0 +1,41 @@
+"""What is told where a device has too little memory."""
+
+from collections.abc import Callable
+
+import torch
+
+from dearkd.errors import OutOfMemory
+
+
+def batch_too_large(
+    images: int,
+    input_size: int,
+    device: torch.device,
+    *,
+    classes_per_batch: int,
+    fits: Callable[[int], bool],
+) -> OutOfMemory:
+    """The error for a batch that does not fit, with the size that does: found by trying ever smaller ones.
+
+    Args:
+        images: in the batch.
+        input_size: the largest side at which the teacher sees them, in pixels.
+        device: that has too little memory.
+        classes_per_batch: of which a `batch_size` is a multiple.
+        fits: whether a batch of so many does.
+    """
+    size = images // 2
+    while size and not fits(size):
+        size //= 2
+    if size >= classes_per_batch:
+        remedy = f"set batch_size to at most {size - size % classes_per_batch}"
+    else:
+        remedy = f"set batch_size and classes_per_batch to at most {size}"
+    return OutOfMemory(
+        f"a batch of {images} images of {input_size}×{input_size} pixels does not fit into the memory of {device}; "
+        + (
+            f"{size} of them do: {remedy}, or halve_batches to true"
+            if size
+            else "not even one does: free the device, or lower input_size"
+        )
+    )
