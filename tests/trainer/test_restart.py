@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from bars import STEPS, MakeSpec, MakeTrainer, curve, stop_at
 from safetensors.torch import load_file
+from torch.utils._pytree import tree_leaves
 
 from dearkd.errors import CorruptData, Diverged
 from dearkd.specs import TrainingSpec
@@ -188,20 +190,46 @@ def test_an_unreadable_checkpoint_is_named_and_so_is_the_one_before(
     assert_same(first_steps(make_trainer, spec)[1], whole)
 
 
-@pytest.mark.parametrize("damage", ["loss", "weight"])
+def _fill(tensors: Iterable[torch.Tensor], value: float) -> None:
+    for tensor in tensors:
+        tensor.data.fill_(value)
+
+
+@pytest.mark.parametrize("damage", ["loss", "weight", "aligner", "average", "moment"])
 def test_what_is_not_finite_gets_into_no_checkpoint(
     make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path, damage: str
 ) -> None:
-    poisoned = 2 * STEPS if damage == "weight" else STEPS + 2
+    spec = make_spec(optimizer=OPTIMIZER, stage_one={"epochs": 3})
+    # After the last step of an epoch no loss shows what became of the weights.
+    poisoned = STEPS + 2 if damage == "loss" else 2 * STEPS
 
     def poison(done: int, _: int) -> None:
-        # After the last step of an epoch no loss shows what became of the weights.
-        if done == poisoned:
-            trainer.student.head.bias.data.fill_(torch.nan)
+        if done != poisoned:
+            return
+        learner = trainer.learner
+        assert learner.average is not None
+        _fill(
+            {
+                "loss": [trainer.student.head.bias],
+                "weight": [trainer.student.head.bias],
+                "aligner": list(learner.aligners.parameters())[-1:],
+                "average": [learner.average.module.get_parameter("head.bias")],
+                "moment": [learner.optimizer.state[trainer.student.head.bias]["exp_avg_sq"]],
+            }[damage],
+            torch.nan,
+        )
 
-    trainer = make_trainer(make_spec(), on_step=poison)
+    trainer = make_trainer(spec, on_step=poison)
     with pytest.raises(Diverged, match=f"step {poisoned}"):
         trainer.fit()
-    again = make_trainer(make_spec())
+    assert [row["epoch"] for row in trainer.history] == [1]
+    # Nor does it take the place of the best weights.
+    best = load_file(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    assert all(tensor.isfinite().all() for tensor in best.values())
+    again = make_trainer(spec)
     assert again.epoch == 1
+    state = load_checkpoint(tmp_path / "run" / "checkpoints", spec)
+    tensors = [value for value in tree_leaves(state) if isinstance(value, torch.Tensor)]
+    assert len(tensors) > 50
+    assert all(tensor.isfinite().all() for tensor in tensors)
     assert again.learner.is_finite()

@@ -1,7 +1,10 @@
 """The service around the trainer, on a real Redis and real files: what a finished run says of itself."""
 
+import json
+import math
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,11 +14,13 @@ from bars import CLASSES, SIDE, bars
 from dearkd.datasets import DatasetManifest, Sample, count_classes, datasets, write_shard
 from dearkd.embedded_redis import embedded_redis
 from dearkd.identifiers import new_id
+from dearkd.jobs import Job
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage import Storage
 from dearkd.vision.images import encode
 from dearkd.worker import drain, open_ledger
+from dearkd_trainer import training
 from dearkd_trainer.job import perform
 
 pytestmark = pytest.mark.services
@@ -51,7 +56,8 @@ def store_bars(storage: Storage, folder: Path) -> DatasetManifest:
     return manifest
 
 
-def test_a_finished_run_shows_its_last_epoch_with_its_evaluation(settings: Settings, tmp_path: Path) -> None:
+def finished_run(settings: Settings, tmp_path: Path) -> Job:
+    """Without a teacher, of three epochs of two steps."""
     ledger = open_ledger(settings)
     dataset = store_bars(ledger.store.storage, tmp_path)
     posted = {
@@ -71,8 +77,31 @@ def test_a_finished_run_shows_its_last_epoch_with_its_evaluation(settings: Setti
     assert drain("training", perform, settings) == 1
     ended = ledger.store.get(job.id)
     assert ended.status == "succeeded", ended.error
-    (*_, last), _ = ledger.store.rows(job.id, limit=10)
+    return ended
+
+
+def test_a_finished_run_shows_its_last_epoch_with_its_evaluation(settings: Settings, tmp_path: Path) -> None:
+    ended = finished_run(settings, tmp_path)
+    (*_, last), _ = open_ledger(settings).store.rows(ended.id, limit=10)
     assert last["epoch"] == 3
     assert "eval_top1" in last
     assert ended.metrics == {name: value for name, value in last.items() if name != "id"} | {"step": 6, "steps": 6}
     assert (ended.progress.done, ended.progress.total) == (3, 3)
+
+
+def no_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_what_is_no_number_is_told_and_stored_as_null(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda *args, **kwargs: replace(whole(*args, **kwargs), loss=math.nan))
+    ended = finished_run(settings, tmp_path)
+    store = open_ledger(settings).store
+    (*_, last), _ = store.rows(ended.id, limit=10)
+    assert last["eval_loss"] is None
+    assert ended.metrics["eval_loss"] is None
+    lines = store.storage.read(f"runs/{ended.id}/metrics.jsonl").decode().splitlines()
+    assert [json.loads(line, parse_constant=no_json).get("eval_loss", 0) for line in lines] == [0, 0, None]

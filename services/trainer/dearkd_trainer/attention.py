@@ -93,13 +93,13 @@ def to_row(layers: Sequence[float]) -> dict[str, float]:
     return {f"{ROW_PREFIX}{number}": distance for number, distance in enumerate(layers, 1)}
 
 
-def recorded_distances(rows: Iterable[Mapping[str, int | float]]) -> dict[str, list[float]]:
+def recorded_distances(rows: Iterable[Mapping[str, int | float | None]]) -> dict[str, list[float]]:
     """What `to_row` left in rows of metrics: the layers' distances, by a name that says after which epoch and stage."""
     found = {}
     for row in rows:
         layers: list[float] = []
-        while f"{ROW_PREFIX}{len(layers) + 1}" in row:
-            layers.append(float(row[f"{ROW_PREFIX}{len(layers) + 1}"]))
+        while (distance := row.get(f"{ROW_PREFIX}{len(layers) + 1}")) is not None:
+            layers.append(float(distance))
         if layers:
             found[f"after epoch {row['epoch']} (stage {row['stage']})"] = layers
     return found

@@ -38,6 +38,7 @@ from dearkd_trainer.checkpoint import BEST, LAST
 from dearkd_trainer.export import CONFIG, WEIGHTS
 from dearkd_trainer.gang import Gang
 from dearkd_trainer.inputs import RunInputs
+from dearkd_trainer.meter import json_row
 from dearkd_trainer.sinks import RunInfo, Sinks
 from dearkd_trainer.training import Metrics, TrainingResult
 
@@ -151,7 +152,7 @@ class RunReporter:
         job, settings = self.attempt.job, self.attempt.settings
         run = RunInfo(job.id, self.spec.name or job.id, job.spec, settings.metrics_dir, len(history))
         self.sinks = Sinks(settings.metrics_sink_names, run)
-        self.attempt.publish(lambda: self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows)))
+        self.attempt.publish(self._set_rows)
         if history:
             self._report(len(history))  # of a run that only has its model to store nothing else will
         if step:
@@ -165,7 +166,7 @@ class RunReporter:
     def _report(self, epochs: float) -> None:
         """Tell the latest row, so many epochs after the run's beginning."""
         rate = (epochs - self._first_epoch) / max(1e-9, time.monotonic() - self._began)
-        latest: dict[str, Any] = dict(self._rows[-1]) if self._rows else {}
+        latest: dict[str, Any] = json_row(self._rows[-1]) if self._rows else {}
         stage = 1 if epochs <= self.spec.stage_one.epochs and self.spec.stage_one.epochs else 2
         self.attempt.progress(int(epochs), rate or None, {**latest, "stage": stage, **self._steps})
 
@@ -175,12 +176,15 @@ class RunReporter:
         self.sinks.row(row)
         try:
             if self._behind:
-                self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows))
+                self._set_rows()
             else:
-                self.attempt.ledger.add_row(self.attempt.claim, dict(row))
+                self.attempt.ledger.add_row(self.attempt.claim, json_row(row))
             self._behind = False
         except Unavailable:
             self._behind = True  # the run goes on; its rows are written anew once Redis is back
+
+    def _set_rows(self) -> None:
+        self.attempt.ledger.set_rows(self.attempt.job.id, [json_row(row) for row in self._rows])
 
     def on_checkpoint(self, path: Path) -> None:
         """Store the checkpoint, and the rows up to it, under the run; also where that is the last act of this process.
@@ -344,7 +348,7 @@ def _create_or_adopt(storage: Storage, model: str, path: Path) -> StoredFile:
 
 
 def _lines(rows: list[Metrics]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return "".join(json.dumps(json_row(row)) + "\n" for row in rows).encode()
 
 
 def _pointer_key(run: str) -> str:

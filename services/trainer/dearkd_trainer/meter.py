@@ -129,6 +129,11 @@ class TeacherClock:
         return seconds
 
 
+def json_row(row: Mapping[str, int | float]) -> dict[str, int | float | None]:
+    """A row of metrics as JSON may hold it, with null for what is no finite number, as a loss on hard images may be."""
+    return {name: value if math.isfinite(value) else None for name, value in row.items()}
+
+
 def peak_memory(device: torch.device) -> int:
     """Most bytes that this process has held so far: of the device's memory on CUDA, else of the machine's."""
     if device.type == "cuda":

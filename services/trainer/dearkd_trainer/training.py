@@ -200,14 +200,13 @@ class DearKDTrainer:
         """Commit a checkpoint of the last step done; for `on_step`, when the process has to end.
 
         Raises:
-            Diverged: if the loss or a weight is not finite; the last checkpoint stays.
+            Diverged: if the loss, a weight or a moment of the optimiser is not finite; the last checkpoint stays.
             BaseException: whatever `on_checkpoint` raises.
         """
         if self.world.rank != 0:
             return
         begun = self._meter.state()
-        if not self.learner.is_finite():
-            raise diverged(f"a weight left the finite numbers by step {self.step}")
+        self._require_finite()
         path = save_checkpoint(
             self.directory / "checkpoints",
             {
@@ -225,6 +224,10 @@ class DearKDTrainer:
         self._saved_at = time.monotonic()
         if self.on_checkpoint:
             self.on_checkpoint(path)
+
+    def _require_finite(self) -> None:
+        if not self.learner.is_finite():
+            raise diverged(f"a weight or a moment of the optimiser left the finite numbers by step {self.step}")
 
     def _checked(self, teacher: nn.Module | None, spec: TeacherSpec | None) -> nn.Module:
         if teacher is None or spec is None:
@@ -285,6 +288,7 @@ class DearKDTrainer:
             if time.monotonic() - self._saved_at > self.spec.checkpoint_seconds and place + 1 < self.steps_per_epoch:
                 self.save()
         means = meter.means()
+        self._require_finite()  # what the last step did shows in no loss, and `best` shall not be overwritten by it
         return {
             "epoch": self.epoch + 1,
             "stage": 1 if self.epoch < self.spec.stage_one.epochs else 2,
