@@ -177,6 +177,7 @@ class DearKDTrainer:
             CorruptData: if an image cannot be read.
             BaseException: whatever a callback raises.
         """
+        self.dataset.preload()
         with loader.preserved_generators(), closing(self._read_ahead()) as batches:
             while self.epoch < self.spec.epochs:
                 row = self._train_epoch(batches)
@@ -205,25 +206,25 @@ class DearKDTrainer:
         """
         if self.world.rank != 0:
             return
-        begun = self._meter.state()
-        self._require_finite()
-        path = save_checkpoint(
-            self.directory / "checkpoints",
-            {
-                "spec": comparable(self.spec),
-                "epoch": self.epoch,
-                "sample_offset": int(self._batches().sizes[: self._meter.steps].sum()),
-                "begun": begun,
-                "threads": torch.get_num_threads(),
-                "history": self.history,
-                "best": self.best,
-                **self.learner.state(),
-            },
-            keep=self.spec.keep_checkpoints,
-        )
-        self._saved_at = time.monotonic()
-        if self.on_checkpoint:
-            self.on_checkpoint(path)
+        with self._meter.paused():
+            self._require_finite()
+            path = save_checkpoint(
+                self.directory / "checkpoints",
+                {
+                    "spec": comparable(self.spec),
+                    "epoch": self.epoch,
+                    "sample_offset": int(self._batches().sizes[: self._meter.steps].sum()),
+                    "begun": self._meter.state(),
+                    "threads": torch.get_num_threads(),
+                    "history": self.history,
+                    "best": self.best,
+                    **self.learner.state(),
+                },
+                keep=self.spec.keep_checkpoints,
+            )
+            self._saved_at = time.monotonic()
+            if self.on_checkpoint:
+                self.on_checkpoint(path)
 
     def _require_finite(self) -> None:
         if not self.learner.is_finite():
@@ -258,7 +259,6 @@ class DearKDTrainer:
 
     def _read_ahead(self) -> Generator[loader.Batch, None, None]:
         spec = self.spec
-        self.dataset.preload()
         transform = train_transform(spec.augmentation, image_size=spec.student.image_size, mean=self.mean, std=self.std)
         batches = iter(
             loader.create_loader(
