@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import Precision
 from dearkd.vision.shards import Indices, ShardDataset
-from dearkd_trainer.loader import to_picture
+from dearkd_trainer.loader import read, to_picture
 from dearkd_trainer.recipe import autocast, eval_transform
 from dearkd_trainer.world import World
 
@@ -117,6 +117,7 @@ def evaluate(
 
     Raises:
         InvalidInput: if there is no sample.
+        CorruptData: naming the image that does not open.
     """
     places = torch.arange(len(dataset)).numpy() if indices is None else indices
     if len(places) == 0:
@@ -125,7 +126,7 @@ def evaluate(
     world = world or World()
     # As many for each, some looked at twice, since what is gathered must be of one shape.
     mine = np.resize(places, -(-len(places) // world.size) * world.size)[world.rank :: world.size]
-    batches = DataLoader(WholeImages(dataset, mine, image_size), batch_size, num_workers=workers)
+    batches = read(WholeImages(dataset, mine, image_size), batch_size=batch_size, num_workers=workers)
     scale = torch.tensor(std, device=device).view(1, -1, 1, 1) * 255
     shift = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255
     training = model.training

@@ -260,16 +260,14 @@ class DearKDTrainer:
     def _read_ahead(self) -> Generator[loader.Batch, None, None]:
         spec = self.spec
         transform = train_transform(spec.augmentation, image_size=spec.student.image_size, mean=self.mean, std=self.std)
-        batches = iter(
-            loader.create_loader(
-                self.dataset,
-                transform,
-                self._batches(),
-                seed=spec.seed,
-                workers=spec.workers,
-                pin_memory=self.device.type == "cuda",
-                logits_before=spec.stage_one.epochs if spec.reads_logits else 0,
-            )
+        batches = loader.create_loader(
+            self.dataset,
+            transform,
+            self._batches(),
+            seed=spec.seed,
+            workers=spec.workers,
+            pin_memory=self.device.type == "cuda",
+            logits_before=spec.stage_one.epochs if spec.reads_logits else 0,
         )
         yield from loader.read_ahead(batches) if spec.workers else batches
 
