@@ -224,7 +224,12 @@ def test_a_teacher_of_another_size_sees_resized_images(
     sizes: set[tuple[int, ...]] = set()
     teacher.register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[1:])))
     teacher.get_submodule("conv1").register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[1:])))
-    spec = make_spec(student={"image_size": 8, "patch_size": 2}, stage_one={"epochs": 1}, stage_two={"epochs": 0})
+    spec = make_spec(
+        student={"image_size": 8, "patch_size": 2},
+        stage_one={"epochs": 1},
+        stage_two={"epochs": 0},
+        optimizer={"warmup_epochs": 0},
+    )
     make_trainer(spec).fit()
     assert sizes == {(1, 16, 16)}
 

@@ -17,6 +17,7 @@ from dearkd.specs.recipes import (
     choose_recipe,
     recipe_defaults,
 )
+from dearkd.specs.schedules import fitting_schedule, schedule_refusals
 from dearkd.specs.stored_logits import refusals, wants_stored_logits, with_stored_logits
 from dearkd.specs.teacher import TeacherSpec
 
@@ -215,6 +216,8 @@ class TrainingSpec(Spec):
             if stage_one.get("distillation") == "none":
                 # Nothing else shares the loss then: a weight below 1 would only shrink the gradient.
                 defaults["stage_one"]["weights"] |= {"classification": 1.0, "distillation": 0.0}
+        if isinstance(body.get("optimizer", {}), dict):
+            defaults["optimizer"] |= fitting_schedule(overlay(defaults, body))
         filled = overlay(defaults, {k: v for k, v in body.items() if not (k in ("recipe", "teacher") and v is None)})
         filled["student"] = _student(filled.get("student"), student, size)
         spec = cls.check(filled)
@@ -277,10 +280,7 @@ class TrainingSpec(Spec):
         for place, pair in enumerate(self.stage_one.pairs or ()):
             if pair.block >= student.depth:
                 refuse(f"/stage_one/pairs/{place}/block", f"{pair.block}, but the student has {student.depth} blocks")
-        if self.stage_two.lr is not None and self.stage_two.schedule != "restarts":
-            refuse(
-                "/stage_two/lr", "it is where a schedule restarts: set stage_two.schedule to restarts, or leave it out"
-            )
+        errors += schedule_refusals(self.model_dump())
         errors += batch_refusals(self.model_dump(), posted, dataset)
         for field in ("scale", "ratio"):
             low, high = getattr(self.augmentation, field)
