@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from bars import CLASSES, SIDE, STEPS, TEACHER, TIMED, MakeSpec, MakeTrainer, curve, stop_at
 from safetensors import safe_open
@@ -206,15 +207,48 @@ def test_a_checkpoint_of_another_spec_is_refused(make_spec: MakeSpec, make_train
     assert make_trainer(make_spec(name="the same", workers=2, eval_every=2)).epoch == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "pointers", "says"),
+    [
+        ({"teacher": None}, ["/teacher"], "there is no teacher"),
+        ({"mean": [0.5]}, ["/teacher"], r"its mean is \[0.4\], the student's \[0.5\]"),
+        ({"mean": [0.4] * 3}, ["/mean"], "3 values, but in_chans is 1"),
+        ({"class_names": ["one"]}, ["/class_names"], "1 names, but num_classes is 3"),
+        ({"dataset": {}}, ["/dataset"], "no image to train on"),
+        ({"eval_dataset": {}}, ["/eval_dataset"], "no image to evaluate on"),
+        ({"dataset": {"in_chans": 3, "bars": 1}}, ["/dataset"], "its in_chans is 3, the student's 1"),
+        ({"dataset": {"num_classes": 4, "bars": 1}}, ["/dataset"], "its num_classes is 4, the student's 3"),
+        (
+            {"eval_dataset": {"num_classes": 4, "in_chans": 3, "bars": 1}},
+            ["/eval_dataset", "/eval_dataset"],
+            "its num_classes is 4, the student's 3",
+        ),
+        ({"teacher": {"num_classes": 7}}, ["/teacher"], r"of shape \(1, 7\), but its spec has 3 classes"),
+        (
+            {"teacher": {"num_classes": CLASSES, "in_chans": 3}},
+            ["/teacher"],
+            r"cannot take a batch of shape \(1, 1, 16",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused_before_anything_is_written(
-    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
+    make_spec: MakeSpec,
+    make_trainer: MakeTrainer,
+    bar_shard: Path,
+    tmp_path: Path,
+    change: dict[str, Any],
+    pointers: list[str],
+    says: str,
 ) -> None:
-    with pytest.raises(InvalidInput, match="there is no teacher"):
-        make_trainer(make_spec(), teacher=None)
-    with pytest.raises(InvalidInput, match=r"its mean is \[0.4\], the student's \[0.5\]"):
-        make_trainer(make_spec(), mean=[0.5])
-    with pytest.raises(InvalidInput, match="dataset is empty"):
-        make_trainer(make_spec(), dataset=ShardDataset([], num_classes=CLASSES, in_chans=1))
+    changes = dict(change)
+    for name in {"dataset", "eval_dataset"} & set(change):
+        arguments = {"num_classes": CLASSES, "in_chans": 1} | change[name]
+        changes[name] = ShardDataset([bar_shard] * arguments.pop("bars", 0), **arguments)
+    if isinstance(change.get("teacher"), dict):
+        changes["teacher"] = timm.create_model("resnet10t", **({"in_chans": 1} | change["teacher"]))
+    with pytest.raises(InvalidInput, match=says) as caught:
+        make_trainer(make_spec(stage_one={"weights": {"hidden": 0.0}}), **changes)
+    assert [error.pointer for error in caught.value.errors] == pointers
     assert not (tmp_path / "run").exists()
 
 

@@ -22,7 +22,6 @@ from torch import nn
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
-from dearkd.specs.batches import smallest_batch
 from dearkd.vision.shards import Indices, ShardDataset, split
 from dearkd_trainer import loader
 from dearkd_trainer.attention import attention_distance, to_row
@@ -31,9 +30,9 @@ from dearkd_trainer.evaluation import Evaluation, evaluate, normalised_sample
 from dearkd_trainer.export import WEIGHTS, model_config, save_model
 from dearkd_trainer.learner import Learner
 from dearkd_trainer.meter import EpochMeter, diverged, peak_memory
+from dearkd_trainer.preconditions import Task, check_data, checked_teacher, checked_world
 from dearkd_trainer.recipe import train_transform
 from dearkd_trainer.student import DearKDViT
-from dearkd_trainer.world import World
 
 Metrics = dict[str, int | float]
 
@@ -82,8 +81,8 @@ class DearKDTrainer:
         on_checkpoint: called with the path of each checkpoint, once it is committed.
 
     Raises:
-        InvalidInput: if the dataset is empty, the teacher is missing or does not fit, or other than the spec's number
-            of processes have joined.
+        InvalidInput: if a dataset is empty or of other classes or channels, the teacher is missing or does not fit, or
+            other than the spec's number of processes have joined.
         CorruptData: if an image or the checkpoint cannot be read.
     """
 
@@ -117,16 +116,16 @@ class DearKDTrainer:
         self.directory = directory
         self.device = torch.device(device)
         self.on_step, self.on_epoch, self.on_checkpoint = on_step, on_epoch, on_checkpoint
+        task = Task(num_classes, in_chans, self.mean, self.std)
+        check_data(task, dataset, eval_dataset, class_names)
         self.train_indices, self.holdout_indices = split(
             dataset.labels, fraction=spec.fraction, holdout=spec.holdout, seed=spec.seed
         )
-        if len(self.train_indices) == 0:
-            raise InvalidInput.at("/dataset", "there is no image to train on: the dataset is empty")
         if spec.reads_logits and not dataset.has_logits:
             raise InvalidInput.at(
                 "/stage_one/teacher_logits", "stored, but not every image of the dataset has logits beside it"
             )
-        self.world = _checked_world(spec, len(self.train_indices))
+        self.world = checked_world(spec, len(self.train_indices))
         self.steps_per_epoch = -(-len(self.train_indices) // spec.batch_size)
         self.history: list[Metrics] = []
         self.best: Metrics = {}
@@ -134,12 +133,14 @@ class DearKDTrainer:
         self.epoch: int = state["epoch"] if state else 0
         """Epochs done."""
 
-        wanted = spec.needs_teacher and self.epoch < spec.stage_one.epochs
+        wanted = None
+        if spec.needs_teacher and self.epoch < spec.stage_one.epochs:
+            wanted = checked_teacher(task, teacher, teacher_spec, self.device)
         self.learner = Learner(
             spec,
             num_classes=num_classes,
             in_chans=in_chans,
-            teacher=self._checked(teacher, teacher_spec) if wanted else None,
+            teacher=wanted,
             teacher_size=teacher_spec.image_size if teacher_spec else spec.student.image_size,
             epoch=self.epoch,
             steps_per_epoch=self.steps_per_epoch,
@@ -229,21 +230,6 @@ class DearKDTrainer:
     def _require_finite(self) -> None:
         if not self.learner.is_finite():
             raise diverged(f"a weight or a moment of the optimiser left the finite numbers by step {self.step}")
-
-    def _checked(self, teacher: nn.Module | None, spec: TeacherSpec | None) -> nn.Module:
-        if teacher is None or spec is None:
-            raise InvalidInput.at("/teacher", "stage one distils, but there is no teacher: give one with its spec")
-        for field, theirs, ours in (
-            ("num_classes", spec.num_classes, self.num_classes),
-            ("in_chans", spec.in_chans, self.in_chans),
-            ("mean", spec.mean, self.mean),
-            ("std", spec.std, self.std),
-        ):
-            if theirs != ours:
-                raise InvalidInput.at("/teacher", f"its {field} is {theirs}, the student's {ours}: they must be equal")
-        teacher = teacher.eval().requires_grad_(False).to(self.device)
-        # torch's own stubs lack this signature of Module.to.
-        return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _batches(self) -> loader.EpochBatches:
         """What is still to come."""
@@ -354,19 +340,3 @@ class DearKDTrainer:
         if self.world.rank == 0:
             save_model(self.directory, self.evaluated, config)
         return TrainingResult(self.history[-1], self.history, self._evaluation, weights, config)
-
-
-def _checked_world(spec: TrainingSpec, images: int) -> World:
-    world = World.current()
-    if world.size != spec.processes:
-        raise InvalidInput.at(
-            "/processes",
-            f"{spec.processes}, but {world.size} joined: start them by torchrun --nproc-per-node {spec.processes}, and "
-            "join in each (dearkd_trainer.world)",
-        )
-    smallest = smallest_batch(images, spec.batch_size)
-    if smallest < world.size:
-        raise InvalidInput.at(
-            "/processes", f"{world.size}, but a batch has {smallest} images: each process needs one at least"
-        )
-    return world
