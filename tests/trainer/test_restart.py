@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from bars import STEPS, MakeSpec, MakeTrainer, curve, stop_at
+from bars import CLASSES, STEPS, MakeSpec, MakeTrainer, bars, curve, stop_at
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from dearkd.errors import CorruptData, Diverged
+from dearkd.datasets import Sample, write_shard
+from dearkd.errors import CorruptData, Diverged, InvalidInput
 from dearkd.specs import TrainingSpec
-from dearkd_trainer.checkpoint import load_checkpoint
+from dearkd.vision.images import encode
+from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.training import TrainingResult
 
 OPTIMIZER = {"lr": 3e-3, "warmup_epochs": 1, "model_ema_half_life": 1.0}
@@ -107,8 +109,7 @@ def test_a_checkpoint_says_where_in_its_epoch_it_is(
     batches = [len(batch) for batch in trainer._batches()]
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
-    state = load_checkpoint(tmp_path / "run" / "checkpoints", make_spec(**ALWAYS))
-    assert state is not None
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert (state["epoch"], state["sample_offset"]) == (1, sum(batches[STEPS : STEPS + 2]))
     assert [len(row) for row in state["begun"]["seen"]] == [4, 4]
 
@@ -190,6 +191,60 @@ def test_an_unreadable_checkpoint_is_named_and_so_is_the_one_before(
     assert_same(first_steps(make_trainer, spec)[1], whole)
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [({"head.weight": torch.zeros(2)}, "a dict of head.weight"), (torch.zeros(3), "Tensor"), ([1, 2], "list")],
+)
+def test_a_file_of_another_kind_is_no_checkpoint(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path, content: Any, what: str
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(content, folder / "last.pt")
+    with pytest.raises(CorruptData, match=rf"last.pt is no checkpoint of a run, but {what}: remove it"):
+        make_trainer(make_spec())
+
+
+def relabelled(path: Path, key: str = "{:04d}", turn: int = 0) -> ShardDataset:
+    samples = [(encode(image, "png"), (label + turn) % CLASSES) for image, label in bars(60)]
+    write_shard(path, (Sample(key.format(n), data, "png", label, {}) for n, (data, label) in enumerate(samples)))
+    return ShardDataset([path], num_classes=CLASSES, in_chans=1)
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with_alone(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, dataset: ShardDataset, tmp_path: Path
+) -> None:
+    plain = make_spec(stage_one={"distillation": "none", "weights": {"hidden": 0.0}})
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(plain, on_step=stop_at(STEPS + 1)).fit()
+    with pytest.raises(InvalidInput, match=r"last.pt was made from other data \(mean was \[0.4\], is \[0.5\]\): use"):
+        make_trainer(plain, mean=[0.5])
+    for other in (
+        relabelled(tmp_path / "labels.tar", turn=1),
+        relabelled(tmp_path / "keys.tar", key="{:05d}"),
+        ShardDataset([tmp_path / "labels.tar", tmp_path / "keys.tar"], num_classes=CLASSES, in_chans=1),
+    ):
+        with pytest.raises(InvalidInput, match=r"from other data \(samples was '\w{16}', is '\w{16}'\)"):
+            make_trainer(plain, dataset=other)
+    # The same samples from elsewhere.
+    assert make_trainer(plain, dataset=relabelled(tmp_path / "copy.tar")).epoch == 1
+
+
+def test_another_number_of_threads_is_said_and_goes_on(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    threads = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(make_spec(), on_step=stop_at(STEPS + 1)).fit()
+    torch.set_num_threads(threads + 1)
+    try:
+        rows = make_trainer(make_spec()).fit().history
+    finally:
+        torch.set_num_threads(threads)
+    assert [row["threads"] for row in rows] == [threads, *[threads + 1] * 3]
+    assert f"with {threads + 1} CPU threads, its checkpoint was made with {threads}" in caplog.text
+
+
 def _fill(tensors: Iterable[torch.Tensor], value: float) -> None:
     for tensor in tensors:
         tensor.data.fill_(value)
@@ -228,7 +283,7 @@ def test_what_is_not_finite_gets_into_no_checkpoint(
     assert all(tensor.isfinite().all() for tensor in best.values())
     again = make_trainer(spec)
     assert again.epoch == 1
-    state = load_checkpoint(tmp_path / "run" / "checkpoints", spec)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     tensors = [value for value in tree_leaves(state) if isinstance(value, torch.Tensor)]
     assert len(tensors) > 50
     assert all(tensor.isfinite().all() for tensor in tensors)

@@ -5,10 +5,11 @@ trainer = DearKDTrainer(spec, ShardDataset(...), num_classes=10, in_chans=1, mea
 result = trainer.fit()
 """
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,6 +35,8 @@ from dearkd_trainer.preconditions import Task, check_data, checked_teacher, chec
 from dearkd_trainer.recipe import train_transform
 from dearkd_trainer.student import DearKDViT
 
+log = logging.getLogger(__name__)
+
 Metrics = dict[str, int | float]
 
 
@@ -54,7 +57,10 @@ class TrainingResult:
 
 
 class DearKDTrainer:
-    """Trains the student of a spec. A directory that holds a checkpoint of the same spec is gone on with.
+    """Trains the student of a spec. A directory that holds a checkpoint of the same spec and data is gone on with.
+
+    On the same number of CPU threads (`threads` in the rows) the run is then what it would have been undisturbed, to
+    the bit; on another it is so up to the order of sums, and a warning says that it changed.
 
     Where the spec asks for several processes, each makes one of these, after they joined (`dearkd_trainer.world`), with
     the same arguments but for `device`. Evaluation is shared; rank 0 alone writes and calls back.
@@ -129,7 +135,8 @@ class DearKDTrainer:
         self.steps_per_epoch = -(-len(self.train_indices) // spec.batch_size)
         self.history: list[Metrics] = []
         self.best: Metrics = {}
-        state = load_checkpoint(directory / "checkpoints", spec)
+        self._data = {**asdict(task), "samples": dataset.fingerprint()}
+        state = load_checkpoint(directory / "checkpoints", spec, self._data)
         self.epoch: int = state["epoch"] if state else 0
         """Epochs done."""
 
@@ -155,6 +162,13 @@ class DearKDTrainer:
             self.history, self.best = state["history"], state["best"]
             self._meter = EpochMeter(self.epoch * self.steps_per_epoch, **state["begun"])
             self.learner.restore(state)
+            if state["threads"] != torch.get_num_threads():
+                log.warning(
+                    "the run goes on with %d CPU threads, its checkpoint was made with %d: from here on it is that of "
+                    "before up to the order of sums, not to the bit",
+                    torch.get_num_threads(),
+                    state["threads"],
+                )
 
     @property
     def student(self) -> DearKDViT:
@@ -213,6 +227,7 @@ class DearKDTrainer:
                 self.directory / "checkpoints",
                 {
                     "spec": comparable(self.spec),
+                    "data": self._data,
                     "epoch": self.epoch,
                     "sample_offset": int(self._batches().sizes[: self._meter.steps].sum()),
                     "begun": self._meter.state(),
@@ -280,6 +295,7 @@ class DearKDTrainer:
             "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
             **meter.pace(self.learner.clock.read() if with_teacher else None),
             "peak_memory": peak_memory(self.device),
+            "threads": torch.get_num_threads(),
         }
 
     def _evaluate_epoch(self) -> Metrics:
