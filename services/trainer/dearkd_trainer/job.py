@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
 from dearkd.attempt import Attempt, HandBack
 from dearkd.datasets import DatasetManifest, datasets, fetch_shard
-from dearkd.errors import CorruptData, NotFound, Unavailable
+from dearkd.errors import CorruptData, InvalidInput, NotFound, Unavailable
 from dearkd.jobs import dataset_of, kind_of, model_of, now
 from dearkd.resources import (
     Accuracy,
@@ -64,7 +65,8 @@ def perform(attempt: Attempt) -> None:
     if teacher is not None:
         mean, std = teacher.mean, teacher.std
     else:
-        mean, std = pixel_statistics(ShardDataset(shards, num_classes=manifest.num_classes, in_chans=in_chans))
+        images = ShardDataset(shards, num_classes=manifest.num_classes, in_chans=in_chans)
+        mean, std = pixel_statistics(images, attempt.check)
     with attempt.cache.scratch("run") as directory:
         inputs = RunInputs(
             spec=spec,
@@ -221,11 +223,37 @@ def fetch_shards(attempt: Attempt, manifest: DatasetManifest) -> list[Path]:
     return paths
 
 
-def pixel_statistics(data: ShardDataset, *, images: int = 2048) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, of pixels in [0, 1], over up to `images` of a set without a teacher."""
-    chosen = range(0, len(data), max(1, len(data) // images))
-    pixels = torch.cat([data[i][0].flatten(1).float() / 255 for i in chosen], dim=1)
-    return [round(m, 4) for m in pixels.mean(1).tolist()], [max(1e-4, round(d, 4)) for d in pixels.std(1).tolist()]
+def pixel_statistics(
+    data: ShardDataset, check: Callable[[], None] = lambda: None, *, images: int = 2048
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, of pixels in [0, 1], of a set without a teacher, to four digits.
+
+    Args:
+        data: of images of any sizes; each pixel counts alike.
+        check: called before each image; what it raises ends the work.
+        images: so many at most are looked at, spread evenly.
+
+    Raises:
+        InvalidInput: if there is no image.
+        CorruptData: naming the image that does not open.
+    """
+    if len(data) == 0:
+        raise InvalidInput.at("/dataset", "there is no image to train on: the dataset is empty")
+    count = 0
+    total, squares = (torch.zeros(data.in_chans, dtype=torch.float64) for _ in range(2))
+    for place in np.unique(np.linspace(0, len(data) - 1, min(images, len(data))).round().astype(np.int64)):
+        check()
+        pixels = data[int(place)][0].flatten(1).double()
+        count += pixels.shape[1]
+        total += pixels.sum(1)
+        squares += pixels.square().sum(1)
+    mean = total / count
+    # Sums of whole numbers below 2^53 are exact, so that nothing is lost by the difference.
+    deviation = ((squares - total * mean) / max(1, count - 1)).clamp(min=0).sqrt()
+    return (
+        [round(value, 4) for value in (mean / 255).tolist()],
+        [max(1e-4, round(value, 4)) for value in (deviation / 255).tolist()],
+    )
 
 
 def store_checkpoint(
