@@ -12,7 +12,8 @@ from dearkd.datasets import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.evaluation import evaluate, expected_calibration_error
+from dearkd_trainer import evaluation
+from dearkd_trainer.evaluation import evaluate, expected_calibration_error, normalised_sample
 
 CLASSES, COUNT, MEAN, STD = 7, 50, [0.25], [0.5]
 
@@ -96,6 +97,15 @@ def test_a_part_of_a_dataset_can_be_looked_at(dataset: ShardDataset) -> None:
     predictions = Table().rows[chosen].argmax(1).numpy()
     assert result.samples == 3
     assert result.top1 == pytest.approx((predictions == dataset.labels[chosen]).mean())
+
+
+def test_a_sample_of_large_images_is_smaller(dataset: ShardDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(normalised_sample(dataset, 8, MEAN, STD)) == COUNT
+    monkeypatch.setattr(evaluation, "MAX_SAMPLE_BYTES", 3 * 8 * 8 * 4)
+    few = normalised_sample(dataset, 8, MEAN, STD)
+    grey = (few[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255
+    assert grey.tolist() == pytest.approx([0, 24, 49])  # spread over all
+    assert len(normalised_sample(dataset, 80, MEAN, STD)) == 1
 
 
 def test_images_of_another_size_are_resized(dataset: ShardDataset) -> None:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from dearkd_trainer.mhca import MHCA
 
 ROW_PREFIX = "attention_distance_"
-CHUNK = 32
-"""Images at once: the weights of one layer take num_heads · tokens² numbers for each."""
+MAX_IMAGES = 32
+"""At once."""
+MAX_BYTES = 2**28
+"""Of one layer's weights at once, num_heads · tokens² numbers for each image, as long as that is an image or more."""
 
 
 def attention_distance(model: VisionTransformer, images: Tensor) -> list[float]:
@@ -47,13 +49,21 @@ def head_distances(model: VisionTransformer, images: Tensor) -> list[list[float]
     training = model.training
     model.eval()
     try:
-        for chunk in images.split(CHUNK):
+        for chunk in images.split(images_at_once(model)):
             model(chunk)
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
     return [(sums[index] / len(images)).tolist() for index in range(len(hooks))]
+
+
+def images_at_once(model: VisionTransformer) -> int:
+    """How many images' attention weights are looked at together."""
+    tokens = model.num_prefix_tokens + model.patch_embed.num_patches
+    heads: int = model.blocks[0].attn.num_heads  # type: ignore[union-attr, assignment]  # the same in each block
+    each: int = 4 * heads * tokens**2
+    return max(1, min(MAX_IMAGES, MAX_BYTES // each))
 
 
 def patch_distances(model: VisionTransformer) -> Tensor:
@@ -72,8 +82,9 @@ class _Watch:
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         weights = attention_weights(module, inputs[0])[:, :, self.first :, self.first :].float()
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        heads = (weights * self.distances).sum(-1).mean(-1).double().sum(0)
+        # In place: of many tokens another copy may be too much.
+        weights.div_(weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny))
+        heads = weights.mul_(self.distances).sum(-1).mean(-1).double().sum(0)
         self.sums[self.layer] = self.sums.get(self.layer, torch.zeros_like(heads)) + heads
 
 

@@ -16,6 +16,9 @@ from dearkd_trainer.loader import read, to_picture
 from dearkd_trainer.recipe import autocast, eval_transform
 from dearkd_trainer.world import World
 
+MAX_SAMPLE_BYTES = 2**28
+"""Of `normalised_sample`'s images."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -77,8 +80,9 @@ def normalised_sample(
 ) -> Tensor:
     """Up to `count` images (N, C, image_size, image_size), spread evenly over a dataset, as the model takes them.
 
-    For `attention.attention_distance`.
+    For `attention.attention_distance`. They are fewer where so many would take more than `MAX_SAMPLE_BYTES`.
     """
+    count = max(1, min(count, MAX_SAMPLE_BYTES // (4 * data.in_chans * image_size**2)))
     places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
     images = WholeImages(data, places, image_size)
     pixels = torch.stack([images[place][0] for place in range(len(images))]).float() / 255
