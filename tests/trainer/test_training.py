@@ -305,6 +305,16 @@ def test_the_schedule_goes_on_at_the_switch_or_restarts(
     assert rates(True, schedule="restarts", lr=1e-3) == pytest.approx([*first, *second])
 
 
+def test_the_learning_rate_of_a_row_is_the_one_that_was_asked_for_also_where_layers_have_less(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def rates(**optimizer: Any) -> list[float]:
+        trainer = make_trainer(make_spec(optimizer=optimizer), directory=tmp_path / f"{len(optimizer)}")
+        return [row["learning_rate"] for row in trainer.fit().history]
+
+    assert rates(layer_decay=0.1) == rates()
+
+
 def test_pairs_are_those_that_were_asked_for(
     make_spec: MakeSpec, make_trainer: MakeTrainer, teacher: nn.Module, tmp_path: Path
 ) -> None:

@@ -292,7 +292,8 @@ class DearKDTrainer:
             "epoch": self.epoch + 1,
             "stage": 1 if self.epoch < self.spec.stage_one.epochs else 2,
             **means,
-            "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+            # With layer_decay that of the head: those below it are less.
+            "learning_rate": max(group["lr"] for group in self.learner.optimizer.param_groups),
             **meter.pace(self.learner.clock.read() if with_teacher else None),
             "peak_memory": peak_memory(self.device),
             "threads": torch.get_num_threads(),
