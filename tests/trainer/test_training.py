@@ -176,6 +176,9 @@ def test_the_exported_model_is_rebuilt_from_its_files(make_spec: MakeSpec, make_
     assert config["label_names"] == ["low", "middle", "high"]
     assert (config["model_args"]["img_size"], config["model_args"]["mhca_blocks"]) == (16, 1)
     assert config["pretrained_cfg"]["mean"] == TEACHER.mean
+    assert config["pretrained_cfg"]["crop_pct"] == 1.0
+    cropping = make_trainer(make_spec(augmentation={"scale": [0.08, 1.0]}), directory=result.weights.parent / "other")
+    assert cropping.crop_pct == 0.875
     images = torch.randn(2, 1, 16, 16)
     model = load_model(config, result.weights)
     torch.testing.assert_close(model(images), trainer.evaluated.eval()(images), rtol=0, atol=0)

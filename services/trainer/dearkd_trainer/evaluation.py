@@ -59,11 +59,11 @@ def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int =
 class WholeImages(Dataset[tuple[Tensor, int]]):
     """Pixels (C, image_size, image_size), uint8, without anything random."""
 
-    def __init__(self, dataset: ShardDataset, indices: Indices, image_size: int) -> None:
+    def __init__(self, dataset: ShardDataset, indices: Indices, image_size: int, crop_pct: float) -> None:
         self.dataset = dataset
         self.indices = indices
         self.image_size = image_size
-        self.resize = eval_transform(image_size)
+        self.resize = eval_transform(image_size, crop_pct)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -76,7 +76,13 @@ class WholeImages(Dataset[tuple[Tensor, int]]):
 
 
 def normalised_sample(
-    data: ShardDataset, image_size: int, mean: Sequence[float], std: Sequence[float], count: int = 256
+    data: ShardDataset,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    crop_pct: float = 1.0,
+    count: int = 256,
 ) -> Tensor:
     """Up to `count` images (N, C, image_size, image_size), spread evenly over a dataset, as the model takes them.
 
@@ -84,7 +90,7 @@ def normalised_sample(
     """
     count = max(1, min(count, MAX_SAMPLE_BYTES // (4 * data.in_chans * image_size**2)))
     places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
-    images = WholeImages(data, places, image_size)
+    images = WholeImages(data, places, image_size, crop_pct)
     pixels = torch.stack([images[place][0] for place in range(len(images))]).float() / 255
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return (pixels - shift) / scale
@@ -99,6 +105,7 @@ def evaluate(
     image_size: int,
     mean: list[float],
     std: list[float],
+    crop_pct: float = 1.0,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
@@ -109,10 +116,11 @@ def evaluate(
 
     Args:
         model: from normalised images (B, C, H, W) to logits (B, num_classes); left in the mode it was in.
-        dataset: images of another size than `image_size` are resized and centre-cropped.
+        dataset: images of another size than `image_size` are resized and centre-cropped (`crop_pct`).
         indices: samples to look at; None means all.
         image_size: side of the model's input in pixels.
         mean, std: per channel, of pixels in [0, 1].
+        crop_pct: as in `recipe.eval_transform`, and in a model's `config.json`.
         batch_size: images at once.
         device: where the model is.
         precision: of the forward; the loss is computed in float32.
@@ -130,7 +138,7 @@ def evaluate(
     world = world or World()
     # As many for each, some looked at twice, since what is gathered must be of one shape.
     mine = np.resize(places, -(-len(places) // world.size) * world.size)[world.rank :: world.size]
-    batches = read(WholeImages(dataset, mine, image_size), batch_size=batch_size, num_workers=workers)
+    batches = read(WholeImages(dataset, mine, image_size, crop_pct), batch_size=batch_size, num_workers=workers)
     scale = torch.tensor(std, device=device).view(1, -1, 1, 1) * 255
     shift = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255
     training = model.training

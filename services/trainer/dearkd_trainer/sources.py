@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import nn
 
 from dearkd.class_order import other_order
@@ -45,6 +45,7 @@ class ModelArguments(BaseModel):
 class InputConfig(BaseModel):
     mean: list[float]
     std: list[float]
+    crop_pct: float = Field(default=1.0, gt=0, le=1)
 
 
 class StudentConfig(BaseModel):

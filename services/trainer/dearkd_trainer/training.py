@@ -32,7 +32,7 @@ from dearkd_trainer.export import WEIGHTS, model_config, save_model
 from dearkd_trainer.learner import Learner
 from dearkd_trainer.meter import EpochMeter, diverged, peak_memory
 from dearkd_trainer.preconditions import Task, check_data, checked_teacher, checked_world
-from dearkd_trainer.recipe import train_transform
+from dearkd_trainer.recipe import eval_crop_pct, train_transform
 from dearkd_trainer.student import DearKDViT
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,7 @@ class DearKDTrainer:
         self.num_classes = num_classes
         self.in_chans: Literal[1, 3] = in_chans
         self.mean, self.std = list(mean), list(std)
+        self.crop_pct = eval_crop_pct(spec.augmentation)
         self.class_names = class_names
         self.directory = directory
         self.device = torch.device(device)
@@ -317,7 +318,7 @@ class DearKDTrainer:
     def _look_at_attention(self) -> Metrics:
         """How far each layer looks, at the end of each stage: what stage one taught, and stage two undid."""
         data = self.dataset if self.eval_dataset is None else self.eval_dataset
-        images = normalised_sample(data, self.spec.student.image_size, self.mean, self.std)
+        images = normalised_sample(data, self.spec.student.image_size, self.mean, self.std, crop_pct=self.crop_pct)
         model = cast(VisionTransformer, self.evaluated)
         return dict(to_row(attention_distance(model, images.to(self.device))))
 
@@ -329,6 +330,7 @@ class DearKDTrainer:
             image_size=self.spec.student.image_size,
             mean=self.mean,
             std=self.std,
+            crop_pct=self.crop_pct,
             device=self.device,
             precision=self.spec.precision,
             workers=0 if dataset.preload() else self.spec.workers,
@@ -351,6 +353,7 @@ class DearKDTrainer:
             in_chans=self.in_chans,
             mean=self.mean,
             std=self.std,
+            crop_pct=self.crop_pct,
             class_names=self.class_names,
         )
         weights = self.directory / WEIGHTS

@@ -46,9 +46,17 @@ def _report(model: TrainedModel, reference: str, cache: FileCache, batch_size: i
     about, size = model.config.pretrained_cfg, model.config.model_args.img_size
     with open_dataset(reference, model, connect, cache) as data:
         found = evaluate(
-            network, data, image_size=size, mean=about.mean, std=about.std, batch_size=batch_size, device=device
+            network,
+            data,
+            image_size=size,
+            mean=about.mean,
+            std=about.std,
+            crop_pct=about.crop_pct,
+            batch_size=batch_size,
+            device=device,
         )
-        heads = head_distances(network, normalised_sample(data, size, about.mean, about.std).to(device))
+        sample = normalised_sample(data, size, about.mean, about.std, crop_pct=about.crop_pct)
+        heads = head_distances(network, sample.to(device))
         samples = np.bincount(data.labels, minlength=model.num_classes).tolist()
     return report_of(found, heads, model.class_names, samples) | {"model": model.name, "dataset": reference}
 
