@@ -1,6 +1,8 @@
 """Evaluation against scikit-learn's metrics."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +113,18 @@ def test_a_sample_of_large_images_is_smaller(dataset: ShardDataset, monkeypatch:
 def test_images_of_another_size_are_resized(dataset: ShardDataset) -> None:
     at_own_size = evaluate(Table().eval(), dataset, image_size=8, mean=MEAN, std=STD)
     assert evaluate(Table().eval(), dataset, image_size=12, mean=MEAN, std=STD, workers=1) == at_own_size
+
+
+def test_without_the_confusion_matrix_all_else_is_the_same(
+    dataset: ShardDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {"image_size": 8, "mean": MEAN, "std": STD}
+    whole = evaluate(Table().eval(), dataset, **arguments)
+    assert whole.confusion is not None
+    without = replace(whole, confusion=None)
+    assert evaluate(Table().eval(), dataset, **arguments, confusion=False) == without
+    monkeypatch.setattr(evaluation, "MAX_CONFUSION_CLASSES", CLASSES - 1)
+    assert evaluate(Table().eval(), dataset, **arguments) == without
 
 
 def test_with_fewer_than_five_classes_top5_is_certain(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from dearkd.datasets import Sample, write_shard
 from dearkd.errors import CorruptData
 from dearkd.specs import TrainingSpec
 from dearkd.vision.images import encode
+from dearkd_trainer import gang as gang_module
 from dearkd_trainer.gang import Gang
 from dearkd_trainer.inputs import RunInputs
 from dearkd_trainer.training import Metrics, TrainingResult
@@ -98,6 +100,44 @@ def ranks() -> dict[int, psutil.Process]:
 def run(inputs: RunInputs, diary: Diary) -> TrainingResult:
     with Gang(inputs, device="cpu", threads=1, check=lambda: None, note=print) as gang:
         return gang.run(diary)
+
+
+class Torchrun:
+    """One that runs on."""
+
+    def poll(self) -> None:
+        return None
+
+
+def failed(kind: str, message: str) -> dict[str, Any]:
+    return {"what": "failed", "type": kind, "message": message, "code": None, "errors": [], "traceback": "…"}
+
+
+@pytest.mark.parametrize(
+    ("others", "ends_in"),
+    [
+        ([(1, failed("CorruptData", "a.tar: sample '7'"))], CorruptData),
+        ([(1, failed("LoaderLost", "killed by signal: Killed"))], Died),
+        ([(1, failed("ValueError", "nonsense")), (1, None)], RuntimeError),
+        ([(1, None)], Died),
+        ([], RuntimeError),
+    ],
+)
+def test_the_reason_that_a_process_tells_comes_before_that_of_one_that_only_lost_it(
+    make_spec: MakeSpec,
+    make_inputs: MakeInputs,
+    monkeypatch: pytest.MonkeyPatch,
+    others: list[tuple[int, dict[str, Any] | None]],
+    ends_in: type[Exception],
+) -> None:
+    monkeypatch.setattr(gang_module, "WORD_SECONDS", 0.2)
+    gang = Gang(make_inputs(make_spec(processes=2), "run"), device="cpu", threads=1, check=lambda: None, note=print)
+    monkeypatch.setattr(gang, "_torchrun", Torchrun(), raising=False)
+    for told in [(0, failed("RuntimeError", "connection closed by peer")), *others]:
+        gang._inbox.put(told)
+    with pytest.raises(ends_in) as caught:
+        gang.run(Diary())
+    assert type(caught.value) is ends_in
 
 
 def hand_back() -> None:

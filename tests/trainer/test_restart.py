@@ -1,5 +1,6 @@
 """A run that goes on from a checkpoint is the run that was never ended, to the bit."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -155,10 +156,22 @@ def test_sigkill_in_the_middle_of_an_epoch_changes_nothing(
     assert_same(result, whole)
 
 
+def no_links(source: Path, target: Path) -> None:
+    raise OSError(errno.EPERM, "this file system has none")
+
+
+@pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("keep", [1, 3])
 def test_so_many_checkpoints_are_kept_as_asked(
-    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path, keep: int
+    make_spec: MakeSpec,
+    make_trainer: MakeTrainer,
+    tmp_path: Path,
+    keep: int,
+    links: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
     make_trainer(make_spec(keep_checkpoints=4)).fit()
     # A run may go on with another number.
     folder = tmp_path / "run" / "checkpoints"
@@ -243,6 +256,21 @@ def test_another_number_of_threads_is_said_and_goes_on(
         torch.set_num_threads(threads)
     assert [row["threads"] for row in rows] == [threads, *[threads + 1] * 3]
     assert f"with {threads + 1} CPU threads, its checkpoint was made with {threads}" in caplog.text
+
+
+def test_where_the_best_weights_are_gone_the_next_ones_are_the_best(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(make_spec(), on_step=stop_at(STEPS + 1))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    best = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    assert make_trainer(make_spec()).best["epoch"] == 1
+    best.unlink()
+    again = make_trainer(make_spec())
+    assert not again.best
+    again.fit()
+    assert best.exists()
 
 
 def _fill(tensors: Iterable[torch.Tensor], value: float) -> None:

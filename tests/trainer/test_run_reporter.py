@@ -15,12 +15,14 @@ from dearkd.datasets import DatasetManifest, Sample, count_classes, datasets, wr
 from dearkd.embedded_redis import embedded_redis
 from dearkd.identifiers import new_id
 from dearkd.jobs import Job
+from dearkd.reaper import Reaper
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage import Storage
 from dearkd.vision.images import encode
 from dearkd.worker import drain, open_ledger
 from dearkd_trainer import training
+from dearkd_trainer.failures import LoaderLost
 from dearkd_trainer.job import perform
 
 pytestmark = pytest.mark.services
@@ -56,7 +58,7 @@ def store_bars(storage: Storage, folder: Path) -> DatasetManifest:
     return manifest
 
 
-def finished_run(settings: Settings, tmp_path: Path) -> Job:
+def finished_run(settings: Settings, tmp_path: Path, attempts: int = 1) -> Job:
     """Without a teacher, of three epochs of two steps."""
     ledger = open_ledger(settings)
     dataset = store_bars(ledger.store.storage, tmp_path)
@@ -74,7 +76,9 @@ def finished_run(settings: Settings, tmp_path: Path) -> Job:
     }
     spec = TrainingSpec.resolve(posted, dataset.facts, None)
     job = ledger.store.create_training(spec, epochs=spec.epochs, waits_for=None)
-    assert drain("training", perform, settings) == 1
+    for _ in range(attempts):
+        assert drain("training", perform, settings) == 1
+        Reaper(ledger, settings).step()
     ended = ledger.store.get(job.id)
     assert ended.status == "succeeded", ended.error
     return ended
@@ -87,6 +91,23 @@ def test_a_finished_run_shows_its_last_epoch_with_its_evaluation(settings: Setti
     assert "eval_top1" in last
     assert ended.metrics == {name: value for name, value in last.items() if name != "id"} | {"step": 6, "steps": 6}
     assert (ended.progress.done, ended.progress.total) == (3, 3)
+
+
+def test_a_run_that_lost_its_loader_is_tried_again_as_after_a_death(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, lost = training.DearKDTrainer.fit, [LoaderLost("DataLoader worker (pid 7) is killed by signal: Killed.")]
+
+    def fit_at_the_second_attempt(self: training.DearKDTrainer) -> training.TrainingResult:
+        if lost:
+            raise lost.pop()
+        return fit(self)
+
+    monkeypatch.setattr(training.DearKDTrainer, "fit", fit_at_the_second_attempt)
+    ended = finished_run(settings, tmp_path, attempts=2)
+    assert ended.attempt == 2
+    log = open_ledger(settings).log.read(ended.id)
+    assert "lost a process that read its images: DataLoader worker (pid 7) is killed by signal" in log
 
 
 def no_json(constant: str) -> None:

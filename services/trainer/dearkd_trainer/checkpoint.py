@@ -1,6 +1,7 @@
 """Checkpoints: written beside, synced, then renamed, so that the last good one always exists."""
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,19 @@ def _move_up(directory: Path, keep: int) -> None:
         newer, older = directory / earlier(number - 1), directory / earlier(number)
         if newer.exists():
             older.unlink(missing_ok=True)
-            os.link(newer, older)
+            _link_or_copy(newer, older)
     kept = {earlier(number) for number in range(1, keep)}
     for path in directory.glob("last-*.pt"):
         if path.name not in kept:
             path.unlink()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+        _sync(target)
 
 
 def _sync(path: Path) -> None:

@@ -18,6 +18,8 @@ from dearkd_trainer.world import World
 
 MAX_SAMPLE_BYTES = 2**28
 """Of `normalised_sample`'s images."""
+MAX_CONFUSION_CLASSES = 2000
+"""A confusion matrix has the square of it as entries, each a number of Python's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,9 @@ class Evaluation:
     """In [0, 1], over 15 bins; see `expected_calibration_error`."""
     per_class: list[float | None]
     """Accuracy of each class; None where the data have no image of it."""
-    confusion: list[list[float]]
-    """Row: true class, column: predicted class; a row sums to 1, or is 0 where the data have no image of the class."""
+    confusion: list[list[float]] | None
+    """Row: true class, column: predicted class; a row sums to 1, or is 0 where the data have no image of the class.
+    None where it was not asked for, or there are more than `MAX_CONFUSION_CLASSES`."""
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
@@ -111,6 +114,7 @@ def evaluate(
     precision: Precision = "float32",
     workers: int = 0,
     world: World | None = None,
+    confusion: bool = True,
 ) -> Evaluation:
     """Run the model, in eval mode, over a dataset.
 
@@ -126,6 +130,7 @@ def evaluate(
         precision: of the forward; the loss is computed in float32.
         workers: processes that decode.
         world: of the processes that share the images, and call this together; each gets the whole result.
+        confusion: whether the confusion matrix is wanted, and not only its diagonal.
 
     Raises:
         InvalidInput: if there is no sample.
@@ -151,18 +156,21 @@ def evaluate(
     finally:
         model.train(training)
     logits = world.gather(torch.cat(outputs))[: len(places)]
-    return _summarise(logits, torch.from_numpy(dataset.labels[places]).to(device))
+    labels = torch.from_numpy(dataset.labels[places]).to(device)
+    return _summarise(logits, labels, confusion and logits.shape[1] <= MAX_CONFUSION_CLASSES)
 
 
-def _summarise(logits: Tensor, labels: Tensor) -> Evaluation:
+def _summarise(logits: Tensor, labels: Tensor, with_confusion: bool) -> Evaluation:
     num_classes = logits.shape[1]
     ranked = logits.topk(min(5, num_classes), dim=1).indices
     hits = ranked == labels[:, None]
-    counts = torch.bincount(labels * num_classes + ranked[:, 0], minlength=num_classes**2).view(num_classes, -1)
-    totals = counts.sum(dim=1, keepdim=True)
-    confusion = counts / totals.clamp(min=1)
-    present = totals[:, 0] > 0
     confidences = logits.softmax(dim=1).gather(1, ranked[:, :1])[:, 0]
+    totals = torch.bincount(labels, minlength=num_classes)
+    right = torch.bincount(labels[hits[:, 0]], minlength=num_classes)
+    confusion = None
+    if with_confusion:
+        counts = torch.bincount(labels * num_classes + ranked[:, 0], minlength=num_classes**2).view(num_classes, -1)
+        confusion = (counts / totals[:, None].clamp(min=1)).tolist()
     return Evaluation(
         samples=len(labels),
         top1=hits[:, 0].double().mean().item(),
@@ -170,8 +178,7 @@ def _summarise(logits: Tensor, labels: Tensor) -> Evaluation:
         loss=F.cross_entropy(logits, labels).item(),
         expected_calibration_error=expected_calibration_error(confidences, hits[:, 0]),
         per_class=[
-            value if there else None
-            for value, there in zip(confusion.diagonal().tolist(), present.tolist(), strict=True)
+            correct / total if total else None for correct, total in zip(right.tolist(), totals.tolist(), strict=True)
         ],
-        confusion=confusion.tolist(),
+        confusion=confusion,
     )

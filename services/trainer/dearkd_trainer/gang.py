@@ -29,6 +29,7 @@ from dearkd import errors
 from dearkd.attempt import Died, HandBack
 from dearkd.worker import GRACE_SECONDS, exit_clause
 from dearkd_trainer.evaluation import Evaluation
+from dearkd_trainer.failures import LoaderLost
 from dearkd_trainer.inputs import RunInputs
 from dearkd_trainer.training import Metrics, TrainingResult
 
@@ -225,11 +226,9 @@ class Gang:
             self._connections[0].sendall(json.dumps(word).encode() + b"\n")
 
     def _fail(self, rank: int, message: Message) -> None:
+        """Raise what ended the gang: a typed error of any of its processes, else a death among them, else this one."""
         self._spoken.add(rank)
-        known = getattr(errors, message["type"], None)
-        if isinstance(known, type) and issubclass(known, errors.DearKDError):
-            found = [errors.FieldError(**error) for error in message["errors"]]
-            raise known(message["message"], code=message["code"], errors=found)
+        self._raise_if_known(rank, message)
         until = time.monotonic() + WORD_SECONDS
         while (left := until - time.monotonic()) > 0:
             with suppress(queue.Empty):
@@ -238,8 +237,17 @@ class Gang:
                     raise Died(self._loss(other))
                 if word is not None and word["what"] == "failed":
                     self._spoken.add(other)
+                    self._raise_if_known(other, word)
         self.note(f"rank {rank} failed:\n{message['traceback'].rstrip()}")
         raise RuntimeError(f"rank {rank} failed: {message['type']}: {message['message']}")
+
+    def _raise_if_known(self, rank: int, message: Message) -> None:
+        if message["type"] == LoaderLost.__name__:
+            raise Died(f"lost a process that read the images of rank {rank}: {message['message']}")
+        known = getattr(errors, message["type"], None)
+        if isinstance(known, type) and issubclass(known, errors.DearKDError):
+            found = [errors.FieldError(**error) for error in message["errors"]]
+            raise known(message["message"], code=message["code"], errors=found)
 
     def _loss(self, rank: int) -> str:
         return f"lost rank {rank} of the run's {self.inputs.spec.processes} processes, which was killed or crashed"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
-from dearkd.attempt import Attempt, HandBack
+from dearkd.attempt import Attempt, Died, HandBack
 from dearkd.datasets import DatasetManifest, datasets, fetch_shard
 from dearkd.errors import CorruptData, InvalidInput, NotFound, Unavailable
 from dearkd.jobs import dataset_of, kind_of, model_of, now
@@ -37,6 +37,7 @@ from dearkd.worker import drain as drain_units
 from dearkd_trainer.card import model_card
 from dearkd_trainer.checkpoint import BEST, LAST
 from dearkd_trainer.export import CONFIG, WEIGHTS
+from dearkd_trainer.failures import LoaderLost
 from dearkd_trainer.gang import Gang
 from dearkd_trainer.inputs import RunInputs
 from dearkd_trainer.meter import json_row
@@ -113,7 +114,10 @@ def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
         choose_device(), on_step=on_step, on_epoch=reporter.on_epoch, on_checkpoint=reporter.on_checkpoint
     )
     reporter.begin(trainer.history, trainer.step)
-    return trainer.fit()
+    try:
+        return trainer.fit()
+    except LoaderLost as error:
+        raise Died(f"lost a process that read its images: {error}") from error
 
 
 def train_in_gang(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:

@@ -29,6 +29,7 @@ from dearkd_trainer.attention import attention_distance, to_row
 from dearkd_trainer.checkpoint import BEST, comparable, load_checkpoint, save_checkpoint, write_atomically
 from dearkd_trainer.evaluation import Evaluation, evaluate, normalised_sample
 from dearkd_trainer.export import WEIGHTS, model_config, save_model
+from dearkd_trainer.failures import explained
 from dearkd_trainer.learner import Learner
 from dearkd_trainer.meter import EpochMeter, diverged, peak_memory
 from dearkd_trainer.preconditions import Task, check_data, checked_teacher, checked_world
@@ -160,7 +161,9 @@ class DearKDTrainer:
         self._saved_at = time.monotonic()
         self._evaluation: Evaluation | None = None
         if state:
-            self.history, self.best = state["history"], state["best"]
+            self.history = state["history"]
+            # Without the weights that it tells of, the next ones that are evaluated are the best.
+            self.best = state["best"] if (directory / "checkpoints" / BEST).exists() else {}
             self._meter = EpochMeter(self.epoch * self.steps_per_epoch, **state["begun"])
             self.learner.restore(state)
             if state["threads"] != torch.get_num_threads():
@@ -191,27 +194,13 @@ class DearKDTrainer:
         Raises:
             Diverged: naming the first step whose loss was not finite; no checkpoint is made after it.
             CorruptData: if an image cannot be read.
+            OutOfMemory: naming what would take less.
+            LoaderLost: if a process that reads images was killed; made anew, the trainer goes on from its checkpoint.
             BaseException: whatever a callback raises.
         """
-        self.dataset.preload()
-        with loader.preserved_generators(), closing(self._read_ahead()) as batches:
-            while self.epoch < self.spec.epochs:
-                row = self._train_epoch(batches)
-                self.epoch += 1
-                self._meter = EpochMeter(self.epoch * self.steps_per_epoch)
-                if self.epoch == self.spec.stage_one.epochs:
-                    self.learner.leave_stage_one()
-                last = self.epoch == self.spec.epochs
-                if last or self.epoch % self.spec.eval_every == 0:
-                    row |= self._evaluate_epoch()
-                if self.world.rank == 0 and self.epoch in (self.spec.stage_one.epochs, self.spec.epochs):
-                    row |= self._look_at_attention()
-                self.history.append(row)
-                if self.on_epoch and self.world.rank == 0:
-                    self.on_epoch(row)
-                if last or self.epoch % self.spec.checkpoint_every == 0:
-                    self.save()
-        return self._finish()
+        with explained(self.spec, self.device):
+            self._train()
+            return self._finish()
 
     def save(self) -> None:
         """Commit a checkpoint of the last step done; for `on_step`, when the process has to end.
@@ -242,6 +231,26 @@ class DearKDTrainer:
             self._saved_at = time.monotonic()
             if self.on_checkpoint:
                 self.on_checkpoint(path)
+
+    def _train(self) -> None:
+        self.dataset.preload()
+        with loader.preserved_generators(), closing(self._read_ahead()) as batches:
+            while self.epoch < self.spec.epochs:
+                row = self._train_epoch(batches)
+                self.epoch += 1
+                self._meter = EpochMeter(self.epoch * self.steps_per_epoch)
+                if self.epoch == self.spec.stage_one.epochs:
+                    self.learner.leave_stage_one()
+                last = self.epoch == self.spec.epochs
+                if last or self.epoch % self.spec.eval_every == 0:
+                    row |= self._evaluate_epoch()
+                if self.world.rank == 0 and self.epoch in (self.spec.stage_one.epochs, self.spec.epochs):
+                    row |= self._look_at_attention()
+                self.history.append(row)
+                if self.on_epoch and self.world.rank == 0:
+                    self.on_epoch(row)
+                if last or self.epoch % self.spec.checkpoint_every == 0:
+                    self.save()
 
     def _require_finite(self) -> None:
         if not self.learner.is_finite():
@@ -303,13 +312,13 @@ class DearKDTrainer:
     def _evaluate_epoch(self) -> Metrics:
         row: Metrics = {}
         if len(self.holdout_indices):
-            row["holdout_top1"] = self._evaluate(self.dataset, self.holdout_indices).top1
+            row["holdout_top1"] = self._evaluate(self.dataset, self.holdout_indices, confusion=False).top1
             if row["holdout_top1"] >= self.best.get("holdout_top1", 0.0):
                 self.best = {"epoch": self.epoch, **row}
                 if self.world.rank == 0:
                     self._save_best()
         if self.eval_dataset is not None:
-            self._evaluation = self._evaluate(self.eval_dataset)
+            self._evaluation = self._evaluate(self.eval_dataset, confusion=self.epoch == self.spec.epochs)
             row["eval_top1"] = self._evaluation.top1
             row["eval_top5"] = self._evaluation.top5
             row["eval_loss"] = self._evaluation.loss
@@ -322,7 +331,7 @@ class DearKDTrainer:
         model = cast(VisionTransformer, self.evaluated)
         return dict(to_row(attention_distance(model, images.to(self.device))))
 
-    def _evaluate(self, dataset: ShardDataset, indices: Indices | None = None) -> Evaluation:
+    def _evaluate(self, dataset: ShardDataset, indices: Indices | None = None, *, confusion: bool) -> Evaluation:
         return evaluate(
             self.evaluated,
             dataset,
@@ -335,6 +344,7 @@ class DearKDTrainer:
             precision=self.spec.precision,
             workers=0 if dataset.preload() else self.spec.workers,
             world=self.world,
+            confusion=confusion,
         )
 
     def _save_best(self) -> None:
@@ -346,7 +356,7 @@ class DearKDTrainer:
 
     def _finish(self) -> TrainingResult:
         if self.eval_dataset is not None and self._evaluation is None:
-            self._evaluation = self._evaluate(self.eval_dataset)
+            self._evaluation = self._evaluate(self.eval_dataset, confusion=True)
         config = model_config(
             self.spec.student,
             num_classes=self.num_classes,

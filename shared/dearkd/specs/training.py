@@ -24,15 +24,19 @@ from dearkd.specs.teacher import TeacherSpec
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+MAX_PATCHES = 2**14
+"""Of a student: 128×128, such as 2048 px by 16."""
+
+
 class StudentSpec(Spec):
     """A DearKD-ViT. `mhca_blocks` is the number of early blocks with MHCA; 0 is a plain ViT."""
 
     architecture: str
     image_size: int = Field(ge=8, le=4096)
     patch_size: int = Field(ge=1)
-    embed_dim: int = Field(ge=8)
-    depth: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
+    embed_dim: int = Field(ge=8, le=8192)
+    depth: int = Field(ge=1, le=200)
+    num_heads: int = Field(ge=1, le=256)
     mhca_blocks: int = Field(ge=0)
     drop_path_rate: float = Field(ge=0, lt=1)
     distilled: bool
@@ -263,6 +267,13 @@ class TrainingSpec(Spec):
         student = self.student
         if student.image_size % student.patch_size:
             refuse("/student/patch_size", f"{student.patch_size} does not divide image_size ({student.image_size})")
+        elif (patches := (student.image_size // student.patch_size) ** 2) > MAX_PATCHES:
+            refuse(
+                "/student/patch_size",
+                f"{student.patch_size} makes {patches} patches of an image of {student.image_size} pixels a side, and "
+                f"attention takes the square of them; at most {MAX_PATCHES} are allowed: set a larger patch_size, or "
+                "an image_size that has one as a divisor",
+            )
         if student.embed_dim % student.num_heads:
             refuse("/student/num_heads", f"{student.num_heads} does not divide embed_dim ({student.embed_dim})")
         if student.mhca_blocks > student.depth:

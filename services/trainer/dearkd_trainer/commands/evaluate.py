@@ -81,7 +81,8 @@ def report_of(
 def _write(folder: Path, report: dict[str, Any], model: TrainedModel) -> None:
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     names = [row["name"] for row in report["per_class"]]
-    (folder / "confusion.png").write_bytes(confusion_picture(report["confusion"], names))
+    if report["confusion"] is not None:
+        (folder / "confusion.png").write_bytes(confusion_picture(report["confusion"], names))
     distances = report["attention_distance"]
     series = {**recorded_distances(recorded_rows(model, connect)), "now": distances["layers"]}
     (folder / "attention_distance.png").write_bytes(attention_distance_picture(series, distances["heads"]))
@@ -113,4 +114,4 @@ def _print(report: dict[str, Any], out: Path | None) -> None:
     if out is None:
         note("--out DIR also writes the confusion matrix and the attention distances, as JSON and as pictures")
     else:
-        note(f"{out / 'evaluation.json'}, {out / 'confusion.png'}, {out / 'attention_distance.png'}")
+        note(", ".join(str(path) for path in sorted(out.iterdir())))
