@@ -87,7 +87,10 @@ def load_model(config: Mapping[str, Any], weights: Path) -> nn.Module:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"the {CONFIG} beside {weights} builds no model: {error!r}") from error
     try:
-        model.load_state_dict(load_file(weights))
+        tensors = load_file(weights)
+        if missing := model.state_dict().keys() - tensors.keys():  # a plain ViT's, say, which a student would take
+            raise RuntimeError(f"it lacks {', '.join(sorted(missing)[:5])}")
+        model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InvalidInput(f"{weights} does not hold the weights of {name}: {error}") from error
     return model.eval()
