@@ -146,7 +146,7 @@ def test_sigkill_in_the_middle_of_an_epoch_changes_nothing(
     arguments = [str(bar_shard), spec.model_dump_json(), str(tmp_path / "run"), str(STEPS + 3)]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         "THREADS": str(torch.get_num_threads()),
     }
     ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)

@@ -1,5 +1,6 @@
 """The service around the trainer, on a real Redis and real files: what a finished run says of itself."""
 
+import hashlib
 import json
 import math
 import signal
@@ -16,6 +17,7 @@ from dearkd.embedded_redis import embedded_redis
 from dearkd.identifiers import new_id
 from dearkd.jobs import Job
 from dearkd.reaper import Reaper
+from dearkd.resources import models
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage import Storage
@@ -91,6 +93,34 @@ def test_a_finished_run_shows_its_last_epoch_with_its_evaluation(settings: Setti
     assert "eval_top1" in last
     assert ended.metrics == {name: value for name, value in last.items() if name != "id"} | {"step": 6, "steps": 6}
     assert (ended.progress.done, ended.progress.total) == (3, 3)
+
+
+def test_what_a_run_found_are_files_of_its_model(settings: Settings, tmp_path: Path) -> None:
+    ended = finished_run(settings, tmp_path)
+    store = open_ledger(settings).store
+    (*_, last), _ = store.rows(ended.id, limit=10)
+    assert ended.result is not None
+    model = models(store.storage).get(ended.result["model"])
+    assert {file.name for file in model.files} == {
+        *("model.safetensors", "config.json", "README.md"),
+        *("metrics.jsonl", "evaluation.json", "attention_distance.png"),
+    }
+
+    def content(name: str) -> bytes:
+        return store.storage.read(f"models/{model.id}/{name}")
+
+    for file in model.files:
+        assert hashlib.sha256(content(file.name)).hexdigest() == file.sha256
+    found = json.loads(content("evaluation.json"), parse_constant=no_json)
+    assert found["dataset"] == ended.spec["eval_dataset"]
+    assert (found["samples"], found["top1"]) == (24, last["eval_top1"])
+    assert found["expected_calibration_error"] == last["eval_calibration_error"]
+    assert [(row["name"], row["samples"]) for row in found["per_class"]] == [(str(n), 8) for n in range(CLASSES)]
+    assert [row["accuracy"] for row in found["per_class"]] == [found["confusion"][n][n] for n in range(CLASSES)]
+    assert found["attention_distance"]["layers"] == [last["attention_distance_1"]]
+    assert content("attention_distance.png").startswith(b"\x89PNG")
+    assert content("metrics.jsonl") == store.storage.read(f"runs/{ended.id}/metrics.jsonl")
+    assert f"`{ended.id}`" in content("README.md").decode()  # the service's card, which knows the run
 
 
 def test_a_run_that_lost_its_loader_is_tried_again_as_after_a_death(

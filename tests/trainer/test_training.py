@@ -43,7 +43,7 @@ def test_rows_say_what_happened(make_spec: MakeSpec, make_trainer: MakeTrainer, 
     result = trainer.fit()
     assert [(row["epoch"], row["stage"]) for row in rows] == [(1, 1), (2, 1), (3, 2), (4, 2)]
     always = {"epoch", "stage", "loss", "classification", "learning_rate"} | TIMED - {"teacher_share"}
-    evaluated = {"holdout_top1", "eval_top1", "eval_top5", "eval_loss"}
+    evaluated = {"holdout_top1", "eval_top1", "eval_top5", "eval_loss", "eval_calibration_error"}
     assert set(rows[0]) == always | evaluated | {"distillation", "hidden", "teacher_share"}
     assert set(rows[2]) == always | evaluated
     assert steps == [(done, 4 * STEPS) for done in range(1, 4 * STEPS + 1)]

@@ -30,7 +30,12 @@ def attention_distance(model: VisionTransformer, images: Tensor) -> list[float]:
         model: timm's ViT or a student; looked at in eval mode, and left in the mode it was in.
         images: (N, in_chans, img_size, img_size), normalised, on the model's device.
     """
-    return [sum(heads) / len(heads) for heads in head_distances(model, images)]
+    return layer_means(head_distances(model, images))
+
+
+def layer_means(heads: Sequence[Sequence[float]]) -> list[float]:
+    """Of each layer, the mean over its heads."""
+    return [sum(layer) / len(layer) for layer in heads]
 
 
 @torch.no_grad()

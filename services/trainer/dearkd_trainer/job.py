@@ -38,6 +38,7 @@ from dearkd_trainer.card import model_card
 from dearkd_trainer.checkpoint import BEST, LAST
 from dearkd_trainer.export import CONFIG, WEIGHTS
 from dearkd_trainer.failures import LoaderLost
+from dearkd_trainer.findings import ATTENTION, EVALUATION, METRICS, json_lines
 from dearkd_trainer.gang import Gang
 from dearkd_trainer.inputs import RunInputs
 from dearkd_trainer.meter import json_row
@@ -210,7 +211,7 @@ class RunReporter:
     def _store(self, folder: Path) -> None:
         run, storage = self.attempt.job.id, self.attempt.storage
         self._stored = store_checkpoint(storage, run, folder, self._stored, keep=self.spec.keep_checkpoints)
-        storage.put(f"runs/{run}/metrics.jsonl", _lines(self._rows))
+        storage.put(f"runs/{run}/{METRICS}", json_lines(self._rows))
         self.attempt.ledger.forgive(self.attempt.claim)
 
 
@@ -360,8 +361,9 @@ def publish(attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, resu
     )
     card = result.weights.with_name("README.md")
     card.write_text(model_card(model, dataset, result.metrics))
-    files = [_create_or_adopt(attempt.storage, identifier, path) for path in (result.weights, config, card)]
-    attempt.storage.put(f"runs/{attempt.job.id}/metrics.jsonl", _lines(result.history))
+    beside = [path for name in (METRICS, EVALUATION, ATTENTION) if (path := result.weights.with_name(name)).exists()]
+    files = [_create_or_adopt(attempt.storage, identifier, path) for path in (result.weights, config, card, *beside)]
+    attempt.storage.put(f"runs/{attempt.job.id}/{METRICS}", json_lines(result.history))
     attempt.confirm()
     try:
         models(attempt.storage).create(model.model_copy(update={"files": files}))
@@ -377,10 +379,6 @@ def _create_or_adopt(storage: Storage, model: str, path: Path) -> StoredFile:
     except AlreadyExists:
         storage.download(key, path)
     return describe_file(path)
-
-
-def _lines(rows: list[Metrics]) -> bytes:
-    return "".join(json.dumps(json_row(row)) + "\n" for row in rows).encode()
 
 
 def _pointer_key(run: str) -> str:

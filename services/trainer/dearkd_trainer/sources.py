@@ -28,11 +28,11 @@ from dearkd.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
 from dearkd.storage import Storage
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.export import CARD, CONFIG, WEIGHTS, load_model
+from dearkd_trainer.findings import METRICS
 
 FILES = (WEIGHTS, CONFIG, CARD)
 MANIFEST = "model.json"
 DATASET_MANIFEST = "dataset.json"
-METRICS = "metrics.jsonl"
 
 ManifestT = TypeVar("ManifestT", Model, DatasetManifest)
 

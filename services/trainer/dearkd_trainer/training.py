@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -25,11 +26,12 @@ from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
 from dearkd.vision.shards import Indices, ShardDataset, split
 from dearkd_trainer import loader
-from dearkd_trainer.attention import attention_distance, to_row
+from dearkd_trainer.attention import head_distances, layer_means, to_row
 from dearkd_trainer.checkpoint import BEST, comparable, load_checkpoint, save_checkpoint, write_atomically
 from dearkd_trainer.evaluation import Evaluation, evaluate, normalised_sample
 from dearkd_trainer.export import WEIGHTS, model_config, save_model
 from dearkd_trainer.failures import explained
+from dearkd_trainer.findings import write_findings, write_rows
 from dearkd_trainer.learner import Learner
 from dearkd_trainer.meter import EpochMeter, diverged, peak_memory
 from dearkd_trainer.preconditions import Task, check_data, checked_teacher, checked_world
@@ -52,7 +54,9 @@ class TrainingResult:
     evaluation: Evaluation | None
     """Of the final weights on the evaluation dataset; None without one."""
     weights: Path
-    """`model.safetensors`: the last epoch's weights, averaged where the spec asks for averaging."""
+    """`model.safetensors`: the last epoch's weights, averaged where the spec asks for averaging. Beside it lie
+    `config.json`, `README.md` (the card), `metrics.jsonl`, `attention_distance.png` and, with an evaluation dataset,
+    `evaluation.json`."""
     config: dict[str, Any]
     """What lies beside them as `config.json`."""
 
@@ -160,6 +164,8 @@ class DearKDTrainer:
         self._meter = EpochMeter(self.epoch * self.steps_per_epoch)
         self._saved_at = time.monotonic()
         self._evaluation: Evaluation | None = None
+        self._heads: list[list[float]] | None = None
+        self._teacher_name = teacher_spec.name if teacher_spec else spec.teacher
         if state:
             self.history = state["history"]
             # Without the weights that it tells of, the next ones that are evaluated are the best.
@@ -245,8 +251,11 @@ class DearKDTrainer:
                 if last or self.epoch % self.spec.eval_every == 0:
                     row |= self._evaluate_epoch()
                 if self.world.rank == 0 and self.epoch in (self.spec.stage_one.epochs, self.spec.epochs):
-                    row |= self._look_at_attention()
+                    self._heads = self._look_at_attention()
+                    row |= to_row(layer_means(self._heads))
                 self.history.append(row)
+                if self.world.rank == 0:
+                    write_rows(self.directory, self.history)
                 if self.on_epoch and self.world.rank == 0:
                     self.on_epoch(row)
                 if last or self.epoch % self.spec.checkpoint_every == 0:
@@ -322,14 +331,14 @@ class DearKDTrainer:
             row["eval_top1"] = self._evaluation.top1
             row["eval_top5"] = self._evaluation.top5
             row["eval_loss"] = self._evaluation.loss
+            row["eval_calibration_error"] = self._evaluation.expected_calibration_error
         return row
 
-    def _look_at_attention(self) -> Metrics:
-        """How far each layer looks, at the end of each stage: what stage one taught, and stage two undid."""
+    def _look_at_attention(self) -> list[list[float]]:
+        """How far each head of each layer looks: after stage one what that taught, after stage two what it undid."""
         data = self.dataset if self.eval_dataset is None else self.eval_dataset
         images = normalised_sample(data, self.spec.student.image_size, self.mean, self.std, crop_pct=self.crop_pct)
-        model = cast(VisionTransformer, self.evaluated)
-        return dict(to_row(attention_distance(model, images.to(self.device))))
+        return head_distances(cast(VisionTransformer, self.evaluated), images.to(self.device))
 
     def _evaluate(self, dataset: ShardDataset, indices: Indices | None = None, *, confusion: bool) -> Evaluation:
         return evaluate(
@@ -369,4 +378,17 @@ class DearKDTrainer:
         weights = self.directory / WEIGHTS
         if self.world.rank == 0:
             save_model(self.directory, self.evaluated, config)
+            write_rows(self.directory, self.history)
+            data = self.eval_dataset
+            write_findings(
+                self.directory,
+                self.spec,
+                config,
+                self.history,
+                self._heads or self._look_at_attention(),
+                images=len(self.train_indices),
+                teacher=self._teacher_name,
+                evaluation=self._evaluation,
+                samples=None if data is None else np.bincount(data.labels, minlength=self.num_classes).tolist(),
+            )
         return TrainingResult(self.history[-1], self.history, self._evaluation, weights, config)

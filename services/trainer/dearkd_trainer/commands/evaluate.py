@@ -1,8 +1,5 @@
 """What `dearkd evaluate` does."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +11,9 @@ from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
 from dearkd.vision.devices import choose_device
 from dearkd_trainer.attention import head_distances, recorded_distances
-from dearkd_trainer.evaluation import Evaluation, evaluate, normalised_sample
+from dearkd_trainer.evaluation import evaluate, normalised_sample
 from dearkd_trainer.export import new_folder
+from dearkd_trainer.findings import ATTENTION, report_of, write_report
 from dearkd_trainer.pictures import attention_distance_picture, confusion_picture
 from dearkd_trainer.sources import TrainedModel, open_dataset, open_model, recorded_rows
 from dearkd_trainer.student import DearKDViT
@@ -61,31 +59,14 @@ def _report(model: TrainedModel, reference: str, cache: FileCache, batch_size: i
     return report_of(found, heads, model.class_names, samples) | {"model": model.name, "dataset": reference}
 
 
-def report_of(
-    found: Evaluation, heads: Sequence[Sequence[float]], class_names: Sequence[str], samples: Sequence[int]
-) -> dict[str, Any]:
-    """What `--json` prints, but for the names of model and dataset."""
-    report = asdict(found)
-    report["per_class"] = [
-        {"index": index, "name": name, "samples": count, "accuracy": accuracy}
-        for index, (name, count, accuracy) in enumerate(zip(class_names, samples, found.per_class, strict=True))
-    ]
-    report["attention_distance"] = {
-        "unit": "pixels",
-        "layers": [sum(layer) / len(layer) for layer in heads],
-        "heads": [list(layer) for layer in heads],
-    }
-    return report
-
-
 def _write(folder: Path, report: dict[str, Any], model: TrainedModel) -> None:
-    (folder / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_report(folder, report)
     names = [row["name"] for row in report["per_class"]]
     if report["confusion"] is not None:
         (folder / "confusion.png").write_bytes(confusion_picture(report["confusion"], names))
     distances = report["attention_distance"]
     series = {**recorded_distances(recorded_rows(model, connect)), "now": distances["layers"]}
-    (folder / "attention_distance.png").write_bytes(attention_distance_picture(series, distances["heads"]))
+    (folder / ATTENTION).write_bytes(attention_distance_picture(series, distances["heads"]))
 
 
 def _print(report: dict[str, Any], out: Path | None) -> None:
@@ -103,8 +84,8 @@ def _print(report: dict[str, Any], out: Path | None) -> None:
             ["images", f"{report['samples']:,}"],
             ["top-1", f"{report['top1']:.2%}"],
             ["top-5", f"{report['top5']:.2%}"],
-            ["loss", f"{report['loss']:.4f}"],
-            ["expected calibration error", f"{report['expected_calibration_error']:.4f}"],
+            ["loss", _number(report["loss"])],
+            ["expected calibration error", _number(report["expected_calibration_error"])],
             [
                 "attention distance by layer, pixels",
                 " ".join(f"{distance:.1f}" for distance in report["attention_distance"]["layers"]),
@@ -115,3 +96,7 @@ def _print(report: dict[str, Any], out: Path | None) -> None:
         note("--out DIR also writes the confusion matrix and the attention distances, as JSON and as pictures")
     else:
         note(", ".join(str(path) for path in sorted(out.iterdir())))
+
+
+def _number(value: float | None) -> str:
+    return "no finite number" if value is None else f"{value:.4f}"
