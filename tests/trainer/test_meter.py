@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from bars import STEPS, MakeSpec, MakeTrainer, stop_at
 
 from dearkd.vision.shards import ShardDataset
@@ -66,6 +67,24 @@ def test_evaluations_and_checkpoints_do_not_count_as_time_of_steps(
         assert row["data_wait"] == pytest.approx(3.0 / each)
         if row["stage"] == 1:
             assert row["teacher_share"] == pytest.approx(1.0 / each)
+
+
+def test_on_cuda_the_peak_of_memory_is_each_epochs_own(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", told.append)
+    cuda = torch.device("cuda", 1)
+    meter.reset_peak_memory(torch.device("cpu"))
+    assert not told
+    meter.reset_peak_memory(cuda)
+    assert told == [cuda]
+    resets: list[int] = []
+    trainer = make_trainer(make_spec(), on_step=lambda done, _: steps.append(done))
+    steps: list[int] = []
+    monkeypatch.setattr(training, "reset_peak_memory", lambda _: resets.append(len(steps)))
+    trainer.fit()
+    assert resets == [0, STEPS, 2 * STEPS, 3 * STEPS]
 
 
 def test_an_epoch_whose_steps_were_all_done_before_a_restart_has_no_pace(

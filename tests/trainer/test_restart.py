@@ -122,9 +122,27 @@ import dearkd.vision, timm, torch
 from bars import CLASSES, TEACHER
 from dearkd.specs import TrainingSpec
 from dearkd.vision.shards import ShardDataset
+from dearkd_trainer.learner import Learner
 from dearkd_trainer.training import DearKDTrainer
 
-shard, spec, directory, last = sys.argv[1:]
+shard, spec, directory, where, number = sys.argv[1:]
+number = int(number)
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if where == "switch":
+    leave = Learner.leave_stage_one
+    Learner.leave_stage_one = lambda self: die(leave(self))
+if where == "save":
+    save, made = torch.save, []
+    def half_a_checkpoint(state, part):
+        save(state, part)
+        made.append(part)
+        if len(made) == number:
+            os.truncate(part, os.path.getsize(part) // 2)
+            die()
+    torch.save = half_a_checkpoint
 torch.manual_seed(0)
 teacher = timm.create_model("resnet10t", num_classes=CLASSES, in_chans=1)
 torch.set_num_threads(int(os.environ["THREADS"]))
@@ -133,17 +151,34 @@ DearKDTrainer(
     ShardDataset([Path(shard)], num_classes=CLASSES, in_chans=1),
     num_classes=CLASSES, in_chans=1, mean=TEACHER.mean, std=TEACHER.std, directory=Path(directory),
     teacher=teacher, teacher_spec=TEACHER,
-    on_step=lambda done, _: os.kill(os.getpid(), signal.SIGKILL) if done == int(last) else None,
+    on_step=lambda done, _: die() if where == "step" and done == number else None,
 ).fit()
 """
 
 
 @pytest.mark.services
-def test_sigkill_in_the_middle_of_an_epoch_changes_nothing(
-    make_spec: MakeSpec, make_trainer: MakeTrainer, whole: TrainingResult, bar_shard: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("where", "number", "workers", "goes_on_with"),
+    [
+        pytest.param("step", STEPS + 3, 0, STEPS + 3, id="stage one, mid-epoch"),
+        pytest.param("switch", 0, 0, 2 * STEPS, id="at the switch"),
+        pytest.param("step", 3 * STEPS + 2, 2, 3 * STEPS + 2, id="stage two, mid-epoch, with loader workers"),
+        pytest.param("save", STEPS + 2, 0, STEPS + 2, id="inside a save"),
+    ],
+)
+def test_sigkill_changes_nothing(
+    make_spec: MakeSpec,
+    make_trainer: MakeTrainer,
+    whole: TrainingResult,
+    bar_shard: Path,
+    tmp_path: Path,
+    where: str,
+    number: int,
+    workers: int,
+    goes_on_with: int,
 ) -> None:
-    spec = make_spec(**ALWAYS)
-    arguments = [str(bar_shard), spec.model_dump_json(), str(tmp_path / "run"), str(STEPS + 3)]
+    spec = make_spec(**ALWAYS, workers=workers)
+    arguments = [str(bar_shard), spec.model_dump_json(), str(tmp_path / "run"), where, str(number)]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
@@ -151,9 +186,12 @@ def test_sigkill_in_the_middle_of_an_epoch_changes_nothing(
     }
     ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
+    folder = tmp_path / "run" / "checkpoints"
+    assert (folder / "last.pt.part").exists() == (where == "save")
     done, result = first_steps(make_trainer, spec)
-    assert done[0] == STEPS + 3
+    assert done[0] == goes_on_with
     assert_same(result, whole)
+    assert {path.name for path in folder.iterdir()} == {"last.pt", "best.safetensors"}
 
 
 def no_links(source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,35 @@ def test_the_switch_drops_teacher_aligners_and_their_moments(make_spec: MakeSpec
     assert of_aligners
     assert of_aligners <= {p for group in trainer.learner.optimizer.param_groups for p in group["params"]}
     trainer.fit()
-    assert trainer.learner.teacher is None
     assert len(trainer.learner.aligners) == 0
     left = {p for group in trainer.learner.optimizer.param_groups for p in group["params"]}
     assert left == set(trainer.student.parameters())
     assert of_aligners.isdisjoint(trainer.learner.optimizer.state)
+
+
+def test_after_the_switch_nothing_keeps_the_memory_of_stage_one(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
+    """What the caller lets go of too: the fixture's teacher would stay."""
+    left: list[int] = []
+    kept: dict[str, list[weakref.ref[Any]]] = {}
+
+    def on_step(done: int, _: int) -> None:
+        learner = trainer.learner
+        if done == 2 * STEPS - 1:
+            aligners = list(learner.aligners.parameters())
+            kept["teacher"] = [weakref.ref(thing) for thing in (learner.teacher, *learner.teacher.parameters())]
+            kept["aligners"] = [weakref.ref(thing) for thing in (*learner.aligners, *aligners)]
+            kept["moments"] = [
+                weakref.ref(value) for weight in aligners for value in learner.optimizer.state[weight].values()
+            ]
+        if done == 2 * STEPS + 1:
+            left.extend(sum(ref() is not None for ref in refs) for refs in kept.values())
+
+    trainer = make_trainer(
+        make_spec(), teacher=timm.create_model("resnet10t", num_classes=CLASSES, in_chans=1), on_step=on_step
+    )
+    trainer.fit()
+    assert [len(refs) > 3 for refs in kept.values()] == [True] * 3
+    assert left == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

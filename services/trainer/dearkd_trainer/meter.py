@@ -154,10 +154,17 @@ def json_row(row: Mapping[str, int | float]) -> dict[str, int | float | None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held so far: of the device's memory on CUDA, else of the machine's."""
+    """Most bytes that this process has held: of the device's memory on CUDA, since `reset_peak_memory`, else of the
+    machine's, since it began: what the kernel counts there (`ru_maxrss`) cannot be reset, and so never falls."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count `peak_memory` anew, on CUDA: an epoch's then shows what the end of stage one gave back."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def diverged(what: str) -> Diverged:

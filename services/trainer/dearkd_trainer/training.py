@@ -33,7 +33,7 @@ from dearkd_trainer.export import WEIGHTS, model_config, save_model
 from dearkd_trainer.failures import explained
 from dearkd_trainer.findings import write_findings, write_rows
 from dearkd_trainer.learner import Learner
-from dearkd_trainer.meter import EpochMeter, diverged, peak_memory
+from dearkd_trainer.meter import EpochMeter, diverged, peak_memory, reset_peak_memory
 from dearkd_trainer.preconditions import Task, check_data, checked_teacher, checked_world
 from dearkd_trainer.recipe import eval_crop_pct, train_transform
 from dearkd_trainer.student import DearKDViT
@@ -242,6 +242,7 @@ class DearKDTrainer:
         self.dataset.preload()
         with loader.preserved_generators(), closing(self._read_ahead()) as batches:
             while self.epoch < self.spec.epochs:
+                reset_peak_memory(self.device)
                 row = self._train_epoch(batches)
                 self.epoch += 1
                 self._meter = EpochMeter(self.epoch * self.steps_per_epoch)
