@@ -113,29 +113,37 @@ def failed(kind: str, message: str) -> dict[str, Any]:
     return {"what": "failed", "type": kind, "message": message, "code": None, "errors": [], "traceback": "…"}
 
 
+LOST_PEER, LOST_LOADER = failed("RuntimeError", "connection closed by peer"), failed("LoaderLost", "killed by signal")
+
+
 @pytest.mark.parametrize(
-    ("others", "ends_in"),
+    ("first", "others", "ends_in", "says"),
     [
-        ([(1, failed("CorruptData", "a.tar: sample '7'"))], CorruptData),
-        ([(1, failed("LoaderLost", "killed by signal: Killed"))], Died),
-        ([(1, failed("ValueError", "nonsense")), (1, None)], RuntimeError),
-        ([(1, None)], Died),
-        ([], RuntimeError),
+        (LOST_PEER, [(1, failed("CorruptData", "a.tar: sample '7'"))], CorruptData, "sample '7'"),
+        (LOST_LOADER, [(1, failed("CorruptData", "a.tar: sample '7'"))], CorruptData, "sample '7'"),
+        (LOST_PEER, [(1, LOST_LOADER)], Died, "read the images of rank 1: killed by signal"),
+        (LOST_LOADER, [(1, LOST_PEER)], Died, "read the images of rank 0: killed by signal"),
+        (LOST_LOADER, [(1, None)], Died, "lost rank 1"),
+        (LOST_PEER, [(1, None)], Died, "lost rank 1"),
+        (LOST_PEER, [(1, failed("ValueError", "nonsense")), (1, None)], RuntimeError, "rank 0 failed: RuntimeError"),
+        (LOST_PEER, [], RuntimeError, "connection closed by peer"),
     ],
 )
 def test_the_reason_that_a_process_tells_comes_before_that_of_one_that_only_lost_it(
     make_spec: MakeSpec,
     make_inputs: MakeInputs,
     monkeypatch: pytest.MonkeyPatch,
+    first: dict[str, Any],
     others: list[tuple[int, dict[str, Any] | None]],
     ends_in: type[Exception],
+    says: str,
 ) -> None:
     monkeypatch.setattr(gang_module, "WORD_SECONDS", 0.2)
     gang = Gang(make_inputs(make_spec(processes=2), "run"), device="cpu", threads=1, check=lambda: None, note=print)
     monkeypatch.setattr(gang, "_torchrun", Torchrun(), raising=False)
-    for told in [(0, failed("RuntimeError", "connection closed by peer")), *others]:
+    for told in [(0, first), *others]:
         gang._inbox.put(told)
-    with pytest.raises(ends_in) as caught:
+    with pytest.raises(ends_in, match=says) as caught:
         gang.run(Diary())
     assert type(caught.value) is ends_in
 
