@@ -1,10 +1,8 @@
 """What ends a run in the middle of torch is told as what it was."""
 
-import os
-import signal
+import multiprocessing
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from bars import STEPS, MakeSpec, MakeTrainer, curve
@@ -52,11 +50,12 @@ def test_a_run_that_lost_its_loader_says_so_and_goes_on_from_its_checkpoint(
     make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Any
 ) -> None:
     spec = make_spec(workers=1)
+    before = {process.pid for process in multiprocessing.active_children()}
 
     def kill_the_loader(done: int, _: int) -> None:
         if done == STEPS + 1:
-            (loader,) = psutil.Process().children()
-            os.kill(loader.pid, signal.SIGKILL)
+            (loader,) = (process for process in multiprocessing.active_children() if process.pid not in before)
+            loader.kill()
 
     with pytest.raises(LoaderLost, match=r"killed by signal|exited unexpectedly"):
         make_trainer(spec, on_step=kill_the_loader).fit()
