@@ -113,7 +113,7 @@ def speed(dataset: ShardDataset, augmentation: AugmentationSpec, size: int, work
     """Images a second, from the first batch on."""
     order = EpochBatches(np.arange(len(dataset)), 32, seed=0, epochs=range(epochs))
     transform = train_transform(augmentation, image_size=size, mean=MEAN, std=STD)
-    batches = iter(create_loader(dataset, transform, order, seed=0, workers=workers, pin_memory=False))
+    batches = create_loader(dataset, transform, order, seed=0, workers=workers, pin_memory=False)
     next(batches)
     began = time.perf_counter()
     images = sum(len(labels) for _, labels in batches)

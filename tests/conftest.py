@@ -1,11 +1,15 @@
 """Fixtures that several areas share."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 import dearkd.vision  # noqa: F401  # makes timm importable
 from dearkd.specs import TeacherSpec
+
+# Else every run that a test makes would be shown in TensorBoard's files, in the folder that the tests were started in.
+os.environ.setdefault("DEARKD_METRICS_SINKS", "")
 
 
 @pytest.fixture(scope="session")

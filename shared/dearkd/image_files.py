@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dearkd.errors import CorruptData
 
@@ -34,6 +34,11 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
                     f"an image of {image.width}×{image.height} pixels: at most {max_pixels} pixels are read"
                 )
             yield image
+    except UnidentifiedImageError:  # whose text names the file object, not the file
+        begin = f", which begin with {data[:8]!r}" if data else ""
+        raise CorruptData(
+            f"not a readable PNG, WebP or JPEG image: none is found in its {len(data)} bytes{begin}"
+        ) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CorruptData(f"not a readable PNG, WebP or JPEG image: {error}") from error
 

@@ -1,5 +1,6 @@
 """Settings from the environment (`DEARKD_…`); the README's table lists the same names."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field
@@ -56,12 +57,15 @@ class Settings(BaseSettings):
     """Seconds for which `dearkd gc` keeps what a failed or canceled job made, so that it can be retried."""
     torch_threads: int | None = Field(default=None, ge=1)
     """CPU threads of a job; recorded with its results. Default: torch's own choice."""
-    metrics_sinks: str = ""
-    """Where training runs show their metrics besides the API: of `tensorboard,mlflow,wandb,trackio`, by commas."""
+    metrics_sinks: str | None = None
+    """Where training runs show their metrics besides the API: of `tensorboard,mlflow,wandb,trackio`, by commas, or
+    nowhere if empty. Default: in TensorBoard, where its package is installed."""
     metrics_dir: Path = Path("./dearkd-data/metrics")
     """For sinks that write files."""
     log_level: str = "INFO"
 
     @property
     def metrics_sink_names(self) -> list[str]:
+        if self.metrics_sinks is None:
+            return ["tensorboard"] if find_spec("tensorboard") else []
         return [name.strip() for name in self.metrics_sinks.split(",") if name.strip()]

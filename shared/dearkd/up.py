@@ -70,12 +70,14 @@ class UpTree:
     within `DEATHS_WINDOW_SECONDS` fail the whole tree: `wait` raises.
 
     Args:
-        data: the folder: `storage/`, `redis/`, `cache/`, `logs/`, and `up.lock`, which keeps a second tree out.
+        data: the folder: `storage/`, `redis/`, `cache/`, `metrics/`, `logs/`, and `up.lock`, which keeps a second tree
+            out.
         port: of the API; 0 takes a free one.
         host: address that the API binds to.
         parts: what runs beside Redis; the API is the one that answers on `host` and `port`.
         environment: of the parts, before the tree's own settings. Default: this process's. With `DEARKD_REDIS_URL` in
-            it that Redis is used and none is started; `DEARKD_STORAGE_URL` and `DEARKD_CACHE_DIR` are respected too.
+            it that Redis is used and none is started; `DEARKD_STORAGE_URL`, `DEARKD_CACHE_DIR` and `DEARKD_METRICS_DIR`
+            are respected too.
         say: gets a line for each warning of a part, each death and each restart; called from several threads.
         ready_seconds: how long all parts together may take to come up.
         grace_seconds: between SIGTERM and SIGKILL, when the tree ends.
@@ -201,6 +203,8 @@ class UpTree:
             environment["DEARKD_STORAGE_URL"] = f"file://{self.data / 'storage'}"
         if not environment.get("DEARKD_CACHE_DIR"):
             environment["DEARKD_CACHE_DIR"] = str(self.data / "cache")
+        if not environment.get("DEARKD_METRICS_DIR"):
+            environment["DEARKD_METRICS_DIR"] = str(self.data / "metrics")
         environment |= {
             "DEARKD_URL": self.url,
             "DEARKD_HOST": self.host,

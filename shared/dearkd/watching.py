@@ -15,7 +15,7 @@ from dearkd.client import Client, Json
 LINE_STEPS = 10
 """Where there is no terminal to draw on, a line is printed each time another tenth is done."""
 
-LOOKED_UP = ("attention_distance_", "peak_memory")
+LOOKED_UP = ("attention_distance_", "peak_memory", "threads")
 """Metrics that a line of progress leaves out: one looks them up afterwards."""
 
 

@@ -238,3 +238,15 @@ def test_metrics_come_from_redis_and_later_from_storage(api: Api, tmp_path: Path
         api.store.redis.flushdb()
     for after in ("-1", "x", "1.5"):
         assert pointers(api.http.get(path, params={"after": after})) == ["/after"]
+
+
+@pytest.mark.parametrize("kept_in", ["redis", "storage"])
+def test_a_row_with_what_is_no_number_is_told_with_null(api: Api, tmp_path: Path, kept_in: str) -> None:
+    run = api.http.post(RUNS, json={"dataset": synthetic(api, tmp_path)}).json()["id"]
+    row = {"epoch": 1, "eval_top1": 0.5, "eval_loss": float("nan"), "loss": float("inf")}
+    if kept_in == "redis":
+        Ledger(api.store).set_rows(run, [row])
+    else:
+        api.storage.put(f"runs/{run}/metrics.jsonl", (json.dumps(row) + "\n").encode())
+    (told,) = api.http.get(f"{RUNS}/{run}/metrics").json()["data"]
+    assert told == {"id": "1", "epoch": 1, "eval_top1": 0.5, "eval_loss": None, "loss": None}

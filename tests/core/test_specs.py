@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from specs_for_tests import FACTS, TEACHER, synthesis_spec, training_spec
 
@@ -203,6 +203,43 @@ def test_real_data_are_distilled_hard_and_large_ones_by_deits_recipe() -> None:
     assert (spec.stage_one.epochs, spec.stage_two.epochs) == (250, 50)
 
 
+def test_the_recipes_own_schedules_are_as_published_and_measured() -> None:
+    facts = DatasetFacts(
+        num_samples=100_000, num_classes=10, image_size=224, in_chans=3, synthetic=False, mirrored=True, teacher=None
+    )
+    deit = TrainingSpec.resolve({"dataset": "ds", "teacher": "t"}, facts, teacher(224, 3)).optimizer
+    small = training_spec("ds").optimizer
+    assert (deit.warmup_epochs, deit.warmup_lr, deit.min_lr) == (5, 1e-6, 1e-5)
+    assert (small.warmup_epochs, small.warmup_lr, small.min_lr) == (3, 1e-6, 1e-5)
+
+
+@given(
+    recipe=st.sampled_from(["deit", "small"]),
+    one=st.integers(0, 7),
+    two=st.integers(0, 7),
+    schedule=st.sampled_from(["continues", "restarts"]),
+    batch=st.integers(1, 64),
+    rate=st.none() | st.floats(1e-9, 1e-1),
+    second=st.none() | st.floats(1e-9, 1e-1),
+)
+def test_the_default_schedule_fits_every_run(
+    recipe: str, one: int, two: int, schedule: str, batch: int, rate: float | None, second: float | None
+) -> None:
+    assume(one + two > 0)
+    restarts = schedule == "restarts" and one > 0 and two > 0
+    spec = training_spec(
+        "ds",
+        recipe=recipe,
+        batch_size=batch,
+        stage_one={"epochs": one},
+        stage_two={"epochs": two, "schedule": schedule} | ({"lr": second} if restarts and second else {}),
+        optimizer={"lr": rate} if rate else {},
+    )
+    optimizer = spec.optimizer
+    assert optimizer.warmup_epochs < (one if restarts else one + two)
+    assert max(optimizer.min_lr, optimizer.warmup_lr) < min(optimizer.lr, spec.stage_two.lr or 1.0)
+
+
 def test_without_a_teacher_nothing_may_be_distilled() -> None:
     facts = DatasetFacts(
         num_samples=500, num_classes=10, image_size=32, in_chans=1, synthetic=False, mirrored=False, teacher=None
@@ -225,6 +262,10 @@ def test_without_a_teacher_nothing_may_be_distilled() -> None:
         ({"student": {"patch_size": 5}}, "/student/patch_size"),
         ({"student": {"num_heads": 7}}, "/student/num_heads"),
         ({"student": {"mhca_blocks": 9}}, "/student/mhca_blocks"),
+        ({"student": {"depth": 10**6}}, "/student/depth"),
+        ({"student": {"embed_dim": 10**6, "num_heads": 10}}, "/student/embed_dim"),
+        ({"student": {"num_heads": 10**6}}, "/student/num_heads"),
+        ({"student": {"image_size": 2048, "patch_size": 8}}, "/student/patch_size"),
         ({"stage_one": {"distillation": "loud"}}, "/stage_one/distillation"),
         ({"stage_two": {"distillation": "soft"}}, "/stage_two/distillation"),
         ({"stage_one": {"epochs": 0}, "stage_two": {"epochs": 0}}, "/stage_one/epochs"),
@@ -236,6 +277,13 @@ def test_without_a_teacher_nothing_may_be_distilled() -> None:
         ({"stage_one": {"pairs": [{"block": 0, "stage": 1}, {"block": 9, "stage": 2}]}}, "/stage_one/pairs/1/block"),
         ({"stage_one": {"pairs": []}}, "/stage_one/pairs"),
         ({"stage_two": {"lr": 1e-3}}, "/stage_two/lr"),
+        ({"stage_one": {"epochs": 0}, "stage_two": {"lr": 1e-3, "schedule": "restarts"}}, "/stage_two/lr"),
+        ({"stage_two": {"epochs": 0, "lr": 1e-3, "schedule": "restarts"}}, "/stage_two/lr"),
+        ({"stage_two": {"lr": 1e-5, "schedule": "restarts"}, "optimizer": {"min_lr": 1e-4}}, "/stage_two/lr"),
+        ({"optimizer": {"warmup_epochs": 36}}, "/optimizer/warmup_epochs"),
+        ({"optimizer": {"warmup_epochs": 33}, "stage_two": {"schedule": "restarts"}}, "/optimizer/warmup_epochs"),
+        ({"optimizer": {"min_lr": 2e-3, "lr": 1e-3}}, "/optimizer/min_lr"),
+        ({"optimizer": {"warmup_lr": 2e-3, "lr": 1e-3}}, "/optimizer/warmup_lr"),
         ({"stage_two": {"schedule": "stops"}}, "/stage_two/schedule"),
         ({"optimizer": {"layer_decay": 1.5}}, "/optimizer/layer_decay"),
         ({"optimizer": {"lr": -1.0}}, "/optimizer/lr"),

@@ -104,3 +104,11 @@ def test_a_teacher_whose_features_cannot_be_read_is_refused() -> None:
     with pytest.raises(InvalidInput, match="forward_intermediates") as caught:
         teacher_stages(nn.Sequential(nn.Conv2d(3, 4, 3)), 3, 32)
     assert caught.value.errors[0].pointer == "/stage_one/weights/hidden"
+
+
+def test_a_teacher_that_cannot_take_the_size_is_refused_with_its_reason() -> None:
+    # Built for one size, as window transformers are.
+    teacher = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3).eval()
+    with pytest.raises(InvalidInput, match=r"no feature maps of an image of 40×40 pixels: Input height") as caught:
+        teacher_stages(teacher, 3, 40)
+    assert [error.pointer for error in caught.value.errors] == ["/stage_one/weights/hidden"]

@@ -8,6 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from dearkd_trainer import attention
 from dearkd_trainer.attention import (
     attention_distance,
     attention_weights,
@@ -113,6 +114,20 @@ def test_of_timms_own_vit_too() -> None:
     assert isinstance(model, VisionTransformer)
     (heads,) = head_distances(model, torch.zeros(40, 3, 48, 48))  # two chunks
     assert heads == pytest.approx([patch_distances(model).mean().item()] * 3, rel=0.2)
+
+
+def test_of_many_tokens_few_images_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(mhca_blocks=1)
+    weights = 3 * 13**2 * 4  # heads, tokens, bytes of float32
+    expected = head_distances(model, images(5))
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    for limit, chunks in ((100 * weights, [5]), (2 * weights, [2, 2, 1]), (2 * weights - 1, [1] * 5), (1, [1] * 5)):
+        monkeypatch.setattr(attention, "MAX_BYTES", limit)
+        seen.clear()
+        found = head_distances(model, images(5))
+        assert seen == chunks
+        assert [pytest.approx(heads) for heads in expected] == found
 
 
 def test_rows_of_metrics_carry_them_to_the_picture() -> None:

@@ -1,6 +1,8 @@
 """Evaluation against scikit-learn's metrics."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from dearkd.datasets import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.evaluation import evaluate, expected_calibration_error
+from dearkd_trainer import evaluation
+from dearkd_trainer.evaluation import evaluate, expected_calibration_error, normalised_sample
 
 CLASSES, COUNT, MEAN, STD = 7, 50, [0.25], [0.5]
 
@@ -98,9 +101,30 @@ def test_a_part_of_a_dataset_can_be_looked_at(dataset: ShardDataset) -> None:
     assert result.top1 == pytest.approx((predictions == dataset.labels[chosen]).mean())
 
 
+def test_a_sample_of_large_images_is_smaller(dataset: ShardDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(normalised_sample(dataset, 8, MEAN, STD)) == COUNT
+    monkeypatch.setattr(evaluation, "MAX_SAMPLE_BYTES", 3 * 8 * 8 * 4)
+    few = normalised_sample(dataset, 8, MEAN, STD)
+    grey = (few[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255
+    assert grey.tolist() == pytest.approx([0, 24, 49])  # spread over all
+    assert len(normalised_sample(dataset, 80, MEAN, STD)) == 1
+
+
 def test_images_of_another_size_are_resized(dataset: ShardDataset) -> None:
     at_own_size = evaluate(Table().eval(), dataset, image_size=8, mean=MEAN, std=STD)
     assert evaluate(Table().eval(), dataset, image_size=12, mean=MEAN, std=STD, workers=1) == at_own_size
+
+
+def test_without_the_confusion_matrix_all_else_is_the_same(
+    dataset: ShardDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {"image_size": 8, "mean": MEAN, "std": STD}
+    whole = evaluate(Table().eval(), dataset, **arguments)
+    assert whole.confusion is not None
+    without = replace(whole, confusion=None)
+    assert evaluate(Table().eval(), dataset, **arguments, confusion=False) == without
+    monkeypatch.setattr(evaluation, "MAX_CONFUSION_CLASSES", CLASSES - 1)
+    assert evaluate(Table().eval(), dataset, **arguments) == without
 
 
 def test_with_fewer_than_five_classes_top5_is_certain(tmp_path: Path) -> None:

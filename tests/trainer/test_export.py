@@ -35,7 +35,9 @@ from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.card import model_card
 from dearkd_trainer.export import model_config, save_model
+from dearkd_trainer.loader import to_picture
 from dearkd_trainer.onnx_export import export_onnx
+from dearkd_trainer.recipe import eval_transform
 from dearkd_trainer.student import DearKDViT, create_student
 from services import redis_server, serving
 
@@ -234,6 +236,29 @@ def test_an_evaluation_is_that_of_the_library(
     assert f"{report['top1']:.2%}" in shown.out
     assert "middle" in shown.out
     assert "--out DIR" in shown.err
+
+
+def test_images_of_another_size_are_cropped_as_the_models_configuration_says(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "large").mkdir()
+    # Bright where a crop of 0.875 cuts off, else noise.
+    large = [torch.nn.functional.pad(image, (4, 4, 4, 4), value=255) for image, _ in bars(20)]
+    samples = (Sample(f"{n:03d}", encode(image, "png"), "png", n % CLASSES, {}) for n, image in enumerate(large))
+    write_shard(tmp_path / "large" / "train-000000.tar", samples)
+    data = ShardDataset([tmp_path / "large" / "train-000000.tar"], num_classes=CLASSES, in_chans=1)
+    config = json.loads((folder / "config.json").read_text())
+    losses = []
+    for crop_pct in (1.0, 0.875):
+        config["pretrained_cfg"]["crop_pct"] = crop_pct
+        (folder / "config.json").write_text(json.dumps(config))
+        losses.append(run("evaluate", folder, tmp_path / "large", "--json").json["loss"])
+        resized = eval_transform(SIDE, crop_pct)
+        pixels = torch.stack([resized(to_picture(data[n][0])) for n in range(20)]).float() / 255
+        logits = make_student()[1]((pixels - MEAN[0]) / STD[0]).detach()
+        expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.labels)).item()
+        assert losses[-1] == pytest.approx(expected, rel=1e-5)
+    assert abs(losses[0] - losses[1]) > 1e-4
 
 
 def test_class_folders_are_evaluated_as_their_shards_are(

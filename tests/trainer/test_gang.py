@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from dearkd.datasets import Sample, write_shard
 from dearkd.errors import CorruptData
 from dearkd.specs import TrainingSpec
 from dearkd.vision.images import encode
+from dearkd_trainer import gang as gang_module
 from dearkd_trainer.gang import Gang
 from dearkd_trainer.inputs import RunInputs
 from dearkd_trainer.training import Metrics, TrainingResult
@@ -100,6 +102,52 @@ def run(inputs: RunInputs, diary: Diary) -> TrainingResult:
         return gang.run(diary)
 
 
+class Torchrun:
+    """One that runs on."""
+
+    def poll(self) -> None:
+        return None
+
+
+def failed(kind: str, message: str) -> dict[str, Any]:
+    return {"what": "failed", "type": kind, "message": message, "code": None, "errors": [], "traceback": "…"}
+
+
+LOST_PEER, LOST_LOADER = failed("RuntimeError", "connection closed by peer"), failed("LoaderLost", "killed by signal")
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "ends_in", "says"),
+    [
+        (LOST_PEER, [(1, failed("CorruptData", "a.tar: sample '7'"))], CorruptData, "sample '7'"),
+        (LOST_LOADER, [(1, failed("CorruptData", "a.tar: sample '7'"))], CorruptData, "sample '7'"),
+        (LOST_PEER, [(1, LOST_LOADER)], Died, "read the images of rank 1: killed by signal"),
+        (LOST_LOADER, [(1, LOST_PEER)], Died, "read the images of rank 0: killed by signal"),
+        (LOST_LOADER, [(1, None)], Died, "lost rank 1"),
+        (LOST_PEER, [(1, None)], Died, "lost rank 1"),
+        (LOST_PEER, [(1, failed("ValueError", "nonsense")), (1, None)], RuntimeError, "rank 0 failed: RuntimeError"),
+        (LOST_PEER, [], RuntimeError, "connection closed by peer"),
+    ],
+)
+def test_the_reason_that_a_process_tells_comes_before_that_of_one_that_only_lost_it(
+    make_spec: MakeSpec,
+    make_inputs: MakeInputs,
+    monkeypatch: pytest.MonkeyPatch,
+    first: dict[str, Any],
+    others: list[tuple[int, dict[str, Any] | None]],
+    ends_in: type[Exception],
+    says: str,
+) -> None:
+    monkeypatch.setattr(gang_module, "WORD_SECONDS", 0.2)
+    gang = Gang(make_inputs(make_spec(processes=2), "run"), device="cpu", threads=1, check=lambda: None, note=print)
+    monkeypatch.setattr(gang, "_torchrun", Torchrun(), raising=False)
+    for told in [(0, first), *others]:
+        gang._inbox.put(told)
+    with pytest.raises(ends_in, match=says) as caught:
+        gang.run(Diary())
+    assert type(caught.value) is ends_in
+
+
 def hand_back() -> None:
     raise HandBack
 
@@ -115,7 +163,9 @@ def test_two_processes_do_what_one_does_and_go_on_from_where_they_were_ended(
     )
     alone = one.fit()
     diary = Diary()
-    together = run(make_inputs(make_spec(**common, processes=2), "two"), diary)
+    # Each process computes its share in parts: gradients travel with the last of them alone.
+    shared = common | {"processes": 2, "grad_accum_steps": 2}
+    together = run(make_inputs(make_spec(**shared), "two"), diary)
     assert diary.steps == list(range(1, 4 * STEPS + 1))
     assert diary.rows == together.history
     assert diary.checkpoints == 4
@@ -129,7 +179,7 @@ def test_two_processes_do_what_one_does_and_go_on_from_where_they_were_ended(
     for name, tensor in load_file(together.weights).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
 
-    spec = make_spec(**common, processes=2, checkpoint_seconds=1e-9)
+    spec = make_spec(**shared, checkpoint_seconds=1e-9)
     disturbed = make_inputs(spec, "disturbed")
     diary = Diary({STEPS + 2: hand_back})
     with pytest.raises(HandBack):

@@ -15,12 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset
 
 from dearkd.datasets import Sample, write_shard
+from dearkd.errors import CorruptData
 from dearkd.specs import AugmentationSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.loader import AugmentedImages, Batch, EpochBatches, create_loader, derive_seed, read_ahead
+from dearkd_trainer.evaluation import evaluate
+from dearkd_trainer.loader import AugmentedImages, Batch, EpochBatches, create_loader, derive_seed, read, read_ahead
 from dearkd_trainer.recipe import train_transform
 from dearkd_trainer.world import World
 from services import eventually
@@ -165,6 +169,43 @@ def test_a_sample_is_augmented_anew_each_epoch_and_repetition(bar_shard: Path) -
     assert torch.equal(first, augmented[(0, 4, 0)][0])
     assert not torch.equal(first, augmented[(1, 4, 0)][0])
     assert not torch.equal(first, augmented[(0, 4, 1)][0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("reader", ["training", "evaluation"])
+def test_a_damaged_image_is_named_in_one_line_whoever_reads_it(tmp_path: Path, workers: int, reader: str) -> None:
+    path = tmp_path / "broken.tar"
+    good = encode(torch.zeros(1, 8, 8, dtype=torch.uint8), "png")
+    write_shard(path, (Sample(f"{n:04d}", b"no image" if n == 7 else good, "png", n % 2, {}) for n in range(12)))
+    dataset = ShardDataset([path], num_classes=2, in_chans=1)
+    order = EpochBatches(np.arange(12), 4, seed=0, epochs=range(1))
+
+    def read_all() -> None:
+        if reader == "training":
+            list(create_loader(dataset, only_pixels, order, seed=0, workers=workers, pin_memory=False))
+        else:
+            model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+            evaluate(model, dataset, image_size=8, mean=[0.0], std=[1.0], batch_size=4, workers=workers)
+
+    with pytest.raises(CorruptData) as caught:
+        read_all()
+    reason = "not a readable PNG, WebP or JPEG image: none is found in its 8 bytes, which begin with b'no image'"
+    assert caught.value.message == f"broken.tar: sample '0007': {reason}"
+
+
+class Following(Dataset[tuple[torch.Tensor, int]]):
+    """Says whether the process that reads it watches whoever started it."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, int]:
+        return torch.zeros(1), int("follow" in {thread.name for thread in threading.enumerate()})
+
+
+def test_a_process_that_reads_ends_with_whoever_started_it() -> None:
+    ((_, following),) = read(Following(), num_workers=1)
+    assert following.item() == 1
 
 
 LATE = """

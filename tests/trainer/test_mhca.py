@@ -71,6 +71,24 @@ def by_loops(mhca: MHCA, x: Tensor, mix: str) -> Tensor:
     return joined @ mhca.proj.weight.T + mhca.proj.bias  # type: ignore[operator, union-attr]
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("mix", ["logits", "probabilities"])
+def test_its_gradients_are_those_of_its_formula(mix: str, fused: bool) -> None:
+    mhca = make(mix)
+    mhca.fused_attn = fused
+    with torch.no_grad():
+        mhca.position_weight.normal_(generator=torch.Generator().manual_seed(2))
+        mhca.prefix_logit.normal_(generator=torch.Generator().manual_seed(3))
+    x = tokens().requires_grad_()
+    names, weights = zip(*mhca.named_parameters(), strict=True)
+    towards = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(4))
+    found = torch.autograd.grad((mhca(x) * towards).sum(), [x, *weights])
+    expected = torch.autograd.grad((by_loops(mhca, x, mix) * towards).sum(), [x, *weights])
+    for name, mine, theirs in zip(["x", *names], found, expected, strict=True):
+        assert theirs.abs().max() > 0, name
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10, msg=name)
+
+
 def test_heads_look_at_the_centre_and_then_outward() -> None:
     nine = head_offsets(9)
     assert nine[0] == (0, 0)

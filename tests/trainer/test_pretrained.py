@@ -11,6 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from dearkd.errors import InvalidInput
+from dearkd_trainer.export import load_model
 from dearkd_trainer.mhca import MHCA
 from dearkd_trainer.pretrained import load_vit_weights
 
@@ -111,6 +112,47 @@ def test_timm_loads_a_students_file_at_another_resolution_in_the_same_way(tmp_pa
     source.set_input_size((128, 128))
     for name, value in source.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("way", ["pretrained", "checkpoint_path"])
+@pytest.mark.parametrize("distilled", [False, True])
+def test_timms_own_ways_of_loading_take_a_deit(tmp_path: Path, way: str, distilled: bool) -> None:
+    source = deit("deit_tiny_distilled_patch16_224" if distilled else "deit_tiny_patch16_224")
+    path = str(tmp_path / "deit.safetensors")
+    save_file(source.state_dict(), path)
+    how = (
+        {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
+        if way == "pretrained"
+        else {"checkpoint_path": path}
+    )
+    loaded = student(distilled=distilled, **how).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in source.state_dict().items())
+    local = student(distilled=distilled).state_dict()  # its start is no matter of chance
+    assert all(torch.equal(loaded[name], local[name]) for name in POSITIONAL)
+
+
+def test_timm_loads_a_distilled_deit_of_other_classes_but_for_its_heads(tmp_path: Path) -> None:
+    source = deit("deit_tiny_distilled_patch16_224")
+    path = str(tmp_path / "deit.safetensors")
+    save_file(source.state_dict(), path)
+    loaded = student(distilled=True, num_classes=7, pretrained=True, pretrained_cfg_overlay={"file": path})
+    assert torch.equal(loaded.state_dict()["dist_token"], source.state_dict()["dist_token"])
+    assert loaded.state_dict()["head_dist.weight"].shape == (7, 192)
+
+
+def test_what_lacks_a_part_of_the_positional_weights_is_no_plain_vit() -> None:
+    model = student(mhca_blocks=2)
+    weights = model.state_dict()
+    weights.pop("blocks.1.attn.prefix_logit")
+    with pytest.raises(RuntimeError, match=r"Missing key.*blocks.1.attn.prefix_logit"):
+        model.load_state_dict(weights)
+
+
+def test_a_plain_vit_beside_a_students_configuration_is_not_that_student(tmp_path: Path) -> None:
+    save_file(deit().state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "dearkd_tiny_patch16_224", "model_args": {"depth": 2, "mhca_blocks": 1, "img_size": 64}}
+    with pytest.raises(InvalidInput, match=r"it lacks blocks.0.attn.position_weight, blocks.0.attn.prefix_logit"):
+        load_model(config, tmp_path / "model.safetensors")
 
 
 def test_a_network_of_another_kind_or_width_is_refused() -> None:

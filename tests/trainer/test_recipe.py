@@ -18,6 +18,7 @@ from dearkd_trainer.recipe import (
     create_optimizer,
     create_schedule,
     drop_aligners,
+    eval_crop_pct,
     eval_transform,
     train_transform,
 )
@@ -227,12 +228,27 @@ def test_affine_augmentation_moves_the_image() -> None:
 def test_evaluation_resizes_and_crops_the_centre() -> None:
     pixels = np.zeros((64, 48), dtype=np.uint8)
     pixels[16:48, 8:40] = 255
-    result = eval_transform(28)(Image.fromarray(pixels))
+    result = eval_transform(28, 0.875)(Image.fromarray(pixels))
     assert result.dtype == torch.uint8
     assert result.shape == (1, 28, 28)
     # The shorter side of 48 px becomes 28 / 0.875 = 32 px; the white square of 32 px is then 21.3 px wide, centred.
     assert result[0, 14, 4:24].min() > 200
     assert result[0, 14, :3].max() < 50
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 28), (21, 32)])
+def test_where_training_sees_whole_images_so_does_evaluation(shape: tuple[int, int]) -> None:
+    whole, cropped = augmentation(), augmentation(scale=[0.5, 1.0])
+    assert (eval_crop_pct(whole), eval_crop_pct(cropped)) == (1.0, 0.875)
+    rows, columns = np.indices(shape)
+    image = Image.fromarray((127 + 60 * np.sin(rows / 5) + 60 * np.cos(columns / 4)).astype(np.uint8))
+    trained_on = train_transform(whole, image_size=16, mean=[0.0], std=[1.0])(image)
+    # Not the same to the bit: where the sides differ, timm rounds to whole pixels at another place.
+    gaps = [
+        (eval_transform(16, crop_pct)(image) / 255 - trained_on).abs().mean().item()
+        for crop_pct in (eval_crop_pct(whole), 0.875)
+    ]
+    assert gaps[0] < min(0.02, gaps[1] / 2)
 
 
 @pytest.mark.parametrize("size", [6, 7, 1])

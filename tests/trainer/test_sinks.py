@@ -1,6 +1,8 @@
 """Sinks of metrics: what they were told is read back from where they keep it; none of them fails a run."""
 
+import importlib
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,12 +110,22 @@ def test_a_sink_that_fails_is_named_once_and_left_alone(
     assert "bad" in caplog.text
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_tensorboard_is_told_by_default_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    monkeypatch.delenv("DEARKD_METRICS_SINKS", raising=False)
+    if not installed:
+        monkeypatch.setattr(sys, "path", [])
+        monkeypatch.delitem(sys.modules, "tensorboard", raising=False)
+        importlib.invalidate_caches()
+    assert Settings().metrics_sink_names == (["tensorboard"] if installed else [])
+
+
 def test_the_setting_names_sinks_and_an_unknown_one_is_refused(
     about: Callable[..., RunInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEARKD_METRICS_SINKS", " tensorboard, mlflow ,")
     assert Settings().metrics_sink_names == ["tensorboard", "mlflow"]
-    monkeypatch.delenv("DEARKD_METRICS_SINKS")
+    monkeypatch.setenv("DEARKD_METRICS_SINKS", "")
     assert Settings().metrics_sink_names == []
     with pytest.raises(InvalidInput, match="'tensorbord': there are mlflow, tensorboard, trackio, wandb"):
         Sinks(["tensorbord"], about())

@@ -136,3 +136,7 @@ def test_impossible_students_are_refused() -> None:
         small(mhca_blocks=4)
     with pytest.raises(ValueError, match="class token"):
         small(global_pool="avg")
+    with pytest.raises(ValueError, match="patches of 5×5 pixels do not cover an image of 32×32"):
+        DearKDViT(**(SMALL | {"patch_size": 5}))
+    with pytest.raises(ValueError, match="patches of 8×8 pixels do not cover an image of 48×44"):
+        small().set_input_size((48, 44))

@@ -2,10 +2,12 @@
 
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from bars import CLASSES, SIDE, STEPS, TEACHER, TIMED, MakeSpec, MakeTrainer, curve, stop_at
 from safetensors import safe_open
@@ -42,7 +44,7 @@ def test_rows_say_what_happened(make_spec: MakeSpec, make_trainer: MakeTrainer, 
     result = trainer.fit()
     assert [(row["epoch"], row["stage"]) for row in rows] == [(1, 1), (2, 1), (3, 2), (4, 2)]
     always = {"epoch", "stage", "loss", "classification", "learning_rate"} | TIMED - {"teacher_share"}
-    evaluated = {"holdout_top1", "eval_top1", "eval_top5", "eval_loss"}
+    evaluated = {"holdout_top1", "eval_top1", "eval_top5", "eval_loss", "eval_calibration_error"}
     assert set(rows[0]) == always | evaluated | {"distillation", "hidden", "teacher_share"}
     assert set(rows[2]) == always | evaluated
     assert steps == [(done, 4 * STEPS) for done in range(1, 4 * STEPS + 1)]
@@ -74,11 +76,35 @@ def test_the_switch_drops_teacher_aligners_and_their_moments(make_spec: MakeSpec
     assert of_aligners
     assert of_aligners <= {p for group in trainer.learner.optimizer.param_groups for p in group["params"]}
     trainer.fit()
-    assert trainer.learner.teacher is None
     assert len(trainer.learner.aligners) == 0
     left = {p for group in trainer.learner.optimizer.param_groups for p in group["params"]}
     assert left == set(trainer.student.parameters())
     assert of_aligners.isdisjoint(trainer.learner.optimizer.state)
+
+
+def test_after_the_switch_nothing_keeps_the_memory_of_stage_one(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
+    """What the caller lets go of too: the fixture's teacher would stay."""
+    left: list[int] = []
+    kept: dict[str, list[weakref.ref[Any]]] = {}
+
+    def on_step(done: int, _: int) -> None:
+        learner = trainer.learner
+        if done == 2 * STEPS - 1:
+            aligners = list(learner.aligners.parameters())
+            kept["teacher"] = [weakref.ref(thing) for thing in (learner.teacher, *learner.teacher.parameters())]
+            kept["aligners"] = [weakref.ref(thing) for thing in (*learner.aligners, *aligners)]
+            kept["moments"] = [
+                weakref.ref(value) for weight in aligners for value in learner.optimizer.state[weight].values()
+            ]
+        if done == 2 * STEPS + 1:
+            left.extend(sum(ref() is not None for ref in refs) for refs in kept.values())
+
+    trainer = make_trainer(
+        make_spec(), teacher=timm.create_model("resnet10t", num_classes=CLASSES, in_chans=1), on_step=on_step
+    )
+    trainer.fit()
+    assert [len(refs) > 3 for refs in kept.values()] == [True] * 3
+    assert left == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +201,9 @@ def test_the_exported_model_is_rebuilt_from_its_files(make_spec: MakeSpec, make_
     assert config["label_names"] == ["low", "middle", "high"]
     assert (config["model_args"]["img_size"], config["model_args"]["mhca_blocks"]) == (16, 1)
     assert config["pretrained_cfg"]["mean"] == TEACHER.mean
+    assert config["pretrained_cfg"]["crop_pct"] == 1.0
+    cropping = make_trainer(make_spec(augmentation={"scale": [0.08, 1.0]}), directory=result.weights.parent / "other")
+    assert cropping.crop_pct == 0.875
     images = torch.randn(2, 1, 16, 16)
     model = load_model(config, result.weights)
     torch.testing.assert_close(model(images), trainer.evaluated.eval()(images), rtol=0, atol=0)
@@ -206,15 +235,48 @@ def test_a_checkpoint_of_another_spec_is_refused(make_spec: MakeSpec, make_train
     assert make_trainer(make_spec(name="the same", workers=2, eval_every=2)).epoch == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "pointers", "says"),
+    [
+        ({"teacher": None}, ["/teacher"], "there is no teacher"),
+        ({"mean": [0.5]}, ["/teacher"], r"its mean is \[0.4\], the student's \[0.5\]"),
+        ({"mean": [0.4] * 3}, ["/mean"], "3 values, but in_chans is 1"),
+        ({"class_names": ["one"]}, ["/class_names"], "1 names, but num_classes is 3"),
+        ({"dataset": {}}, ["/dataset"], "no image to train on"),
+        ({"eval_dataset": {}}, ["/eval_dataset"], "no image to evaluate on"),
+        ({"dataset": {"in_chans": 3, "bars": 1}}, ["/dataset"], "its in_chans is 3, the student's 1"),
+        ({"dataset": {"num_classes": 4, "bars": 1}}, ["/dataset"], "its num_classes is 4, the student's 3"),
+        (
+            {"eval_dataset": {"num_classes": 4, "in_chans": 3, "bars": 1}},
+            ["/eval_dataset", "/eval_dataset"],
+            "its num_classes is 4, the student's 3",
+        ),
+        ({"teacher": {"num_classes": 7}}, ["/teacher"], r"of shape \(1, 7\), but its spec has 3 classes"),
+        (
+            {"teacher": {"num_classes": CLASSES, "in_chans": 3}},
+            ["/teacher"],
+            r"cannot take a batch of shape \(1, 1, 16",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused_before_anything_is_written(
-    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
+    make_spec: MakeSpec,
+    make_trainer: MakeTrainer,
+    bar_shard: Path,
+    tmp_path: Path,
+    change: dict[str, Any],
+    pointers: list[str],
+    says: str,
 ) -> None:
-    with pytest.raises(InvalidInput, match="there is no teacher"):
-        make_trainer(make_spec(), teacher=None)
-    with pytest.raises(InvalidInput, match=r"its mean is \[0.4\], the student's \[0.5\]"):
-        make_trainer(make_spec(), mean=[0.5])
-    with pytest.raises(InvalidInput, match="dataset is empty"):
-        make_trainer(make_spec(), dataset=ShardDataset([], num_classes=CLASSES, in_chans=1))
+    changes = dict(change)
+    for name in {"dataset", "eval_dataset"} & set(change):
+        arguments = {"num_classes": CLASSES, "in_chans": 1} | change[name]
+        changes[name] = ShardDataset([bar_shard] * arguments.pop("bars", 0), **arguments)
+    if isinstance(change.get("teacher"), dict):
+        changes["teacher"] = timm.create_model("resnet10t", **({"in_chans": 1} | change["teacher"]))
+    with pytest.raises(InvalidInput, match=says) as caught:
+        make_trainer(make_spec(stage_one={"weights": {"hidden": 0.0}}), **changes)
+    assert [error.pointer for error in caught.value.errors] == pointers
     assert not (tmp_path / "run").exists()
 
 
@@ -224,7 +286,12 @@ def test_a_teacher_of_another_size_sees_resized_images(
     sizes: set[tuple[int, ...]] = set()
     teacher.register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[1:])))
     teacher.get_submodule("conv1").register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[1:])))
-    spec = make_spec(student={"image_size": 8, "patch_size": 2}, stage_one={"epochs": 1}, stage_two={"epochs": 0})
+    spec = make_spec(
+        student={"image_size": 8, "patch_size": 2},
+        stage_one={"epochs": 1},
+        stage_two={"epochs": 0},
+        optimizer={"warmup_epochs": 0},
+    )
     make_trainer(spec).fit()
     assert sizes == {(1, 16, 16)}
 
@@ -264,6 +331,16 @@ def test_the_schedule_goes_on_at_the_switch_or_restarts(
     first, second = ([cosine(peak, end, 2 * STEPS) for end in ends] for peak in (3e-3, 1e-3))
     assert rates(False, schedule="restarts") == pytest.approx([*first, *first])
     assert rates(True, schedule="restarts", lr=1e-3) == pytest.approx([*first, *second])
+
+
+def test_the_learning_rate_of_a_row_is_the_one_that_was_asked_for_also_where_layers_have_less(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def rates(**optimizer: Any) -> list[float]:
+        trainer = make_trainer(make_spec(optimizer=optimizer), directory=tmp_path / f"{len(optimizer)}")
+        return [row["learning_rate"] for row in trainer.fit().history]
+
+    assert rates(layer_decay=0.1) == rates()
 
 
 def test_pairs_are_those_that_were_asked_for(

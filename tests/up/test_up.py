@@ -98,7 +98,7 @@ def in_folder(data: Path) -> list[psutil.Process]:
 
 @pytest.fixture(autouse=True)
 def _no_redis_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DEARKD_REDIS_URL", "DEARKD_STORAGE_URL", "DEARKD_CACHE_DIR"):
+    for name in ("DEARKD_REDIS_URL", "DEARKD_STORAGE_URL", "DEARKD_CACHE_DIR", "DEARKD_METRICS_DIR"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -240,3 +240,18 @@ with embedded_redis(Path(sys.argv[1])) as url:
             assert redis.ping()
         owner.kill()
     eventually(lambda: in_folder(data) == [])
+
+
+def test_all_that_parts_write_lies_in_its_folder(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folders() -> dict[str, str]:
+        tree = UpTree(data, port=0)
+        tree._set_environment()
+        return {name: tree._environment[f"DEARKD_{name}"] for name in ("STORAGE_URL", "CACHE_DIR", "METRICS_DIR")}
+
+    assert folders() == {
+        "STORAGE_URL": f"file://{data / 'storage'}",
+        "CACHE_DIR": str(data / "cache"),
+        "METRICS_DIR": str(data / "metrics"),
+    }
+    monkeypatch.setenv("DEARKD_METRICS_DIR", "/elsewhere")
+    assert folders()["METRICS_DIR"] == "/elsewhere"

@@ -120,8 +120,14 @@ def test_formats_off_the_list_are_not_opened(image_format: str) -> None:
 @pytest.mark.parametrize("keep", [0, 20, 0.5, 0.9])
 def test_truncated_files_are_refused(keep: float) -> None:
     data = encode(noise(3, size=64), "png")
-    with pytest.raises(CorruptData):
+    with pytest.raises(CorruptData, match="not a readable PNG") as caught:
         decode(data[: int(keep if keep > 1 else keep * len(data))])
+    assert " object at 0x" not in caught.value.message
+
+
+def test_what_is_no_image_is_told_by_its_first_bytes() -> None:
+    with pytest.raises(CorruptData, match=r"none is found in its 15 bytes, which begin with b'<html>no'$"):
+        decode(b"<html>no image!")
 
 
 def test_a_decompression_bomb_is_refused_by_its_header() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -227,7 +228,7 @@ def preview(identifier: str, backend: Uses, caller: Caller) -> Response:
 def metrics(
     identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> Response:
-    """A row an epoch: stage, losses by name, rates, evaluation."""
+    """A row an epoch: stage, losses by name, rates, evaluation. What is no finite number is null, as JSON wants it."""
     _require_kind("training", identifier)
     backend.store.require_visible(identifier, caller)
     if after is not None and not re.fullmatch(r"\d{1,9}", after):
@@ -236,7 +237,11 @@ def metrics(
     rows, more = backend.store.rows(identifier, after=behind, limit=limit)
     if not rows and not backend.store.rows(identifier, limit=1)[0]:
         rows, more = _stored_rows(identifier, backend, behind, limit)
-    return JSONResponse(page(rows, more))
+    return JSONResponse(page([_without_nan(row) for row in rows], more))
+
+
+def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
 
 
 def _stored_rows(identifier: str, backend: Backend, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:

@@ -66,8 +66,8 @@ def teacher_stages(teacher: nn.Module, in_chans: int, image_size: int) -> list[S
     """What `forward_intermediates` gives for one image of this size, found out by trying.
 
     Raises:
-        InvalidInput: if the architecture has no `forward_intermediates`, or its features lead to other logits than a
-            plain forward: then hidden distillation would need a second pass.
+        InvalidInput: if the architecture has no `forward_intermediates` or cannot take the size, or its features lead
+            to other logits than a plain forward: then hidden distillation would need a second pass.
     """
     if not hasattr(teacher, "forward_intermediates"):
         raise InvalidInput.at(
@@ -77,9 +77,19 @@ def teacher_stages(teacher: nn.Module, in_chans: int, image_size: int) -> list[S
     like = next(teacher.parameters())
     images = torch.linspace(-1, 1, in_chans * image_size**2, device=like.device, dtype=like.dtype)
     images = images.view(1, in_chans, image_size, image_size)
-    maps: list[Tensor] = teacher.forward_intermediates(images, intermediates_only=True)  # type: ignore[operator]  # timm's
-    logits, _ = teacher_forward(teacher, images, [0])
-    expected = teacher(images)
+    try:
+        maps: list[Tensor] = teacher.forward_intermediates(images, intermediates_only=True)  # type: ignore[operator]  # timm's
+        shapes = [(channels, height, width) for _, channels, height, width in (one.shape for one in maps)]
+        logits, _ = teacher_forward(teacher, images, [0])
+        expected = teacher(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what a network raises on a size is its own affair
+        raise InvalidInput.at(
+            "/stage_one/weights/hidden",
+            f"{type(teacher).__name__} gives no feature maps of an image of {image_size}×{image_size} pixels: {error}; "
+            "use a teacher of that size, or set it to 0",
+        ) from error
     if (logits - expected).abs().max() > 1e-3 * expected.abs().max():
         raise InvalidInput.at(
             "/stage_one/weights/hidden",
@@ -87,7 +97,7 @@ def teacher_stages(teacher: nn.Module, in_chans: int, image_size: int) -> list[S
         )
     return [
         Stage(index, channels, height, width, stride=round(image_size / height))
-        for index, (_, channels, height, width) in enumerate(feature_map.shape for feature_map in maps)
+        for index, (channels, height, width) in enumerate(shapes)
     ]
 
 

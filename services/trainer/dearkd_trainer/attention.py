@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from dearkd_trainer.mhca import MHCA
 
 ROW_PREFIX = "attention_distance_"
-CHUNK = 32
-"""Images at once: the weights of one layer take num_heads · tokens² numbers for each."""
+MAX_IMAGES = 32
+"""At once."""
+MAX_BYTES = 2**28
+"""Of one layer's weights at once, num_heads · tokens² numbers for each image, as long as that is an image or more."""
 
 
 def attention_distance(model: VisionTransformer, images: Tensor) -> list[float]:
@@ -28,7 +30,12 @@ def attention_distance(model: VisionTransformer, images: Tensor) -> list[float]:
         model: timm's ViT or a student; looked at in eval mode, and left in the mode it was in.
         images: (N, in_chans, img_size, img_size), normalised, on the model's device.
     """
-    return [sum(heads) / len(heads) for heads in head_distances(model, images)]
+    return layer_means(head_distances(model, images))
+
+
+def layer_means(heads: Sequence[Sequence[float]]) -> list[float]:
+    """Of each layer, the mean over its heads."""
+    return [sum(layer) / len(layer) for layer in heads]
 
 
 @torch.no_grad()
@@ -47,13 +54,21 @@ def head_distances(model: VisionTransformer, images: Tensor) -> list[list[float]
     training = model.training
     model.eval()
     try:
-        for chunk in images.split(CHUNK):
+        for chunk in images.split(images_at_once(model)):
             model(chunk)
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
     return [(sums[index] / len(images)).tolist() for index in range(len(hooks))]
+
+
+def images_at_once(model: VisionTransformer) -> int:
+    """How many images' attention weights are looked at together."""
+    tokens = model.num_prefix_tokens + model.patch_embed.num_patches
+    heads: int = model.blocks[0].attn.num_heads  # type: ignore[union-attr, assignment]  # the same in each block
+    each: int = 4 * heads * tokens**2
+    return max(1, min(MAX_IMAGES, MAX_BYTES // each))
 
 
 def patch_distances(model: VisionTransformer) -> Tensor:
@@ -72,8 +87,9 @@ class _Watch:
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         weights = attention_weights(module, inputs[0])[:, :, self.first :, self.first :].float()
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        heads = (weights * self.distances).sum(-1).mean(-1).double().sum(0)
+        # In place: of many tokens another copy may be too much.
+        weights.div_(weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny))
+        heads = weights.mul_(self.distances).sum(-1).mean(-1).double().sum(0)
         self.sums[self.layer] = self.sums.get(self.layer, torch.zeros_like(heads)) + heads
 
 
@@ -93,13 +109,13 @@ def to_row(layers: Sequence[float]) -> dict[str, float]:
     return {f"{ROW_PREFIX}{number}": distance for number, distance in enumerate(layers, 1)}
 
 
-def recorded_distances(rows: Iterable[Mapping[str, int | float]]) -> dict[str, list[float]]:
+def recorded_distances(rows: Iterable[Mapping[str, int | float | None]]) -> dict[str, list[float]]:
     """What `to_row` left in rows of metrics: the layers' distances, by a name that says after which epoch and stage."""
     found = {}
     for row in rows:
         layers: list[float] = []
-        while f"{ROW_PREFIX}{len(layers) + 1}" in row:
-            layers.append(float(row[f"{ROW_PREFIX}{len(layers) + 1}"]))
+        while (distance := row.get(f"{ROW_PREFIX}{len(layers) + 1}")) is not None:
+            layers.append(float(distance))
         if layers:
             found[f"after epoch {row['epoch']} (stage {row['stage']})"] = layers
     return found

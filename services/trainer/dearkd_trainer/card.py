@@ -17,29 +17,72 @@ UNKNOWN_LICENCE = "unknown"
 def model_card(
     model: Model, dataset: DatasetManifest, metrics: Mapping[str, int | float], *, licence: str = UNKNOWN_LICENCE
 ) -> str:
-    """`README.md` of a model: teacher, data, spec, accuracy."""
-    if model.accuracy is None:
-        accuracy = "not evaluated on images of its own"
-    else:
-        accuracy = f"top-1 {model.accuracy.top1:.4f}, top-5 {model.accuracy.top5:.4f} on `{model.accuracy.dataset}`"
+    """`README.md` of a stored model: teacher, data, spec, accuracy."""
     data = (
         f"{dataset.num_samples} synthetic images (`{dataset.id}`), made from the teacher alone"
         if dataset.spec is not None
         else f"{dataset.num_samples} images of `{dataset.id}`"
     )
-    last = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
-    return f"""{_header(model.name or model.id, model.accuracy, licence)}
-# {model.name or model.id}
+    return run_card(
+        model.name or model.id,
+        model.spec,
+        architecture=model.architecture,
+        image_size=model.image_size,
+        in_chans=model.in_chans,
+        num_classes=model.num_classes,
+        data=data,
+        teacher=model.teacher,
+        accuracy=model.accuracy,
+        metrics=metrics,
+        run=model.run,
+        licence=licence,
+    )
 
-A DearKD vision transformer (`{model.architecture}`, {model.image_size}×{model.image_size} pixels, {model.in_chans}
-channel(s), {model.num_classes} classes), trained in DearKD's two stages (Chen et al., CVPR 2022).
+
+def run_card(
+    name: str,
+    spec: Mapping[str, Any],
+    *,
+    architecture: str,
+    image_size: int,
+    in_chans: int,
+    num_classes: int,
+    data: str,
+    teacher: str | None,
+    accuracy: Accuracy | None,
+    metrics: Mapping[str, int | float],
+    run: str | None = None,
+    licence: str = UNKNOWN_LICENCE,
+) -> str:
+    """`README.md` of what a run made, stored or not.
+
+    Args:
+        name: of the model.
+        spec: the training spec as JSON.
+        architecture, image_size, in_chans, num_classes: of the student.
+        data: what it was trained on, as a clause.
+        teacher: its id or name.
+        accuracy: of the exported weights, on images of their own.
+        metrics: the last epoch's row.
+        run: the run's id, where it has one.
+        licence: of the weights.
+    """
+    measured = "not evaluated on images of its own"
+    if accuracy is not None:
+        measured = f"top-1 {accuracy.top1:.4f}, top-5 {accuracy.top5:.4f} on `{accuracy.dataset}`"
+    last = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+    return f"""{_header(name, accuracy, licence)}
+# {name}
+
+A DearKD vision transformer (`{architecture}`, {image_size}×{image_size} pixels, {in_chans}
+channel(s), {num_classes} classes), trained in DearKD's two stages (Chen et al., CVPR 2022).
 
 - Trained on: {data}
-- Teacher: {f"`{model.teacher}`" if model.teacher else "none"}
-- Accuracy: {accuracy}. The exported weights are the last epoch's{
-        ", averaged over training" if model.spec["optimizer"]["model_ema_half_life"] else ""
+- Teacher: {f"`{teacher}`" if teacher else "none"}
+- Accuracy: {measured}. The exported weights are the last epoch's{
+        ", averaged over training" if spec["optimizer"]["model_ema_half_life"] else ""
     }.
-- Run: `{model.run}`, seed {model.spec["seed"]}
+- Run: {f"`{run}`, " if run else ""}seed {spec["seed"]}
 
 | last epoch | |
 |---|---|
@@ -49,7 +92,7 @@ channel(s), {model.num_classes} classes), trained in DearKD's two stages (Chen e
 ## Spec
 
 ```json
-{json.dumps(model.spec, indent=2)}
+{json.dumps(spec, indent=2)}
 ```
 """
 

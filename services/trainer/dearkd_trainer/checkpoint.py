@@ -1,6 +1,7 @@
 """Checkpoints: written beside, synced, then renamed, so that the last good one always exists."""
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dearkd.specs import TrainingSpec
 LAST = "last.pt"
 BEST = "best.safetensors"
 """The evaluated weights that did best on the held-out part of the training data; its header says which epoch."""
-VERSION = 2
+VERSION = 3
 
 MAY_CHANGE = {
     "name",
@@ -52,31 +53,41 @@ def save_checkpoint(directory: Path, state: Mapping[str, Any], *, keep: int = 1)
     )
 
 
-def load_checkpoint(directory: Path, spec: TrainingSpec) -> dict[str, Any] | None:
+def load_checkpoint(directory: Path, spec: TrainingSpec, data: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state of the last checkpoint, its tensors on the CPU; None where there is none.
 
+    Args:
+        directory: of the run's checkpoints.
+        spec: of the run that is to go on.
+        data: what it learns from, as JSON.
+
     Raises:
-        CorruptData: if it cannot be read.
-        InvalidInput: if another spec made it, naming the fields that differ.
+        CorruptData: if it cannot be read, or is no checkpoint of a run.
+        InvalidInput: if another spec or other data made it, naming what differs.
     """
     path = directory / LAST
     if not path.exists():
         return None
+    before = directory / earlier(1)
+    remedy = f"put {before.name} in its place" if before.exists() else "remove it to start from the beginning"
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises by the kind of damage: zip, pickle, EOF, key
-        before = directory / earlier(1)
-        remedy = f"put {before.name} in its place" if before.exists() else "remove it to start from the beginning"
         raise CorruptData(f"{path} is no readable checkpoint ({error}): {remedy}") from error
+    if not isinstance(found, dict) or "version" not in found:
+        what = f"a dict of {', '.join(map(str, list(found)[:3]))}" if isinstance(found, dict) else type(found).__name__
+        raise CorruptData(f"{path} is no checkpoint of a run, but {what}: {remedy}")
+    state: dict[str, Any] = found
     if state["version"] != VERSION:
         raise InvalidInput(
             f"{path} is of version {state['version']}, this code reads {VERSION}: use an empty directory"
         )
-    differing = _differences(state["spec"], comparable(spec))
-    if differing:
-        raise InvalidInput(
-            f"{path} was made by another spec ({'; '.join(differing)}): use that spec, or an empty directory"
-        )
+    for made, remedy, saved, asked in (
+        ("by another spec", "that spec", state["spec"], comparable(spec)),
+        ("from other data", "those data", state["data"], data),
+    ):
+        if differing := _differences(saved, asked):
+            raise InvalidInput(f"{path} was made {made} ({'; '.join(differing)}): use {remedy}, or an empty directory")
     return state
 
 
@@ -108,11 +119,19 @@ def _move_up(directory: Path, keep: int) -> None:
         newer, older = directory / earlier(number - 1), directory / earlier(number)
         if newer.exists():
             older.unlink(missing_ok=True)
-            os.link(newer, older)
+            _link_or_copy(newer, older)
     kept = {earlier(number) for number in range(1, keep)}
     for path in directory.glob("last-*.pt"):
         if path.name not in kept:
             path.unlink()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+        _sync(target)
 
 
 def _sync(path: Path) -> None:

@@ -7,14 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import Precision
 from dearkd.vision.shards import Indices, ShardDataset
-from dearkd_trainer.loader import to_picture
+from dearkd_trainer.loader import read, to_picture
 from dearkd_trainer.recipe import autocast, eval_transform
 from dearkd_trainer.world import World
+
+MAX_SAMPLE_BYTES = 2**28
+"""Of `normalised_sample`'s images."""
+MAX_CONFUSION_CLASSES = 2000
+"""A confusion matrix has the square of it as entries, each a number of Python's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,9 @@ class Evaluation:
     """In [0, 1], over 15 bins; see `expected_calibration_error`."""
     per_class: list[float | None]
     """Accuracy of each class; None where the data have no image of it."""
-    confusion: list[list[float]]
-    """Row: true class, column: predicted class; a row sums to 1, or is 0 where the data have no image of the class."""
+    confusion: list[list[float]] | None
+    """Row: true class, column: predicted class; a row sums to 1, or is 0 where the data have no image of the class.
+    None where it was not asked for, or there are more than `MAX_CONFUSION_CLASSES`."""
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
@@ -56,11 +62,11 @@ def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int =
 class WholeImages(Dataset[tuple[Tensor, int]]):
     """Pixels (C, image_size, image_size), uint8, without anything random."""
 
-    def __init__(self, dataset: ShardDataset, indices: Indices, image_size: int) -> None:
+    def __init__(self, dataset: ShardDataset, indices: Indices, image_size: int, crop_pct: float) -> None:
         self.dataset = dataset
         self.indices = indices
         self.image_size = image_size
-        self.resize = eval_transform(image_size)
+        self.resize = eval_transform(image_size, crop_pct)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -73,14 +79,21 @@ class WholeImages(Dataset[tuple[Tensor, int]]):
 
 
 def normalised_sample(
-    data: ShardDataset, image_size: int, mean: Sequence[float], std: Sequence[float], count: int = 256
+    data: ShardDataset,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    crop_pct: float = 1.0,
+    count: int = 256,
 ) -> Tensor:
     """Up to `count` images (N, C, image_size, image_size), spread evenly over a dataset, as the model takes them.
 
-    For `attention.attention_distance`.
+    For `attention.attention_distance`. They are fewer where so many would take more than `MAX_SAMPLE_BYTES`.
     """
+    count = max(1, min(count, MAX_SAMPLE_BYTES // (4 * data.in_chans * image_size**2)))
     places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
-    images = WholeImages(data, places, image_size)
+    images = WholeImages(data, places, image_size, crop_pct)
     pixels = torch.stack([images[place][0] for place in range(len(images))]).float() / 255
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return (pixels - shift) / scale
@@ -95,28 +108,33 @@ def evaluate(
     image_size: int,
     mean: list[float],
     std: list[float],
+    crop_pct: float = 1.0,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     workers: int = 0,
     world: World | None = None,
+    confusion: bool = True,
 ) -> Evaluation:
     """Run the model, in eval mode, over a dataset.
 
     Args:
         model: from normalised images (B, C, H, W) to logits (B, num_classes); left in the mode it was in.
-        dataset: images of another size than `image_size` are resized and centre-cropped.
+        dataset: images of another size than `image_size` are resized and centre-cropped (`crop_pct`).
         indices: samples to look at; None means all.
         image_size: side of the model's input in pixels.
         mean, std: per channel, of pixels in [0, 1].
+        crop_pct: as in `recipe.eval_transform`, and in a model's `config.json`.
         batch_size: images at once.
         device: where the model is.
         precision: of the forward; the loss is computed in float32.
         workers: processes that decode.
         world: of the processes that share the images, and call this together; each gets the whole result.
+        confusion: whether the confusion matrix is wanted, and not only its diagonal.
 
     Raises:
         InvalidInput: if there is no sample.
+        CorruptData: naming the image that does not open.
     """
     places = torch.arange(len(dataset)).numpy() if indices is None else indices
     if len(places) == 0:
@@ -125,7 +143,7 @@ def evaluate(
     world = world or World()
     # As many for each, some looked at twice, since what is gathered must be of one shape.
     mine = np.resize(places, -(-len(places) // world.size) * world.size)[world.rank :: world.size]
-    batches = DataLoader(WholeImages(dataset, mine, image_size), batch_size, num_workers=workers)
+    batches = read(WholeImages(dataset, mine, image_size, crop_pct), batch_size=batch_size, num_workers=workers)
     scale = torch.tensor(std, device=device).view(1, -1, 1, 1) * 255
     shift = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255
     training = model.training
@@ -138,18 +156,21 @@ def evaluate(
     finally:
         model.train(training)
     logits = world.gather(torch.cat(outputs))[: len(places)]
-    return _summarise(logits, torch.from_numpy(dataset.labels[places]).to(device))
+    labels = torch.from_numpy(dataset.labels[places]).to(device)
+    return _summarise(logits, labels, confusion and logits.shape[1] <= MAX_CONFUSION_CLASSES)
 
 
-def _summarise(logits: Tensor, labels: Tensor) -> Evaluation:
+def _summarise(logits: Tensor, labels: Tensor, with_confusion: bool) -> Evaluation:
     num_classes = logits.shape[1]
     ranked = logits.topk(min(5, num_classes), dim=1).indices
     hits = ranked == labels[:, None]
-    counts = torch.bincount(labels * num_classes + ranked[:, 0], minlength=num_classes**2).view(num_classes, -1)
-    totals = counts.sum(dim=1, keepdim=True)
-    confusion = counts / totals.clamp(min=1)
-    present = totals[:, 0] > 0
     confidences = logits.softmax(dim=1).gather(1, ranked[:, :1])[:, 0]
+    totals = torch.bincount(labels, minlength=num_classes)
+    right = torch.bincount(labels[hits[:, 0]], minlength=num_classes)
+    confusion = None
+    if with_confusion:
+        counts = torch.bincount(labels * num_classes + ranked[:, 0], minlength=num_classes**2).view(num_classes, -1)
+        confusion = (counts / totals[:, None].clamp(min=1)).tolist()
     return Evaluation(
         samples=len(labels),
         top1=hits[:, 0].double().mean().item(),
@@ -157,8 +178,7 @@ def _summarise(logits: Tensor, labels: Tensor) -> Evaluation:
         loss=F.cross_entropy(logits, labels).item(),
         expected_calibration_error=expected_calibration_error(confidences, hits[:, 0]),
         per_class=[
-            value if there else None
-            for value, there in zip(confusion.diagonal().tolist(), present.tolist(), strict=True)
+            correct / total if total else None for correct, total in zip(right.tolist(), totals.tolist(), strict=True)
         ],
-        confusion=confusion.tolist(),
+        confusion=confusion,
     )

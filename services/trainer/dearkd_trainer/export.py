@@ -24,7 +24,6 @@ from dearkd.errors import Conflict, InvalidInput
 from dearkd.identifiers import new_id
 from dearkd.specs import StudentSpec
 from dearkd_trainer.checkpoint import write_atomically
-from dearkd_trainer.recipe import CROP_PCT
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -39,6 +38,7 @@ def model_config(
     mean: Sequence[float],
     std: Sequence[float],
     class_names: Sequence[str] | None,
+    crop_pct: float = 1.0,
 ) -> dict[str, Any]:
     """`config.json`, as timm reads it: the architecture, its arguments, and in `pretrained_cfg` what its input is."""
     labels = {"label_names": list(class_names)} if class_names is not None else {}
@@ -53,7 +53,7 @@ def model_config(
             "num_classes": num_classes,
             "input_size": [in_chans, spec.image_size, spec.image_size],
             "fixed_input_size": True,
-            "crop_pct": CROP_PCT,
+            "crop_pct": crop_pct,
             "interpolation": "bicubic",
             "mean": list(mean),
             "std": list(std),
@@ -87,7 +87,10 @@ def load_model(config: Mapping[str, Any], weights: Path) -> nn.Module:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"the {CONFIG} beside {weights} builds no model: {error!r}") from error
     try:
-        model.load_state_dict(load_file(weights))
+        tensors = load_file(weights)
+        if missing := model.state_dict().keys() - tensors.keys():  # a plain ViT's, say, which a student would take
+            raise RuntimeError(f"it lacks {', '.join(sorted(missing)[:5])}")
+        model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InvalidInput(f"{weights} does not hold the weights of {name}: {error}") from error
     return model.eval()

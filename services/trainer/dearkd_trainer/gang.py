@@ -29,6 +29,7 @@ from dearkd import errors
 from dearkd.attempt import Died, HandBack
 from dearkd.worker import GRACE_SECONDS, exit_clause
 from dearkd_trainer.evaluation import Evaluation
+from dearkd_trainer.failures import LoaderLost
 from dearkd_trainer.inputs import RunInputs
 from dearkd_trainer.training import Metrics, TrainingResult
 
@@ -225,21 +226,36 @@ class Gang:
             self._connections[0].sendall(json.dumps(word).encode() + b"\n")
 
     def _fail(self, rank: int, message: Message) -> None:
-        self._spoken.add(rank)
-        known = getattr(errors, message["type"], None)
-        if isinstance(known, type) and issubclass(known, errors.DearKDError):
-            found = [errors.FieldError(**error) for error in message["errors"]]
-            raise known(message["message"], code=message["code"], errors=found)
+        """Raise what ended the gang: a typed error of any of its processes, else a death among them, else this one.
+
+        One that loses another, or whose loader torchrun ended with the gang, fails of that: its word is not the reason.
+        """
+        failed = {rank: message}
         until = time.monotonic() + WORD_SECONDS
-        while (left := until - time.monotonic()) > 0:
-            with suppress(queue.Empty):
-                other, word = self._inbox.get(timeout=left)
-                if word is None and other not in self._spoken:
-                    raise Died(self._loss(other))
-                if word is not None and word["what"] == "failed":
-                    self._spoken.add(other)
+        while True:
+            self._spoken.add(rank)
+            _raise_if_known(message)
+            rank, message = self._next_failure(until)
+            if not message:
+                break
+            failed[rank] = message
+        for rank, message in failed.items():
+            if message["type"] == LoaderLost.__name__:
+                raise Died(f"lost a process that read the images of rank {rank}: {message['message']}")
+        rank, message = next(iter(failed.items()))
         self.note(f"rank {rank} failed:\n{message['traceback'].rstrip()}")
         raise RuntimeError(f"rank {rank} failed: {message['type']}: {message['message']}")
+
+    def _next_failure(self, until: float) -> tuple[int, Message]:
+        """The next that tells why it failed; an empty message once it is `until`. Raises `Died` if one only is gone."""
+        while (left := until - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                rank, word = self._inbox.get(timeout=left)
+                if word is None and rank not in self._spoken:
+                    raise Died(self._loss(rank))
+                if word is not None and word["what"] == "failed":
+                    return rank, word
+        return -1, {}
 
     def _loss(self, rank: int) -> str:
         return f"lost rank {rank} of the run's {self.inputs.spec.processes} processes, which was killed or crashed"
@@ -262,6 +278,13 @@ class Gang:
             for line in lines:
                 self._inbox.put((rank, json.loads(line)))
         self._inbox.put((rank, None))
+
+
+def _raise_if_known(message: Message) -> None:
+    known = getattr(errors, message["type"], None)
+    if isinstance(known, type) and issubclass(known, errors.DearKDError):
+        found = [errors.FieldError(**error) for error in message["errors"]]
+        raise known(message["message"], code=message["code"], errors=found)
 
 
 def _result(found: dict[str, Any]) -> TrainingResult:

@@ -11,6 +11,7 @@ from dearkd.specs import TeacherSpec, TrainingSpec
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import load_teacher
 from dearkd_trainer.export import load_model
+from dearkd_trainer.failures import explained
 from dearkd_trainer.student import DearKDViT
 from dearkd_trainer.training import DearKDTrainer, Metrics
 
@@ -43,6 +44,10 @@ class RunInputs(BaseModel):
         on_checkpoint: Callable[[Path], None],
     ) -> DearKDTrainer:
         """A trainer that goes on from the directory's checkpoint, if there is one. Raises as `DearKDTrainer` does."""
+        with explained(self.spec, device):
+            return self._trainer(device, on_step=on_step, on_epoch=on_epoch, on_checkpoint=on_checkpoint)
+
+    def _trainer(self, device: torch.device, **callbacks: Any) -> DearKDTrainer:
         teacher = None
         if self.teacher is not None and self.teacher_weights is not None:
             teacher = load_teacher(self.teacher, self.teacher_weights, device=device)
@@ -63,9 +68,7 @@ class RunInputs(BaseModel):
             eval_dataset=self.open(self.eval_shards) if self.eval_shards is not None else None,
             class_names=self.class_names,
             device=device,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            on_checkpoint=on_checkpoint,
+            **callbacks,
         )
 
     def open(self, shards: list[Path]) -> ShardDataset:

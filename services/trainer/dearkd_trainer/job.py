@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
-from dearkd.attempt import Attempt, HandBack
+from dearkd.attempt import Attempt, Died, HandBack
 from dearkd.datasets import DatasetManifest, datasets, fetch_shard
-from dearkd.errors import CorruptData, NotFound, Unavailable
+from dearkd.errors import CorruptData, InvalidInput, NotFound, Unavailable
 from dearkd.jobs import dataset_of, kind_of, model_of, now
 from dearkd.resources import (
     Accuracy,
@@ -36,8 +37,11 @@ from dearkd.worker import drain as drain_units
 from dearkd_trainer.card import model_card
 from dearkd_trainer.checkpoint import BEST, LAST
 from dearkd_trainer.export import CONFIG, WEIGHTS
+from dearkd_trainer.failures import LoaderLost
+from dearkd_trainer.findings import ATTENTION, EVALUATION, METRICS, json_lines
 from dearkd_trainer.gang import Gang
 from dearkd_trainer.inputs import RunInputs
+from dearkd_trainer.meter import json_row
 from dearkd_trainer.sinks import RunInfo, Sinks
 from dearkd_trainer.training import Metrics, TrainingResult
 
@@ -63,7 +67,8 @@ def perform(attempt: Attempt) -> None:
     if teacher is not None:
         mean, std = teacher.mean, teacher.std
     else:
-        mean, std = pixel_statistics(ShardDataset(shards, num_classes=manifest.num_classes, in_chans=in_chans))
+        images = ShardDataset(shards, num_classes=manifest.num_classes, in_chans=in_chans)
+        mean, std = pixel_statistics(images, attempt.check)
     with attempt.cache.scratch("run") as directory:
         inputs = RunInputs(
             spec=spec,
@@ -110,7 +115,10 @@ def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
         choose_device(), on_step=on_step, on_epoch=reporter.on_epoch, on_checkpoint=reporter.on_checkpoint
     )
     reporter.begin(trainer.history, trainer.step)
-    return trainer.fit()
+    try:
+        return trainer.fit()
+    except LoaderLost as error:
+        raise Died(f"lost a process that read its images: {error}") from error
 
 
 def train_in_gang(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
@@ -151,7 +159,7 @@ class RunReporter:
         job, settings = self.attempt.job, self.attempt.settings
         run = RunInfo(job.id, self.spec.name or job.id, job.spec, settings.metrics_dir, len(history))
         self.sinks = Sinks(settings.metrics_sink_names, run)
-        self.attempt.publish(lambda: self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows)))
+        self.attempt.publish(self._set_rows)
         if history:
             self._report(len(history))  # of a run that only has its model to store nothing else will
         if step:
@@ -165,7 +173,7 @@ class RunReporter:
     def _report(self, epochs: float) -> None:
         """Tell the latest row, so many epochs after the run's beginning."""
         rate = (epochs - self._first_epoch) / max(1e-9, time.monotonic() - self._began)
-        latest: dict[str, Any] = dict(self._rows[-1]) if self._rows else {}
+        latest: dict[str, Any] = json_row(self._rows[-1]) if self._rows else {}
         stage = 1 if epochs <= self.spec.stage_one.epochs and self.spec.stage_one.epochs else 2
         self.attempt.progress(int(epochs), rate or None, {**latest, "stage": stage, **self._steps})
 
@@ -175,12 +183,15 @@ class RunReporter:
         self.sinks.row(row)
         try:
             if self._behind:
-                self.attempt.ledger.set_rows(self.attempt.job.id, list(self._rows))
+                self._set_rows()
             else:
-                self.attempt.ledger.add_row(self.attempt.claim, dict(row))
+                self.attempt.ledger.add_row(self.attempt.claim, json_row(row))
             self._behind = False
         except Unavailable:
             self._behind = True  # the run goes on; its rows are written anew once Redis is back
+
+    def _set_rows(self) -> None:
+        self.attempt.ledger.set_rows(self.attempt.job.id, [json_row(row) for row in self._rows])
 
     def on_checkpoint(self, path: Path) -> None:
         """Store the checkpoint, and the rows up to it, under the run; also where that is the last act of this process.
@@ -200,7 +211,7 @@ class RunReporter:
     def _store(self, folder: Path) -> None:
         run, storage = self.attempt.job.id, self.attempt.storage
         self._stored = store_checkpoint(storage, run, folder, self._stored, keep=self.spec.keep_checkpoints)
-        storage.put(f"runs/{run}/metrics.jsonl", _lines(self._rows))
+        storage.put(f"runs/{run}/{METRICS}", json_lines(self._rows))
         self.attempt.ledger.forgive(self.attempt.claim)
 
 
@@ -217,11 +228,37 @@ def fetch_shards(attempt: Attempt, manifest: DatasetManifest) -> list[Path]:
     return paths
 
 
-def pixel_statistics(data: ShardDataset, *, images: int = 2048) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, of pixels in [0, 1], over up to `images` of a set without a teacher."""
-    chosen = range(0, len(data), max(1, len(data) // images))
-    pixels = torch.cat([data[i][0].flatten(1).float() / 255 for i in chosen], dim=1)
-    return [round(m, 4) for m in pixels.mean(1).tolist()], [max(1e-4, round(d, 4)) for d in pixels.std(1).tolist()]
+def pixel_statistics(
+    data: ShardDataset, check: Callable[[], None] = lambda: None, *, images: int = 2048
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, of pixels in [0, 1], of a set without a teacher, to four digits.
+
+    Args:
+        data: of images of any sizes; each pixel counts alike.
+        check: called before each image; what it raises ends the work.
+        images: so many at most are looked at, spread evenly.
+
+    Raises:
+        InvalidInput: if there is no image.
+        CorruptData: naming the image that does not open.
+    """
+    if len(data) == 0:
+        raise InvalidInput.at("/dataset", "there is no image to train on: the dataset is empty")
+    count = 0
+    total, squares = (torch.zeros(data.in_chans, dtype=torch.float64) for _ in range(2))
+    for place in np.unique(np.linspace(0, len(data) - 1, min(images, len(data))).round().astype(np.int64)):
+        check()
+        pixels = data[int(place)][0].flatten(1).double()
+        count += pixels.shape[1]
+        total += pixels.sum(1)
+        squares += pixels.square().sum(1)
+    mean = total / count
+    # Sums of whole numbers below 2^53 are exact, so that nothing is lost by the difference.
+    deviation = ((squares - total * mean) / max(1, count - 1)).clamp(min=0).sqrt()
+    return (
+        [round(value, 4) for value in (mean / 255).tolist()],
+        [max(1e-4, round(value, 4)) for value in (deviation / 255).tolist()],
+    )
 
 
 def store_checkpoint(
@@ -324,8 +361,9 @@ def publish(attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, resu
     )
     card = result.weights.with_name("README.md")
     card.write_text(model_card(model, dataset, result.metrics))
-    files = [_create_or_adopt(attempt.storage, identifier, path) for path in (result.weights, config, card)]
-    attempt.storage.put(f"runs/{attempt.job.id}/metrics.jsonl", _lines(result.history))
+    beside = [path for name in (METRICS, EVALUATION, ATTENTION) if (path := result.weights.with_name(name)).exists()]
+    files = [_create_or_adopt(attempt.storage, identifier, path) for path in (result.weights, config, card, *beside)]
+    attempt.storage.put(f"runs/{attempt.job.id}/{METRICS}", json_lines(result.history))
     attempt.confirm()
     try:
         models(attempt.storage).create(model.model_copy(update={"files": files}))
@@ -341,10 +379,6 @@ def _create_or_adopt(storage: Storage, model: str, path: Path) -> StoredFile:
     except AlreadyExists:
         storage.download(key, path)
     return describe_file(path)
-
-
-def _lines(rows: list[Metrics]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def _pointer_key(run: str) -> str:

@@ -147,8 +147,11 @@ class Learner:
         return self.world.total(terms)
 
     def is_finite(self) -> bool:
-        """Whether every weight is."""
-        return bool(torch.stack([weight.isfinite().all() for weight in self.student.parameters()]).all())
+        """Whether all that a checkpoint would hold is: weights of student, average and aligners, and the moments."""
+        average = [] if self.average is None else self.average.module.parameters()
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        held = [*self.student.parameters(), *average, *self.aligners.parameters(), *moments]
+        return all(bool(value.isfinite().all()) for value in held if isinstance(value, Tensor))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from dearkd.errors import DearKDError
 from dearkd.vision.shards import Indices, ShardDataset
 from dearkd_trainer.world import World
 
@@ -159,19 +160,57 @@ def create_loader(
     workers: int,
     pin_memory: bool,
     logits_before: int = 0,
-) -> DataLoader[Any]:
+) -> Iterator[Batch]:
     """Batches of normalised images (B, C, H, W), labels (B,), and before the epoch `logits_before` the teacher's stored
     logits (B, K), read ahead by the workers across epochs.
 
-    No result depends on the number of workers.
+    No result depends on the number of workers. Raises as `read`.
     """
-    return DataLoader(
-        AugmentedImages(dataset, transform, seed, logits_before),
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=end_with_parent,
+    augmented = AugmentedImages(dataset, transform, seed, logits_before)
+    return read(augmented, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
+
+
+def read(dataset: Dataset[Any], **how: Any) -> Iterator[Batch]:
+    """The batches of torch's DataLoader, whose worker processes end with this one.
+
+    Args:
+        dataset: what to read.
+        how: arguments of DataLoader.
+
+    Raises:
+        DearKDError: the dataset's own, such as one that names a damaged image, whichever process met it. torch would
+            put a worker's traceback into its message.
+    """
+    return _or_raised(
+        iter(DataLoader(_Errors(dataset), collate_fn=_collate_or_error, worker_init_fn=end_with_parent, **how))
     )
+
+
+class _Errors(Dataset[Any]):
+    """A dataset that returns errors instead of raising them."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]  # those that are sampled by DataLoader have one
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            return self.dataset[item]
+        except DearKDError as error:
+            return error
+
+
+def _collate_or_error(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, DearKDError)), None) or default_collate(items)
+
+
+def _or_raised(batches: Iterator[Any]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, DearKDError):
+            raise batch
+        yield batch
 
 
 def read_ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:

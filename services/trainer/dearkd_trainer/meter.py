@@ -19,6 +19,8 @@ STEPS_BETWEEN_LOOKS = 50
 class EpochMeter:
     """The terms of an epoch's steps, left on the device and looked at now and then, and the clocks of the epoch.
 
+    The clocks go from the first step's wait for its images on: not while the epoch before is evaluated, told or stored.
+
     Args:
         first_step: of the epoch, counted from the run's beginning.
         names, seen: what a checkpoint kept of the epoch's steps before it (`state`).
@@ -29,7 +31,8 @@ class EpochMeter:
         self._names = list(names)
         self._unseen: list[Tensor] = []
         self._seen = [list(row) for row in seen]
-        self._began = time.perf_counter()
+        self._began: float | None = None
+        self._paused = 0.0
         self._waited = 0.0
         self._images = 0
 
@@ -42,8 +45,21 @@ class EpochMeter:
     def waiting(self) -> Iterator[None]:
         """Time spent inside is time in which the step waited for its images."""
         began = time.perf_counter()
+        if self._began is None:
+            self._began = began
         yield
         self._waited += time.perf_counter() - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside is no part of the epoch's steps, such as a checkpoint. Raises as `look` does."""
+        self.look()  # what the device still computes is the steps' own
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._began is not None:
+                self._paused += time.perf_counter() - began
 
     def add(self, terms: Mapping[str, Tensor], images: int) -> None:
         """A step's terms, and of how many images."""
@@ -85,9 +101,12 @@ class EpochMeter:
             teacher_seconds: what the teacher's forwards took; None where there is no teacher.
 
         Returns:
-            `images_per_second`; `data_wait` and, with a teacher, `teacher_share`: fractions of the time.
+            `images_per_second`; `data_wait` and, with a teacher, `teacher_share`: fractions of the time. Nothing where
+            this process did no step.
         """
-        seconds = time.perf_counter() - self._began
+        if self._began is None:
+            return {}
+        seconds = time.perf_counter() - self._began - self._paused
         pace: dict[str, int | float] = {
             "images_per_second": self._images / seconds,
             "data_wait": self._waited / seconds,
@@ -129,11 +148,23 @@ class TeacherClock:
         return seconds
 
 
+def json_row(row: Mapping[str, int | float]) -> dict[str, int | float | None]:
+    """A row of metrics as JSON may hold it, with null for what is no finite number, as a loss on hard images may be."""
+    return {name: value if math.isfinite(value) else None for name, value in row.items()}
+
+
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held so far: of the device's memory on CUDA, else of the machine's."""
+    """Most bytes that this process has held: of the device's memory on CUDA, since `reset_peak_memory`, else of the
+    machine's, since it began: what the kernel counts there (`ru_maxrss`) cannot be reset, and so never falls."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count `peak_memory` anew, on CUDA: an epoch's then shows what the end of stage one gave back."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def diverged(what: str) -> Diverged:

@@ -24,8 +24,8 @@ from dearkd.specs import AugmentationSpec, OptimizerSpec, Precision
 from dearkd_trainer.loader import Transform
 from dearkd_trainer.student import DearKDViT
 
-CROP_PCT = 0.875
-"""Of the resized image's side that evaluation looks at, as in DeiT; images of the student's size are taken whole."""
+DEIT_CROP_PCT = 0.875
+"""Of the resized image's side that evaluation looks at in DeiT, which trains on random crops [P]."""
 
 
 def create_optimizer(student: DearKDViT, aligners: nn.Module | None, spec: OptimizerSpec) -> torch.optim.Optimizer:
@@ -157,9 +157,22 @@ def _at_least_one_bit(bits: Callable[[float, Any], tuple[int]], level: float, hp
     return (max(1, *bits(level, hparams)),)
 
 
-def eval_transform(image_size: int) -> Transform:
-    """timm's evaluation transform to uint8 pixels (C, image_size, image_size), for images of another size."""
-    return cast(Transform, create_transform(image_size, crop_pct=CROP_PCT, interpolation="bicubic", normalize=False))
+def eval_crop_pct(spec: AugmentationSpec) -> float:
+    """How much of the resized image's side evaluation looks at: all of it where training too sees whole images [R].
+
+    Images of the student's size are taken whole in any case.
+    """
+    return DEIT_CROP_PCT if spec.scale[0] < 1 else 1.0
+
+
+def eval_transform(image_size: int, crop_pct: float) -> Transform:
+    """timm's evaluation transform to uint8 pixels (C, image_size, image_size), for images of another size.
+
+    Args:
+        image_size: side of the result in pixels.
+        crop_pct: the shorter side becomes `image_size / crop_pct` pixels before the centre is cut out.
+    """
+    return cast(Transform, create_transform(image_size, crop_pct=crop_pct, interpolation="bicubic", normalize=False))
 
 
 class Mixing:

@@ -1,9 +1,9 @@
 """Where a run's metrics are shown besides `metrics.jsonl`, which is the truth: TensorBoard, MLflow, W&B, Trackio.
 
-`DEARKD_METRICS_SINKS` names them. None of them can fail or stop a run: what goes wrong is logged once, and that sink is
-left alone from then on. They are given a run's rows as they come; after a restart, rows since the last checkpoint come
-again, under the same epochs. W&B and Trackio are run by hand, not in CI: Trackio asks for an older Pillow, and both for
-much besides.
+`DEARKD_METRICS_SINKS` names them; TensorBoard is told by default, where it is installed. None of them can fail or stop
+a run: what goes wrong is logged once, and that sink is left alone from then on. They are given a run's rows as they
+come; after a restart, rows since the last checkpoint come again, under the same epochs. W&B and Trackio are run by
+hand, not in CI: Trackio asks for an older Pillow, and both for much besides.
 """
 
 import logging

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import nn
 
 from dearkd.class_order import other_order
@@ -28,11 +28,11 @@ from dearkd.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
 from dearkd.storage import Storage
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.export import CARD, CONFIG, WEIGHTS, load_model
+from dearkd_trainer.findings import METRICS
 
 FILES = (WEIGHTS, CONFIG, CARD)
 MANIFEST = "model.json"
 DATASET_MANIFEST = "dataset.json"
-METRICS = "metrics.jsonl"
 
 ManifestT = TypeVar("ManifestT", Model, DatasetManifest)
 
@@ -45,6 +45,7 @@ class ModelArguments(BaseModel):
 class InputConfig(BaseModel):
     mean: list[float]
     std: list[float]
+    crop_pct: float = Field(default=1.0, gt=0, le=1)
 
 
 class StudentConfig(BaseModel):

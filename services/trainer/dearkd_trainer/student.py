@@ -4,7 +4,7 @@ Importing this module registers every name of `dearkd.specs.recipes.STUDENTS` wi
 `timm.create_model("dearkd_tiny_patch16_224", mhca_blocks=4, distilled=True)` works.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import dearkd.vision  # noqa: F401  # makes timm importable
@@ -22,6 +22,9 @@ from dearkd.specs.recipes import STUDENTS
 from dearkd_trainer.mhca import MHCA, MhcaMix
 from dearkd_trainer.pretrained import adapt
 
+POSITIONAL = (".position_weight", ".prefix_logit")
+"""What the names of MHCA's own weights end with."""
+
 
 class StudentOutput(NamedTuple):
     """What training looks at."""
@@ -37,8 +40,9 @@ class StudentOutput(NamedTuple):
 class DearKDViT(VisionTransformer):
     """A ViT whose first `mhca_blocks` blocks attend by content and by position.
 
-    Names of weights are DeiT's, so that its checkpoints load where shapes allow (`pretrained.load_vit_weights`). With
-    `mhca_blocks=0` it computes what timm's `VisionTransformer` does.
+    Names of weights are DeiT's, so that its checkpoints load where shapes allow (`pretrained.load_vit_weights`), by
+    timm's own `pretrained=True` and `checkpoint_path` too. With `mhca_blocks=0` it computes what timm's
+    `VisionTransformer` does.
 
     Args:
         mhca_blocks: how many blocks from the first have MHCA.
@@ -46,6 +50,9 @@ class DearKDViT(VisionTransformer):
             predictions are those of the class head.
         mhca_mix, mhca_locality, mhca_dropout: see `MHCA` [R].
         kwargs: of timm's `VisionTransformer`. Pooling is by the class token.
+
+    Raises:
+        ValueError: if the patches do not cover the image, or MHCA or the pooling does not fit the rest.
     """
 
     blocks: nn.Sequential
@@ -68,6 +75,7 @@ class DearKDViT(VisionTransformer):
                 "DearKDViT predicts from its class token, and its tokens have places: leave global_pool, class_token, "
                 "reg_tokens, pos_embed and no_embed_class alone"
             )
+        _require_whole_patches(self.patch_embed.img_size, self.patch_embed.patch_size)
         if not 0 <= mhca_blocks <= len(self.blocks):
             raise ValueError(f"mhca_blocks is {mhca_blocks}, but the model has {len(self.blocks)} blocks")
         self.mhca_blocks = mhca_blocks
@@ -100,11 +108,7 @@ class DearKDViT(VisionTransformer):
     @torch.jit.ignore  # type: ignore[untyped-decorator]  # torch has no types there
     def no_weight_decay(self) -> set[str]:
         """Names of the weights that decay would pull towards something other than simplicity."""
-        positional = {
-            f"blocks.{block}.attn.{name}"
-            for block in range(self.mhca_blocks)
-            for name in ("position_weight", "prefix_logit")
-        }
+        positional = {f"blocks.{block}.attn{name}" for block in range(self.mhca_blocks) for name in POSITIONAL}
         return {"pos_embed", "cls_token", "dist_token"} | positional
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]  # torch has no types there
@@ -116,11 +120,23 @@ class DearKDViT(VisionTransformer):
     def set_input_size(
         self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
     ) -> None:
-        """Go to another resolution: the positional embedding is resampled, MHCA rescaled."""
+        """Go to another resolution: the positional embedding is resampled, MHCA rescaled.
+
+        Raises:
+            ValueError: if the patches do not cover the image.
+        """
+        _require_whole_patches(img_size or self.patch_embed.img_size, patch_size or self.patch_embed.patch_size)
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         for module in self.modules():
             if isinstance(module, MHCA):
                 module.set_grid_size(self.patch_embed.grid_size)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, but that weights of a plain ViT are whole: what of MHCA it has not stays as it is."""
+        own = {name: value for name, value in self.state_dict().items() if name.endswith(POSITIONAL)}
+        if strict and not any(name in state_dict for name in own):
+            state_dict = {**state_dict, **own}
+        return super().load_state_dict(state_dict, strict, assign)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give it new heads for another number of classes."""
@@ -159,6 +175,14 @@ class DearKDViT(VisionTransformer):
         tokens = self.norm(tokens)
         dist_logits = self.head_dist(self.head_drop(tokens[:, 1])) if self.distilled else None
         return StudentOutput(self.forward_head(tokens), dist_logits, hidden)
+
+
+def _require_whole_patches(img_size: Sequence[int], patch_size: Sequence[int]) -> None:
+    if any(side % patch for side, patch in zip(img_size, patch_size, strict=True)):
+        raise ValueError(
+            f"patches of {'×'.join(map(str, patch_size))} pixels do not cover an image of "
+            f"{'×'.join(map(str, img_size))}: choose a patch_size that divides img_size"
+        )
 
 
 def create_student(spec: StudentSpec, num_classes: int, in_chans: int) -> DearKDViT:
@@ -220,7 +244,7 @@ default_cfgs = generate_default_cfgs(
             "mean": (0.485, 0.456, 0.406),
             "std": (0.229, 0.224, 0.225),
             "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "classifier": ("head", "head_dist"),
         }
         for name, size in STUDENTS.items()
     }

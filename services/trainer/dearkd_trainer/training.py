@@ -5,16 +5,18 @@ trainer = DearKDTrainer(spec, ShardDataset(...), num_classes=10, in_chans=1, mea
 result = trainer.fit()
 """
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -22,18 +24,21 @@ from torch import nn
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
-from dearkd.specs.batches import smallest_batch
 from dearkd.vision.shards import Indices, ShardDataset, split
 from dearkd_trainer import loader
-from dearkd_trainer.attention import attention_distance, to_row
+from dearkd_trainer.attention import head_distances, layer_means, to_row
 from dearkd_trainer.checkpoint import BEST, comparable, load_checkpoint, save_checkpoint, write_atomically
 from dearkd_trainer.evaluation import Evaluation, evaluate, normalised_sample
 from dearkd_trainer.export import WEIGHTS, model_config, save_model
+from dearkd_trainer.failures import explained
+from dearkd_trainer.findings import write_findings, write_rows
 from dearkd_trainer.learner import Learner
-from dearkd_trainer.meter import EpochMeter, diverged, peak_memory
-from dearkd_trainer.recipe import train_transform
+from dearkd_trainer.meter import EpochMeter, diverged, peak_memory, reset_peak_memory
+from dearkd_trainer.preconditions import Task, check_data, checked_teacher, checked_world
+from dearkd_trainer.recipe import eval_crop_pct, train_transform
 from dearkd_trainer.student import DearKDViT
-from dearkd_trainer.world import World
+
+log = logging.getLogger(__name__)
 
 Metrics = dict[str, int | float]
 
@@ -49,13 +54,18 @@ class TrainingResult:
     evaluation: Evaluation | None
     """Of the final weights on the evaluation dataset; None without one."""
     weights: Path
-    """`model.safetensors`: the last epoch's weights, averaged where the spec asks for averaging."""
+    """`model.safetensors`: the last epoch's weights, averaged where the spec asks for averaging. Beside it lie
+    `config.json`, `README.md` (the card), `metrics.jsonl`, `attention_distance.png` and, with an evaluation dataset,
+    `evaluation.json`."""
     config: dict[str, Any]
     """What lies beside them as `config.json`."""
 
 
 class DearKDTrainer:
-    """Trains the student of a spec. A directory that holds a checkpoint of the same spec is gone on with.
+    """Trains the student of a spec. A directory that holds a checkpoint of the same spec and data is gone on with.
+
+    On the same number of CPU threads (`threads` in the rows) the run is then what it would have been undisturbed, to
+    the bit; on another it is so up to the order of sums, and a warning says that it changed.
 
     Where the spec asks for several processes, each makes one of these, after they joined (`dearkd_trainer.world`), with
     the same arguments but for `device`. Evaluation is shared; rank 0 alone writes and calls back.
@@ -82,8 +92,8 @@ class DearKDTrainer:
         on_checkpoint: called with the path of each checkpoint, once it is committed.
 
     Raises:
-        InvalidInput: if the dataset is empty, the teacher is missing or does not fit, or other than the spec's number
-            of processes have joined.
+        InvalidInput: if a dataset is empty or of other classes or channels, the teacher is missing or does not fit, or
+            other than the spec's number of processes have joined.
         CorruptData: if an image or the checkpoint cannot be read.
     """
 
@@ -113,33 +123,37 @@ class DearKDTrainer:
         self.num_classes = num_classes
         self.in_chans: Literal[1, 3] = in_chans
         self.mean, self.std = list(mean), list(std)
+        self.crop_pct = eval_crop_pct(spec.augmentation)
         self.class_names = class_names
         self.directory = directory
         self.device = torch.device(device)
         self.on_step, self.on_epoch, self.on_checkpoint = on_step, on_epoch, on_checkpoint
+        task = Task(num_classes, in_chans, self.mean, self.std)
+        check_data(task, dataset, eval_dataset, class_names)
         self.train_indices, self.holdout_indices = split(
             dataset.labels, fraction=spec.fraction, holdout=spec.holdout, seed=spec.seed
         )
-        if len(self.train_indices) == 0:
-            raise InvalidInput.at("/dataset", "there is no image to train on: the dataset is empty")
         if spec.reads_logits and not dataset.has_logits:
             raise InvalidInput.at(
                 "/stage_one/teacher_logits", "stored, but not every image of the dataset has logits beside it"
             )
-        self.world = _checked_world(spec, len(self.train_indices))
+        self.world = checked_world(spec, len(self.train_indices))
         self.steps_per_epoch = -(-len(self.train_indices) // spec.batch_size)
         self.history: list[Metrics] = []
         self.best: Metrics = {}
-        state = load_checkpoint(directory / "checkpoints", spec)
+        self._data = {**asdict(task), "samples": dataset.fingerprint()}
+        state = load_checkpoint(directory / "checkpoints", spec, self._data)
         self.epoch: int = state["epoch"] if state else 0
         """Epochs done."""
 
-        wanted = spec.needs_teacher and self.epoch < spec.stage_one.epochs
+        wanted = None
+        if spec.needs_teacher and self.epoch < spec.stage_one.epochs:
+            wanted = checked_teacher(task, teacher, teacher_spec, self.device)
         self.learner = Learner(
             spec,
             num_classes=num_classes,
             in_chans=in_chans,
-            teacher=self._checked(teacher, teacher_spec) if wanted else None,
+            teacher=wanted,
             teacher_size=teacher_spec.image_size if teacher_spec else spec.student.image_size,
             epoch=self.epoch,
             steps_per_epoch=self.steps_per_epoch,
@@ -150,10 +164,21 @@ class DearKDTrainer:
         self._meter = EpochMeter(self.epoch * self.steps_per_epoch)
         self._saved_at = time.monotonic()
         self._evaluation: Evaluation | None = None
+        self._heads: list[list[float]] | None = None
+        self._teacher_name = teacher_spec.name if teacher_spec else spec.teacher
         if state:
-            self.history, self.best = state["history"], state["best"]
+            self.history = state["history"]
+            # Without the weights that it tells of, the next ones that are evaluated are the best.
+            self.best = state["best"] if (directory / "checkpoints" / BEST).exists() else {}
             self._meter = EpochMeter(self.epoch * self.steps_per_epoch, **state["begun"])
             self.learner.restore(state)
+            if state["threads"] != torch.get_num_threads():
+                log.warning(
+                    "the run goes on with %d CPU threads, its checkpoint was made with %d: from here on it is that of "
+                    "before up to the order of sums, not to the bit",
+                    torch.get_num_threads(),
+                    state["threads"],
+                )
 
     @property
     def student(self) -> DearKDViT:
@@ -175,10 +200,49 @@ class DearKDTrainer:
         Raises:
             Diverged: naming the first step whose loss was not finite; no checkpoint is made after it.
             CorruptData: if an image cannot be read.
+            OutOfMemory: naming what would take less.
+            LoaderLost: if a process that reads images was killed; made anew, the trainer goes on from its checkpoint.
             BaseException: whatever a callback raises.
         """
+        with explained(self.spec, self.device):
+            self._train()
+            return self._finish()
+
+    def save(self) -> None:
+        """Commit a checkpoint of the last step done; for `on_step`, when the process has to end.
+
+        Raises:
+            Diverged: if the loss, a weight or a moment of the optimiser is not finite; the last checkpoint stays.
+            BaseException: whatever `on_checkpoint` raises.
+        """
+        if self.world.rank != 0:
+            return
+        with self._meter.paused():
+            self._require_finite()
+            path = save_checkpoint(
+                self.directory / "checkpoints",
+                {
+                    "spec": comparable(self.spec),
+                    "data": self._data,
+                    "epoch": self.epoch,
+                    "sample_offset": int(self._batches().sizes[: self._meter.steps].sum()),
+                    "begun": self._meter.state(),
+                    "threads": torch.get_num_threads(),
+                    "history": self.history,
+                    "best": self.best,
+                    **self.learner.state(),
+                },
+                keep=self.spec.keep_checkpoints,
+            )
+            self._saved_at = time.monotonic()
+            if self.on_checkpoint:
+                self.on_checkpoint(path)
+
+    def _train(self) -> None:
+        self.dataset.preload()
         with loader.preserved_generators(), closing(self._read_ahead()) as batches:
             while self.epoch < self.spec.epochs:
+                reset_peak_memory(self.device)
                 row = self._train_epoch(batches)
                 self.epoch += 1
                 self._meter = EpochMeter(self.epoch * self.steps_per_epoch)
@@ -188,58 +252,19 @@ class DearKDTrainer:
                 if last or self.epoch % self.spec.eval_every == 0:
                     row |= self._evaluate_epoch()
                 if self.world.rank == 0 and self.epoch in (self.spec.stage_one.epochs, self.spec.epochs):
-                    row |= self._look_at_attention()
+                    self._heads = self._look_at_attention()
+                    row |= to_row(layer_means(self._heads))
                 self.history.append(row)
+                if self.world.rank == 0:
+                    write_rows(self.directory, self.history)
                 if self.on_epoch and self.world.rank == 0:
                     self.on_epoch(row)
                 if last or self.epoch % self.spec.checkpoint_every == 0:
                     self.save()
-        return self._finish()
 
-    def save(self) -> None:
-        """Commit a checkpoint of the last step done; for `on_step`, when the process has to end.
-
-        Raises:
-            Diverged: if the loss or a weight is not finite; the last checkpoint stays.
-            BaseException: whatever `on_checkpoint` raises.
-        """
-        if self.world.rank != 0:
-            return
-        begun = self._meter.state()
+    def _require_finite(self) -> None:
         if not self.learner.is_finite():
-            raise diverged(f"a weight left the finite numbers by step {self.step}")
-        path = save_checkpoint(
-            self.directory / "checkpoints",
-            {
-                "spec": comparable(self.spec),
-                "epoch": self.epoch,
-                "sample_offset": int(self._batches().sizes[: self._meter.steps].sum()),
-                "begun": begun,
-                "threads": torch.get_num_threads(),
-                "history": self.history,
-                "best": self.best,
-                **self.learner.state(),
-            },
-            keep=self.spec.keep_checkpoints,
-        )
-        self._saved_at = time.monotonic()
-        if self.on_checkpoint:
-            self.on_checkpoint(path)
-
-    def _checked(self, teacher: nn.Module | None, spec: TeacherSpec | None) -> nn.Module:
-        if teacher is None or spec is None:
-            raise InvalidInput.at("/teacher", "stage one distils, but there is no teacher: give one with its spec")
-        for field, theirs, ours in (
-            ("num_classes", spec.num_classes, self.num_classes),
-            ("in_chans", spec.in_chans, self.in_chans),
-            ("mean", spec.mean, self.mean),
-            ("std", spec.std, self.std),
-        ):
-            if theirs != ours:
-                raise InvalidInput.at("/teacher", f"its {field} is {theirs}, the student's {ours}: they must be equal")
-        teacher = teacher.eval().requires_grad_(False).to(self.device)
-        # torch's own stubs lack this signature of Module.to.
-        return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+            raise diverged(f"a weight or a moment of the optimiser left the finite numbers by step {self.step}")
 
     def _batches(self) -> loader.EpochBatches:
         """What is still to come."""
@@ -255,18 +280,15 @@ class DearKDTrainer:
 
     def _read_ahead(self) -> Generator[loader.Batch, None, None]:
         spec = self.spec
-        self.dataset.preload()
         transform = train_transform(spec.augmentation, image_size=spec.student.image_size, mean=self.mean, std=self.std)
-        batches = iter(
-            loader.create_loader(
-                self.dataset,
-                transform,
-                self._batches(),
-                seed=spec.seed,
-                workers=spec.workers,
-                pin_memory=self.device.type == "cuda",
-                logits_before=spec.stage_one.epochs if spec.reads_logits else 0,
-            )
+        batches = loader.create_loader(
+            self.dataset,
+            transform,
+            self._batches(),
+            seed=spec.seed,
+            workers=spec.workers,
+            pin_memory=self.device.type == "cuda",
+            logits_before=spec.stage_one.epochs if spec.reads_logits else 0,
         )
         yield from loader.read_ahead(batches) if spec.workers else batches
 
@@ -285,38 +307,41 @@ class DearKDTrainer:
             if time.monotonic() - self._saved_at > self.spec.checkpoint_seconds and place + 1 < self.steps_per_epoch:
                 self.save()
         means = meter.means()
+        self._require_finite()  # what the last step did shows in no loss, and `best` shall not be overwritten by it
         return {
             "epoch": self.epoch + 1,
             "stage": 1 if self.epoch < self.spec.stage_one.epochs else 2,
             **means,
-            "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+            # With layer_decay that of the head: those below it are less.
+            "learning_rate": max(group["lr"] for group in self.learner.optimizer.param_groups),
             **meter.pace(self.learner.clock.read() if with_teacher else None),
             "peak_memory": peak_memory(self.device),
+            "threads": torch.get_num_threads(),
         }
 
     def _evaluate_epoch(self) -> Metrics:
         row: Metrics = {}
         if len(self.holdout_indices):
-            row["holdout_top1"] = self._evaluate(self.dataset, self.holdout_indices).top1
+            row["holdout_top1"] = self._evaluate(self.dataset, self.holdout_indices, confusion=False).top1
             if row["holdout_top1"] >= self.best.get("holdout_top1", 0.0):
                 self.best = {"epoch": self.epoch, **row}
                 if self.world.rank == 0:
                     self._save_best()
         if self.eval_dataset is not None:
-            self._evaluation = self._evaluate(self.eval_dataset)
+            self._evaluation = self._evaluate(self.eval_dataset, confusion=self.epoch == self.spec.epochs)
             row["eval_top1"] = self._evaluation.top1
             row["eval_top5"] = self._evaluation.top5
             row["eval_loss"] = self._evaluation.loss
+            row["eval_calibration_error"] = self._evaluation.expected_calibration_error
         return row
 
-    def _look_at_attention(self) -> Metrics:
-        """How far each layer looks, at the end of each stage: what stage one taught, and stage two undid."""
+    def _look_at_attention(self) -> list[list[float]]:
+        """How far each head of each layer looks: after stage one what that taught, after stage two what it undid."""
         data = self.dataset if self.eval_dataset is None else self.eval_dataset
-        images = normalised_sample(data, self.spec.student.image_size, self.mean, self.std)
-        model = cast(VisionTransformer, self.evaluated)
-        return dict(to_row(attention_distance(model, images.to(self.device))))
+        images = normalised_sample(data, self.spec.student.image_size, self.mean, self.std, crop_pct=self.crop_pct)
+        return head_distances(cast(VisionTransformer, self.evaluated), images.to(self.device))
 
-    def _evaluate(self, dataset: ShardDataset, indices: Indices | None = None) -> Evaluation:
+    def _evaluate(self, dataset: ShardDataset, indices: Indices | None = None, *, confusion: bool) -> Evaluation:
         return evaluate(
             self.evaluated,
             dataset,
@@ -324,10 +349,12 @@ class DearKDTrainer:
             image_size=self.spec.student.image_size,
             mean=self.mean,
             std=self.std,
+            crop_pct=self.crop_pct,
             device=self.device,
             precision=self.spec.precision,
             workers=0 if dataset.preload() else self.spec.workers,
             world=self.world,
+            confusion=confusion,
         )
 
     def _save_best(self) -> None:
@@ -339,32 +366,30 @@ class DearKDTrainer:
 
     def _finish(self) -> TrainingResult:
         if self.eval_dataset is not None and self._evaluation is None:
-            self._evaluation = self._evaluate(self.eval_dataset)
+            self._evaluation = self._evaluate(self.eval_dataset, confusion=True)
         config = model_config(
             self.spec.student,
             num_classes=self.num_classes,
             in_chans=self.in_chans,
             mean=self.mean,
             std=self.std,
+            crop_pct=self.crop_pct,
             class_names=self.class_names,
         )
         weights = self.directory / WEIGHTS
         if self.world.rank == 0:
             save_model(self.directory, self.evaluated, config)
+            write_rows(self.directory, self.history)
+            data = self.eval_dataset
+            write_findings(
+                self.directory,
+                self.spec,
+                config,
+                self.history,
+                self._heads or self._look_at_attention(),
+                images=len(self.train_indices),
+                teacher=self._teacher_name,
+                evaluation=self._evaluation,
+                samples=None if data is None else np.bincount(data.labels, minlength=self.num_classes).tolist(),
+            )
         return TrainingResult(self.history[-1], self.history, self._evaluation, weights, config)
-
-
-def _checked_world(spec: TrainingSpec, images: int) -> World:
-    world = World.current()
-    if world.size != spec.processes:
-        raise InvalidInput.at(
-            "/processes",
-            f"{spec.processes}, but {world.size} joined: start them by torchrun --nproc-per-node {spec.processes}, and "
-            "join in each (dearkd_trainer.world)",
-        )
-    smallest = smallest_batch(images, spec.batch_size)
-    if smallest < world.size:
-        raise InvalidInput.at(
-            "/processes", f"{world.size}, but a batch has {smallest} images: each process needs one at least"
-        )
-    return world

@@ -17,10 +17,15 @@ from dearkd.specs.recipes import (
     choose_recipe,
     recipe_defaults,
 )
+from dearkd.specs.schedules import fitting_schedule, schedule_refusals
 from dearkd.specs.stored_logits import refusals, wants_stored_logits, with_stored_logits
 from dearkd.specs.teacher import TeacherSpec
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+MAX_PATCHES = 2**14
+"""Of a student: 128×128, such as 2048 px by 16."""
 
 
 class StudentSpec(Spec):
@@ -29,9 +34,9 @@ class StudentSpec(Spec):
     architecture: str
     image_size: int = Field(ge=8, le=4096)
     patch_size: int = Field(ge=1)
-    embed_dim: int = Field(ge=8)
-    depth: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
+    embed_dim: int = Field(ge=8, le=8192)
+    depth: int = Field(ge=1, le=200)
+    num_heads: int = Field(ge=1, le=256)
     mhca_blocks: int = Field(ge=0)
     drop_path_rate: float = Field(ge=0, lt=1)
     distilled: bool
@@ -215,6 +220,8 @@ class TrainingSpec(Spec):
             if stage_one.get("distillation") == "none":
                 # Nothing else shares the loss then: a weight below 1 would only shrink the gradient.
                 defaults["stage_one"]["weights"] |= {"classification": 1.0, "distillation": 0.0}
+        if isinstance(body.get("optimizer", {}), dict):
+            defaults["optimizer"] |= fitting_schedule(overlay(defaults, body))
         filled = overlay(defaults, {k: v for k, v in body.items() if not (k in ("recipe", "teacher") and v is None)})
         filled["student"] = _student(filled.get("student"), student, size)
         spec = cls.check(filled)
@@ -260,6 +267,13 @@ class TrainingSpec(Spec):
         student = self.student
         if student.image_size % student.patch_size:
             refuse("/student/patch_size", f"{student.patch_size} does not divide image_size ({student.image_size})")
+        elif (patches := (student.image_size // student.patch_size) ** 2) > MAX_PATCHES:
+            refuse(
+                "/student/patch_size",
+                f"{student.patch_size} makes {patches} patches of an image of {student.image_size} pixels a side, and "
+                f"attention takes the square of them; at most {MAX_PATCHES} are allowed: set a larger patch_size, or "
+                "an image_size that has one as a divisor",
+            )
         if student.embed_dim % student.num_heads:
             refuse("/student/num_heads", f"{student.num_heads} does not divide embed_dim ({student.embed_dim})")
         if student.mhca_blocks > student.depth:
@@ -277,10 +291,7 @@ class TrainingSpec(Spec):
         for place, pair in enumerate(self.stage_one.pairs or ()):
             if pair.block >= student.depth:
                 refuse(f"/stage_one/pairs/{place}/block", f"{pair.block}, but the student has {student.depth} blocks")
-        if self.stage_two.lr is not None and self.stage_two.schedule != "restarts":
-            refuse(
-                "/stage_two/lr", "it is where a schedule restarts: set stage_two.schedule to restarts, or leave it out"
-            )
+        errors += schedule_refusals(self.model_dump())
         errors += batch_refusals(self.model_dump(), posted, dataset)
         for field in ("scale", "ratio"):
             low, high = getattr(self.augmentation, field)

@@ -1,5 +1,6 @@
 """Reading a dataset's shards: verified tars that lie locally → images and labels, by sample number."""
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,6 +99,16 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
                 f"{self.num_classes} finite numbers"
             )
         return torch.from_numpy(values.astype(np.float32))
+
+    def fingerprint(self) -> str:
+        """16 hex digits of a SHA-256 over key, label and image size in bytes of each sample, in order.
+
+        It tells datasets apart without reading their images: other pixels in a file of the same size go unnoticed.
+        """
+        digest = hashlib.sha256()
+        for values in (self._keys, self.labels, self._sizes):
+            digest.update(values.tobytes())
+        return digest.hexdigest()[:16]
 
     def preload(self, max_bytes: int = 2**28) -> bool:
         """Decode all images once, if they are of one size and take no more memory than this; says whether it did.

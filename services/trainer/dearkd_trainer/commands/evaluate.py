@@ -1,8 +1,5 @@
 """What `dearkd evaluate` does."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +11,9 @@ from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
 from dearkd.vision.devices import choose_device
 from dearkd_trainer.attention import head_distances, recorded_distances
-from dearkd_trainer.evaluation import Evaluation, evaluate, normalised_sample
+from dearkd_trainer.evaluation import evaluate, normalised_sample
 from dearkd_trainer.export import new_folder
+from dearkd_trainer.findings import ATTENTION, report_of, write_report
 from dearkd_trainer.pictures import attention_distance_picture, confusion_picture
 from dearkd_trainer.sources import TrainedModel, open_dataset, open_model, recorded_rows
 from dearkd_trainer.student import DearKDViT
@@ -46,37 +44,29 @@ def _report(model: TrainedModel, reference: str, cache: FileCache, batch_size: i
     about, size = model.config.pretrained_cfg, model.config.model_args.img_size
     with open_dataset(reference, model, connect, cache) as data:
         found = evaluate(
-            network, data, image_size=size, mean=about.mean, std=about.std, batch_size=batch_size, device=device
+            network,
+            data,
+            image_size=size,
+            mean=about.mean,
+            std=about.std,
+            crop_pct=about.crop_pct,
+            batch_size=batch_size,
+            device=device,
         )
-        heads = head_distances(network, normalised_sample(data, size, about.mean, about.std).to(device))
+        sample = normalised_sample(data, size, about.mean, about.std, crop_pct=about.crop_pct)
+        heads = head_distances(network, sample.to(device))
         samples = np.bincount(data.labels, minlength=model.num_classes).tolist()
     return report_of(found, heads, model.class_names, samples) | {"model": model.name, "dataset": reference}
 
 
-def report_of(
-    found: Evaluation, heads: Sequence[Sequence[float]], class_names: Sequence[str], samples: Sequence[int]
-) -> dict[str, Any]:
-    """What `--json` prints, but for the names of model and dataset."""
-    report = asdict(found)
-    report["per_class"] = [
-        {"index": index, "name": name, "samples": count, "accuracy": accuracy}
-        for index, (name, count, accuracy) in enumerate(zip(class_names, samples, found.per_class, strict=True))
-    ]
-    report["attention_distance"] = {
-        "unit": "pixels",
-        "layers": [sum(layer) / len(layer) for layer in heads],
-        "heads": [list(layer) for layer in heads],
-    }
-    return report
-
-
 def _write(folder: Path, report: dict[str, Any], model: TrainedModel) -> None:
-    (folder / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_report(folder, report)
     names = [row["name"] for row in report["per_class"]]
-    (folder / "confusion.png").write_bytes(confusion_picture(report["confusion"], names))
+    if report["confusion"] is not None:
+        (folder / "confusion.png").write_bytes(confusion_picture(report["confusion"], names))
     distances = report["attention_distance"]
     series = {**recorded_distances(recorded_rows(model, connect)), "now": distances["layers"]}
-    (folder / "attention_distance.png").write_bytes(attention_distance_picture(series, distances["heads"]))
+    (folder / ATTENTION).write_bytes(attention_distance_picture(series, distances["heads"]))
 
 
 def _print(report: dict[str, Any], out: Path | None) -> None:
@@ -94,8 +84,8 @@ def _print(report: dict[str, Any], out: Path | None) -> None:
             ["images", f"{report['samples']:,}"],
             ["top-1", f"{report['top1']:.2%}"],
             ["top-5", f"{report['top5']:.2%}"],
-            ["loss", f"{report['loss']:.4f}"],
-            ["expected calibration error", f"{report['expected_calibration_error']:.4f}"],
+            ["loss", _number(report["loss"])],
+            ["expected calibration error", _number(report["expected_calibration_error"])],
             [
                 "attention distance by layer, pixels",
                 " ".join(f"{distance:.1f}" for distance in report["attention_distance"]["layers"]),
@@ -105,4 +95,8 @@ def _print(report: dict[str, Any], out: Path | None) -> None:
     if out is None:
         note("--out DIR also writes the confusion matrix and the attention distances, as JSON and as pictures")
     else:
-        note(f"{out / 'evaluation.json'}, {out / 'confusion.png'}, {out / 'attention_distance.png'}")
+        note(", ".join(str(path) for path in sorted(out.iterdir())))
+
+
+def _number(value: float | None) -> str:
+    return "no finite number" if value is None else f"{value:.4f}"
