@@ -1,7 +1,7 @@
 """What each term of the synthesis brings: DeepInversion, with the adaptive term, with the boundary term, with both.
 
     python benchmarks/ablation.py --task digits --json --picture ablation-digits.png
-    python benchmarks/ablation.py --task objects --seeds 3 --images-per-class 50 --json
+    python benchmarks/ablation.py --task photographs --seeds 3 --images-per-class 50 --json
     python benchmarks/ablation.py --task digits --seeds 1 --steps 5 --images-per-class 4 --epochs 1 --student-epochs 1
 
 All arms take equally many steps and differ in the named terms alone. For each arm and seed: what the teacher, and a
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from arms import STRANGER, TEACHER, Made, Network, figures, in_turn, synthesise, train_network, train_student
 from PIL import Image, ImageDraw
-from tasks import Task, task
+from tasks import TASKS, Task, task
 from torch import nn
 
 from dearkd_synth.quality import sample_grid
@@ -141,7 +141,7 @@ def picture(images: dict[str, Made], data: Task, *, rows: int = 10, columns: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="digits", choices=["digits", "objects"])
+    parser.add_argument("--task", default="digits", choices=TASKS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--arms", nargs="+", default=[*ARMS, REAL], choices=[*ARMS, REAL])

@@ -1,7 +1,7 @@
 """Student accuracy against teacher passes: full-resolution DeepInversion, and ours.
 
     python benchmarks/budget.py --task digits --json
-    python benchmarks/budget.py --task objects --images-per-class 50 --reference-steps 2000 --json
+    python benchmarks/budget.py --task photographs --images-per-class 50 --reference-steps 2000 --json
     python benchmarks/budget.py --factors 1 --reference-steps 8 --images-per-class 4 --epochs 1 --student-epochs 1
 
 A teacher pass is one forward and backward of one image. Ours takes the preset's phases and terms, its iterations times
@@ -22,7 +22,7 @@ from typing import Any
 
 from ablation import means
 from arms import TEACHER, Network, synthesise, train_network, train_student
-from tasks import Task, task
+from tasks import TASKS, Task, task
 
 from dearkd.specs import SynthesisSpec, SynthesisWeights
 
@@ -68,7 +68,7 @@ def _longer(phase: dict[str, Any], factor: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="digits", choices=["digits", "objects"])
+    parser.add_argument("--task", default="digits", choices=TASKS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--factors", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0])

@@ -14,7 +14,7 @@ import statistics
 from typing import Any
 
 from arms import TEACHER, Network, train_network
-from tasks import task
+from tasks import TASKS, task
 
 from dearkd.specs import SynthesisSpec
 from dearkd_synth.inversion import DeepInversion
@@ -41,7 +41,7 @@ def beside_each_other(by_precision: dict[str, dict[str, float]]) -> dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="digits", choices=["digits", "objects"])
+    parser.add_argument("--task", default="digits", choices=TASKS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images-per-class", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=15, help="of the CNN on real images")

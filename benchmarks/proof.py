@@ -1,8 +1,8 @@
 """What each part of DearKD brings, on real images and without any.
 
     python benchmarks/proof.py --task digits --lines digits.jsonl
-    python benchmarks/proof.py --task objects --lines objects.jsonl
-    python benchmarks/proof.py --table digits.jsonl objects.jsonl
+    python benchmarks/proof.py --task photographs --lines photographs.jsonl
+    python benchmarks/proof.py --table digits.jsonl photographs.jsonl
     python benchmarks/proof.py --seeds 0 --epochs 1 --teacher-epochs 1 --images-per-class 4 --iterations 2
 
 Five students, each the one before and one thing more: a plain ViT; distilled from the teacher's logits (DeiT); with
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import TEACHER, Network, synthesise, train_network, train_on
-from tasks import Task, objects, task
+from tasks import TASKS, Task, photographs, task
 
 from dearkd.specs import SynthesisSpec
 
@@ -184,7 +184,7 @@ def read_lines(paths: Iterable[Path]) -> list[Line]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="digits", choices=["digits", "objects"])
+    parser.add_argument("--task", default="digits", choices=TASKS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--stage-two-epochs", type=int, help="of DearKD's; by default a twelfth, as in the recipe")
     parser.add_argument("--distillation", choices=["hard", "soft"], help="by default the recipe's, which asks the data")
     parser.add_argument("--teacher-epochs", type=int, default=15)
-    parser.add_argument("--train-per-class", type=int, help="real images to draw; objects only, by default the task's")
+    parser.add_argument("--train-per-class", type=int, help="crops of a photograph; by default the task's")
     parser.add_argument("--images-per-class", type=int, help="of the synthetic ones; by default the preset's")
     parser.add_argument("--iterations", type=int, help="of each phase of synthesis; by default the preset's")
     parser.add_argument("--training", default="{}", help="fields of the training spec, as JSON")
@@ -211,9 +211,9 @@ def main() -> None:
     lines = list(done)
     data = task(arguments.task)
     if arguments.train_per_class is not None:
-        if arguments.task != "objects":
-            raise SystemExit("--train-per-class: only objects are drawn, digits are as many as there are")
-        data = objects(train_per_class=arguments.train_per_class)
+        if arguments.task != "photographs":
+            raise SystemExit("--train-per-class: crops can be as many as wanted, digits are as many as there are")
+        data = photographs(train_per_class=arguments.train_per_class)
     for line in run(arguments, data, done):
         lines.append(line)
         print(json.dumps(line), flush=True)

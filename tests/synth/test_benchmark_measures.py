@@ -62,48 +62,39 @@ def test_coverage_of_extremes() -> None:
         coverage(real, real[:50])
 
 
-def test_drawn_objects_are_the_same_each_time_and_held_out_ones_in_other_styles() -> None:
-    from tasks import SEEN, SHAPES, UNSEEN, objects
+def test_photographs_are_the_same_each_time_and_as_many_as_asked_for() -> None:
+    from tasks import PHOTOGRAPHS, photographs
 
-    one, again = (objects(train_per_class=2, held_out_per_class=1) for _ in range(2))
+    one, again = (photographs(train_per_class=2, held_out_per_class=1) for _ in range(2))
     assert torch.equal(one.images, again.images)
     assert torch.equal(one.held_out_images, again.held_out_images)
-    assert len(one.class_names) == len(SHAPES) >= 20
-    assert one.images.shape == (2 * len(SHAPES), 3, 32, 32)
-    assert one.labels.bincount().tolist() == [2] * len(SHAPES)
-    assert one.held_out_labels.tolist() == list(range(len(SHAPES)))
+    assert len(one.class_names) == len(PHOTOGRAPHS) >= 20
+    assert one.images.shape == (2 * len(PHOTOGRAPHS), 3, 32, 32)
+    assert one.labels.bincount().tolist() == [2] * len(PHOTOGRAPHS)
+    assert one.held_out_labels.tolist() == list(range(len(PHOTOGRAPHS)))
+    colours = (one.images.float().amax(1) - one.images.float().amin(1)).flatten(1).amax(1)
+    assert (colours > 20).sum() >= 2 * 11, "eleven are in colour"
 
-    assert not any(set(known) & set(new) for known, new in zip(SEEN, UNSEEN, strict=True))
 
-
-@pytest.mark.parametrize("seen", [True, False])
-def test_the_middle_of_a_drawn_object_has_its_classes_hue(seen: bool) -> None:
-    import colorsys
-
+def test_no_crop_has_a_pixel_of_a_cell_that_is_not_its_own(tmp_path: Path) -> None:
+    """A picture whose held-out cells are red and whose others are blue: no crop has both."""
     import numpy as np
-    from tasks import HUES, draw
+    from PIL import Image
+    from tasks import GRID, HELD_OUT, crops
 
-    for shape in ("square", "disc", "diamond"):
-        offsets = []
-        for seed in range(20):
-            r, g, b = draw(shape, np.random.default_rng(seed), seen=seen)[:, 14:18, 14:18].float().mean((1, 2)) / 255
-            away = colorsys.rgb_to_hsv(float(r), float(g), float(b))[0] - HUES[shape]
-            offsets.append(abs((away + 0.5) % 1 - 0.5))
-        assert np.median(offsets) < 0.05, shape
-        assert max(offsets) < 0.2, shape
-
-
-def test_shapes_differ_from_each_other() -> None:
-    import numpy as np
-    from tasks import SHAPES
-
-    v, u = np.mgrid[0:64, 0:64] / 31.5 - 1
-    masks = {name: shape(u, v) for name, shape in SHAPES.items()}
-    for name, mask in masks.items():
-        assert 0.08 < mask.mean() < 0.75, name
-        for other, theirs in masks.items():
-            if other != name:
-                assert (mask & theirs).sum() / (mask | theirs).sum() < 0.9, (name, other)
+    pixels = np.zeros((4 * 43, 4 * 57, 3), dtype=np.uint8)
+    for row in range(GRID):
+        for column in range(GRID):
+            channel = 0 if (row, column) in HELD_OUT else 2
+            pixels[row * 43 : row * 43 + 43, column * 57 : column * 57 + 57, channel] = 255
+    Image.fromarray(pixels).save(tmp_path / "cells.png")
+    seen = [(row, column) for row in range(GRID) for column in range(GRID) if (row, column) not in HELD_OUT]
+    assert len(seen) == 12
+    for cells, channel in ((seen, 2), (HELD_OUT, 0)):
+        made = crops(tmp_path / "cells.png", cells, 60, np.random.default_rng(0))
+        assert made.shape == (60, 3, 32, 32)
+        assert (made[:, channel] == 255).all()
+        assert (made[:, 2 - channel] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["hooks", "reference"])
