@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from arms import STRANGER, TEACHER, Made, Network, figures, in_turn, synthesise, train_network, train_student
+from arms import STRANGER, TEACHER, Made, Network, figures, in_turn, synthesise, train_network, train_students
 from PIL import Image, ImageDraw
 from tasks import TASKS, Task, task
 from torch import nn
@@ -57,7 +57,7 @@ def run_seed(
             body = posted(arguments, data, teacher, arm, seed)
             made = synthesise(teacher, body, competitor if ARMS[arm][0] else None)
         made_seconds = time.monotonic() - began
-        student_top1, student = train_student(made, teacher, data, seed, training)
+        student_top1, student = train_students(made, teacher, data, seed, training, count=arguments.students)
         if arm == "deepinversion":
             competitor = student
         images[arm] = made
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="one phase of so many at half size; by default the preset's phases")
     parser.add_argument("--adaptive-weight", type=float, default=1.0)
     parser.add_argument("--epochs", type=int, default=15, help="of the CNNs on real images")
+    parser.add_argument("--students", type=int, default=1, help="of each set, whose mean accuracy is told")
     parser.add_argument("--student-epochs", type=int, help="all in stage one; by default the recipe's two stages")
     parser.add_argument("--synthesis", default="{}", help="fields of the synthesis spec, as JSON")
     parser.add_argument("--training", default="{}", help="fields of the training spec, as JSON")
@@ -169,7 +170,15 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"task": data.name, "stranger_top1": round(known, 4), "torch": torch.__version__, **summary}))
         return
-    names = ["teacher_accuracy", "stranger_accuracy", "diversity", "stranger_diversity", "precision", "recall"]
+    names = [
+        "teacher_accuracy",
+        "stranger_accuracy",
+        "diversity",
+        "nearest",
+        "stranger_diversity",
+        "precision",
+        "recall",
+    ]
     names += ["student_top1"]
     print(f"| {data.name} | " + " | ".join(name.replace("_", " ") for name in names) + " |")
     print("|---" * (len(names) + 1) + "|")

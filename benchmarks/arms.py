@@ -1,6 +1,7 @@
 """What the comparisons of synthesis share: networks on real images, made images, students on them, and the figures."""
 
 import json
+import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,27 @@ def synthesise(teacher: Network, posted: dict[str, Any], student: nn.Module | No
     return Made(torch.cat([shard.images for shard in shards]), torch.cat([shard.labels for shard in shards]), spec)
 
 
-def train_student(
-    made: Made, teacher: Network, task: Task, seed: int, posted: dict[str, Any]
+def train_students(
+    made: Made, teacher: Network, task: Task, seed: int, posted: dict[str, Any], *, count: int = 1
 ) -> tuple[float, nn.Module]:
-    """A DearKD student on made images: its accuracy on the real held-out ones, and itself behind the teacher's eyes."""
-    posted = {"seed": seed} | posted
-    return train_on(made.images, made.labels, teacher, task, posted, synthetic=True, mirrored=made.spec.flip > 0)
+    """DearKD students on made images: their mean accuracy on the real held-out ones, and the first one.
+
+    They differ in their own seeds alone (`seed`, `seed` + 100, …): where images are few, one student says more of its
+    beginning than of them.
+    """
+    trained = [
+        train_on(
+            made.images,
+            made.labels,
+            teacher,
+            task,
+            {"seed": seed + 100 * number} | posted,
+            synthetic=True,
+            mirrored=made.spec.flip > 0,
+        )
+        for number in range(count)
+    ]
+    return statistics.fmean(top1 for top1, _ in trained), trained[0][1]
 
 
 def train_on(
@@ -116,7 +132,10 @@ def train_on(
     synthetic: bool,
     mirrored: bool,
 ) -> tuple[float, nn.Module]:
-    """As `train_student`, on any images (N, C, H, W), uint8, and labels (N,); `posted` is of the training spec."""
+    """A student on images (N, C, H, W), uint8, and labels (N,): its accuracy on the held-out ones, and itself.
+
+    It sees what the teacher sees. `posted` is of the training spec.
+    """
     classes, chans = teacher.spec.num_classes, teacher.spec.in_chans
     facts = DatasetFacts(
         num_samples=len(labels),
@@ -183,6 +202,7 @@ def figures(made: Made, teacher: Network, stranger: Network, task: Task) -> dict
         "teacher_accuracy": teacher.top1(made.images, made.labels),
         "stranger_accuracy": stranger.top1(made.images, made.labels),
         "diversity": intra_class_diversity(ours, made.labels),
+        "nearest": nearest_of_class(ours, made.labels),
         "stranger_diversity": intra_class_diversity(theirs, made.labels),
         "precision": precision,
         "recall": recall,
@@ -198,6 +218,17 @@ def intra_class_diversity(features: Tensor, labels: Tensor) -> float:
         n = len(mine)
         distances.append(1 - (similarity.sum() - similarity.trace()).item() / (n * (n - 1)))
     return sum(distances) / len(distances)
+
+
+def nearest_of_class(features: Tensor, labels: Tensor) -> float:
+    """The median cosine similarity of a sample to the nearest other one of its class: near 1 where a class collapses.
+
+    It grows with the number of samples of a class: compare sets of as many.
+    """
+    f = F.normalize(features.double(), dim=1)
+    same = labels[:, None] == labels
+    same.fill_diagonal_(False)
+    return (f @ f.T).masked_fill(~same, -torch.inf).amax(dim=1).median().item()
 
 
 def in_turn(labels: Tensor) -> Tensor:

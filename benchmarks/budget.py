@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 from ablation import means
-from arms import TEACHER, Network, synthesise, train_network, train_student
+from arms import TEACHER, Network, synthesise, train_network, train_students
 from tasks import TASKS, Task, task
 
 from dearkd.specs import SynthesisSpec, SynthesisWeights
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--reference-steps", type=int, default=2000)
     parser.add_argument("--images-per-class", type=int, help="by default the preset's")
     parser.add_argument("--epochs", type=int, default=15, help="of the CNN on real images")
+    parser.add_argument("--students", type=int, default=1, help="of each set, whose mean accuracy is told")
     parser.add_argument("--student-epochs", type=int, help="all in stage one; by default the recipe's two stages")
     parser.add_argument("--synthesis", default="{}", help="fields of the synthesis spec of both, as JSON")
     parser.add_argument("--training", default="{}", help="fields of the training spec, as JSON")
@@ -93,7 +94,7 @@ def main() -> None:
                 began = time.monotonic()
                 made = synthesise(teacher, posted(arguments, data, teacher, method, factor) | {"seed": seed})
                 seconds = time.monotonic() - began
-                student_top1, _ = train_student(made, teacher, data, seed, training)
+                student_top1, _ = train_students(made, teacher, data, seed, training, count=arguments.students)
                 lines.append(
                     {
                         "task": data.name,

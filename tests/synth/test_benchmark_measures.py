@@ -162,3 +162,18 @@ def test_budgets_of_all_methods(small_teacher) -> None:
         2,
     )
     assert published.model_copy(update={"clip": True}) == resolved("published-clipped", 1.0)
+
+
+def test_the_nearest_of_a_class_by_loops() -> None:
+    from arms import nearest_of_class
+
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(14, 5, generator=generator)
+    labels = torch.tensor([0, 1] * 7)
+    nearest = []
+    for i in range(14):
+        others = [j for j in range(14) if j != i and labels[j] == labels[i]]
+        nearest.append(max(torch.cosine_similarity(features[i], features[j], dim=0).item() for j in others))
+    assert nearest_of_class(features, labels) == pytest.approx(sorted(nearest)[6], abs=1e-6), "the lower median of 14"
+    twins = torch.cat([features, features])
+    assert nearest_of_class(twins, torch.cat([labels, labels])) == pytest.approx(1.0)
