@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace, data: Task, done: Sequence[Line]) -> Iter
             else:
                 pixels, labels = data.images, data.labels
                 body["fraction"] = int(images) / 100
-            # A mirrored digit or half disc is none, or another one.
+            # A mirrored digit or page of text is none, or another one.
             top1, _ = train_on(pixels, labels, teacher, data, body, synthetic=images == "free", mirrored=False)
             yield {
                 "task": data.name,

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: precision and recall by loops over pairs, and the drawn task."""
+"""What the benchmarks measure with: precision and recall by loops over pairs, and the task of photographs."""
 
 import math
 import sys

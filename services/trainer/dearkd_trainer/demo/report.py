@@ -66,9 +66,11 @@ def side_by_side(preview: Path, *, columns: int = 8) -> Image.Image:
                 (side - 2, side - 2), Image.Resampling.NEAREST
             )
             real.paste(tile.convert("RGB"), (column * side + 1, digit * side + 1))
-    picture = Image.new("RGB", (real.width + 24 + min(synthetic.width, side * columns), real.height), "white")
+    names = (synthetic.width - 2) % side  # of the classes, before their rows
+    cells = synthetic.crop((names, 0, min(synthetic.width, names + side * columns + 2), synthetic.height))
+    picture = Image.new("RGB", (real.width + 24 + cells.width, cells.height), "white")
     picture.paste(real, (0, 0))
-    picture.paste(synthetic.crop((0, 0, min(synthetic.width, side * columns), real.height)), (real.width + 24, 0))
+    picture.paste(cells, (real.width + 24, 0))
     return picture
 
 
