@@ -129,10 +129,11 @@ def _cifar(image_size: int) -> dict[str, Any]:
 def _digits(image_size: int) -> dict[str, Any]:
     """Small grey images of smooth shapes [R]: a tensor of 12 px for 32 px input, upsampled in the graph.
 
-    The statistics weigh twenty times what the classes' term leaves them otherwise, which makes better digits, and is
-    possible because images get their labels after 50 iterations, by what they look like: an image of noise that is told
-    its class keeps another one then (benchmarks/LOG.md). A cosine without warm-up comes nearer to the statistics than a constant rate. With 120 iterations and a warm-up the
-    teacher was as sure and students as good, but many images were no digits to the eye (benchmarks/LOG.md).
+    The statistics weigh twenty times what they did at first, which makes better digits. It is possible because images
+    get their labels after 50 iterations, by what they look like: an image of noise that is told its class at once then
+    keeps another one. A cosine without warm-up comes nearer to the statistics than a constant rate. With 120 iterations
+    and a warm-up the teacher was as sure and students as good, but many images were no digits to the eye
+    (benchmarks/LOG.md).
 
     Cost: 200 teacher passes an image; 400,000 for 200 images of 10 classes.
 
