@@ -155,7 +155,7 @@ class TrainingSpec(Spec):
     shuffle_shards: int | None = Field(default=None, ge=1, le=100_000)
     """For a dataset that does not fit into the workers' cache: an epoch goes through the shards in a random order, and
     shuffles the samples of so many shards at a time; the cache must hold twice as many, or with several processes three
-    times. Few mix badly where a shard holds few classes, as those of synthesised sets do. None: all samples are shuffled
+    times. Few mix badly where a shard holds few classes, as in synthesised sets. None: all samples are shuffled
     together, and must fit."""
     grad_accum_steps: int = Field(default=1, ge=1, le=1024)
     """Parts in which each process computes the gradient of its share of the batch, where that does not fit into memory
