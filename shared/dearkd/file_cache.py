@@ -51,7 +51,11 @@ class FileCache:
     def close(self) -> None:
         """From now on the files that were fetched may be removed."""
         while self._held:
-            os.close(self._held.pop())
+            _let_go(self._held.pop())
+
+    def place(self, *, name: str, sha256: str) -> Path:
+        """Where a copy lies, if it is there."""
+        return self.root / "files" / sha256 / name
 
     def fetch(self, storage: Storage, key: str, *, name: str, sha256: str, size: int) -> Path:
         """A verified copy of a stored object; it stays where it is until the cache is closed.
@@ -77,27 +81,31 @@ class FileCache:
         """
         if Path(name).name != name or re.fullmatch(r"[0-9a-f]{64}", sha256) is None:
             raise CorruptData(f"a manifest names a file {name!r} with sha256 {sha256!r}: that is no name or no digest")
-        folder = self.root / "files" / sha256
-        path = folder / name
+        path = self.place(name=name, sha256=sha256)
+        folder = path.parent
         descriptor = _hold(folder)
         try:
-            # Others may fill the same folder now: a copy gets its name only when it is whole, and none is ever taken
-            # away under those who read it. One that went bad is replaced.
-            if not (path.exists() and _digest(path) == sha256):
-                self._make_room(size)
-                part = folder / new_id("tmp")
-                try:
-                    download(part)
-                    verify_copy(part, name=name, sha256=sha256, size=size)
-                    os.replace(part, path)
-                finally:
-                    part.unlink(missing_ok=True)
+            if not _is_whole(path, sha256):
+                with _filling(folder):
+                    if not _is_whole(path, sha256):
+                        self._fill(path, download, sha256=sha256, size=size)
             os.utime(folder)
         except BaseException:
-            os.close(descriptor)
+            _let_go(descriptor)
             raise
         self._held.append(descriptor)
         return path
+
+    def _fill(self, path: Path, download: Callable[[Path], None], *, sha256: str, size: int) -> None:
+        """A copy gets its name when it is whole, and none is taken away under its readers. A bad one is replaced."""
+        self._make_room(size)
+        part = path.with_name(new_id("tmp"))
+        try:
+            download(part)
+            verify_copy(part, name=path.name, sha256=sha256, size=size)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
     @contextmanager
     def scratch(self, purpose: str) -> Iterator[Path]:
@@ -109,7 +117,7 @@ class FileCache:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(descriptor)
+            _let_go(descriptor)
 
     def _make_room(self, size: int) -> None:
         """Remove what dead processes left, then copies that nobody uses, until `size` bytes more fit."""
@@ -165,6 +173,23 @@ def _hold(folder: Path) -> int:
             os.close(descriptor)
 
 
+def _let_go(descriptor: int) -> None:
+    """Unlock and close: closing alone leaves the lock to processes that were forked meanwhile, such as a loader's."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+@contextmanager
+def _filling(folder: Path) -> Iterator[None]:
+    """One process at a time fills a folder, so that those who want the same copy at once fetch it once."""
+    descriptor = os.open(folder / "filling.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        _let_go(descriptor)
+
+
 def _remove_unused(folder: Path) -> bool:
     """Remove a folder that nobody holds; says whether it did."""
     try:
@@ -183,7 +208,7 @@ def _remove_unused(folder: Path) -> bool:
                 return True
         return False
     finally:
-        os.close(descriptor)
+        _let_go(descriptor)
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -199,6 +224,10 @@ def _bytes(folder: Path) -> int:
             with suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(path, name)).st_size
     return total
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    return path.exists() and _digest(path) == sha256
 
 
 def _digest(path: Path) -> str:

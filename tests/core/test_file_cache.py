@@ -1,10 +1,13 @@
 """The shared cache of local copies: bounded, least recently used first, and nothing in use is ever removed."""
 
 import hashlib
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,38 @@ def test_processes_at_once_never_lose_what_they_use(storage: Storage, tmp_path: 
     with FileCache(root, 3 * SIZE) as cache:
         fetch(cache, storage, 11)
     assert held(root) <= 3 * SIZE
+
+
+def test_those_who_want_the_same_copy_at_once_fetch_it_once(tmp_path: Path) -> None:
+    fetched = []
+
+    def download(path: Path) -> None:
+        fetched.append(path)
+        time.sleep(0.2)
+        path.write_bytes(content(1))
+
+    def use(_: int) -> bytes:
+        with FileCache(tmp_path / "cache", SIZE) as cache:
+            sha256 = hashlib.sha256(content(1)).hexdigest()
+            return cache.obtain(download, name="x.tar", sha256=sha256, size=SIZE).read_bytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(use, range(4))) == [content(1)] * 4
+    assert len(fetched) == 1
+
+
+def test_what_was_let_go_may_be_removed_though_a_process_was_forked_meanwhile(storage: Storage, tmp_path: Path) -> None:
+    """As the loader's of a run are, which live on with what its cache had open."""
+    ended = multiprocessing.get_context("fork").Event()
+    with FileCache(tmp_path / "cache", SIZE) as cache:
+        old = fetch(cache, storage, 1)
+        forked = multiprocessing.get_context("fork").Process(target=ended.wait)
+        forked.start()
+    try:
+        with FileCache(tmp_path / "cache", SIZE) as cache:
+            fetch(cache, storage, 2)
+        assert not old.exists()
+        assert held(tmp_path / "cache") == SIZE
+    finally:
+        ended.set()
+        forked.join()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from dearkd.errors import CorruptData, InvalidInput
 from dearkd.specs import TrainingSpec
@@ -51,6 +53,14 @@ def save_checkpoint(directory: Path, state: Mapping[str, Any], *, keep: int = 1)
         lambda part: torch.save({"version": VERSION, **state}, part),
         before=lambda: _move_up(directory, keep),
     )
+
+
+def save_best(directory: Path, model: nn.Module, row: Mapping[str, Any]) -> None:
+    """Commit the weights of a model as the best so far; `row` says what made them so, and stands in their header."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    about = {name: str(value) for name, value in row.items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / BEST, lambda part: save_file(tensors, part, about))
 
 
 def load_checkpoint(directory: Path, spec: TrainingSpec, data: Mapping[str, Any]) -> dict[str, Any] | None:

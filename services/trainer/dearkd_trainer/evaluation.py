@@ -1,6 +1,7 @@
 """How well a model does on a dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 from dearkd.errors import InvalidInput
 from dearkd.specs import Precision
 from dearkd.vision.shards import Indices, ShardDataset
-from dearkd_trainer.loader import read, to_picture
+from dearkd_trainer.loader import Batch, read, to_picture
 from dearkd_trainer.recipe import autocast, eval_transform
 from dearkd_trainer.world import World
 
@@ -94,7 +95,7 @@ def normalised_sample(
     count = max(1, min(count, MAX_SAMPLE_BYTES // (4 * data.in_chans * image_size**2)))
     places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
     images = WholeImages(data, places, image_size, crop_pct)
-    pixels = torch.stack([images[place][0] for place in range(len(images))]).float() / 255
+    pixels = torch.stack([images[place][0] for place, _ in enumerate(data.visit(places))]).float() / 255
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return (pixels - shift) / scale
 
@@ -143,21 +144,39 @@ def evaluate(
     world = world or World()
     # As many for each, some looked at twice, since what is gathered must be of one shape.
     mine = np.resize(places, -(-len(places) // world.size) * world.size)[world.rank :: world.size]
-    batches = read(WholeImages(dataset, mine, image_size, crop_pct), batch_size=batch_size, num_workers=workers)
+    images = WholeImages(dataset, mine, image_size, crop_pct)
+    # Read shard by shard, so that few need to be there at a time, but computed in batches that know no shards.
+    own = dataset.shards[mine]
+    ends = np.union1d(np.arange(batch_size, len(mine), batch_size), np.flatnonzero(np.diff(own)) + 1)
+    parts = np.split(np.arange(len(mine)), ends)
     scale = torch.tensor(std, device=device).view(1, -1, 1, 1) * 255
     shift = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255
     training = model.training
     model.eval()
     outputs: list[Tensor] = []
     try:
-        for pixels, _ in batches:
-            with autocast(device, precision):
-                outputs.append(model((pixels.to(device) - shift) / scale).float())
+        with closing(dataset.hold((mine[part] for part in parts), workers=workers)) as held:
+            gated = (part.tolist() for part, _ in zip(parts, held, strict=False))
+            for pixels in _joined(read(images, batch_sampler=gated, num_workers=workers), batch_size):
+                with autocast(device, precision):
+                    outputs.append(model((pixels.to(device) - shift) / scale).float())
     finally:
         model.train(training)
     logits = world.gather(torch.cat(outputs))[: len(places)]
     labels = torch.from_numpy(dataset.labels[places]).to(device)
     return _summarise(logits, labels, confusion and logits.shape[1] <= MAX_CONFUSION_CLASSES)
+
+
+def _joined(batches: Iterator[Batch], size: int) -> Iterator[Tensor]:
+    """The images of batches, some of which are parts of one of `size`, in batches of it."""
+    parts: list[Tensor] = []
+    for images, _ in batches:
+        parts.append(images)
+        if sum(map(len, parts)) == size:
+            yield torch.cat(parts)
+            parts.clear()
+    if parts:
+        yield torch.cat(parts)
 
 
 def _summarise(logits: Tensor, labels: Tensor, with_confusion: bool) -> Evaluation:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec, TrainingSpec
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import load_teacher
+from dearkd_trainer.data import Source, open_shards
 from dearkd_trainer.export import load_model
 from dearkd_trainer.failures import explained
 from dearkd_trainer.student import DearKDViT
@@ -21,8 +23,10 @@ class RunInputs(BaseModel):
 
     spec: TrainingSpec
     directory: Path
-    shards: list[Path]
-    eval_shards: list[Path] | None
+    shards: Source
+    eval_shards: Source | None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Where shards that are fetched when they are needed lie, and where the cache (`data.PLACES`)."""
     num_classes: int
     in_chans: Literal[1, 3]
     mean: list[float]
@@ -42,12 +46,16 @@ class RunInputs(BaseModel):
         on_step: Callable[[int, int], None],
         on_epoch: Callable[[Metrics], None],
         on_checkpoint: Callable[[Path], None],
+        check: Callable[[], None] = lambda: None,
     ) -> DearKDTrainer:
-        """A trainer that goes on from the directory's checkpoint, if there is one. Raises as `DearKDTrainer` does."""
-        with explained(self.spec, device):
-            return self._trainer(device, on_step=on_step, on_epoch=on_epoch, on_checkpoint=on_checkpoint)
+        """A trainer that goes on from the directory's checkpoint, if there is one. Raises as `DearKDTrainer` does.
 
-    def _trainer(self, device: torch.device, **callbacks: Any) -> DearKDTrainer:
+        Shards that are fetched when they are needed are all read once for it, with a `check` before each.
+        """
+        with explained(self.spec, device):
+            return self._trainer(device, check, on_step=on_step, on_epoch=on_epoch, on_checkpoint=on_checkpoint)
+
+    def _trainer(self, device: torch.device, check: Callable[[], None], **callbacks: Any) -> DearKDTrainer:
         teacher = None
         if self.teacher is not None and self.teacher_weights is not None:
             teacher = load_teacher(self.teacher, self.teacher_weights, device=device)
@@ -56,7 +64,7 @@ class RunInputs(BaseModel):
             initial = cast(DearKDViT, load_model(self.initial, self.initial_weights)).to(device)
         return DearKDTrainer(
             self.spec,
-            self.open(self.shards),
+            self._open(self.shards, check),
             num_classes=self.num_classes,
             in_chans=self.in_chans,
             mean=self.mean,
@@ -65,11 +73,12 @@ class RunInputs(BaseModel):
             teacher=teacher,
             teacher_spec=self.teacher,
             initial=initial,
-            eval_dataset=self.open(self.eval_shards) if self.eval_shards is not None else None,
+            eval_dataset=self._open(self.eval_shards, check) if self.eval_shards is not None else None,
             class_names=self.class_names,
             device=device,
             **callbacks,
         )
 
-    def open(self, shards: list[Path]) -> ShardDataset:
-        return ShardDataset(shards, num_classes=self.num_classes, in_chans=self.in_chans)
+    def _open(self, shards: Source, check: Callable[[], None]) -> ShardDataset:
+        settings = Settings(**self.settings)
+        return open_shards(shards, settings, num_classes=self.num_classes, in_chans=self.in_chans, check=check)

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
 from dearkd.attempt import Attempt, Died, HandBack
-from dearkd.datasets import DatasetManifest, datasets, fetch_shard
-from dearkd.errors import CorruptData, InvalidInput, NotFound, Unavailable
+from dearkd.datasets import DatasetManifest, datasets
+from dearkd.errors import CorruptData, NotFound, Unavailable
 from dearkd.jobs import dataset_of, kind_of, model_of, now
 from dearkd.resources import (
     Accuracy,
@@ -32,10 +31,10 @@ from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage import AlreadyExists, Storage
 from dearkd.vision.devices import choose_device
-from dearkd.vision.shards import ShardDataset
 from dearkd.worker import drain as drain_units
 from dearkd_trainer.card import model_card
 from dearkd_trainer.checkpoint import BEST, LAST
+from dearkd_trainer.data import PLACES, bring, open_shards, pixel_statistics
 from dearkd_trainer.export import CONFIG, WEIGHTS
 from dearkd_trainer.failures import LoaderLost
 from dearkd_trainer.findings import ATTENTION, EVALUATION, METRICS, json_lines
@@ -61,13 +60,15 @@ def perform(attempt: Attempt) -> None:
     identifier = dataset_of(spec.dataset) if kind_of(spec.dataset) == "synthesis" else spec.dataset
     manifest = datasets(storage).get(identifier)
     teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
-    shards = fetch_shards(attempt, manifest)
-    eval_shards = fetch_shards(attempt, datasets(storage).get(spec.eval_dataset)) if spec.eval_dataset else None
+    evaluated = datasets(storage).get(spec.eval_dataset) if spec.eval_dataset else None
+    shards, eval_shards = bring(attempt, spec, manifest, evaluated)
     in_chans = cast(Literal[1, 3], manifest.in_chans)
     if teacher is not None:
         mean, std = teacher.mean, teacher.std
     else:
-        images = ShardDataset(shards, num_classes=manifest.num_classes, in_chans=in_chans)
+        images = open_shards(
+            shards, attempt.settings, num_classes=manifest.num_classes, in_chans=in_chans, check=attempt.check
+        )
         mean, std = pixel_statistics(images, attempt.check)
     with attempt.cache.scratch("run") as directory:
         inputs = RunInputs(
@@ -75,6 +76,7 @@ def perform(attempt: Attempt) -> None:
             directory=directory,
             shards=shards,
             eval_shards=eval_shards,
+            settings=attempt.settings.model_dump(mode="json", include=PLACES),
             num_classes=manifest.num_classes,
             in_chans=in_chans,
             mean=mean,
@@ -112,7 +114,11 @@ def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
             raise
 
     trainer = inputs.trainer(
-        choose_device(), on_step=on_step, on_epoch=reporter.on_epoch, on_checkpoint=reporter.on_checkpoint
+        choose_device(),
+        on_step=on_step,
+        on_epoch=reporter.on_epoch,
+        on_checkpoint=reporter.on_checkpoint,
+        check=reporter.attempt.check,
     )
     reporter.begin(trainer.history, trainer.step)
     try:
@@ -213,52 +219,6 @@ class RunReporter:
         self._stored = store_checkpoint(storage, run, folder, self._stored, keep=self.spec.keep_checkpoints)
         storage.put(f"runs/{run}/{METRICS}", json_lines(self._rows))
         self.attempt.ledger.forgive(self.attempt.claim)
-
-
-def fetch_shards(attempt: Attempt, manifest: DatasetManifest) -> list[Path]:
-    """A dataset's shards, each fetched and verified before anything reads it.
-
-    Raises:
-        CorruptData: naming the shard and what differs from the manifest.
-    """
-    paths = []
-    for shard in manifest.shards:
-        attempt.check()
-        paths.append(fetch_shard(attempt.storage, manifest, shard, attempt.cache))
-    return paths
-
-
-def pixel_statistics(
-    data: ShardDataset, check: Callable[[], None] = lambda: None, *, images: int = 2048
-) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, of pixels in [0, 1], of a set without a teacher, to four digits.
-
-    Args:
-        data: of images of any sizes; each pixel counts alike.
-        check: called before each image; what it raises ends the work.
-        images: so many at most are looked at, spread evenly.
-
-    Raises:
-        InvalidInput: if there is no image.
-        CorruptData: naming the image that does not open.
-    """
-    if len(data) == 0:
-        raise InvalidInput.at("/dataset", "there is no image to train on: the dataset is empty")
-    count = 0
-    total, squares = (torch.zeros(data.in_chans, dtype=torch.float64) for _ in range(2))
-    for place in np.unique(np.linspace(0, len(data) - 1, min(images, len(data))).round().astype(np.int64)):
-        check()
-        pixels = data[int(place)][0].flatten(1).double()
-        count += pixels.shape[1]
-        total += pixels.sum(1)
-        squares += pixels.square().sum(1)
-    mean = total / count
-    # Sums of whole numbers below 2^53 are exact, so that nothing is lost by the difference.
-    deviation = ((squares - total * mean) / max(1, count - 1)).clamp(min=0).sqrt()
-    return (
-        [round(value, 4) for value in (mean / 255).tolist()],
-        [max(1e-4, round(value, 4)) for value in (deviation / 255).tolist()],
-    )
 
 
 def store_checkpoint(

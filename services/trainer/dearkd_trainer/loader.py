@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -65,6 +66,9 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
     not dropped, and no step rests on a handful of images. With `repeats` (repeated augmentation, Hoffer et al., CVPR
     2020) an epoch is as long, but holds fewer samples, each so many times in a row, as in timm's RepeatAugSampler.
 
+    With `window`, the shards come in a random order, and samples are shuffled within so many shards in a row (or fewer,
+    so that windows are even), each window as the whole would be without.
+
     Args:
         indices: the samples to train on.
         batch_size: at most so many.
@@ -73,6 +77,8 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
         repeats: augmentations of one sample in an epoch; 0 and 1 are the same.
         skip: steps of the first of the epochs that were done already.
         world: of the processes that share each batch, this one takes its part (`part_of`).
+        shards: the shard of each of the dataset's samples.
+        window: shards of which the samples are shuffled together; None: all.
     """
 
     def __init__(
@@ -85,8 +91,16 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
         repeats: int = 0,
         skip: int = 0,
         world: World | None = None,
+        shards: Indices | None = None,
+        window: int | None = None,
     ) -> None:
         self.indices = indices
+        self.window = window
+        self._by_shard: list[Indices] = []
+        if shards is not None and window is not None:
+            own = shards[indices]
+            ordered = np.argsort(own, kind="stable")
+            self._by_shard = np.split(indices[ordered], np.flatnonzero(np.diff(own[ordered])) + 1)
         self.seed = seed
         self.epochs = epochs
         self.repeats = max(1, repeats)
@@ -100,13 +114,31 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
         return len(self.sizes) * len(self.epochs) - self.skip
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for epoch, order, repetition, batch in self._steps():
+            yield [(epoch, int(order[place]), int(repetition[place])) for place in part_of(batch, self.world)]
+
+    def samples(self) -> Iterator[Indices]:
+        """The sample numbers of each batch as a whole."""
+        for _, order, _, batch in self._steps():
+            yield order[batch]
+
+    def _steps(self) -> Iterator[tuple[int, Indices, Indices, Indices]]:
+        """Epoch, its order with repetitions, and the places in it of each batch."""
         for epoch in self.epochs:
             skip = self.skip if epoch == self.epochs.start else 0
-            order = np.random.default_rng(derive_seed(self.seed, ORDER, epoch)).permutation(self.indices)
-            order = order.repeat(self.repeats)[: len(order)]
-            repetition = np.arange(len(order)) % self.repeats
+            chance = np.random.default_rng(derive_seed(self.seed, ORDER, epoch))
+            windows = [chance.permutation(window) for window in self._windows(chance)]
+            order = np.concatenate([window.repeat(self.repeats)[: len(window)] for window in windows])
+            repetition = np.concatenate([np.arange(len(window)) % self.repeats for window in windows])
             for batch in np.array_split(np.arange(len(order)), len(self.sizes))[skip:]:
-                yield [(epoch, int(order[place]), int(repetition[place])) for place in part_of(batch, self.world)]
+                yield epoch, order, repetition, batch
+
+    def _windows(self, chance: np.random.Generator) -> list[Indices]:
+        if self.window is None or not self._by_shard:
+            return [self.indices]
+        count = -(-len(self._by_shard) // self.window)
+        shuffled = np.array_split(chance.permutation(len(self._by_shard)), count)
+        return [np.concatenate([self._by_shard[shard] for shard in window]) for window in shuffled]
 
 
 def part_of(batch: Indices, world: World) -> Indices:
@@ -160,14 +192,17 @@ def create_loader(
     workers: int,
     pin_memory: bool,
     logits_before: int = 0,
+    held: Iterator[None] | None = None,
 ) -> Iterator[Batch]:
     """Batches of normalised images (B, C, H, W), labels (B,), and before the epoch `logits_before` the teacher's stored
     logits (B, K), read ahead by the workers across epochs.
 
-    No result depends on the number of workers. Raises as `read`.
+    No result depends on the number of workers. `held` is asked before each batch is handed out to be read. Raises as
+    `read`.
     """
     augmented = AugmentedImages(dataset, transform, seed, logits_before)
-    return read(augmented, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
+    gated = (batch for batch, _ in zip(batches, held or repeat(None), strict=False))
+    return read(augmented, batch_sampler=gated, num_workers=workers, pin_memory=pin_memory)
 
 
 def read(dataset: Dataset[Any], **how: Any) -> Iterator[Batch]:

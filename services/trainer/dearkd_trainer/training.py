@@ -18,16 +18,15 @@ import dearkd.vision  # noqa: F401  # makes timm importable
 # isort: split
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
-from dearkd.vision.shards import Indices, ShardDataset, split
+from dearkd.vision.shards import Held, Indices, ShardDataset, split
 from dearkd_trainer import loader
 from dearkd_trainer.attention import head_distances, layer_means, to_row
-from dearkd_trainer.checkpoint import BEST, comparable, load_checkpoint, save_checkpoint, write_atomically
+from dearkd_trainer.checkpoint import BEST, comparable, load_checkpoint, save_best, save_checkpoint
 from dearkd_trainer.evaluation import Evaluation, evaluate, normalised_sample
 from dearkd_trainer.export import WEIGHTS, model_config, save_model
 from dearkd_trainer.failures import explained
@@ -240,7 +239,9 @@ class DearKDTrainer:
 
     def _train(self) -> None:
         self.dataset.preload()
-        with loader.preserved_generators(), closing(self._read_ahead()) as batches:
+        held = self._hold()
+        # What is held is let go first: that wakes who waits for it, without whom the batches could not be closed.
+        with loader.preserved_generators(), closing(self._read_ahead(held)) as batches, closing(held):
             while self.epoch < self.spec.epochs:
                 reset_peak_memory(self.device)
                 row = self._train_epoch(batches)
@@ -276,9 +277,16 @@ class DearKDTrainer:
             repeats=self.spec.augmentation.aug_repeats,
             skip=self._meter.steps,
             world=self.world,
+            shards=self.dataset.shards,
+            window=self.spec.shuffle_shards,
         )
 
-    def _read_ahead(self) -> Generator[loader.Batch, None, None]:
+    def _hold(self) -> Held:
+        """The shards of this window and of the next."""
+        most = 2 * (self.spec.shuffle_shards or 1)
+        return self.dataset.hold(self._batches().samples(), most=most, workers=self.spec.workers)
+
+    def _read_ahead(self, held: Held) -> Generator[loader.Batch, None, None]:
         spec = self.spec
         transform = train_transform(spec.augmentation, image_size=spec.student.image_size, mean=self.mean, std=self.std)
         batches = loader.create_loader(
@@ -289,6 +297,7 @@ class DearKDTrainer:
             workers=spec.workers,
             pin_memory=self.device.type == "cuda",
             logits_before=spec.stage_one.epochs if spec.reads_logits else 0,
+            held=held,
         )
         yield from loader.read_ahead(batches) if spec.workers else batches
 
@@ -326,7 +335,7 @@ class DearKDTrainer:
             if row["holdout_top1"] >= self.best.get("holdout_top1", 0.0):
                 self.best = {"epoch": self.epoch, **row}
                 if self.world.rank == 0:
-                    self._save_best()
+                    save_best(self.directory / "checkpoints", self.evaluated, self.best)
         if self.eval_dataset is not None:
             self._evaluation = self._evaluate(self.eval_dataset, confusion=self.epoch == self.spec.epochs)
             row["eval_top1"] = self._evaluation.top1
@@ -356,13 +365,6 @@ class DearKDTrainer:
             world=self.world,
             confusion=confusion,
         )
-
-    def _save_best(self) -> None:
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.evaluated.state_dict().items()}
-        about = {name: str(value) for name, value in self.best.items()}
-        folder = self.directory / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / BEST, lambda part: save_file(tensors, part, about))
 
     def _finish(self) -> TrainingResult:
         if self.eval_dataset is not None and self._evaluation is None:

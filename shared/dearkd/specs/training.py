@@ -152,6 +152,11 @@ class TrainingSpec(Spec):
     augmentation: AugmentationSpec
     batch_size: int = Field(ge=1)
     """Global: the sum over all processes and over the parts of `grad_accum_steps`."""
+    shuffle_shards: int | None = Field(default=None, ge=1, le=100_000)
+    """For a dataset that does not fit into the workers' cache: an epoch goes through the shards in a random order, and
+    shuffles the samples of so many shards at a time; the cache must hold twice as many, or with several processes three
+    times. Few mix badly where a shard holds few classes, as in synthesised sets. None: all samples are shuffled
+    together, and must fit."""
     grad_accum_steps: int = Field(default=1, ge=1, le=1024)
     """Parts in which each process computes the gradient of its share of the batch, where that does not fit into memory
     at once. The result is the same up to the order of sums, but for dropout and drop-path, which differ."""

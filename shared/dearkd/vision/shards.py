@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,11 +35,22 @@ class _Entry(NamedTuple):
     logits_size: int
 
 
+class Held(Iterator[None]):
+    """Comes to its next element once the shards of the next batch are there. Those that are files always are."""
+
+    def __next__(self) -> None:
+        return None
+
+    def close(self) -> None:
+        """None is needed any more. Another thread that waits for some is woken by an error."""
+
+
 class ShardDataset(Dataset[tuple[Tensor, int]]):
     """The samples of some shards, in the shards' order. Indexing reads labels only; images are decoded when asked for.
 
     Args:
-        paths: tars whose size and sha256 were checked already (`dearkd.datasets.fetch_shard`), in the manifest's order.
+        paths: tars whose size and sha256 were checked already (`dearkd.datasets.fetch_shard`), in the manifest's order;
+            each is read before the next is asked for.
         num_classes: labels must be below it.
         in_chans: images are converted to grey (1) or RGB (3).
 
@@ -47,17 +59,21 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
             of either, or a label out of range.
     """
 
-    def __init__(self, paths: Sequence[Path], *, num_classes: int, in_chans: Literal[1, 3]) -> None:
+    def __init__(self, paths: Iterable[Path], *, num_classes: int, in_chans: Literal[1, 3]) -> None:
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self._paths = list(paths)
-        shards = [_index_shard(path, num_classes) for path in self._paths]
+        self._paths: list[Path] = []
+        shards = []
+        for path in paths:
+            self._paths.append(path)
+            shards.append(_index_shard(path, num_classes))
         entries = [entry for shard in shards for entry in shard]
         # Arrays, not objects: a forked loader worker touches the reference count of every object that it looks at,
         # and so copies it.
         self.labels: Indices = np.array([entry.label for entry in entries], dtype=np.int64)
         """(N,) class indices."""
-        self._shards = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
+        self.shards: Indices = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
+        """(N,) the number of each sample's shard."""
         self._offsets = np.array([entry.offset for entry in entries], dtype=np.int64)
         self._sizes = np.array([entry.size for entry in entries], dtype=np.int64)
         self._logits_offsets = np.array([entry.logits_offset for entry in entries], dtype=np.int64)
@@ -129,9 +145,25 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
         self._pixels = pixels
         return True
 
+    def hold(self, batches: Iterable[Indices], *, most: int = 2, workers: int = 0) -> Held:
+        """See to it that the shards of each batch are there while it is read, and those after it soon. Close it.
+
+        Args:
+            batches: sample numbers.
+            most: shards that are to be there at a time.
+            workers: of the DataLoader that reads the batches; it must ask for each before it hands it out.
+        """
+        return Held()
+
+    def visit(self, places: Indices) -> Iterator[int]:
+        """Sample numbers, each while its shard is there."""
+        with closing(self.hold(places[:, None])) as held:
+            for place, _ in zip(places, held, strict=False):
+                yield int(place)
+
     def name(self, index: int) -> str:
         """The shard and key of a sample, for messages."""
-        return f"{self._paths[self._shards[index]].name}: sample {self._keys[index].decode()!r}"
+        return f"{self._paths[self.shards[index]].name}: sample {self._keys[index].decode()!r}"
 
     def _decode(self, index: int) -> Tensor:
         data = self._read(index, self._offsets[index], self._sizes[index])
@@ -141,7 +173,7 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
             raise CorruptData(f"{self.name(index)}: {error.message}") from None
 
     def _read(self, index: int, offset: int, size: int) -> bytes:
-        with self._paths[int(self._shards[index])].open("rb") as file:
+        with self._paths[int(self.shards[index])].open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
