@@ -1,6 +1,7 @@
 """Other ways to write a step of the inversion, to time beside ours: plain hooks, and the reference's formulation.
 
-Both are written for this comparison. A formulation is called once a step and optimises the same batch on and on.
+Both are written for this comparison; the compiled step is ours, in a loop of its own. A formulation is called once a
+step and optimises the same batch on and on.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from dearkd.specs import SynthesisSpec
 from dearkd.vision.teachers import batch_norm_layers, features_and_logits
 from dearkd_synth import priors
 from dearkd_synth.boundary import boundary_loss
+from dearkd_synth.compilation import compiled
+from dearkd_synth.objective import Objective
+from dearkd_synth.views import Views
 
 Formulation = Callable[[], None]
 
@@ -150,4 +154,50 @@ class Reference:
             self.x.data[:, channel] = torch.clamp(self.x.data[:, channel], -3, 3)
 
 
+class Compiled:
+    """Our own step with `compile` (`dearkd_synth.compilation`): views and Adam as written, all between compiled.
+
+    Args: as of `PlainHooks`; `spec` has one phase.
+    """
+
+    def __init__(self, model: nn.Module, spec: SynthesisSpec, x: Tensor, labels: Tensor) -> None:
+        self.spec, self.x, self.labels = spec.model_copy(update={"compile": True}), x, labels
+        self.objective = Objective(self.spec, model)
+        self.optimizer = torch.optim.Adam([x], lr=spec.learning_rate, fused=True)
+        self.views = Views(spec, torch.Generator().manual_seed(0))
+        self.steps = 0
+
+    def __call__(self) -> None:
+        phase = self.spec.phases[0]
+        view = self.views.show(self.x, phase, self.steps % phase.iterations)
+        self.steps += 1
+        total = self.objective.total(self.objective.terms(self.x, view, self.labels))
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.x.clamp_(-3, 3)
+
+
+class CompiledBare:
+    """The limit of what a compiled step can reach: the frozen teacher's forward and backward, compiled likewise.
+
+    Args: as of `PlainHooks`.
+    """
+
+    def __init__(self, model: nn.Module, spec: SynthesisSpec, x: Tensor, labels: Tensor) -> None:
+        self.x, self.labels, self.autocast = x, labels, spec.precision == "bfloat16"
+        self.loss = compiled(self._loss)
+        self.model = model
+
+    def _loss(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            logits = self.model(x)
+        return F.cross_entropy(logits.float(), self.labels)
+
+    def __call__(self) -> None:
+        torch.autograd.grad(self.loss(self.x), self.x)
+
+
 FORMULATIONS: dict[str, type[PlainHooks] | type[Reference]] = {"hooks": PlainHooks, "reference": Reference}
+COMPILED: dict[str, type[Compiled] | type[CompiledBare]] = {"compiled": Compiled, "compiled_bare": CompiledBare}

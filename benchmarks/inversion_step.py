@@ -11,11 +11,15 @@ resolution: upsampling, roll, flip, teacher, statistics, boundary term, priors, 
 
 With --compare the two formulations of `formulations.py` run in the same turns: plain hooks, and the reference's.
 
+With --compile two more run in the same turns: our step with the spec's `compile`, and the teacher's forward and
+backward compiled likewise. The latter is the fair bound of the former (`compiled_over_its_bound`); beside the bare pass
+as written (`compiled_ratio`) a compiled step looks better than it is. Compiling takes minutes, before the first step.
+
 With --memory the peak of each is measured too, in a process of its own, above what the process held before the first
 step: of the device's allocator on a GPU, of resident memory on the CPU.
 
 On a GPU the teacher and the images are channels_last and bfloat16 is by autocast, as in `DeepInversion`; CUDA graphs
-and torch.compile are not used, and not measured.
+are not used, and not measured.
 """
 
 import argparse
@@ -30,12 +34,13 @@ from collections.abc import Callable
 
 import psutil
 import torch
-from formulations import FORMULATIONS, Formulation
+from formulations import COMPILED, FORMULATIONS, Formulation
 from torch import nn
 from torch.nn import functional as F
 
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.vision.teachers import build_teacher
+from dearkd_synth.determinism import reproducible
 from dearkd_synth.inversion import DeepInversion, Step
 
 WARM_UP = 3
@@ -45,12 +50,17 @@ IMAGES_PER_CLASS = 4
 class Stopwatch:
     """Told of each step of the inversion; runs and times a bare step after it, and those of other formulations."""
 
-    def __init__(self, setting: "Setting", *, compare: bool) -> None:
+    def __init__(self, setting: "Setting", *, compare: bool, compile_it: bool) -> None:
         self.setting = setting
         self.step_seconds: list[float] = []
         others: dict[str, Formulation] = {"bare": setting.bare}
         if compare:
             others |= {name: setting.formulation(name) for name in FORMULATIONS}
+        if compile_it:
+            others |= {name: setting.formulation(name) for name in COMPILED}
+            with reproducible(setting.device):  # as in each step, or what is compiled here would not serve there
+                for name in COMPILED:
+                    others[name]()
         self.others = others
         self.other_seconds: dict[str, list[float]] = {name: [] for name in others}
         self._began = self.now()
@@ -91,7 +101,7 @@ class Setting:
     def formulation(self, name: str) -> Formulation:
         """Another way to write the step, on a teacher and images of its own."""
         x = self.x.detach().clone().requires_grad_()
-        return FORMULATIONS[name](copy.deepcopy(self.model), self.spec, x, self.targets)
+        return (FORMULATIONS | COMPILED)[name](copy.deepcopy(self.model), self.spec, x, self.targets)
 
     def invert(self, on_step: Callable[[Step], None] | None = None) -> None:
         with DeepInversion(self.model, self.teacher_spec, self.spec, device=self.device, on_step=on_step) as inversion:
@@ -152,7 +162,7 @@ def peak_megabytes(arguments: argparse.Namespace) -> float:
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
     setting = Setting(arguments)
-    stopwatch = Stopwatch(setting, compare=arguments.compare)
+    stopwatch = Stopwatch(setting, compare=arguments.compare, compile_it=arguments.compile)
     setting.invert(stopwatch)
     step = statistics.median(stopwatch.step_seconds[WARM_UP:])
     others = {name: statistics.median(seconds[WARM_UP:]) for name, seconds in stopwatch.other_seconds.items()}
@@ -173,10 +183,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "ratio": round(step / bare, 3),
     }
     figures |= {f"{name}_ratio": round(seconds / bare, 3) for name, seconds in others.items()}
+    if arguments.compile:
+        figures["compiled_over_its_bound"] = round(others["compiled"] / others["compiled_bare"], 3)
     if arguments.memory:
         peaks = {
             what: float(subprocess.check_output([sys.executable, __file__, *sys.argv[1:], "--peak", what]))
-            for what in ("step", "bare", *(FORMULATIONS if arguments.compare else ()))
+            for what in (
+                "step",
+                "bare",
+                *(FORMULATIONS if arguments.compare else ()),
+                *(COMPILED if arguments.compile else ()),
+            )
         }
         figures |= {f"{what}_peak_megabytes": round(peak, 1) for what, peak in peaks.items()}
         figures["memory_ratio"] = round(peaks["step"] / peaks["bare"], 3)
@@ -194,9 +211,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--weights", default="{}", help="terms that differ from the preset's, as JSON")
     parser.add_argument("--compare", action="store_true", help="time plain hooks and the reference's formulation too")
+    parser.add_argument("--compile", action="store_true", help="time our step compiled, and its bound, too")
     parser.add_argument("--memory", action="store_true", help="measure the peaks of memory too")
     parser.add_argument(
-        "--peak", choices=["step", "bare", *FORMULATIONS], help="print the peak of one of them, and nothing else"
+        "--peak",
+        choices=["step", "bare", *FORMULATIONS, *COMPILED],
+        help="print the peak of one of them, and nothing else",
     )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

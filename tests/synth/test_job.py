@@ -60,6 +60,22 @@ def store_teacher(ledger: Ledger, small_teacher, folder: Path) -> Teacher:
     return teacher
 
 
+def test_a_job_that_shall_be_compiled_where_there_is_no_compiler_fails_with_the_remedy(
+    settings: Settings, small_teacher, tmp_path: Path
+) -> None:
+    ledger = open_ledger(settings)
+    teacher = store_teacher(ledger, small_teacher, tmp_path)
+    spec = SynthesisSpec.resolve({"teacher": teacher.id, "images_per_class": 2, "compile": True}, teacher.spec)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    with ShardMaker() as maker, torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        drain("synthesis", maker.perform, settings)
+    ended = ledger.store.get(job.id)
+    assert ended.status == "failed"
+    assert ended.error is not None
+    assert ended.error.code == "invalid_input"
+    assert "set compile to false" in ended.error.message
+
+
 def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
     settings: Settings, small_teacher, tmp_path: Path
 ) -> None:

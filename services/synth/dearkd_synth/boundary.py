@@ -23,13 +23,23 @@ class FeatureBank:
         self._features.append(F.normalize(features.detach().float(), dim=1))
         self._labels.append(labels)
 
-    def of(self, labels: Tensor) -> tuple[Tensor, Tensor] | None:
-        """L2-normalised features (M, D) and labels (M,) of all kept images of these classes; None if there are none."""
+    def of(self, labels: Tensor, *, multiple_of: int = 1) -> tuple[Tensor, Tensor] | None:
+        """L2-normalised features (M, D) and labels (M,) of all kept images of these classes; None if nothing is kept.
+
+        Args:
+            labels: names the classes.
+            multiple_of: what M is made a multiple of, by images of no class (label −1), for what is compiled anew for
+                another M.
+        """
         if not self._labels:
             return None
         features, kept = torch.cat(self._features), torch.cat(self._labels)
         wanted = torch.isin(kept, labels)
-        return features[wanted], kept[wanted]
+        features, kept = features[wanted], kept[wanted]
+        more = -len(kept) % multiple_of
+        if multiple_of > 1 and not len(kept):
+            more = multiple_of
+        return F.pad(features, (0, 0, 0, more)), F.pad(kept, (0, more), value=-1)
 
 
 def boundary_loss(

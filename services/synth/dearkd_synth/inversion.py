@@ -23,6 +23,7 @@ from dearkd.vision.images import decode, encode, pixel_range, quantise, to_input
 from dearkd.vision.teachers import check_teacher
 from dearkd_synth.batches import sample_label, shard_batches, shard_samples
 from dearkd_synth.boundary import FeatureBank, logit_margin
+from dearkd_synth.compilation import compilation_errors_told, require_compiler, uncompiled
 from dearkd_synth.determinism import reproducible
 from dearkd_synth.device_memory import batch_too_large
 from dearkd_synth.divergence import DelayedFlag
@@ -58,7 +59,8 @@ class DeepInversion:
         on_step: told after every step, without waiting for the device. What it raises ends the work and is passed on.
 
     Raises:
-        InvalidInput: if the teacher or the student cannot be used with this spec; before any work.
+        InvalidInput: if the teacher or the student cannot be used with this spec, or the machine cannot compile what it
+            asks to be compiled; before any work.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class DeepInversion:
         self.spec = spec
         self.teacher_spec = teacher_spec
         self.device = torch.device(device)
+        if spec.compile:
+            require_compiler(self.device)
         self._on_step = on_step
         student = None
         if spec.weights.adaptive > 0:
@@ -117,6 +121,7 @@ class DeepInversion:
             Diverged: if the optimisation left the finite numbers or `divergence_factor`, even after `max_restarts`
                 restarts.
             OutOfMemory: if the device has no memory for a batch, saying how large a one would fit.
+            InvalidInput: if torch cannot compile the teacher's step; at the first.
         """
         samples = shard_samples(self.spec, index)
         competes = self.spec.competes(index)
@@ -199,7 +204,8 @@ class DeepInversion:
     ) -> SynthesisedBatch | None:
         """None if the device has no memory for it."""
         try:
-            return self._make(labels, seed, bank, memory, start)
+            with compilation_errors_told():
+                return self._make(labels, seed, bank, memory, start)
         except torch.OutOfMemoryError:
             # Only behind this block are the tensors gone that the exception's traceback holds.
             pass
@@ -211,7 +217,8 @@ class DeepInversion:
         if self._objective is None:
             raise ValueError("this DeepInversion is closed: make another")
         targets = torch.tensor(labels, device=self.device)
-        earlier = bank.of(targets) if self.spec.weights.boundary > 0 else None
+        multiple = self.spec.shard_samples if self.spec.compile else 1
+        earlier = bank.of(targets, multiple_of=multiple) if self.spec.weights.boundary > 0 else None
         with reproducible(self.device):
             while True:
                 generator = torch.Generator().manual_seed(seed)
@@ -255,7 +262,7 @@ class DeepInversion:
             x = resize(x.detach(), phase.resolution).requires_grad_()
             # A new Adam: its moments belong to the pixels of the last resolution, which had another scale of gradient.
             optimizer = torch.optim.Adam([x], lr=rate, betas=(spec.betas[0], spec.betas[1]), fused=True)
-            beside = memory.beside(number, len(labels))
+            beside = memory.beside(number, len(labels), tensors=spec.compile)
             for iteration in range(phase.iterations):
                 optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration)
                 if own is None and step.iteration == spec.unlabelled_iterations:
@@ -356,8 +363,9 @@ class DeepInversion:
         x = torch.zeros(len(labels), teacher.in_chans, largest.resolution, largest.resolution, device=self.device)
         x.requires_grad_()
         try:
-            terms = self._objective.terms(x, resize(x, largest.input_size), targets)
-            self._objective.total(terms).backward()
+            with uncompiled():  # each size that is tried would be compiled
+                terms = self._objective.terms(x, resize(x, largest.input_size), targets)
+                self._objective.total(terms).backward()
             with torch.no_grad():
                 self._objective.judge(resize(x.detach(), teacher.image_size))
         except torch.OutOfMemoryError:

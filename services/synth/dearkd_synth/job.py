@@ -43,6 +43,7 @@ from dearkd.vision.teachers import load_teacher
 from dearkd.worker import drain as drain_units
 from dearkd_synth.batches import sample_key, sample_label, shard_samples
 from dearkd_synth.card import dataset_card
+from dearkd_synth.compilation import compiled_by
 from dearkd_synth.determinism import CUBLAS_WORKSPACE, rounding
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.preview import compose_preview, write_strip
@@ -108,7 +109,10 @@ class ShardMaker:
                 attempt.note(f"shard {index}: the device has no memory for whole batches; {made.halved} were halved")
             with attempt.cache.scratch("shard") as folder:
                 path = folder / shard_name(index)
-                said = {"quality": shard_quality(made), "made_with": made_with(self.device) | rounding(self.device)}
+                made_by = made_with(self.device) | rounding(self.device)
+                if spec.compile:
+                    made_by |= compiled_by(self.device)
+                said = {"quality": shard_quality(made), "made_with": made_by}
                 shard = write_samples(path, made, spec).model_copy(update=said)
                 check_contents(path, spec, index)
                 strip = write_strip(made.images, made.labels)

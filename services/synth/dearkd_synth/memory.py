@@ -1,5 +1,7 @@
 """Statistics of a shard's finished batches, so that small batches match the teacher's as one large batch does."""
 
+import torch
+
 from dearkd_synth.statistics import Earlier, Statistics, mixed
 
 
@@ -16,12 +18,16 @@ class StatisticsMemory:
         self._most = images
         self._kept: dict[int, tuple[Statistics, int]] = {}
 
-    def beside(self, phase: int, images: int) -> Earlier | None:
-        """What a batch of so many images has to be seen together with in a phase; None where there is nothing yet."""
+    def beside(self, phase: int, images: int, *, tensors: bool = False) -> Earlier | None:
+        """What a batch of so many images has to be seen together with in a phase; None where there is nothing yet.
+
+        `tensors`: the share as a tensor too, since what is compiled is compiled anew for another number.
+        """
         if phase not in self._kept:
             return None
         statistics, kept = self._kept[phase]
-        return Earlier(statistics, share=images / (images + kept))
+        share = images / (images + kept)
+        return Earlier(statistics, torch.tensor(share, device=statistics[0][0].device) if tensors else share)
 
     def add(self, phase: int, statistics: Statistics, images: int) -> None:
         """Count in a finished batch: its statistics in this phase, layer by layer."""

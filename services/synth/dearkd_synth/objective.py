@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dearkd.specs import SynthesisSpec
-from dearkd.vision.teachers import features_and_logits
+from dearkd.vision.teachers import TraceableFeatures, features_and_logits
 from dearkd_synth import priors
 from dearkd_synth.adaptive import adaptive_loss
 from dearkd_synth.boundary import boundary_loss
+from dearkd_synth.compilation import compiled
 from dearkd_synth.statistics import Earlier, Statistics, StatisticsMatching
 
 OF_CLASSES = frozenset({"cross_entropy", "adaptive", "boundary"})
@@ -29,11 +30,15 @@ class Objective:
     def __init__(self, spec: SynthesisSpec, teacher: nn.Module, adaptive_student: nn.Module | None = None) -> None:
         self._spec = spec
         self._teacher = teacher
+        self._look = TraceableFeatures(teacher)
         self._statistics = StatisticsMatching(
             teacher, first_weight=spec.first_batch_norm_weight, layer_weights=spec.batch_norm_layer_weights
         )
         self._student = adaptive_student
         self._unlabelled = torch.empty(0, 0)
+        self._seen: Statistics = []
+        # Not the bound method: what it is bound to would live until the next garbage collection.
+        self._compute = compiled(Objective._terms) if spec.compile else Objective._terms
         self.compete(adaptive_student is not None)
 
     def compete(self, takes_part: bool) -> None:
@@ -62,16 +67,29 @@ class Objective:
             earlier: features and labels of images already made (`FeatureBank.of`).
             earlier_statistics: of images already made (`StatisticsMemory.beside`).
         """
+        # Before what is compiled, which finds everything as in the step before, or it would be compiled anew.
+        self._statistics.start(matching="batch_norm" in self._weights)
+        terms, unlabelled, self._seen = self._compute(self, x, view, labels, earlier, earlier_statistics)
+        if unlabelled is not None:
+            self._unlabelled = unlabelled
+        return terms
+
+    def _terms(
+        self,
+        x: Tensor,
+        view: Tensor,
+        labels: Tensor | None,
+        earlier: tuple[Tensor, Tensor] | None,
+        earlier_statistics: Earlier | None,
+    ) -> tuple[dict[str, Tensor], Tensor | None, Statistics]:
+        """The terms, the logits of images without labels, and the statistics; the latter two without their graph."""
         spec, weights = self._spec, self._weights
         if labels is None:
             weights = {name: weight for name, weight in weights.items() if name not in OF_CLASSES}
-        self._statistics.start(matching="batch_norm" in weights)
         with torch.autocast(view.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            features, logits = features_and_logits(self._teacher, view)
+            features, logits = self._look(view)
             student_logits = self._student(view) if self._student and "adaptive" in weights else logits
         features, logits, student_logits = features.float(), logits.float(), student_logits.float()
-        if labels is None:
-            self._unlabelled = logits.detach()
         given = torch.empty(0) if labels is None else labels
         compute: dict[str, Callable[[], Tensor]] = {
             "cross_entropy": lambda: F.cross_entropy(logits, given),
@@ -89,7 +107,10 @@ class Objective:
                 similarity_margin=spec.similarity_margin,
             ),
         }
-        return {name: compute[name]() for name in weights}
+        terms = {name: compute[name]() for name in weights}
+        seen = self._statistics.seen()
+        self._statistics.forget()
+        return terms, logits.detach() if labels is None else None, seen
 
     def unlabelled_logits(self) -> Tensor:
         """(B, num_classes), what the teacher said of the last images that `terms` saw without labels."""
@@ -97,7 +118,7 @@ class Objective:
 
     def statistics(self) -> Statistics:
         """Of the last images that `terms` looked at, without their graph; empty where they weigh nothing."""
-        return self._statistics.seen()
+        return self._seen
 
     def judge(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, D), logits (B, num_classes) and the statistics term of finished images, in float32.

@@ -27,7 +27,7 @@ class Earlier(NamedTuple):
     """Statistics of images that are finished, and the share of a batch among all images, in (0, 1)."""
 
     statistics: Statistics
-    share: float
+    share: float | Tensor
 
 
 class FrozenBatchNorm(torch.autograd.Function):
@@ -105,7 +105,12 @@ class MatchedBatchNorm(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.matching:
+        if self.matching and torch.compiler.is_compiling():
+            # The compiler fuses these with their neighbours, forward and back; into an operator it cannot look.
+            variance, mean = torch.var_mean(x.float(), dim=[0, *range(2, x.ndim)], correction=0)
+            self.statistics.append((mean, variance))
+            y = self.normalise(x)
+        elif self.matching:
             y, mean, variance = FrozenBatchNorm.apply(x, self)  # type: ignore[no-untyped-call]  # torch's gap
             self.statistics.append((mean, variance))
         else:
@@ -165,6 +170,11 @@ class StatisticsMatching:
         """Forget the last forward; `matching` False makes the next ones plain."""
         for layer, weight in zip(self.layers, self.weights, strict=True):
             layer.matching = matching and weight > 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the last forward."""
+        for layer in self.layers:
             layer.statistics.clear()
 
     def seen(self) -> Statistics:
@@ -193,7 +203,7 @@ class StatisticsMatching:
         return total if earlier is None else total / earlier.share
 
 
-def mixed(one: Moments, other: Moments, share: float) -> Moments:
+def mixed(one: Moments, other: Moments, share: float | Tensor) -> Moments:
     """Mean and biased variance of two sets of values together, of which the other makes up `share`."""
     mean = torch.lerp(one[0], other[0], share)
     between = [(moments[1] + (moments[0] - mean).square()) for moments in (one, other)]

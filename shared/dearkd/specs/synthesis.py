@@ -97,6 +97,9 @@ class SynthesisSpec(Spec):
     """Whether a batch for which the device has no memory is made in halves: other images than on a larger device."""
     precision: Precision
     """Of the teacher's forward and backward; statistics and losses are always float32."""
+    compile: bool = False
+    """Whether teacher, losses and backward go through torch.compile: other rounding, and a wait for each phase and
+    size of batch. Needs a C++ compiler where the job runs, on a GPU Triton and a C compiler."""
     shard_samples: int = Field(ge=1)
     """The default holds whole class groups, or an even share of one where it can (`cuts`)."""
     image_format: Literal["png", "webp", "jpeg"]

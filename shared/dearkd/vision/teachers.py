@@ -200,20 +200,52 @@ def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     The features are what the classifier is given, whatever the family does between its last stage and there, so that
     the logits are those of `model(x)` by construction.
     """
-    classifier = model.get_classifier()  # type: ignore[operator]  # timm's convention, not nn.Module's
-    if isinstance(classifier, tuple):  # a distilled model has two heads on features of the same place
-        classifier = classifier[0]
     features: list[Tensor] = []
 
     def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         features.append(inputs[0])
 
-    handle = classifier.register_forward_pre_hook(keep_input)
+    handle = _classifier(model).register_forward_pre_hook(keep_input)
     try:
         logits: Tensor = model(x)
     finally:
         handle.remove()
     return features[-1].flatten(1), logits
+
+
+class TraceableFeatures:
+    """`features_and_logits` as torch.compile can trace it: it follows a hook, but cannot set one.
+
+    Args:
+        model: gets a hook for good, which does nothing but while it is traced: give a copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._features: list[Tensor] = []
+        features = self._features  # the hook must not hold what holds the model
+
+        def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if torch.compiler.is_compiling():
+                features.append(inputs[0])
+
+        _classifier(model).register_forward_pre_hook(keep_input)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits, as of `features_and_logits`."""
+        if not torch.compiler.is_compiling():
+            return features_and_logits(self._model, x)
+        logits: Tensor = self._model(x)
+        features = self._features[-1]
+        self._features.clear()
+        return features.flatten(1), logits
+
+
+def _classifier(model: nn.Module) -> nn.Module:
+    classifier = model.get_classifier()  # type: ignore[operator]  # timm's convention, not nn.Module's
+    if isinstance(classifier, tuple):  # a distilled model has two heads on features of the same place
+        classifier = classifier[0]
+    return cast(nn.Module, classifier)
 
 
 def _create(spec: TeacherSpec, **model_args: Any) -> nn.Module:
