@@ -25,6 +25,7 @@ def invert(model: nn.Module, teacher: Any, **posted: Any) -> tuple[SynthesisedSh
         "classes": [0, teacher.num_classes - 1],
         "images_per_class": 2,
         "phases": [{"resolution": 16, "iterations": 6}],
+        "unlabelled_iterations": 0,  # steps without labels lack terms: totals could not be compared
         "jitter": 0,
         "flip": 0.0,
     }
