@@ -46,6 +46,7 @@ def run_comparison(demo: Demo, report: dict[str, Any]) -> dict[str, Any]:
         synthesis,
         phases=[{"resolution": side, "input_size": side, "iterations": steps}],
         weights={**synthesis["weights"], "boundary": 0.0},
+        unlabelled_iterations=0,
     )
     dataset, figures = synthesise("plain DeepInversion", plain)
     train("plain DeepInversion", changed(training, dataset=dataset), **figures)
