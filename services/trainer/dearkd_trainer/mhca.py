@@ -2,7 +2,8 @@
 
 Cordonnier et al. (ICLR 2020) give the positional form and its convolutional initialisation, ConViT (d'Ascoli et al.,
 2021) its use in early blocks; DearKD drops ConViT's gate and adds dropout on the positional part. How the two parts are
-joined was not found in a source, so both readings are built, and the defaults here are our choices [R].
+joined was not found in a source, so both readings are built; the default is the one with the better students
+(benchmarks/RESULTS.md), all other defaults are our choices [R].
 """
 
 from typing import Literal, cast, get_args
