@@ -268,7 +268,8 @@ def test_real_digits_come_out(digits_teacher: tuple[TeacherSpec, Path]) -> None:
     """A teacher of real digits recognises nearly all of a small batch, and few of its noise."""
     teacher_spec, weights = digits_teacher
     spec = SynthesisSpec.resolve(
-        {"teacher": "t", "images_per_class": 4, "phases": [{"resolution": 12, "iterations": 60}], **FOR_SHORT_RUNS}, teacher_spec
+        {"teacher": "t", "images_per_class": 4, "phases": [{"resolution": 12, "iterations": 60}], **FOR_SHORT_RUNS},
+        teacher_spec,
     )
     with DeepInversion(load_teacher(teacher_spec, weights), teacher_spec, spec) as inversion:
         shard = inversion.shard(0)
