@@ -131,11 +131,19 @@ def test_a_spec_decides_the_student() -> None:
     assert student.blocks[2].drop_path1.drop_prob == pytest.approx(0.2)
 
 
+def test_a_shallow_student_of_a_registered_size_has_mhca_in_all_of_its_blocks() -> None:
+    assert timm.create_model("dearkd_tiny_patch16_224", depth=2).mhca_blocks == 2
+    assert timm.create_model("dearkd_tiny_patch16_224", depth=6).mhca_blocks == 4
+
+
 def test_impossible_students_are_refused() -> None:
     with pytest.raises(ValueError, match="mhca_blocks is 4, but the model has 3 blocks"):
         small(mhca_blocks=4)
     with pytest.raises(ValueError, match="class token"):
         small(global_pool="avg")
+    for argument in ({"dynamic_img_size": True}, {"dynamic_img_pad": True}, {"patch_drop_rate": 0.5}):
+        with pytest.raises(ValueError, match="set_input_size goes to another resolution"):
+            small(**argument)
     with pytest.raises(ValueError, match="patches of 5×5 pixels do not cover an image of 32×32"):
         DearKDViT(**(SMALL | {"patch_size": 5}))
     with pytest.raises(ValueError, match="patches of 8×8 pixels do not cover an image of 48×44"):

@@ -75,6 +75,11 @@ class DearKDViT(VisionTransformer):
                 "DearKDViT predicts from its class token, and its tokens have places: leave global_pool, class_token, "
                 "reg_tokens, pos_embed and no_embed_class alone"
             )
+        if self.patch_embed.dynamic_img_pad or kwargs.get("dynamic_img_size") or kwargs.get("patch_drop_rate"):
+            raise ValueError(
+                "DearKDViT has one grid of patches, of which none is left out: leave dynamic_img_size, dynamic_img_pad "
+                "and patch_drop_rate alone; set_input_size goes to another resolution"
+            )
         _require_whole_patches(self.patch_embed.img_size, self.patch_embed.patch_size)
         if not 0 <= mhca_blocks <= len(self.blocks):
             raise ValueError(f"mhca_blocks is {mhca_blocks}, but the model has {len(self.blocks)} blocks")
@@ -220,7 +225,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> DearKDViT
         "embed_dim": size.embed_dim,
         "depth": size.depth,
         "num_heads": size.num_heads,
-        "mhca_blocks": size.mhca_blocks,
+        "mhca_blocks": min(size.mhca_blocks, kwargs.get("depth", size.depth)),
     }
     model: DearKDViT = build_model_with_cfg(
         DearKDViT,
