@@ -52,7 +52,8 @@ class DearKDViT(VisionTransformer):
         kwargs: of timm's `VisionTransformer`. Pooling is by the class token.
 
     Raises:
-        ValueError: if the patches do not cover the image, or MHCA or the pooling does not fit the rest.
+        ValueError: if the patches do not cover the image or are left out at times, or MHCA or the pooling does not fit
+            the rest.
     """
 
     blocks: nn.Sequential
@@ -75,7 +76,7 @@ class DearKDViT(VisionTransformer):
                 "DearKDViT predicts from its class token, and its tokens have places: leave global_pool, class_token, "
                 "reg_tokens, pos_embed and no_embed_class alone"
             )
-        if self.patch_embed.dynamic_img_pad or kwargs.get("dynamic_img_size") or kwargs.get("patch_drop_rate"):
+        if any(kwargs.get(name) for name in ("dynamic_img_size", "dynamic_img_pad", "patch_drop_rate")):
             raise ValueError(
                 "DearKDViT has one grid of patches, of which none is left out: leave dynamic_img_size, dynamic_img_pad "
                 "and patch_drop_rate alone; set_input_size goes to another resolution"
