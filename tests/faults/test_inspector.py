@@ -1,0 +1,77 @@
+"""A work-horse that is killed costs what it was at; its rq worker, which forks the next, goes on unharmed."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from world import SYNTHESIS, TRAINING, World, at_work, kill, workers
+
+from dearkd.client import Json
+from dearkd.errors import Unavailable
+from dearkd.specs import TeacherSpec
+from services import eventually
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def runtime_threads(pid: int) -> int:
+    """Threads of object storage's runtime in a process."""
+    names = [(task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(name.startswith("tokio") for name in names)
+
+
+def rq_workers(here: World) -> list[int]:
+    """The processes of a tree that fork work-horses."""
+    heads = [psutil.Process(family.head) for family in here.tree._families.values()]
+    spawned = [process for head in heads for process in head.children()]
+    return [process.pid for process in spawned if "--multiprocessing-fork" in process.cmdline()]
+
+
+def test_an_upload_whose_inspector_is_killed_is_refused_and_the_next_is_taken(
+    shared_world: World, plain_teacher: tuple[TeacherSpec, Path]
+) -> None:
+    here = shared_world
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(2):  # in a row: the first death is what used to spoil the worker
+            eventually(lambda: not workers())
+            before = len(list(here.client.list_teachers()))
+            upload = pool.submit(here.upload, plain_teacher)
+            kill(at_work().horse)
+            with pytest.raises(Unavailable, match="killed by SIGKILL") as refusal:
+                upload.result(timeout=120)
+            assert refusal.value.code == "worker_died"
+            assert len(list(here.client.list_teachers())) == before
+            assert not list(here.storage.objects("tmp"))
+    assert here.client.get_teacher(here.upload(plain_teacher))["status"] == "ready"
+
+
+@pytest.mark.parametrize("kind", ["synthesis", "training"])
+def test_jobs_go_on_after_two_deaths_in_a_row(
+    shared_world: World, teacher: str, undisturbed: Json, undisturbed_run: Json, kind: str
+) -> None:
+    client = shared_world.client
+    eventually(lambda: not workers())
+    job: Json
+    if kind == "synthesis":
+        job = client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})
+    else:
+        job = client.create_training_run({"dataset": undisturbed["result"]["dataset"], **TRAINING})
+    for killed in range(2):
+        reached: Callable[[], bool] = lambda killed=killed: len(shared_world.begins(job["id"])) > killed  # noqa: E731
+        eventually(reached)
+        kill(shared_world.holder(job["id"]).horse)
+    ended = client.wait_for_job(job["id"])
+    assert ended["status"] == "succeeded", ended["error"]
+
+
+def test_what_forks_has_none_of_the_threads_that_a_fork_would_lose(
+    shared_world: World, undisturbed_run: Json, plain_teacher: tuple[TeacherSpec, Path]
+) -> None:
+    shared_world.upload(plain_teacher)
+    forking = rq_workers(shared_world)
+    assert len(forking) == 3, "one a queue: synth, inspect, train"
+    (api,) = [family.head for name, family in shared_world.tree._families.items() if name == "api"]
+    assert runtime_threads(api) > 0, "where storage is used, its threads are seen"
+    assert {pid: runtime_threads(pid) for pid in forking} == dict.fromkeys(forking, 0)
