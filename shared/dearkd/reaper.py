@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 
-from dearkd.deaths import act
 from dearkd.errors import Unavailable
 from dearkd.ledger import Ledger
 from dearkd.records import reachable
@@ -41,8 +40,6 @@ class Reaper:
             # taken for dead. Whether it was, one that has just begun cannot know.
             silent_too = time.monotonic() - self._reached_since >= self.settings.lease_seconds
             if leads:
-                for death in act(self.ledger):
-                    log.warning("%s, at work on %s, %s", death.holder, death.task, death.cause)
                 for claim, status in self.ledger.reap(max_deaths=self.settings.max_deaths, silent_too=silent_too):
                     log.warning("%s unit %s: its worker is gone; the job is %s", claim.job, claim.unit, status)
         except Unavailable as error:

@@ -21,20 +21,19 @@ from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import psutil
-from redis import Redis
 from redis.exceptions import RedisError
 from rq import Worker, worker_registration
 from rq.exceptions import AbandonedJobError
 from rq.serializers import JSONSerializer
 
 from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, Died, HandBack, end_this_process
-from dearkd.deaths import Death, tell
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
 from dearkd.ledger import Claim, Ledger, holder
 from dearkd.queue import QUEUES, QueueName, connect, queue, wake
 from dearkd.reaper import Reaper
 from dearkd.records import reachable
+from dearkd.registration import Registrations
 from dearkd.settings import Settings
 from dearkd.storage import Storage, is_disk_full
 from dearkd.store import JobStore
@@ -295,27 +294,30 @@ def exit_clause(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}{memory}"
 
 
-def _tell_of_horse(redis: Redis, name: QueueName, job: Any, pid: int, status: int, usage: Any) -> None:
+def _bury_horse(ledger: Ledger, name: QueueName, job: Any, pid: int, status: int, usage: Any) -> None:
     """rq calls this when a work-horse ended by anything but the end of its task."""
     peak = f" (peak memory {usage.ru_maxrss / 2**20:.1f} GiB)" if usage is not None else ""
-    _tell(redis, name, job, holder(os.getpid(), pid), exit_clause(os.waitstatus_to_exitcode(status)) + peak)
+    _blame(ledger, name, job, holder(os.getpid(), pid), exit_clause(os.waitstatus_to_exitcode(status)) + peak)
 
 
-def _tell_of_task(redis: Redis, name: QueueName, job: Any, kind: type[BaseException], error: Any, trace: Any) -> bool:
+def _blame_task(ledger: Ledger, name: QueueName, job: Any, kind: type[BaseException], error: Any, trace: Any) -> bool:
     """rq calls this, in the work-horse, when a task raised: its code does not import, or it has an error of its own."""
     if issubclass(kind, AbandonedJobError):
-        return True  # rq, tidying up, found the task of a worker that was killed: whoever saw that has told of it
+        return True  # rq, tidying up, found the task of a worker that was killed: whoever saw that has buried it
     cause = f"could not do its task: {kind.__name__}: {error}"
-    _tell(redis, name, job, holder(os.getppid(), os.getpid()), cause)
+    _blame(ledger, name, job, holder(os.getppid(), os.getpid()), cause)
     # The next one would meet the same at once: a pause leaves the jobs to workers that can.
     time.sleep(BROKEN_SECONDS)
     return True
 
 
-def _tell(redis: Redis, name: QueueName, job: Any, who: str, cause: str) -> None:
+def _blame(ledger: Ledger, name: QueueName, job: Any, who: str, cause: str) -> None:
     log.error("%s %s", who, cause)
     try:
-        tell(redis, Death(queue=name, task=str(job.args[0]), holder=who, cause=cause))
+        if name == "inspect":
+            Registrations(ledger.redis, ledger.store.storage).abandon(str(job.args[0]), f"the inspector {cause}")
+        else:
+            ledger.blame(next(kind for kind, queue in QUEUES.items() if queue == name), who, cause)
     except Unavailable as error:
         log.warning("%s; the leases of %s will run out", error, who)
 
@@ -329,10 +331,7 @@ def _bury(ledger: Ledger, name: str, cause: str) -> None:
 
 
 def _listen(name: QueueName, supervisor: int) -> None:
-    """One rq worker on one queue, in a process of its own.
-
-    It forks, so that nothing here may start a thread that a work-horse needs: no storage, no torch (see `deaths`).
-    """
+    """One rq worker on one queue, in a process of its own."""
     settings = Settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # A Ctrl-C goes to the whole group; the supervisor decides who ends when.
@@ -350,6 +349,7 @@ def _listen(name: QueueName, supervisor: int) -> None:
             log.warning("waiting for Redis: %s", error)
             time.sleep(until_redis)
             until_redis = min(5.0, until_redis * 2)
+    ledger = open_ledger(settings)
     worker = ListeningWorker(
         [queue(redis, name)],
         connection=redis,
@@ -357,8 +357,8 @@ def _listen(name: QueueName, supervisor: int) -> None:
         worker_ttl=30,
         maintenance_interval=30,
         job_monitoring_interval=5,
-        work_horse_killed_handler=partial(_tell_of_horse, redis, name),
-        exception_handlers=[partial(_tell_of_task, redis, name)],
+        work_horse_killed_handler=partial(_bury_horse, ledger, name),
+        exception_handlers=[partial(_blame_task, ledger, name)],
     )
     worker.work(logging_level=settings.log_level)
 
