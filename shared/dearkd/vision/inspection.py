@@ -20,15 +20,12 @@ from dearkd.queue import TIMEOUT_SECONDS, connect
 from dearkd.registration import Registrations, Ticket, too_large_to_inspect, upload_key, upload_prefix
 from dearkd.resources import Teacher, describe_file, teachers
 from dearkd.settings import Settings
-from dearkd.shard_info import CLASS_NAMES, INFO, listed_shards, read_class_names
+from dearkd.shard_info import CLASS_NAMES, INFO, MAX_CLASSES, listed_shards, read_beside_shards, read_class_names
 from dearkd.specs import TeacherSpec
 from dearkd.storage import Storage
 from dearkd.vision.teachers import describe_teacher
 
 log = logging.getLogger(__name__)
-
-MAX_CLASSES = 100_000
-"""As of teachers; a label beyond that is a mistake, not a class."""
 
 
 def inspect(identifier: str) -> None:
@@ -207,10 +204,12 @@ def _read_shard(
 def _class_names(storage: Storage, prefix: str) -> list[str] | None:
     where = f"{prefix}/{CLASS_NAMES}"
     try:
-        return read_class_names(storage.read(where), where)
+        return read_class_names(read_beside_shards(storage, prefix, CLASS_NAMES), where)
     except NotFound:
         return None
     except InvalidInput as error:
+        if error.errors:
+            raise
         raise InvalidInput.at("/prefix", error.message) from None
 
 
