@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,7 +140,6 @@ def _png() -> bytes:
 
 
 def register(api: Api, prefix: str) -> httpx.Response:
-    # An inspector may only be known again a moment after Redis was emptied or it began.
     return api.http.post("/v1/datasets", json={"prefix": prefix})
 
 
@@ -226,3 +226,48 @@ def test_a_listener_ends_with_its_supervisor(ledger: Ledger, settings: Settings,
         left = listeners(supervisor)
         os.kill(supervisor.pid, signal.SIGKILL)
         eventually(lambda: not any(child.is_running() for child in left))
+
+
+def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
+    ledger: Ledger, hasty: Settings, tmp_path: Path
+) -> None:
+    limited = hasty.model_copy(
+        update={"inspect_memory_bytes": 2**30, "inspect_timeout_seconds": 45.0, "lease_seconds": 300.0}
+    )
+    with inspector(limited, tmp_path) as (api, supervisor):
+        put_shard(api, tmp_path, "small", 3)
+        put_shard(api, tmp_path, "large", 20_000)
+
+        def refusal(place: str) -> tuple[str, str]:
+            eventually(lambda: api.http.get(place).json()["status"] == "failed")
+            shown = api.http.get(place).json()
+            error = shown["error"]
+            assert [field["pointer"] for field in error["errors"]] == ["/prefix"]
+            assert list(api.storage.objects(f"datasets/{shown['id']}")) == []
+            return error["code"], error["message"]
+
+        _put_endless_name(tmp_path / "storage" / "greedy" / "a.tar", 2**30)
+        code, message = refusal(register(api, "greedy").headers["location"])
+        assert code == "too_large_to_inspect"
+        assert "DEARKD_INSPECT_MEMORY_BYTES" in message
+
+        place = register(api, "large").headers["location"]
+        eventually(lambda: horses(supervisor))
+        (horse,) = horses(supervisor)
+        horse.suspend()  # so that nothing in it can end it
+        code, message = refusal(place)
+        assert code == "too_large_to_inspect"
+        assert "longer than 45 s" in message
+        assert not horse.is_running() or horse.status() == psutil.STATUS_ZOMBIE
+
+        where = register(api, "small").headers["location"]
+        eventually(lambda: api.http.get(where).json()["status"] == "ready")
+
+
+def _put_endless_name(path: Path, size: int) -> None:
+    """A tar whose first member has a name of so many characters; the file is sparse."""
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, size
+    path.parent.mkdir(parents=True)
+    path.write_bytes(header.tobuf(tarfile.GNU_FORMAT))
+    os.truncate(path, size + 4096)
