@@ -6,18 +6,14 @@ never waits for the network.
 """
 
 import logging
-import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import psutil
-
+from dearkd.deaths import HUNG as HUNG
+from dearkd.deaths import end_this_process
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.file_cache import FileCache
 from dearkd.jobs import Job
@@ -35,8 +31,6 @@ STOP_SECONDS = 15.0
 
 SLOW_PASS_SECONDS = 10.0
 """Of one image of 224×224 pixels through the largest network on the slowest machine: our choice [R], far too long."""
-HUNG = 113
-"""Exit code of a process that ended itself since its work hung."""
 
 T = TypeVar("T")
 
@@ -219,16 +213,3 @@ def slow_step_seconds(job: Job) -> float:
         else [job.spec["student"]["image_size"]]
     )
     return SLOW_PASS_SECONDS * float(job.spec["batch_size"]) * (float(max(sizes)) / 224) ** 2
-
-
-def end_this_process(code: int = -signal.SIGKILL) -> None:
-    """At once, and every other that it started: those in sessions of their own (torchrun's) would go on without it."""
-    below = [process.pid for process in psutil.Process().children(recursive=True)]
-    # No other thread may run from here on: the main thread would take the end of its children for a fault of the job.
-    sys.setswitchinterval(3600)
-    for pid in below:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    if code >= 0:
-        os._exit(code)
-    os.kill(os.getpid(), -code)

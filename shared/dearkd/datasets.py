@@ -27,6 +27,12 @@ from dearkd.storage import Storage
 IMAGE_SUFFIXES = ("png", "webp", "jpg", "jpeg")
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_MEMBERS = 10_000_000
+MAX_NAME = 1000
+"""Characters of a member's name, which a tar's extensions let be as long as the file."""
+MAX_PARTS = 100
+"""Members of one sample."""
+MAX_LABEL_BYTES = 64
+LOOKED_AT = (*IMAGE_SUFFIXES, "cls")
 
 
 class DatasetClass(BaseModel):
@@ -184,6 +190,11 @@ def read_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]
                     raise CorruptData(
                         f"{path.name} holds {member.name!r}, which is no regular file: only those are read"
                     )
+                if len(member.name) > MAX_NAME:
+                    raise CorruptData(
+                        f"{path.name}: member {member.name[:80]!r}… has a name of {len(member.name)} characters, at "
+                        f"most {MAX_NAME} are read"
+                    )
                 if member.size > MAX_MEMBER_BYTES or count > MAX_MEMBERS:
                     raise CorruptData(
                         f"{path.name}: member {member.name!r} of {member.size} bytes is over the limits "
@@ -192,6 +203,7 @@ def read_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]
                 if member.offset_data + member.size > path.stat().st_size:
                     raise CorruptData(f"{path.name} ends in the middle of {member.name!r}: it is cut short")
                 yield member, tar
+                tar.members = []  # type: ignore[attr-defined]  # of each it would keep a kilobyte
     except tarfile.TarError as error:
         raise CorruptData(f"{path.name} is no readable tar: {error}") from None
     # Python's tarfile takes a missing end for an end; a whole tar closes with two blocks of zeros.
@@ -228,10 +240,13 @@ def inspect_shard(path: Path, *, num_classes: int | None = None) -> ShardContent
                 )
             seen.add(stem)
             key, parts = stem, {}
-        file = tar.extractfile(member)
-        if suffix in parts or file is None:
+        if suffix in parts:
             raise CorruptData(f"{path.name}: sample {stem!r} has two members .{suffix}")
-        parts[suffix] = file.read()
+        if len(parts) == MAX_PARTS:
+            raise CorruptData(f"{path.name}: sample {stem!r} has more than {MAX_PARTS} members")
+        # What is neither image nor label is not looked at: a sample may hold much of it.
+        file = tar.extractfile(member) if suffix in LOOKED_AT else None
+        parts[suffix] = b"" if file is None else file.read(MAX_LABEL_BYTES + 1 if suffix == "cls" else -1)
     close()
     if found.samples == 0:
         raise CorruptData(f"{path.name} holds no sample (an image with a .cls beside it)")
@@ -246,8 +261,8 @@ def split_member(name: str) -> tuple[str, str]:
 
 def parse_label(text: bytes) -> int:
     """Raises `ValueError` if it is not a whole number in plain digits; Python's `int` would take 1_0 for ten."""
-    if re.fullmatch(rb"-?[0-9]+", text.strip()) is None:
-        raise ValueError(f"{text!r} is no whole number")
+    if len(text) > MAX_LABEL_BYTES or re.fullmatch(rb"-?[0-9]+", text.strip()) is None:
+        raise ValueError(f"{text[:40]!r} is no whole number")
     return int(text)
 
 

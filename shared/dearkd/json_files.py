@@ -9,6 +9,10 @@ from dearkd.errors import InvalidInput, json_pointer
 T = TypeVar("T")
 
 
+MAX_SHOWN = 200
+"""Characters of a place in a file that are shown in a message."""
+
+
 def read_json(kind: type[T], text: bytes, *, where: str, what: str, remedy: str) -> T:
     """The file's content as a value of `kind`.
 
@@ -25,7 +29,7 @@ def read_json(kind: type[T], text: bytes, *, where: str, what: str, remedy: str)
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = json_pointer(first["loc"])
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = json_pointer(first["loc"])[:MAX_SHOWN]
         wrong = f"{place}: {first['msg']}" if place else first["msg"]
         raise InvalidInput(f"{where} is not {what}: {wrong}; {remedy}") from None

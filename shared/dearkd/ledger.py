@@ -5,69 +5,42 @@ went to somebody else changes nothing any more.
 """
 
 import json
-import os
-import socket
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, cast
 
 from pydantic import BaseModel
 
 from dearkd import scripts
+from dearkd.deaths import holder as holder
 from dearkd.errors import Conflict, LostLease, NotFound
 from dearkd.job_log import JobLog
-from dearkd.jobs import STATUSES, JobError, Kind, Progress, Status, kind_of, sources_of
+from dearkd.jobs import STATUSES, JobError, Progress, Status, kind_of, sources_of
+from dearkd.leases import Claim as Claim
+from dearkd.leases import Leases, milliseconds
 from dearkd.queue import QUEUES, wake
 from dearkd.records import add_event, at, job_index, job_key, reachable
 from dearkd.settlement import UNSETTLED
 from dearkd.store import JobStore
 
-BLAMED_SECONDS = 5.0
-"""The lease of a unit that is claimed only to say who died before claiming it; it is over at once."""
 LAST_LINES = 8
 """Of a job's log, in the error of one that killed its workers."""
 SILENT = "fell silent: it was stopped, or its machine or its connection to Redis was lost"
 
 
-def holder(*pids: int) -> str:
-    """A name for a process among all machines: its host, and pids from its rq worker down to itself."""
-    return "/".join((socket.gethostname(), *map(str, pids)))
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A unit of a job, ours until the lease runs out; `token` fences every publication."""
-
-    job: str
-    unit: str
-    token: str
-
-
-class Ledger:
+class Ledger(Leases):
     """What workers do with jobs. Raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached."""
 
     def __init__(self, store: JobStore) -> None:
+        super().__init__(store.redis)
         self.store = store
-        self.redis = store.redis
         self.log = JobLog(store.redis, store.storage)
-        self._claim = store.redis.register_script(scripts.CLAIM)
         self._beat = store.redis.register_script(scripts.BEAT)
         self._done = store.redis.register_script(scripts.DONE)
         self._release = store.redis.register_script(scripts.RELEASE)
         self._add_row = store.redis.register_script(scripts.ADD_ROW)
-        self._bury = store.redis.register_script(scripts.BURY)
         self._expire = store.redis.register_script(scripts.EXPIRE)
         self._transition = store.redis.register_script(scripts.TRANSITION)
-
-    def claim(self, kind: Kind, lease_seconds: float, *, who: str | None = None) -> Claim | None:
-        """The best open unit of that kind, by priority and turn; None if there is nothing to do."""
-        with reachable():
-            who = who or holder(os.getppid(), os.getpid())
-            args: list[str | int] = [kind, at(), _milliseconds(), int(lease_seconds * 1000), who]
-            found = self._claim(args=args)
-        return Claim(*(part.decode() for part in cast("list[bytes]", found))) if found else None
 
     def beat(self, claim: Claim, lease_seconds: float) -> Status:
         """Prolong a lease; returns the job's status.
@@ -76,7 +49,7 @@ class Ledger:
             LostLease: if another attempt holds the unit now.
         """
         with reachable():
-            args: list[str | int] = [claim.job, claim.unit, claim.token, _milliseconds(), int(lease_seconds * 1000)]
+            args: list[str | int] = [claim.job, claim.unit, claim.token, milliseconds(), int(lease_seconds * 1000)]
             status = cast(bytes, self._beat(args=args)).decode()
         if status == "lost":
             raise LostLease(f"{claim.job} unit {claim.unit}: the lease was lost, another attempt works on it")
@@ -125,32 +98,6 @@ class Ledger:
                 pipe.hset(key, "metrics", json.dumps(metrics))
                 add_event(pipe, claim.job, "metrics", metrics)
             pipe.execute()
-
-    def bury(self, name: str, cause: str) -> int:
-        """A process has ended, with those below it: what it held is open to others at the next reaping.
-
-        Args:
-            name: `holder` of it; of an rq worker it covers the horses below.
-            cause: how it ended, as a clause: "was killed by SIGKILL".
-
-        Returns:
-            How many units it held.
-        """
-        with reachable():
-            return int(cast(int, self._bury(args=[name, cause])))
-
-    def blame(self, kind: Kind, name: str, cause: str) -> None:
-        """A process that was to work on that kind ended without claiming anything: a death of the unit that is next.
-
-        Without it a worker that cannot even start its task would be woken for ever.
-
-        Args:
-            kind: of the jobs that it was woken for.
-            name: `holder` of it.
-            cause: how it ended, as a clause.
-        """
-        if self.bury(name, cause) == 0 and self.claim(kind, BLAMED_SECONDS, who=name) is not None:
-            self.bury(name, cause)
 
     def done(self, claim: Claim, payload: BaseModel, *, units: int) -> None:
         """Mark a unit as done; after the last of `units`, `finish` opens.
@@ -230,10 +177,10 @@ class Ledger:
         """
         taken: list[tuple[Claim, str]] = []
         with reachable():
-            until = _milliseconds() if silent_too else 0
+            until = milliseconds() if silent_too else 0
             for member in cast("list[bytes]", self.redis.zrangebyscore("dearkd:leases", "-inf", until)):
                 identifier, _, unit = member.decode().partition("#")
-                outcome = self._expire(args=[identifier, unit, at(), _milliseconds()])
+                outcome = self._expire(args=[identifier, unit, at(), milliseconds()])
                 if outcome is None:
                     continue
                 status, deaths, who, cause = (part.decode() for part in cast("list[bytes]", outcome))
@@ -306,7 +253,3 @@ class Ledger:
             raise LostLease(f"{identifier} unit {unit}: another attempt works on it; this one changes nothing")
         if outcome[0] == "refused":
             raise Conflict(f"{identifier} is {outcome[1]} and cannot become {target}")
-
-
-def _milliseconds() -> int:
-    return time.time_ns() // 1_000_000

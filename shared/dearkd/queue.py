@@ -65,6 +65,11 @@ def wake(redis: Redis, name: QueueName, argument: str, *, pipeline: Pipeline | N
     )
 
 
+def step_key(argument: str) -> str:
+    """What a task that has a time for each of its steps changes at each: see `dearkd.listener`."""
+    return f"dearkd:step:{argument}"
+
+
 def require_worker(redis: Redis, name: QueueName) -> None:
     """Raise `Unavailable` (`inspector_unavailable`) if no worker that listens on a queue was heard of lately."""
     # rq keeps the name of a worker that was killed until another one tidies up.

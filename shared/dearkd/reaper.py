@@ -5,10 +5,12 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from dearkd.errors import Unavailable
 from dearkd.ledger import Ledger
 from dearkd.records import reachable
+from dearkd.registration import Registrations
 from dearkd.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ class Reaper:
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self.ledger = ledger
         self.settings = settings
+        self.registrations = Registrations(ledger.redis, ledger.store.storage)
         self._name = f"{socket.gethostname()}:{os.getpid()}:{id(self)}"
         self._next = 0.0
         self._reached_since: float | None = None
@@ -39,15 +42,27 @@ class Reaper:
             # While Redis was away, nobody could prolong a lease: the living get the time to do so before the silent are
             # taken for dead. Whether it was, one that has just begun cannot know.
             silent_too = time.monotonic() - self._reached_since >= self.settings.lease_seconds
-            if leads:
-                for claim, status in self.ledger.reap(max_deaths=self.settings.max_deaths, silent_too=silent_too):
-                    log.warning("%s unit %s: its worker is gone; the job is %s", claim.job, claim.unit, status)
+        except Unavailable as error:
+            self._reached_since = None
+            log.warning("%s", error)
+            return
+        if leads:
+            self._act(lambda: self._reap(silent_too))
+            self._act(self.registrations.sweep)
+
+    def _act(self, action: Callable[[], None]) -> None:
+        try:
+            action()
         except Unavailable as error:
             log.warning("%s", error)
             if error.code == "redis_unavailable":
                 self._reached_since = None
         except Exception:  # a record that this version cannot read must not end the process that reaps all others
             log.exception("the reaper's round failed")
+
+    def _reap(self, silent_too: bool) -> None:
+        for claim, status in self.ledger.reap(max_deaths=self.settings.max_deaths, silent_too=silent_too):
+            log.warning("%s unit %s: its worker is gone; the job is %s", claim.job, claim.unit, status)
 
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop` is set; for a thread of the API."""

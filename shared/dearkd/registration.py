@@ -15,14 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 from redis.exceptions import RedisError
 
+from dearkd.deaths import INSPECTOR_DEATHS, InspectorDeath, inspector_death
 from dearkd.errors import Conflict, CorruptData, DearKDError, FieldError, InvalidInput, Unavailable
 from dearkd.jobs import now
-from dearkd.queue import TIMEOUT_SECONDS, require_worker, wake
+from dearkd.queue import TIMEOUT_SECONDS, queue, require_worker, step_key, wake
 from dearkd.records import reachable
 from dearkd.settings import Settings
 from dearkd.storage import Storage
 
 TICKET_SECONDS = 2 * TIMEOUT_SECONDS["inspect"]
+OPEN = "dearkd:registrations"
+"""Set: the tickets that wait for an answer."""
+AWAKE_SECONDS = 30
+"""After a wake-up, before the inspector may be woken again for the same ticket."""
 
 _ERRORS: dict[str, type[DearKDError]] = {
     kind.__name__: kind for kind in (InvalidInput, Conflict, CorruptData, Unavailable, DearKDError)
@@ -96,6 +101,10 @@ class Registrations:
             pipe = self.redis.pipeline(transaction=True)
             pipe.multi()  # said aloud, or rq would say it after our first command
             pipe.set(_key(ticket.id), ticket.model_dump_json(), ex=TICKET_SECONDS)
+            pipe.set(_awake_key(ticket.id), 1, ex=AWAKE_SECONDS)
+            pipe.delete(_beat_key(ticket.id))
+            pipe.hdel(INSPECTOR_DEATHS, ticket.id)
+            pipe.sadd(OPEN, ticket.id)
             wake(self.redis, "inspect", ticket.id, pipeline=pipe)
             pipe.execute()
 
@@ -106,10 +115,40 @@ class Registrations:
         if text is None:
             return None
         ticket = Ticket.model_validate_json(text)
+        if not ticket.registering:
+            return ticket
+        if death := inspector_death(self.redis, identifier):
+            return self.close(ticket, _refusal_of(ticket, death))
         if ticket.state == "inspecting" and beat is None:
             lost = Unavailable("the inspector ended before it was done (out of memory?): try again", code="worker_died")
             return self.close(ticket, lost)
         return ticket
+
+    def take(self, identifier: str, settings: Settings) -> Ticket | None:
+        """The ticket, for the one inspector that is to look at it; None if it has ended or another does."""
+        ticket = self.get(identifier)
+        if ticket is None or ticket.state != "waiting":
+            return None
+        with reachable():
+            taken = self.redis.set(_beat_key(identifier), 1, px=int(settings.lease_seconds * 1000), nx=True)
+        return ticket if taken else None
+
+    def sweep(self) -> None:
+        """See to tickets that nobody asks for: close those whose inspector died, and wake it for those it missed."""
+        with reachable():
+            identifiers = sorted(cast("set[bytes]", self.redis.smembers(OPEN)))
+        for identifier in (member.decode() for member in identifiers):
+            ticket = self.get(identifier)
+            with reachable():
+                if ticket is None or not ticket.registering:
+                    self.redis.srem(OPEN, identifier)
+                elif (
+                    # Its worker was killed between taking the task and beginning it, or is about to begin.
+                    ticket.state == "waiting"
+                    and not queue(self.redis, "inspect").count
+                    and self.redis.set(_awake_key(identifier), 1, ex=AWAKE_SECONDS, nx=True)
+                ):
+                    wake(self.redis, "inspect", identifier)
 
     def close(self, ticket: Ticket, error: DearKDError | None = None) -> Ticket:
         """Say how a registration ended; what was uploaded for it is deleted first."""
@@ -118,18 +157,25 @@ class Registrations:
             update={"state": "failed" if error else "ready", "refusal": Refusal.of(error) if error else None}
         )
         with reachable():
-            self.redis.set(_key(ticket.id), closed.model_dump_json(), ex=TICKET_SECONDS)
+            pipe = self.redis.pipeline(transaction=True)
+            pipe.set(_key(ticket.id), closed.model_dump_json(), ex=TICKET_SECONDS)
+            pipe.delete(_beat_key(ticket.id), step_key(ticket.id))
+            pipe.hdel(INSPECTOR_DEATHS, ticket.id)
+            pipe.srem(OPEN, ticket.id)
+            pipe.execute()
         return closed
-
-    def abandon(self, identifier: str, cause: str) -> None:
-        """The inspector ended before it was done: say so on the ticket, if it still waits for an answer."""
-        ticket = self.get(identifier)
-        if ticket is not None and ticket.registering:
-            self.close(ticket, Unavailable(f"{cause}: mend its installation and try again", code="worker_died"))
 
     def forget(self, identifier: str) -> None:
         with reachable():
             self.redis.delete(_key(identifier), _beat_key(identifier))
+
+    def step(self, ticket: Ticket) -> None:
+        """Say that the inspector has come further: what it does next has a time of its own."""
+        with reachable():
+            pipe = self.redis.pipeline(transaction=True)
+            pipe.incr(step_key(ticket.id))
+            pipe.expire(step_key(ticket.id), TICKET_SECONDS)
+            pipe.execute()
 
     @contextmanager
     def inspecting(self, ticket: Ticket, settings: Settings) -> Iterator[None]:
@@ -174,3 +220,32 @@ def _key(identifier: str) -> str:
 
 def _beat_key(identifier: str) -> str:
     return f"{_key(identifier)}:beat"
+
+
+def _awake_key(identifier: str) -> str:
+    return f"{_key(identifier)}:awake"
+
+
+def uploaded_bytes(redis: Redis, identifier: str) -> int:
+    """The size of the file that a ticket is for; 0 where it is for none."""
+    with reachable():
+        text = cast("bytes | None", redis.get(_key(identifier)))
+    return 0 if text is None else int(Ticket.model_validate_json(text).request.get("bytes", 0))
+
+
+def too_large_to_inspect(ticket: Ticket, cause: str) -> InvalidInput:
+    """The answer to what asks for more memory or time than an inspection may take."""
+    pointer = "/prefix" if "prefix" in ticket.request else "/weights"
+    return InvalidInput.at(
+        pointer,
+        f"{cause}: use something smaller, or let the server allow more (DEARKD_INSPECT_MEMORY_BYTES, "
+        "DEARKD_INSPECT_TIMEOUT_SECONDS)",
+        code="too_large_to_inspect",
+    )
+
+
+def _refusal_of(ticket: Ticket, death: InspectorDeath) -> DearKDError:
+    cause = f"the inspector {death.cause}"
+    if death.too_large:
+        return too_large_to_inspect(ticket, cause)
+    return Unavailable(f"{cause}: try again; if that ends alike, mend its installation", code="worker_died")

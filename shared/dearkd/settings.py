@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     """A drain task gives its worker back to the queue after this long."""
     inspect_seconds: float = Field(default=60.0, gt=0)
     """How long a request waits for the inspector before it answers 202."""
+    inspect_timeout_seconds: float = Field(default=600.0, ge=1)
+    """What the inspector may take for a teacher, or for one shard of a dataset; over it, that is refused."""
+    inspect_memory_bytes: int = Field(default=4 * 2**30, ge=2**30)
+    """Memory that an inspection may take, beside three times the size of what was uploaded (on Linux)."""
     stall_seconds: float = Field(default=7200.0, gt=0)
     """A unit that makes no step for this long, and what a step of its size may take on top, is ended as hung."""
     max_deaths: int = Field(default=3, ge=1)

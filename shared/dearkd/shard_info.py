@@ -1,6 +1,8 @@
 """`_info.json` and `class_names.json`: what lies beside shards that other tools made. No torch here."""
 
-from pydantic import BaseModel, Field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
 
 from dearkd.errors import InvalidInput
 from dearkd.json_files import read_json
@@ -12,14 +14,36 @@ CLASS_NAMES = "class_names.json"
 """A JSON list beside shards of unnamed classes, or beside class folders: a name for each index."""
 
 
+MAX_BYTES = 2**24
+"""Of either file: room for as many names as there may be, of 160 bytes each."""
+MAX_CLASSES = 100_000
+"""As of teachers; a label beyond that is a mistake, not a class."""
+MAX_SHARDS = 100_000
+"""Of a dataset: each is an entry of its manifest."""
+MAX_NAME = 900
+"""Characters of a name, of a class or a shard."""
+MAX_SPLITS = 20
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_SPLITS:
+        raise ValueError(f"{len(value)} splits, at most {MAX_SPLITS} are read")
+    return value
+
+
+# fail_fast: a file may hold millions of wrong things, and a message for each takes a hundred times its memory.
+_Name = Annotated[str, Field(max_length=MAX_NAME)]
+_Names = Annotated[list[_Name], Field(fail_fast=True, max_length=MAX_CLASSES)]
+
+
 class _Split(BaseModel):
-    filenames: list[str] = Field(min_length=1)
-    shard_lengths: list[int] | None = None
+    filenames: list[_Name] = Field(min_length=1, max_length=MAX_SHARDS, fail_fast=True)
+    shard_lengths: list[int] | None = Field(default=None, max_length=MAX_SHARDS, fail_fast=True)
     num_samples: int | None = None
 
 
 class _Info(BaseModel):
-    splits: dict[str, _Split] = Field(min_length=1)
+    splits: Annotated[dict[_Name, _Split], BeforeValidator(_few), Field(min_length=1)]
 
 
 def read_info(text: bytes, where: str) -> dict[str, int | None]:
@@ -54,10 +78,26 @@ def read_info(text: bytes, where: str) -> dict[str, int | None]:
 def read_class_names(text: bytes, where: str) -> list[str]:
     """Raises `InvalidInput`, naming the file (`where`), if it is no list of names."""
     what, remedy = "a list of names", "give a JSON list of strings, one for each class, in order"
-    names = read_json(list[str], text, where=where, what=what, remedy=remedy)
+    names: list[str] = read_json(_Names, text, where=where, what=what, remedy=remedy)
     if not names:
         raise InvalidInput(f"{where} is empty; {remedy}")
     return names
+
+
+def read_beside_shards(storage: Storage, prefix: str, name: str) -> bytes:
+    """One of these files, under a prefix.
+
+    Raises:
+        NotFound: if it is not there.
+        InvalidInput: at `/prefix`, if it is larger than such a file can be; nothing of it was read.
+    """
+    where = f"{prefix}/{name}"
+    size = storage.size(where)
+    if size > MAX_BYTES:
+        raise InvalidInput.at(
+            "/prefix", f"{where} has {size} bytes, but at most {MAX_BYTES} are read of it: correct or remove it"
+        )
+    return storage.read(where)
 
 
 def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
@@ -77,11 +117,19 @@ def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
             raise InvalidInput.at(
                 "/prefix", f"there is no *.tar and no {INFO} under {prefix!r} in storage", code="no_shards"
             )
+        if len(names) > MAX_SHARDS:
+            raise InvalidInput.at(
+                "/prefix",
+                f"there are {len(names)} *.tar under {prefix!r}, but a dataset has at most {MAX_SHARDS} shards: "
+                "register parts of it, or make larger shards",
+            )
         return dict.fromkeys(names)
     where = f"{prefix}/{INFO}"
     try:
-        listed = read_info(storage.read(where), where)
+        listed = read_info(read_beside_shards(storage, prefix, INFO), where)
     except InvalidInput as error:
+        if error.errors:
+            raise
         raise InvalidInput.at("/prefix", error.message) from None
     missing = [name for name in listed if name not in present]
     if missing:

@@ -2,7 +2,7 @@
 
 `dearkd worker synth` is a small supervisor without torch. It starts one rq worker a queue (`synth` and `inspect`, or
 `train`), restarts one that dies, runs the reaper, and on SIGTERM lets running units go back or reach a checkpoint. An
-rq worker forks a work-horse for each wake-up; only there is torch imported.
+rq worker (`dearkd.listener`) forks a work-horse for each wake-up; only there is torch imported.
 """
 
 import importlib
@@ -18,22 +18,23 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import psutil
-from redis.exceptions import RedisError
-from rq import Worker, worker_registration
-from rq.exceptions import AbandonedJobError
-from rq.serializers import JSONSerializer
 
-from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, Died, HandBack, end_this_process
+from dearkd.attempt import OUTAGE_SECONDS, Attempt, Died, HandBack
+from dearkd.deaths import exit_clause as exit_clause
+from dearkd.deaths import holder
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
-from dearkd.ledger import Claim, Ledger, holder
-from dearkd.queue import QUEUES, QueueName, connect, queue, wake
+from dearkd.leases import Claim
+from dearkd.ledger import Ledger
+from dearkd.listener import listen
+from dearkd.memory_limit import limit_memory
+from dearkd.queue import QUEUES, QueueName, connect, wake
 from dearkd.reaper import Reaper
 from dearkd.records import reachable
-from dearkd.registration import Registrations
+from dearkd.registration import uploaded_bytes
 from dearkd.settings import Settings
 from dearkd.storage import Storage, is_disk_full
 from dearkd.store import JobStore
@@ -47,7 +48,8 @@ LISTENS: dict[WorkerKind, tuple[QueueName, ...]] = {"synth": ("synth", "inspect"
 GRACE_SECONDS = 8.0
 """Less than what `up` and a container engine give this process before they kill it."""
 
-BROKEN_SECONDS = 1.0
+UPLOAD_COPIES = 3
+"""Of an uploaded file that an inspection may hold: the file, the network, and what its check computes."""
 
 T = TypeVar("T")
 
@@ -67,6 +69,8 @@ def train(job: str) -> None:
 
 def inspect(ticket: str) -> None:
     """The rq task of inspectors."""
+    settings = Settings()
+    limit_memory(settings.inspect_memory_bytes + UPLOAD_COPIES * uploaded_bytes(connect(settings), ticket))
     importlib.import_module("dearkd.vision.inspection").inspect(ticket)
 
 
@@ -223,7 +227,7 @@ def main(kind: WorkerKind) -> int:
                         holder(child.pid or 0),
                         f"ended with its rq worker, which {exit_clause(child.exitcode or 0)}",
                     )
-                children[name] = context.Process(target=_listen, args=(name, os.getpid()), name=f"rq-{name}")
+                children[name] = context.Process(target=listen, args=(name, os.getpid()), name=f"rq-{name}")
                 children[name].start()
                 started[name] = time.monotonic()
         reaper.step()
@@ -257,114 +261,9 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         return
 
 
-class ListeningWorker(Worker):
-    """rq's worker, but an outage of Redis does not end it while its work-horse works, since the horse would end too."""
-
-    max_connection_wait_time = 5.0
-    """After a long outage rq would let up to a minute pass before it looks again."""
-
-    def main_work_horse(self, job: Any, queue: Any) -> None:
-        # From the fork on: a worker that is killed while its horse still imports leaves an orphan that nobody ends.
-        threading.Thread(target=_end_with, args=(self.pid,), daemon=True).start()
-        super().main_work_horse(job, queue)
-
-    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        super().heartbeat(timeout, pipeline)
-        # A Redis that was emptied knows this worker no more, and nobody would believe that there is one.
-        if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
-            with self.connection.pipeline() as again:
-                again.hset(self.key, mapping=self.serialize())
-                worker_registration.register(self, again)
-                again.execute()
-
-    def maintain_heartbeats(self, job: Any, execution: Any) -> None:
-        try:
-            super().maintain_heartbeats(job, execution)
-        except RedisError as error:
-            log.warning("no sign of life could be given: %s", error)
-
-
-def exit_clause(code: int) -> str:
-    """How a process ended, by its exit code, negative for a signal."""
-    if code == HUNG:
-        return "made no step for too long (DEARKD_STALL_SECONDS) and was ended"
-    if code >= 0:
-        return f"ended with exit code {code}"
-    memory = ", by hand or by the kernel for lack of memory" if code == -signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{memory}"
-
-
-def _bury_horse(ledger: Ledger, name: QueueName, job: Any, pid: int, status: int, usage: Any) -> None:
-    """rq calls this when a work-horse ended by anything but the end of its task."""
-    peak = f" (peak memory {usage.ru_maxrss / 2**20:.1f} GiB)" if usage is not None else ""
-    _blame(ledger, name, job, holder(os.getpid(), pid), exit_clause(os.waitstatus_to_exitcode(status)) + peak)
-
-
-def _blame_task(ledger: Ledger, name: QueueName, job: Any, kind: type[BaseException], error: Any, trace: Any) -> bool:
-    """rq calls this, in the work-horse, when a task raised: its code does not import, or it has an error of its own."""
-    if issubclass(kind, AbandonedJobError):
-        return True  # rq, tidying up, found the task of a worker that was killed: whoever saw that has buried it
-    cause = f"could not do its task: {kind.__name__}: {error}"
-    _blame(ledger, name, job, holder(os.getppid(), os.getpid()), cause)
-    # The next one would meet the same at once: a pause leaves the jobs to workers that can.
-    time.sleep(BROKEN_SECONDS)
-    return True
-
-
-def _blame(ledger: Ledger, name: QueueName, job: Any, who: str, cause: str) -> None:
-    log.error("%s %s", who, cause)
-    try:
-        if name == "inspect":
-            Registrations(ledger.redis, ledger.store.storage).abandon(str(job.args[0]), f"the inspector {cause}")
-        else:
-            ledger.blame(next(kind for kind, queue in QUEUES.items() if queue == name), who, cause)
-    except Unavailable as error:
-        log.warning("%s; the leases of %s will run out", error, who)
-
-
 def _bury(ledger: Ledger, name: str, cause: str) -> None:
     try:
         if ledger.bury(name, cause):
             log.warning("%s %s in the middle of its work", name, cause)
     except Unavailable as error:
         log.warning("%s; the leases of %s will run out", error, name)
-
-
-def _listen(name: QueueName, supervisor: int) -> None:
-    """One rq worker on one queue, in a process of its own."""
-    settings = Settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # A Ctrl-C goes to the whole group; the supervisor decides who ends when.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Who was spawned spawns: each loader of a run's images would import torch anew, for seconds.
-    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
-    threading.Thread(target=_end_with, args=(supervisor,), daemon=True).start()
-    redis = connect(settings)
-    until_redis = 0.2
-    while True:
-        try:
-            redis.ping()
-            break
-        except Exception as error:
-            log.warning("waiting for Redis: %s", error)
-            time.sleep(until_redis)
-            until_redis = min(5.0, until_redis * 2)
-    ledger = open_ledger(settings)
-    worker = ListeningWorker(
-        [queue(redis, name)],
-        connection=redis,
-        serializer=JSONSerializer,
-        worker_ttl=30,
-        maintenance_interval=30,
-        job_monitoring_interval=5,
-        work_horse_killed_handler=partial(_bury_horse, ledger, name),
-        exception_handlers=[partial(_blame_task, ledger, name)],
-    )
-    worker.work(logging_level=settings.log_level)
-
-
-def _end_with(parent: int) -> None:
-    """End when the parent is gone: a process that nobody restarts or stops must not stay. Its lease runs out."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    end_this_process()

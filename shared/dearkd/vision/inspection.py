@@ -1,30 +1,31 @@
 """The inspector: what the API cannot judge without torch or for its length. An rq task; see `dearkd.registration`."""
 
+import errno
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
+
+from rq.timeouts import JobTimeoutException
 
 from dearkd.datasets import DatasetManifest, Shard, ShardContents, count_classes, datasets, info_json, inspect_shard
 from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound, Unavailable
 from dearkd.file_cache import FileCache
 from dearkd.identifiers import is_id
 from dearkd.jobs import now
-from dearkd.queue import connect
-from dearkd.registration import Registrations, Ticket, upload_key, upload_prefix
+from dearkd.queue import TIMEOUT_SECONDS, connect
+from dearkd.registration import Registrations, Ticket, too_large_to_inspect, upload_key, upload_prefix
 from dearkd.resources import Teacher, describe_file, teachers
 from dearkd.settings import Settings
-from dearkd.shard_info import CLASS_NAMES, INFO, listed_shards, read_class_names
+from dearkd.shard_info import CLASS_NAMES, INFO, MAX_CLASSES, listed_shards, read_beside_shards, read_class_names
 from dearkd.specs import TeacherSpec
 from dearkd.storage import Storage
 from dearkd.vision.teachers import describe_teacher
 
 log = logging.getLogger(__name__)
-
-MAX_CLASSES = 100_000
-"""As of teachers; a label beyond that is a mistake, not a class."""
 
 
 def inspect(identifier: str) -> None:
@@ -35,9 +36,11 @@ def inspect(identifier: str) -> None:
     settings = Settings()
     storage = Storage.open(settings)
     registrations = Registrations(connect(settings), storage)
-    ticket = registrations.get(identifier)
-    if ticket is None or ticket.state != "waiting":
-        storage.delete_prefix(upload_prefix(identifier))
+    ticket = registrations.take(identifier, settings)
+    if ticket is None:
+        standing = registrations.get(identifier)
+        if standing is None or not standing.registering:
+            storage.delete_prefix(upload_prefix(identifier))
         return
     refusal: DearKDError | None = None
     with registrations.inspecting(ticket, settings):
@@ -46,15 +49,34 @@ def inspect(identifier: str) -> None:
                 if is_id(identifier, "tch"):
                     register_teacher(ticket, storage, folder)
                 else:
-                    register_dataset(ticket, storage, folder)
-        except DearKDError as error:
-            refusal = error
+                    register_dataset(ticket, storage, folder, partial(registrations.step, ticket))
         except Exception as error:
-            log.exception("inspecting %s", identifier)
-            refusal = DearKDError(
-                f"the inspector failed unexpectedly ({type(error).__name__}); its log says more", code="internal_error"
-            )
+            refusal = _refusal_of(error, ticket)
     registrations.close(ticket, refusal)
+
+
+def _refusal_of(error: Exception, ticket: Ticket) -> DearKDError:
+    """What went wrong as the answer to who asked."""
+    if _ran_out_of_memory(error):
+        return too_large_to_inspect(ticket, "inspecting it takes more memory than is allowed")
+    if isinstance(error, JobTimeoutException):
+        return too_large_to_inspect(ticket, f"inspecting it takes longer than {TIMEOUT_SECONDS['inspect']} s")
+    if isinstance(error, DearKDError):
+        return error
+    log.error("inspecting %s", ticket.id, exc_info=error)
+    return DearKDError(
+        f"the inspector failed unexpectedly ({type(error).__name__}); its log says more", code="internal_error"
+    )
+
+
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether it was for that, or in consequence of it."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        if full or isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def register_teacher(ticket: Ticket, storage: Storage, folder: Path) -> Teacher:
@@ -92,13 +114,16 @@ def register_teacher(ticket: Ticket, storage: Storage, folder: Path) -> Teacher:
     return teacher
 
 
-def register_dataset(ticket: Ticket, storage: Storage, folder: Path) -> DatasetManifest:
+def register_dataset(
+    ticket: Ticket, storage: Storage, folder: Path, step: Callable[[], None] = lambda: None
+) -> DatasetManifest:
     """Read and check every shard under a prefix, and write the manifest.
 
     Args:
         ticket: its request holds `prefix` and `name`.
         storage: holds the shards.
         folder: for local copies, one at a time.
+        step: called before each shard.
 
     Raises:
         InvalidInput: at `/prefix`, naming the shard and sample that is not as it must be; nothing was stored.
@@ -109,6 +134,7 @@ def register_dataset(ticket: Ticket, storage: Storage, folder: Path) -> DatasetM
     modes: dict[str, str] = {}
     sizes: set[tuple[int, int]] = set()
     for name, length in listed_shards(storage, prefix).items():
+        step()
         shard, found = _read_shard(storage, prefix, name, folder, names)
         if length is not None and length != shard.samples:
             raise InvalidInput.at(
@@ -178,10 +204,12 @@ def _read_shard(
 def _class_names(storage: Storage, prefix: str) -> list[str] | None:
     where = f"{prefix}/{CLASS_NAMES}"
     try:
-        return read_class_names(storage.read(where), where)
+        return read_class_names(read_beside_shards(storage, prefix, CLASS_NAMES), where)
     except NotFound:
         return None
     except InvalidInput as error:
+        if error.errors:
+            raise
         raise InvalidInput.at("/prefix", error.message) from None
 
 

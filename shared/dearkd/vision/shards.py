@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dearkd.datasets import IMAGE_SUFFIXES, parse_label, read_members, split_member
+from dearkd.datasets import IMAGE_SUFFIXES, MAX_LABEL_BYTES, parse_label, read_members, split_member
 from dearkd.errors import CorruptData
 from dearkd.specs.dataset_facts import kept_samples
 from dearkd.vision.images import decode
@@ -251,7 +251,7 @@ def _samples(path: Path) -> Iterator[tuple[str, bytes | None, list[tuple[int, in
             file = tar.extractfile(member)
             if label is not None or file is None:
                 raise CorruptData(f"{path.name}: sample {key!r} has two labels")
-            label = file.read()
+            label = file.read(MAX_LABEL_BYTES + 1)
         elif suffix in IMAGE_SUFFIXES:
             images.append((member.offset_data, member.size))
         elif suffix == LOGITS:
