@@ -29,6 +29,7 @@ from rq.serializers import JSONSerializer
 from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, Died, HandBack, end_this_process
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
+from dearkd.key_variables import drop_keys
 from dearkd.ledger import Claim, Ledger, holder
 from dearkd.queue import QUEUES, QueueName, connect, queue, wake
 from dearkd.reaper import Reaper
@@ -203,6 +204,7 @@ def main(kind: WorkerKind) -> int:
     # Threads of torch that spin while they wait starve those of the worker beside this one: 20 to 40 times slower
     # steps were measured with two jobs on two cores. OpenMP reads this when torch is imported, in the work-horse.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    drop_keys()
     settings = Settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
