@@ -42,8 +42,6 @@ RETRY_PAUSES = (0.1, 0.3, 0.9)
 # An answer may take the 60 s of `?wait=` or of the inspector, and then some.
 TIMEOUT = httpx.Timeout(connect=5, read=90, write=90, pool=5)
 
-WEIGHTS = "weights.safetensors"
-
 _URL_RULE = "{!r} is no URL of an API: it looks like http://127.0.0.1:8000 (DEARKD_URL)"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -108,7 +106,8 @@ class Client:
         with weights.open("rb") as file:
             files = {
                 "teacher": (None, json.dumps(dict(spec)), "application/json"),
-                "weights": (WEIGHTS, file, "application/octet-stream"),  # its own name may be no UTF-8
+                # A file's name may hold bytes that are no text.
+                "weights": (weights.name.encode("utf-8", "replace").decode(), file, "application/octet-stream"),
             }
             answer = self._json("POST", "/v1/teachers", files=files)
         return self._registered(answer, self.get_teacher)
