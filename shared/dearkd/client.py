@@ -5,7 +5,10 @@ and so on raise what the API meant by them: `NotFound`, `InvalidInput` with its 
 `Unavailable`; `Unavailable` with code `unreachable` where no API answers at all.
 """
 
+import ipaddress
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +18,17 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from dearkd.errors import Conflict, DearKDError, FieldError, InvalidInput, LimitReached, NotFound, TooLarge, Unavailable
+from dearkd.errors import (
+    Conflict,
+    DearKDError,
+    FieldError,
+    InvalidInput,
+    LimitReached,
+    NotFound,
+    TooLarge,
+    TooSlow,
+    Unavailable,
+)
 from dearkd.identifiers import new_id
 from dearkd.jobs import TERMINAL, Kind
 
@@ -29,9 +42,14 @@ RETRY_PAUSES = (0.1, 0.3, 0.9)
 # An answer may take the 60 s of `?wait=` or of the inspector, and then some.
 TIMEOUT = httpx.Timeout(connect=5, read=90, write=90, pool=5)
 
+_URL_RULE = "{!r} is no URL of an API: it looks like http://127.0.0.1:8000 (DEARKD_URL)"
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
 _ERRORS: dict[int, type[DearKDError]] = {
     400: InvalidInput,
     404: NotFound,
+    408: TooSlow,
     409: Conflict,
     413: TooLarge,
     422: InvalidInput,
@@ -48,18 +66,29 @@ class Client:
         api_key: sent as a bearer token.
 
     Raises:
-        InvalidInput: if `url` is no HTTP URL.
+        InvalidInput: if `url` is no HTTP URL, no header can bear the key, or the environment sets a proxy or
+            certificates that cannot be used.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidInput(f"{url!r} is no URL of an API: it looks like http://127.0.0.1:8000 (DEARKD_URL)")
+        host = _host_of(url)
         self.url = url.rstrip("/")
-        # A proxy set for the outside world would not find this machine's own loopback.
-        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        if api_key and not re.fullmatch(r"[\x21-\x7e]+", api_key):
+            raise InvalidInput(
+                "the API key has blanks or characters outside ASCII, which no header bears: check DEARKD_API_KEY"
+            )
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=not local)
+        # A proxy set for the outside world would not find this machine's own loopback.
+        outside = not _is_loopback(host)
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=outside)
+        except OSError as error:
+            raise InvalidInput(
+                f"{_set(CERTIFICATES)} cannot be read ({error.strerror or error}): mend or unset it"
+            ) from error
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            remedy = "; for a SOCKS proxy: pip install 'httpx[socks]'" if isinstance(error, ImportError) else ""
+            raise InvalidInput(f"{_set(PROXIES)} cannot be used ({error}): mend or unset it{remedy}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +106,8 @@ class Client:
         with weights.open("rb") as file:
             files = {
                 "teacher": (None, json.dumps(dict(spec)), "application/json"),
-                "weights": (weights.name, file, "application/octet-stream"),
+                # A file's name may hold bytes that are no text.
+                "weights": (weights.name.encode("utf-8", "replace").decode(), file, "application/octet-stream"),
             }
             answer = self._json("POST", "/v1/teachers", files=files)
         return self._registered(answer, self.get_teacher)
@@ -279,11 +309,36 @@ class Client:
                 f"{self.url} did not answer in time ({type(error).__name__}): it is overloaded or hangs; try again",
                 code="timeout",
             ) from error
-        except httpx.TransportError as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise Unavailable(
                 f"cannot reach {self.url} ({error}): start it with `dearkd up`, or set DEARKD_URL to where it runs",
                 code="unreachable",
             ) from error
+
+
+def _host_of(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.port != 0 and not parts.query and not parts.fragment
+        host = httpx.URL(url).host if fits and not re.search(r"[\s\x00-\x20\x7f]", url) else ""
+    except (ValueError, httpx.InvalidURL) as error:
+        raise InvalidInput(f"{_URL_RULE.format(url)}: {error}") from None
+    if not host:
+        raise InvalidInput(_URL_RULE.format(url))
+    return host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _set(variables: tuple[str, ...]) -> str:
+    """Those of them that are set, in either case of letters."""
+    names = sorted(name for name in os.environ if name.upper() in variables and os.environ[name])
+    return ", ".join(names) or "the system's setting of proxies or certificates"
 
 
 def job_path(identifier: str) -> str:

@@ -1,5 +1,6 @@
 """A Redis of one's own, where none is given: found on this machine, run on loopback, kept in one folder."""
 
+import os
 import secrets
 import shutil
 import socket
@@ -16,6 +17,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from dearkd.errors import Unavailable
+from dearkd.key_variables import without_keys
 from dearkd.process_tree import Family, Guardian
 
 HOST = "127.0.0.1"
@@ -131,6 +133,7 @@ def embedded_redis(directory: Path) -> Iterator[str]:
     process = subprocess.Popen(
         server.command,
         cwd=directory,
+        env=without_keys(os.environ),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

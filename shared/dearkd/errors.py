@@ -5,6 +5,7 @@
     ├── NotFound            no such thing                                                   HTTP 404
     ├── Conflict            it exists, but its state forbids the request                    HTTP 409
     ├── TooLarge            over a configured limit on bytes                                HTTP 413
+    ├── TooSlow             the request did not come in time                                HTTP 408
     ├── LimitReached        as many of these as are allowed are there already              HTTP 429
     ├── Unavailable         Redis, storage or a worker cannot be reached; try again later   HTTP 503
     │   └── DiskFull        no room is left, here or in storage; waiting alone does not help
@@ -73,6 +74,11 @@ class Conflict(DearKDError):
 
 class TooLarge(DearKDError):
     default_code = "too_large"
+
+
+class TooSlow(DearKDError):
+    default_code = "too_slow"
+    retryable = True
 
 
 class LimitReached(DearKDError):

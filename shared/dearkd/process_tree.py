@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import psutil
 
+from dearkd.key_variables import without_keys
+
 MARK = "DEARKD_FAMILY"
 GRACE_SECONDS = 10.0
 KILL_SECONDS = 10.0
@@ -102,6 +104,7 @@ class Guardian:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "dearkd.process_tree"],
                 text=True,
+                env=without_keys(os.environ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

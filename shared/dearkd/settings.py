@@ -34,6 +34,21 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(default=4 * 2**30, ge=1)
     max_body_bytes: int = Field(default=2**20, ge=1024)
+    max_connections: int = Field(default=512, ge=1)
+    """Of the API. Over it, a new one takes the place of that which has waited longest for its client."""
+    header_seconds: float = Field(default=15.0, gt=0)
+    """By when a connection must have sent a request's headers."""
+    body_seconds: float = Field(default=30.0, gt=0)
+    """By when a JSON body must have come."""
+    send_seconds: float = Field(default=60.0, gt=0)
+    """An answer of which the client takes less than 64 KiB in this time is broken off."""
+    min_upload_rate: int = Field(default=16384, ge=0)
+    """Bytes a second, on average over each `upload_rate_seconds` for which an upload is waited for."""
+    upload_rate_seconds: float = Field(default=20.0, gt=0)
+    upload_wait_seconds: float = Field(default=10.0, gt=0)
+    """How long an upload waits for one of the eight places before it is answered 503."""
+    max_key_failures: int = Field(default=30, ge=1)
+    """Wrong API keys from one address in a minute, after which others from there are answered 429."""
     max_images: int = Field(default=10_000_000, ge=1)
     max_image_size: int = Field(default=1024, ge=8)
     max_iterations: int = Field(default=100_000, ge=1)

@@ -22,6 +22,7 @@ from dearkd.embedded_redis import EmbeddedRedis
 from dearkd.errors import Conflict, DearKDError, Unavailable
 from dearkd.folder_lock import lock_folder, write_owner
 from dearkd.identifiers import new_id
+from dearkd.key_variables import CHECKED, without_keys
 from dearkd.part_log import PartLog
 from dearkd.process_tree import MARK, Family, Guardian
 from dearkd.queue import QueueName, connect, require_worker
@@ -45,6 +46,8 @@ class Part:
     """Working directory; None: that of `up` itself, so that relative paths in the settings mean the same."""
     show_warnings: bool = True
     """Whether its warnings go to the terminal too."""
+    checks_keys: bool = False
+    """Whether it is started with the API keys that are configured; no other part is."""
 
 
 def _module(*arguments: str) -> tuple[str, ...]:
@@ -53,7 +56,7 @@ def _module(*arguments: str) -> tuple[str, ...]:
 
 
 PARTS = (
-    Part("api", _module("dearkd_api")),
+    Part("api", _module("dearkd_api"), checks_keys=True),
     Part("synth", _module("dearkd.cli", "worker", "synth"), queues=("synth", "inspect")),
     Part("trainer", _module("dearkd.cli", "worker", "trainer"), queues=("train",)),
 )
@@ -279,7 +282,7 @@ class UpTree:
                 process = subprocess.Popen(
                     part.command,
                     cwd=part.directory,
-                    env=self._environment | {MARK: mark},
+                    env=without_keys(self._environment, but=CHECKED if part.checks_keys else ()) | {MARK: mark},
                     stdin=subprocess.DEVNULL if part.stdin is None else subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,

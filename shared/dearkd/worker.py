@@ -27,6 +27,7 @@ from dearkd.deaths import exit_clause as exit_clause
 from dearkd.deaths import holder
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
+from dearkd.key_variables import drop_keys
 from dearkd.leases import Claim
 from dearkd.ledger import Ledger
 from dearkd.listener import listen
@@ -207,6 +208,7 @@ def main(kind: WorkerKind) -> int:
     # Threads of torch that spin while they wait starve those of the worker beside this one: 20 to 40 times slower
     # steps were measured with two jobs on two cores. OpenMP reads this when torch is imported, in the work-horse.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    drop_keys()
     settings = Settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = threading.Event()

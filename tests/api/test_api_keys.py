@@ -47,6 +47,7 @@ def _server(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         cache_dir=folder / "cache",
         api_keys=f"{A}, sha256:{sha256(B.encode()).hexdigest().upper()}",
         max_queued_jobs=LIMIT,
+        max_key_failures=10_000,
     )
     with serving(settings, folder) as api, ExitStack() as stack:
 

@@ -141,3 +141,10 @@ def test_the_build_context_holds_what_images_copy_and_no_more() -> None:
         source.split("/")[0] for name in OURS for line in instructions(name)["COPY"] for source in line.split()[:-1]
     }
     assert allowed == copied
+
+
+def test_only_the_api_is_given_api_keys() -> None:
+    for name, service in SERVICES.items():
+        keys = {key for key in service.get("environment", {}) if key.endswith(("API_KEY", "API_KEYS", "ADMIN_KEYS"))}
+        assert keys <= ({"DEARKD_API_KEYS", "DEARKD_ADMIN_KEYS"} if name == "api" else set()), name
+        assert not service.get("env_file"), f"{name} would be given all of it"

@@ -5,11 +5,15 @@ import sys
 from pydantic import ValidationError
 
 from dearkd.errors import DearKDError
+from dearkd.extras import import_error
 from dearkd.settings import Settings
-from dearkd_api.serving import serve
 
 
 def main() -> int:
+    try:
+        from dearkd_api.serving import serve
+    except ImportError as error:
+        return _refuse(import_error(error, "`python -m dearkd_api`", ["api"]).message)
     try:
         serve(Settings())
     except ValidationError as error:

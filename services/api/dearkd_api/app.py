@@ -10,6 +10,7 @@ from dearkd.records import reachable
 from dearkd.settings import Settings
 from dearkd_api import dashboard, datasets, jobs, models, problems, teachers
 from dearkd_api.backend import Backend, Uses
+from dearkd_api.key_failures import KeyFailures
 from dearkd_api.keys import RequireKey
 
 
@@ -30,7 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
     # Of the documentation alone; who asks is checked before that, of paths that do not exist too.
     shown = [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if backend.keys else []
     if backend.keys:
-        app.add_middleware(RequireKey, keys=backend.keys)
+        app.add_middleware(RequireKey, keys=backend.keys, failures=KeyFailures(settings.max_key_failures))
     for router in (teachers.router, jobs.synthesis, jobs.training, datasets.router, models.router):
         app.include_router(router, dependencies=shown)
     app.include_router(dashboard.router)

@@ -1,5 +1,6 @@
 """What the endpoints work on: storage, the job store, the three shelves of resources, and pending registrations."""
 
+import asyncio
 import threading
 from dataclasses import dataclass, field
 from typing import Annotated, cast
@@ -37,6 +38,8 @@ class Backend:
     """Set when the server was asked to end: whoever waits for something answers at once."""
     upload_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(UPLOADS_AT_ONCE))
     """Threads of uploads, which slow clients hold for long; other requests have their own."""
+    upload_places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_AT_ONCE))
+    """One for each of those threads: who waits for a place waits in the event loop, and not for ever."""
 
     @classmethod
     def open(cls, settings: Settings) -> "Backend":

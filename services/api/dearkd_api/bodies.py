@@ -1,5 +1,6 @@
 """JSON bodies: read with a cap, parsed strictly, checked by the specs; and how the API's schema shows them."""
 
+import asyncio
 import json
 from types import TracebackType
 from typing import Annotated, Any
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from pydantic import BaseModel
 
-from dearkd.errors import InvalidInput, TooLarge
+from dearkd.errors import InvalidInput, TooLarge, TooSlow
 from dearkd_api.backend import Uses
 
 
@@ -15,9 +16,16 @@ async def _read_json(request: Request, backend: Uses) -> Any:
     limit = backend.settings.max_body_bytes
     require_declared_size(request, limit)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        require_size(len(body), limit)
+    seconds = backend.settings.body_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                require_size(len(body), limit)
+    except TimeoutError:
+        raise TooSlow(
+            f"the body did not come within {seconds:g} s (DEARKD_BODY_SECONDS), only {len(body)} bytes of it"
+        ) from None
     return parse_json(bytes(body))
 
 

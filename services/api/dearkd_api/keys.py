@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dearkd.errors import InvalidInput
 from dearkd.jobs import owner_of
+from dearkd_api.key_failures import KeyFailures
 from dearkd_api.problems import problem
 
 MIN_CHARACTERS: Final = 16
@@ -71,9 +72,10 @@ def _digest(entry: str, place: int) -> bytes:
 class RequireKey:
     """Middleware: lets nobody call `/v1` without one of the keys, before anything of the request is read."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, failures: KeyFailures) -> None:
         self.app = app
         self.keys = keys
+        self.failures = failures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not (scope["path"] + "/").startswith("/v1/"):
@@ -82,6 +84,14 @@ class RequireKey:
         authorization = Headers(scope=scope).get("authorization", "")
         owner = self.keys.owner(authorization)
         if owner is None:
+            if authorization and not self.failures.admit((scope.get("client") or ("",))[0]):
+                detail = (
+                    f"more than {self.failures.per_minute} wrong API keys a minute came from this address: wait, and "
+                    "send a right one"
+                )
+                limited = problem(429, "Too many wrong API keys", detail, "too_many_failures")
+                await limited(scope, receive, send)
+                return
             what = "is none of this server's" if authorization else "is missing"
             detail = f"the API key {what}: send it as Authorization: Bearer KEY"
             refusal = problem(

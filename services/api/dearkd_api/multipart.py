@@ -4,18 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import anyio.from_thread
-from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect
 
-from dearkd.errors import InvalidInput, TooLarge, Unavailable
-from dearkd_api.backend import Backend
-from dearkd_api.bodies import require_declared_size, require_size
-
-STALLED_SECONDS = 60
-"""A client that sends nothing for this long has lost its thread."""
+from dearkd.errors import InvalidInput, TooLarge
 
 _Event = tuple[Literal["part", "data", "end", "last"], bytes]
 
@@ -39,36 +31,6 @@ class Part:
             if len(data) > limit:
                 raise TooLarge(f"the part {self.name!r} has more than {limit} bytes, which are allowed")
         return bytes(data)
-
-
-def body_chunks(request: Request, backend: Backend) -> Iterator[bytes]:
-    """A request's body, for a worker thread of anyio.
-
-    Raises:
-        TooLarge: once it is over `max_upload_bytes`.
-        Unavailable: if the server is stopping, or the client fell silent.
-    """
-    limit = backend.settings.max_upload_bytes
-    require_declared_size(request, limit)
-    received = 0
-    more = True
-    while more:
-        chunk, more = anyio.from_thread.run(_next_chunk, request, backend)
-        received += len(chunk)
-        require_size(received, limit)
-        yield chunk
-
-
-async def _next_chunk(request: Request, backend: Backend) -> tuple[bytes, bool]:
-    for _ in range(STALLED_SECONDS):
-        if backend.stopping.is_set():
-            raise Unavailable("the server is being stopped; send this again to its successor", code="stopping")
-        with anyio.move_on_after(1):
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            return message.get("body", b""), message.get("more_body", False)
-    raise Unavailable(f"nothing of the body came for {STALLED_SECONDS} s", code="stalled")
 
 
 def parts(content_type: str, body: Iterator[bytes]) -> Iterator[Part]:

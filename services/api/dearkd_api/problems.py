@@ -21,6 +21,7 @@ from dearkd.errors import (
     LimitReached,
     NotFound,
     TooLarge,
+    TooSlow,
     Unavailable,
     json_pointer,
 )
@@ -35,6 +36,7 @@ STATUS: Final[Mapping[type[DearKDError], tuple[int, str]]] = {
     NotFound: (404, "There is no such thing"),
     Conflict: (409, "The state of things forbids this"),
     TooLarge: (413, "Too large"),
+    TooSlow: (408, "Too slow"),
     LimitReached: (429, "As many as are allowed are there already"),
     Unavailable: (503, "Something that is needed cannot be reached"),
     CorruptData: (500, "Stored data are not what they should be"),
@@ -83,7 +85,9 @@ async def _from_ours(request: Request, error: Exception) -> Response:
     status, title = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     if status >= 500:
         log.warning("%s %s: %s", request.method, request.url.path, error.message)
-    return problem(status, title, error.message, error.code, errors=error.errors)
+    # What is still to come of that request is waited for no longer.
+    headers = {"Connection": "close"} if status == 408 else {}
+    return problem(status, title, error.message, error.code, errors=error.errors, headers=headers)
 
 
 async def _from_validation(request: Request, error: Exception) -> Response:

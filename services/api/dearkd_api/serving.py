@@ -15,6 +15,7 @@ from dearkd.reaper import Reaper
 from dearkd.settings import Settings
 from dearkd_api.app import create_app
 from dearkd_api.backend import Backend
+from dearkd_api.connections import ConnectionLimits, connection_class
 from dearkd_api.keys import Keys
 
 GRACE_SECONDS = 5
@@ -47,6 +48,8 @@ def serve(settings: Settings) -> None:
     backend: Backend = app.state.backend
     config = uvicorn.Config(
         app,
+        http=connection_class(ConnectionLimits.of(settings)),
+        ws="none",
         log_config=None,
         access_log=settings.log_level == "DEBUG",
         timeout_graceful_shutdown=GRACE_SECONDS,

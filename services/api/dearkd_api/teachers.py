@@ -17,8 +17,9 @@ from dearkd.specs import TeacherSpec
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import Findings, parse_json, posted_schema
-from dearkd_api.multipart import body_chunks, parts
+from dearkd_api.multipart import parts
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+from dearkd_api.uploads import Upload, upload_place
 from dearkd_api.weights import check_safetensors
 
 MAX_SPEC_BYTES = 2**20
@@ -59,7 +60,10 @@ class Registering(BaseModel):
 async def create(request: Request, backend: Uses) -> Response:
     """Register a CNN: its description as JSON in `teacher`, its weights as safetensors in `weights`, in any order."""
     identifier = new_id("tch")
-    await anyio.to_thread.run_sync(_receive, request, backend, identifier, limiter=backend.upload_limiter)
+    upload = Upload(request, backend)
+    await upload.begin()
+    async with upload_place(backend):
+        await anyio.to_thread.run_sync(_receive, request, upload, backend, identifier, limiter=backend.upload_limiter)
     return await registering.answer(request, backend, backend.teachers, identifier)
 
 
@@ -99,12 +103,12 @@ class _Weights:
         return self._digest.hexdigest()
 
 
-def _receive(request: Request, backend: Backend, identifier: str) -> None:
+def _receive(request: Request, upload: Upload, backend: Backend, identifier: str) -> None:
     """Take an upload to storage and hand it to the inspector; whatever goes wrong, nothing of it stays."""
     try:
         posted: bytes | None = None
         weights: _Weights | None = None
-        for part in parts(request.headers.get("content-type", ""), body_chunks(request, backend)):
+        for part in parts(request.headers.get("content-type", ""), upload.chunks()):
             if part.name == "teacher" and posted is None:
                 posted = part.read(MAX_SPEC_BYTES)
             elif part.name == "weights" and weights is None:

@@ -72,7 +72,7 @@ def load_student(storage: Storage, model_id: str, teacher: TeacherSpec, cache: F
         model = models(storage).get(model_id)
     except NotFound:
         raise NotFound(f"the model {model_id} was deleted after this job was accepted") from None
-    config = json.loads(fetch_model_file(storage, model, "config.json", cache).read_text())
+    config = json.loads(fetch_model_file(storage, model, "config.json", cache).read_text(encoding="utf-8"))
     weights = fetch_model_file(storage, model, "model.safetensors", cache)
     try:
         mean, std = config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]

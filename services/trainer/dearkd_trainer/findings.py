@@ -61,7 +61,7 @@ def report_of(
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Write what `report_of` gave, and what was added to it, as `evaluation.json`."""
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / EVALUATION, lambda part: part.write_text(text))
+    write_atomically(folder / EVALUATION, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_findings(
@@ -111,4 +111,4 @@ def write_findings(
         accuracy=accuracy,
         metrics=rows[-1],
     )
-    (folder / CARD).write_text(card)
+    (folder / CARD).write_text(card, encoding="utf-8")

@@ -108,7 +108,7 @@ class Gang:
         self._listener.listen(self.inputs.spec.processes)
         orders = Orders(inputs=self.inputs, device=self.device, threads=self.threads, socket=address)
         path = Path(self._folder.name) / "orders.json"
-        path.write_text(orders.model_dump_json())
+        path.write_text(orders.model_dump_json(), encoding="utf-8")
         threading.Thread(target=self._accept, name="gang", daemon=True).start()
         count = str(self.inputs.spec.processes)
         self._torchrun = subprocess.Popen(

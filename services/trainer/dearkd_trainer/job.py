@@ -91,7 +91,9 @@ def perform(attempt: Attempt) -> None:
             model = models(storage).get(spec.init)
             config = fetch_model_file(storage, model, CONFIG, attempt.cache)
             weights = fetch_model_file(storage, model, WEIGHTS, attempt.cache)
-            inputs = inputs.model_copy(update={"initial": json.loads(config.read_text()), "initial_weights": weights})
+            inputs = inputs.model_copy(
+                update={"initial": json.loads(config.read_text(encoding="utf-8")), "initial_weights": weights}
+            )
         stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
         reporter = RunReporter(attempt, spec, stored)
         try:
@@ -320,7 +322,7 @@ def publish(attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, resu
         spec=attempt.job.spec,
     )
     card = result.weights.with_name("README.md")
-    card.write_text(model_card(model, dataset, result.metrics))
+    card.write_text(model_card(model, dataset, result.metrics), encoding="utf-8")
     beside = [path for name in (METRICS, EVALUATION, ATTENTION) if (path := result.weights.with_name(name)).exists()]
     files = [_create_or_adopt(attempt.storage, identifier, path) for path in (result.weights, config, card, *beside)]
     attempt.storage.put(f"runs/{attempt.job.id}/{METRICS}", json_lines(result.history))

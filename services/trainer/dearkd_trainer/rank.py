@@ -78,7 +78,7 @@ def train(orders: Orders, superior: Superior, device: torch.device) -> dict[str,
 def main() -> None:
     # torchrun passes it on, but the superior decides, and a process that ends without a word counts as a death.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    orders = Orders.model_validate_json(Path(sys.argv[1]).read_text())
+    orders = Orders.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(orders.threads)
     superior = Superior(orders, int(os.environ["RANK"]))
     try:

@@ -6,7 +6,7 @@ function `register(app)`. It is loaded when that command is asked for; in the li
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
@@ -17,12 +17,27 @@ from typer.main import get_command
 import dearkd
 from dearkd.cli import datasets, jobs, models, processes, submit, teachers
 from dearkd.cli.output import print_error
+from dearkd.cli.streams import flush_streams, prepare_streams, silence_stdout
 from dearkd.errors import DearKDError, InvalidInput
+from dearkd.extras import import_error, require_extras
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 # The one public name among typer's usage errors, which come from click or, in newer ones, from its own copy of it.
 UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+_ALL = ("api", "synth", "trainer")
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "up": _ALL,
+    "demo": _ALL,
+    "api": ("api",),
+    "worker synth": ("synth",),
+    "worker trainer": ("trainer",),
+    "evaluate": ("trainer",),
+    "export": ("trainer",),
+}
+"""Of this package, by command: without them it would start, and fail in the middle or in a child."""
 
 
 def _version(asked: bool) -> None:
@@ -67,14 +82,10 @@ def _plug_in(app: typer.Typer, entry_point: EntryPoint) -> None:
     try:
         register = entry_point.load()
     except ImportError as error:
-        missing = str(error)
+        missing = import_error(error, f"`dearkd {entry_point.name}`", EXTRAS.get(entry_point.name, ()))
 
         def refuse(arguments: list[str] | None = typer.Argument(None, hidden=True)) -> None:
-            raise DearKDError(
-                f"`dearkd {entry_point.name}` needs a package that is not installed here ({missing}): "
-                "pip install 'dearkd[all]'",
-                code="not_installed",
-            )
+            raise missing
 
         settings = {"ignore_unknown_options": True}
         app.command(entry_point.name, help="(not installed here)", context_settings=settings)(refuse)
@@ -84,37 +95,71 @@ def _plug_in(app: typer.Typer, entry_point: EntryPoint) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit; every error is one line, or with `--json` one object."""
+    prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
-    command = next((word for word in given if not word.startswith("-")), None)
     try:
-        code = get_command(application(command))(args=given or ["--help"], prog_name="dearkd", standalone_mode=False)
-    except DearKDError as error:
-        print_error(error, as_json=as_json)
+        code = _run(given, as_json=as_json)
+        unsent = flush_streams()
+    except BrokenPipeError:  # such as `dearkd jobs | head -1`: whoever read has enough
+        silence_stdout()
         sys.exit(FAILED)
+    if unsent is not None and not isinstance(unsent, BrokenPipeError):
+        print_error(DearKDError(f"standard output: {_system_text(unsent)}", code="system_error"), as_json=False)
+    sys.exit(FAILED if unsent is not None and code == OK else code)
+
+
+def _run(given: list[str], *, as_json: bool) -> int:
+    words = [word for word in given if not word.startswith("-")]
+    command = words[0] if words else None
+    name = " ".join(words[:2]) if command == "worker" else command or ""
+    extras = EXTRAS.get(name, ())
+    what = f"`dearkd {name}`"
+    try:
+        if "--help" not in given:
+            require_extras(extras, what)
+        code = get_command(application(command))(args=given or ["--help"], prog_name="dearkd", standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except SystemExit as ended:  # from within click, which has met the end of a pipe
+        return ended.code if isinstance(ended.code, int) else FAILED
     except ValidationError as error:
         print_error(InvalidInput(_settings_text(error), code="settings"), as_json=as_json)
-        sys.exit(USAGE)
+        return USAGE
     except UsageError as error:
         print_error(InvalidInput(_usage_text(error), code="usage"), as_json=as_json)
-        sys.exit(USAGE)
+        return USAGE
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(INTERRUPTED)
-    except OSError as error:
-        print_error(DearKDError(str(error), code="system_error"), as_json=as_json)
-        sys.exit(FAILED)
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        print_error(
-            DearKDError(
-                f"a fault in dearkd itself, please report it: {type(error).__name__}: {error} "
-                f"({where.filename}:{where.lineno})",
-                code="internal_error",
-            ),
-            as_json=as_json,
+        print_error(_explained(error, what, extras), as_json=as_json)
+        return FAILED
+
+
+def _explained(error: Exception, what: str, extras: Sequence[str]) -> DearKDError:
+    """What went wrong as an error of ours: on purpose, in this program's surroundings, or by a fault of its own."""
+    if isinstance(error, DearKDError):
+        return error
+    if isinstance(error, ImportError) and not (error.name or "dearkd").startswith("dearkd"):
+        return import_error(error, what, extras)
+    if isinstance(error, OSError):
+        return DearKDError(_system_text(error), code="system_error")
+    if isinstance(error, UnicodeEncodeError):
+        wrong = error.object[max(0, error.start - 20) : error.end + 20]
+        return InvalidInput(
+            f"{wrong!a} is no text in {error.encoding}: rename it, or set PYTHONUTF8=1", code="not_utf8"
         )
-        sys.exit(FAILED)
-    sys.exit(code if isinstance(code, int) else OK)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+    return DearKDError(f"a fault in dearkd itself, please report it: {what}", code="internal_error")
+
+
+def _system_text(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    files = " and ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
+    return f"{files}: {error.strerror}" if files else error.strerror
 
 
 def _usage_text(error: Exception) -> str:

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from dearkd.cli.file_names import require_utf8, require_utf8_names
 from dearkd.cli.image_folder import read_folder
 from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_json, print_list
 from dearkd.client import Client, Json
@@ -48,6 +49,9 @@ def add(
 ) -> None:
     """Copy images into storage and register them: a folder of class folders, or a WebDataset."""
     settings = Settings()
+    name = name or folder.resolve().name
+    require_utf8(name, "give the dataset another with --name")
+    require_utf8_names(folder)
     source = read_folder(folder)
     prefix = f"datasets/{new_id('ds')}"
     with connect() as client:
@@ -62,7 +66,7 @@ def add(
         except BaseException:
             storage.delete_prefix(prefix)
             raise
-        dataset = _register(client, storage, prefix, name or folder.resolve().name, settings)
+        dataset = _register(client, storage, prefix, name, settings)
     if as_json:
         print_json(dataset)
         return

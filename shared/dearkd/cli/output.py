@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dearkd.cli.streams import speaks_unicode
 from dearkd.client import Client, Json
 from dearkd.errors import DearKDError, InvalidInput
 from dearkd.settings import Settings
@@ -32,7 +33,7 @@ def connect() -> Client:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+    print(json.dumps(value, indent=2, ensure_ascii=not speaks_unicode()), flush=True)
 
 
 def print_error(error: DearKDError, *, as_json: bool) -> None:

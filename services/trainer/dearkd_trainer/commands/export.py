@@ -41,14 +41,14 @@ def write_export(model: TrainedModel, folder: Path, to: Format, *, licence: str 
     and the same `config.json`, for the input's size, mean and std and the names of classes.
     """
     network = model.load()
-    (folder / CONFIG).write_text(json.dumps(model.raw_config, indent=2, ensure_ascii=False) + "\n")
+    (folder / CONFIG).write_text(json.dumps(model.raw_config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if to == "onnx":
         arguments = model.config.model_args
         difference = export_onnx(network, folder / ONNX, in_chans=arguments.in_chans, image_size=arguments.img_size)
         return {"difference": difference}
     shutil.copyfile(model.files[WEIGHTS], folder / WEIGHTS)
     if to == "hf":
-        (folder / CARD).write_text(_card(model, licence))
+        (folder / CARD).write_text(_card(model, licence), encoding="utf-8")
     return {}
 
 
@@ -56,5 +56,5 @@ def _card(model: TrainedModel, licence: str | None) -> str:
     """The card that was written when the model was made, which knows most; else what the files alone tell."""
     if CARD not in model.files:
         return plain_card(Path(model.name).resolve().name, model.raw_config, licence=licence or UNKNOWN_LICENCE)
-    card = model.files[CARD].read_text()
+    card = model.files[CARD].read_text(encoding="utf-8")
     return with_licence(card, licence) if licence is not None else card

@@ -50,7 +50,7 @@ def write_report(client: Client, folder: Path, report: dict[str, Any]) -> None:
         preview=_embedded((folder / "preview.png").read_bytes()),
         curves=_embedded(plot(rows, losses)),
     )
-    (folder / "report.html").write_text(page)
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def side_by_side(preview: Path, *, columns: int = 8) -> Image.Image:

@@ -1,0 +1,108 @@
+"""Uploads: bodies that are streamed by worker threads, of which there are few, from clients that must keep up."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.from_thread
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from dearkd.errors import TooSlow, Unavailable
+from dearkd_api.backend import UPLOADS_AT_ONCE, Backend
+from dearkd_api.bodies import require_declared_size, require_size
+
+FIRST_BYTES = 2**16
+"""What must have come of an upload, or all of it, before it takes one of the places: those are dear."""
+
+
+class Upload:
+    """A request's body, bounded in size and in slowness.
+
+    Raises:
+        TooLarge: here and while it is read, if it is over `max_upload_bytes`.
+    """
+
+    def __init__(self, request: Request, backend: Backend) -> None:
+        self._request = request
+        self._backend = backend
+        require_declared_size(request, backend.settings.max_upload_bytes)
+        self._first = bytearray()
+        self._received = 0
+        self._more = True
+        self._waited = 0.0
+        self._came = 0
+
+    async def begin(self) -> None:
+        """Wait for its first part. Raises as `chunks` does."""
+        while self._more and len(self._first) < FIRST_BYTES:
+            self._first += await self._next()
+
+    def chunks(self) -> Iterator[bytes]:
+        """All of it, for a worker thread of anyio.
+
+        Raises:
+            TooLarge: see above.
+            TooSlow: if less than `min_upload_rate` came while it was waited for.
+            Unavailable: if the server is stopping.
+        """
+        yield bytes(self._first)
+        self._first.clear()
+        while self._more:
+            yield anyio.from_thread.run(self._next)
+
+    async def _next(self) -> bytes:
+        settings = self._backend.settings
+        clock = asyncio.get_running_loop().time
+        while True:
+            if self._backend.stopping.is_set():
+                raise Unavailable("the server is being stopped; send this again to its successor", code="stopping")
+            message = None
+            begin = clock()
+            with anyio.move_on_after(min(1.0, settings.upload_rate_seconds / 4)):
+                message = await self._request.receive()
+            if message is not None and message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk: bytes = message.get("body", b"") if message is not None else b""
+            self._more = message is None or message.get("more_body", False)
+            self._count(clock() - begin, len(chunk))
+            if message is not None:
+                return chunk
+
+    def _count(self, waited: float, came: int) -> None:
+        """Only the time that was waited for the client counts, not what storage takes."""
+        settings = self._backend.settings
+        self._received += came
+        require_size(self._received, settings.max_upload_bytes)
+        self._waited += waited
+        self._came += came
+        if self._more and self._waited >= settings.upload_rate_seconds:
+            if self._came < settings.min_upload_rate * self._waited:
+                raise TooSlow(
+                    f"{self._came} bytes of the upload came in {self._waited:.0f} s, after {self._received} in all: "
+                    f"this server wants {settings.min_upload_rate} a second (DEARKD_MIN_UPLOAD_RATE)"
+                )
+            self._waited, self._came = 0.0, 0
+
+
+@asynccontextmanager
+async def upload_place(backend: Backend) -> AsyncIterator[None]:
+    """One of the places, as long as the block runs.
+
+    Raises:
+        Unavailable: `busy`, if none becomes free within `upload_wait_seconds`.
+    """
+    seconds = backend.settings.upload_wait_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            await backend.upload_places.acquire()
+    except TimeoutError:
+        raise Unavailable(
+            f"{UPLOADS_AT_ONCE} uploads are being received, and none ended within {seconds:g} s: try again later",
+            code="busy",
+        ) from None
+    try:
+        yield
+    finally:
+        backend.upload_places.release()
