@@ -15,7 +15,17 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from dearkd.errors import Conflict, DearKDError, FieldError, InvalidInput, LimitReached, NotFound, TooLarge, Unavailable
+from dearkd.errors import (
+    Conflict,
+    DearKDError,
+    FieldError,
+    Forbidden,
+    InvalidInput,
+    LimitReached,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
 from dearkd.identifiers import new_id
 from dearkd.jobs import TERMINAL, Kind
 
@@ -31,6 +41,7 @@ TIMEOUT = httpx.Timeout(connect=5, read=90, write=90, pool=5)
 
 _ERRORS: dict[int, type[DearKDError]] = {
     400: InvalidInput,
+    403: Forbidden,
     404: NotFound,
     409: Conflict,
     413: TooLarge,

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -137,6 +137,19 @@ class Storage:
     def size(self, key: str) -> int:
         with _errors(key):
             return int(obstore.head(self._store, key)["size"])
+
+    def version(self, key: str) -> tuple[int, tuple[object, ...]]:
+        """The size of an object, and what changes whenever it is written anew: its ETag and time.
+
+        On a local store also the time of the last change of the file itself, which no program can set.
+        """
+        with _errors(key):
+            found = obstore.head(self._store, key)
+        changed = None
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            with suppress(OSError):
+                changed = (Path(self._store.prefix) / key).stat().st_ctime_ns
+        return int(found["size"]), (found["e_tag"], found["version"], found["last_modified"], changed)
 
     def exists(self, key: str) -> bool:
         try:

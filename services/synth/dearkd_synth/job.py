@@ -297,6 +297,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         id=identifier,
         name=spec.name or job.id,
         created_at=now(),
+        owner=job.owner,
         num_samples=spec.num_samples,
         num_classes=teacher.num_classes,
         image_size=teacher.image_size,

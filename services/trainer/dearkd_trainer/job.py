@@ -308,6 +308,7 @@ def publish(attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, resu
         id=identifier,
         name=spec.name or attempt.job.id,
         created_at=now(),
+        owner=attempt.job.owner,
         architecture=spec.student.architecture,
         num_classes=dataset.num_classes,
         in_chans=dataset.in_chans,
