@@ -161,8 +161,10 @@ class Client:
     def cancel_job(self, identifier: str) -> Json:
         return self._json("POST", f"{job_path(identifier)}/cancel")
 
-    def retry_job(self, identifier: str) -> Json:
-        return self._json("POST", f"{job_path(identifier)}/retry")
+    def retry_job(self, identifier: str, *, from_beginning: bool = False) -> Json:
+        """Let a failed or canceled job go on, or start over: then what it made so far is deleted."""
+        body = {"json": {"from": "beginning"}} if from_beginning else {}
+        return self._json("POST", f"{job_path(identifier)}/retry", **body)
 
     def wait_for_job(
         self,

@@ -31,7 +31,7 @@ class Manifest(BaseModel):
     name: str | None = None
     created_at: datetime
     owner: SkipJsonSchema[str | None] = None
-    """As of a job: who may delete it. None: made without a key, or before owners were recorded. Not shown to clients."""
+    """As of a job: who may delete it. None: nobody, or so old that it was not recorded. Clients do not see it."""
 
 
 class StoredFile(BaseModel):

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field
 
-from dearkd.errors import InvalidInput
+from dearkd.errors import CorruptData, InvalidInput
 from dearkd.json_files import read_json
 from dearkd.storage import Storage
 
@@ -70,7 +70,10 @@ def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
         InvalidInput: at `/prefix` if there are none (`no_shards`), or `_info.json` cannot be used (see `read_info`) or
             names one that is not there.
     """
-    present = {stored.key.removeprefix(f"{prefix}/") for stored in storage.objects(prefix)}
+    try:
+        present = {stored.key.removeprefix(f"{prefix}/") for stored in storage.objects(prefix)}
+    except CorruptData as error:
+        raise InvalidInput.at("/prefix", error.message) from None
     if INFO not in present:
         names = sorted(name for name in present if name.endswith(".tar"))
         if not names:

@@ -75,8 +75,8 @@ def get(identifier: str, backend: Uses) -> Response:
 
 @router.delete("/{identifier}", status_code=204)
 def delete(identifier: str, backend: Uses, caller: Caller) -> None:
-    """Manifest first, then what lies under `datasets/{id}`. With keys its owner alone, or an administrator, may: else 403. 409 while a job
-    uses it.
+    """Manifest first, then what lies under `datasets/{id}`. With keys its owner alone, or an administrator, may:
+    else 403. 409 while a job uses it.
 
     Of a dataset that was registered from another prefix only the manifest goes: the shards there stay.
     """

@@ -5,7 +5,6 @@ from typing import Final
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
-
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import NotFound

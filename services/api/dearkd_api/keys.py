@@ -70,18 +70,12 @@ class Keys:
 def _digest(entry: str, place: str) -> bytes:
     if entry.startswith("sha256:"):
         if not re.fullmatch(r"[0-9a-fA-F]{64}", entry.removeprefix("sha256:")):
-            raise InvalidInput(
-                f"{place} begins with sha256: but not with the 64 hex digits of a hash behind it"
-            )
+            raise InvalidInput(f"{place} begins with sha256: but not with the 64 hex digits of a hash behind it")
         return bytes.fromhex(entry.removeprefix("sha256:"))
     if len(entry) < MIN_CHARACTERS:
-        raise InvalidInput(
-            f"{place} has {len(entry)} characters, at least {MIN_CHARACTERS} are needed: {_REMEDY}"
-        )
+        raise InvalidInput(f"{place} has {len(entry)} characters, at least {MIN_CHARACTERS} are needed: {_REMEDY}")
     if not re.fullmatch(r"[\x21-\x7e]+", entry):
-        raise InvalidInput(
-            f"{place} has blanks or characters outside ASCII, which no header bears: {_REMEDY}"
-        )
+        raise InvalidInput(f"{place} has blanks or characters outside ASCII, which no header bears: {_REMEDY}")
     return sha256(entry.encode()).digest()
 
 

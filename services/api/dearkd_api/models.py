@@ -42,7 +42,7 @@ def delete(identifier: str, backend: Uses, caller: Caller) -> None:
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
 @router.get("/{identifier}/files/{name:path}", response_class=Response)
 async def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
-    """A file that the model's `files` list; ranges may be asked for. 500 `corrupt_data` if it was altered in storage."""
+    """A file that the model's `files` list; ranges may be asked for. 500 `corrupt_data` if it was altered."""
     file = await run_in_threadpool(_find_file, identifier, name, backend)
     return await send_verified(request, backend, file)
 

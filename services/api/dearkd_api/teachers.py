@@ -17,8 +17,8 @@ from dearkd.specs import TeacherSpec
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import Findings, parse_json, posted_schema
-from dearkd_api.multipart import body_chunks, parts
 from dearkd_api.keys import Caller
+from dearkd_api.multipart import body_chunks, parts
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.weights import check_safetensors
 

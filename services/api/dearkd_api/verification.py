@@ -1,4 +1,4 @@
-"""What is served is what its manifest says: each stored version of a file is read and hashed once, before it is sent."""
+"""What is served is what its manifest says: each stored version of a file is hashed once, before it is sent."""
 
 import hashlib
 import threading

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from dearkd.attempt import Attempt
@@ -270,7 +271,7 @@ def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
     shard = Shard(**stored.model_dump(), samples=found.samples, classes=dict(sorted(found.classes.items())))
     try:
         return Shard.model_validate_json(attempt.storage.read(_side_key(attempt, shard, "json")))
-    except NotFound:
+    except (NotFound, ValidationError):  # or the note was damaged since
         return shard
 
 
