@@ -225,8 +225,8 @@ def _check_member(path: Path, member: tarfile.TarInfo, *, count: int, tar_bytes:
         raise CorruptData(f"{path.name} holds a member whose name has {length} bytes, over {MAX_NAME_BYTES}: {name}")
     if not 0 <= member.size <= MAX_MEMBER_BYTES or count > MAX_MEMBERS:
         raise CorruptData(
-            f"{path.name}: member {name} of {member.size} bytes is over the limits ({MAX_MEMBER_BYTES} bytes each, "
-            f"{MAX_MEMBERS} members)"
+            f"{path.name}: member {name} of {member.size!s:.30} bytes is over the limits ({MAX_MEMBER_BYTES} bytes "
+            f"each, {MAX_MEMBERS} members)"
         )
     if member.offset_data + member.size > tar_bytes:
         raise CorruptData(f"{path.name} ends in the middle of {name}: it is cut short")

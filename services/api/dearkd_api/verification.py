@@ -1,10 +1,12 @@
 """What is served is what its manifest says: each stored version of a file is hashed once, before it is sent."""
 
+import asyncio
 import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import anyio
 import anyio.to_thread
@@ -35,6 +37,8 @@ class Verification:
     storage: Storage
     _digests: OrderedDict[Hashable, str] = field(default_factory=OrderedDict)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
+    _turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    """Of a file, so that those who ask for it at once have it hashed once."""
     _limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(AT_ONCE))
 
     async def require(self, file: ServedFile) -> None:
@@ -46,7 +50,10 @@ class Verification:
         """
         if file.listed is None or await anyio.to_thread.run_sync(self._is_known, file.key, file.listed):
             return
-        await anyio.to_thread.run_sync(self._hash, file.key, file.listed, limiter=self._limiter)
+        # Kept by those who wait for it, and gone with the last.
+        turn = self._turns.setdefault(file.key, asyncio.Lock())
+        async with turn:
+            await anyio.to_thread.run_sync(self._hash, file.key, file.listed, limiter=self._limiter)
 
     def _is_known(self, key: str, listed: StoredFile) -> bool:
         """Whether this version was hashed before, and to the right digest. Raises as `require` does."""
