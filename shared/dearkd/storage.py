@@ -302,8 +302,8 @@ def check_key(key: str, *, pointer: str) -> str:
         raise InvalidInput.at(
             pointer, f"{key!r:.200} holds characters that a key may not have: control characters or a backslash"
         )
-    if len(text.encode()) > MAX_KEY_BYTES:
-        raise InvalidInput.at(pointer, f"{key!r:.200} has {len(text.encode())} bytes; a key has {MAX_KEY_BYTES} at most")
+    if (size := len(text.encode())) > MAX_KEY_BYTES:
+        raise InvalidInput.at(pointer, f"{key!r:.200} has {size} bytes; a key has {MAX_KEY_BYTES} at most")
     for segment in segments:
         if len(segment.encode()) > MAX_SEGMENT_BYTES:
             raise InvalidInput.at(
