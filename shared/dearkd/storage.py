@@ -166,13 +166,13 @@ class Storage:
         return True
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
-        """All objects under a prefix (a whole path segment), sorted by key; none where there is no such prefix.
+        """All objects under a prefix (a whole path segment), sorted by key.
 
         Raises:
             CorruptData: if a name there is none that a key can have.
         """
         found: list[StoredObject] = []
-        with suppress(NotFound), _errors(prefix):
+        with _errors(prefix):
             for page in obstore.list(self._store, prefix):
                 found += [StoredObject(str(e["path"]), int(e["size"]), e["last_modified"]) for e in page]
         return iter(sorted(found, key=lambda stored: stored.key))
@@ -328,8 +328,6 @@ def _errors(key: str) -> Iterator[None]:
             code="storage_unavailable",
         ) from error
     except (BaseError, NotSupportedError, OSError) as error:
-        if "Not a directory" in str(error):  # a name on the way is a file: nothing lies below it
-            raise NotFound(f"{key} is not in storage") from None
         if isinstance(error, InvalidPathError) or "File system loop found" in str(error):
             raise CorruptData(
                 f"under {key!r} in storage lies what has no key, a name that is not UTF-8 or a link to a folder above: "

@@ -1,4 +1,4 @@
-"""A run whose checkpoint is damaged: it says so, a plain retry fails alike, and one from the beginning makes the model."""
+"""A run whose checkpoint is damaged says so; a plain retry fails alike, one from the beginning makes the model."""
 
 from pathlib import Path
 
