@@ -126,8 +126,10 @@ def test_a_job_whose_teacher_or_dataset_was_damaged_since(api: Api, tmp_path: Pa
     for emptied in (False, True):
         if emptied:
             api.store.redis.flushdb()
-        answer = api.http.post("/v1/training-runs", json={"dataset": job["id"]})
-        assert (answer.status_code, pointers(answer)) == (422, ["/dataset"])
+        for reference in (job["id"], dataset):
+            answer = api.http.post("/v1/training-runs", json={"dataset": reference})
+            assert (answer.status_code, pointers(answer)) == (422, ["/dataset"])
+            assert answer.json()["code"] == "corrupt_data"
 
 
 @damages

@@ -111,7 +111,9 @@ def _dataset(body: dict[str, Any], backend: Backend, caller: str | None) -> tupl
         remedy = "name a dataset, or the synthesis job that makes one"
         try:
             return _required(body, "dataset", backend.datasets, remedy).facts, None
-        except InvalidInput:
+        except InvalidInput as error:
+            if error.code == Unreadable.default_code:
+                raise  # it is finished, but damaged
             maker = sibling(reference, "syn") if isinstance(reference, str) and is_id(reference, "ds") else None
             if maker is None or not _job_exists(maker, backend, caller):
                 raise
