@@ -22,6 +22,7 @@ from dearkd.errors import (
     Conflict,
     DearKDError,
     FieldError,
+    Forbidden,
     InvalidInput,
     LimitReached,
     NotFound,
@@ -48,6 +49,7 @@ CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 _ERRORS: dict[int, type[DearKDError]] = {
     400: InvalidInput,
+    403: Forbidden,
     404: NotFound,
     408: TooSlow,
     409: Conflict,
@@ -180,8 +182,10 @@ class Client:
     def cancel_job(self, identifier: str) -> Json:
         return self._json("POST", f"{job_path(identifier)}/cancel")
 
-    def retry_job(self, identifier: str) -> Json:
-        return self._json("POST", f"{job_path(identifier)}/retry")
+    def retry_job(self, identifier: str, *, from_beginning: bool = False) -> Json:
+        """Let a failed or canceled job go on, or start over: then what it made so far is deleted."""
+        body = {"json": {"from": "beginning"}} if from_beginning else {}
+        return self._json("POST", f"{job_path(identifier)}/retry", **body)
 
     def wait_for_job(
         self,

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dearkd.errors import CorruptData, NotFound
+from dearkd.errors import CorruptData, NotFound, reason
 from dearkd.file_cache import FileCache
 from dearkd.image_files import is_grey, open_image
 from dearkd.resources import Manifest, Shelf
@@ -28,11 +28,21 @@ IMAGE_SUFFIXES = ("png", "webp", "jpg", "jpeg")
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_MEMBERS = 10_000_000
 MAX_NAME = 1000
-"""Characters of a member's name, which a tar's extensions let be as long as the file."""
+"""Bytes of a member's name, which a tar's extensions let be as long as the file."""
 MAX_PARTS = 100
 """Members of one sample."""
 MAX_LABEL_BYTES = 64
 LOOKED_AT = (*IMAGE_SUFFIXES, "cls")
+MAX_ABOUT_BYTES = 2**20
+"""Of the attributes or the long name of a member, which are read whole."""
+
+_ABOUT_MEMBERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 class DatasetClass(BaseModel):
@@ -173,45 +183,79 @@ class ShardContents:
     modes: set[str] = field(default_factory=set)
 
 
+class _Member(tarfile.TarInfo):
+    """Refuses, before it is read into memory, what a tar says of a member at more length than any needs."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0:
+            raise tarfile.ReadError(f"a member is said to have {self.size} bytes")
+        if self.type in _ABOUT_MEMBERS and self.size > MAX_ABOUT_BYTES:
+            raise tarfile.ReadError(f"{self.size} bytes of attributes of one member; {MAX_ABOUT_BYTES} are read")
+        found: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]  # meant to be overridden, but untyped
+        return found
+
+
 def read_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """The regular files of a tar that lies locally, counted and capped.
 
     Raises:
-        CorruptData: if it is no tar, is cut short, or holds links, devices, or too many or too large members.
+        CorruptData: if it is no tar, is cut short or damaged anywhere, or holds links, devices, sparse files, names
+            that are not UTF-8, or too many or too large members.
     """
     count = 0
+    size = path.stat().st_size
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", tarinfo=_Member) as tar:
             for member in tar:
                 count += 1
-                if member.isdir():
-                    continue
-                if not member.isreg():
-                    raise CorruptData(
-                        f"{path.name} holds {member.name!r}, which is no regular file: only those are read"
-                    )
-                if len(member.name) > MAX_NAME:
-                    raise CorruptData(
-                        f"{path.name}: member {member.name[:80]!r}… has a name of {len(member.name)} characters, at "
-                        f"most {MAX_NAME} are read"
-                    )
-                if member.size > MAX_MEMBER_BYTES or count > MAX_MEMBERS:
-                    raise CorruptData(
-                        f"{path.name}: member {member.name!r} of {member.size} bytes is over the limits "
-                        f"({MAX_MEMBER_BYTES} bytes each, {MAX_MEMBERS} members)"
-                    )
-                if member.offset_data + member.size > path.stat().st_size:
-                    raise CorruptData(f"{path.name} ends in the middle of {member.name!r}: it is cut short")
-                yield member, tar
+                _check_member(path, member, count=count, tar_bytes=size)
+                if not member.isdir():
+                    yield member, tar
                 tar.members = []  # type: ignore[attr-defined]  # of each it would keep a kilobyte
-    except tarfile.TarError as error:
-        raise CorruptData(f"{path.name} is no readable tar: {error}") from None
-    # Python's tarfile takes a missing end for an end; a whole tar closes with two blocks of zeros.
+            end = tar.offset
+    # What tarfile raises by the kind of damage, besides its own errors.
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, LookupError) as error:
+        raise CorruptData(f"{path.name} is no readable tar: {reason(error):.200}") from None
+    _check_end(path, end, size)
+
+
+def _check_member(path: Path, member: tarfile.TarInfo, *, count: int, tar_bytes: int) -> None:
+    name = f"{member.name!r:.300}"
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise CorruptData(f"{path.name} holds {name}, which is no regular file: only those are read")
+    try:
+        length = len(member.name.encode())
+    except UnicodeEncodeError:
+        raise CorruptData(f"{path.name} holds {name}, a name that is not UTF-8: pack it anew under another") from None
+    if length > MAX_NAME:
+        raise CorruptData(f"{path.name} holds a member whose name has {length} bytes, over {MAX_NAME}: {name}")
+    if not 0 <= member.size <= MAX_MEMBER_BYTES or count > MAX_MEMBERS:
+        raise CorruptData(
+            f"{path.name}: member {name} of {member.size!s:.30} bytes is over the limits ({MAX_MEMBER_BYTES} bytes "
+            f"each, {MAX_MEMBERS} members)"
+        )
+    if member.offset_data + member.size > tar_bytes:
+        raise CorruptData(f"{path.name} ends in the middle of {name}: it is cut short")
+
+
+def _check_end(path: Path, end: int, size: int) -> None:
+    """Python's tarfile takes a missing end for an end, and so a header that is damaged: what follows would be lost.
+
+    A whole tar closes with two blocks of zeros or more, and nothing comes behind them.
+    """
+    if size - end < 2 * tarfile.BLOCKSIZE:
+        raise CorruptData(f"{path.name} has no end-of-archive mark: it is cut short")
     with path.open("rb") as file:
-        size = path.stat().st_size
-        file.seek(max(0, size - 1024))
-        if size < 1024 or any(file.read(1024)):
-            raise CorruptData(f"{path.name} has no end-of-archive mark: it is cut short")
+        file.seek(end)
+        first = file.read(tarfile.BLOCKSIZE)
+        if any(first):
+            raise CorruptData(f"{path.name} is no readable tar: the header at byte {end} is damaged")
+        while chunk := file.read(2**20):
+            if chunk.strip(b"\0"):
+                raise CorruptData(
+                    f"{path.name} goes on behind its end-of-archive mark at byte {end}, where no reader looks (tars "
+                    "that were joined?): pack its members into one"
+                )
 
 
 def inspect_shard(path: Path, *, num_classes: int | None = None) -> ShardContents:

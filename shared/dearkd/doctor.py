@@ -18,11 +18,12 @@ from redis.exceptions import RedisError
 
 from dearkd.client import Client
 from dearkd.embedded_redis import find_redis_server
-from dearkd.errors import DearKDError, NotFound
+from dearkd.errors import DearKDError, NotFound, Unreadable
 from dearkd.identifiers import new_id
 from dearkd.jobs import Job, kind_of, owner_of
 from dearkd.queue import connect
 from dearkd.settings import Settings
+from dearkd.settlement import read_job
 from dearkd.storage import AlreadyExists, Storage
 
 LOW_DISK_BYTES = 5 * 10**9
@@ -267,6 +268,9 @@ def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
             # Those of other keys are as if they did not exist, and not lost.
             owner = owner_of(sha256(settings.api_key.encode()).digest())
             unended = [name for name in unended if _accepted(storage, name).visible_to(owner)]
+    except Unreadable as error:
+        yield Finding("jobs", "problem", error.message)
+        return
     except DearKDError:
         return  # said already, by the check of storage
     lost = []
@@ -295,7 +299,7 @@ def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
 
 
 def _accepted(storage: Storage, identifier: str) -> Job:
-    return Job.model_validate_json(storage.read(f"jobs/{identifier}/job.json"))
+    return read_job(storage, f"jobs/{identifier}/job.json")
 
 
 def unended_jobs(storage: Storage) -> list[str]:

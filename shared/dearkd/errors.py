@@ -2,6 +2,7 @@
 
     DearKDError
     ├── InvalidInput        what was asked for breaks a rule; nothing was stored            HTTP 422
+    ├── Forbidden           it is there to be seen, but belongs to somebody else            HTTP 403
     ├── NotFound            no such thing                                                   HTTP 404
     ├── Conflict            it exists, but its state forbids the request                    HTTP 409
     ├── TooLarge            over a configured limit on bytes                                HTTP 413
@@ -9,7 +10,8 @@
     ├── LimitReached        as many of these as are allowed are there already              HTTP 429
     ├── Unavailable         Redis, storage or a worker cannot be reached; try again later   HTTP 503
     │   └── DiskFull        no room is left, here or in storage; waiting alone does not help
-    ├── CorruptData         stored bytes are not what their manifest says
+    ├── CorruptData         stored bytes are not what their manifest says                   HTTP 500
+    │   └── Unreadable      a manifest or record in storage that cannot be read itself      HTTP 409
     ├── Diverged            an optimisation left the finite numbers, or all bounds
     ├── OutOfMemory         a device has too little memory for what was asked of it
     ├── Canceled            the job was canceled while it ran (control flow, not a fault)
@@ -64,6 +66,10 @@ class InvalidInput(DearKDError):
         return cls("; ".join(f"{e.pointer or '/'}: {e.detail}" for e in errors), errors=errors)
 
 
+class Forbidden(DearKDError):
+    default_code = "forbidden"
+
+
 class NotFound(DearKDError):
     default_code = "not_found"
 
@@ -97,6 +103,25 @@ class DiskFull(Unavailable):
 
 class CorruptData(DearKDError):
     default_code = "corrupt_data"
+
+
+class Unreadable(CorruptData):
+    """Nothing can be said about the thing until somebody mends or removes what is stored of it.
+
+    Args:
+        key: of the object.
+        remedy: what to do about it.
+        problem: what pydantic or the parser found.
+    """
+
+    def __init__(self, key: str, remedy: str, problem: ValueError) -> None:
+        if isinstance(problem, ValidationError):
+            first = problem.errors(include_url=False, include_context=False)[0]
+            place = json_pointer(first["loc"])
+            found = f"{place}: {first['msg']}" if place else str(first["msg"])
+        else:
+            found = str(problem)
+        super().__init__(f"{key} cannot be read ({found:.200}), it was altered or cut short in storage: {remedy}")
 
 
 class Diverged(DearKDError):

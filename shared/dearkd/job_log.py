@@ -43,7 +43,7 @@ class JobLog:
         if live := self._live(identifier):
             return live
         try:
-            return self.storage.read(_stored_key(identifier)).decode()
+            return self.storage.read(_stored_key(identifier)).decode(errors="replace")
         except NotFound:
             return ""
 

@@ -68,6 +68,8 @@ class Ticket(BaseModel):
     state: Literal["waiting", "inspecting", "ready", "failed"] = "waiting"
     request: dict[str, Any]
     """What to register; the inspector knows its form."""
+    owner: str | None = None
+    """Whose it will be: as of a job."""
     refusal: Refusal | None = None
     created_at: datetime = Field(default_factory=now)
 

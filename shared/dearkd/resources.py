@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
-from dearkd.errors import CorruptData, NotFound
+from dearkd.errors import CorruptData, NotFound, Unreadable
 from dearkd.file_cache import FileCache
 from dearkd.identifiers import Kind, is_id
 from dearkd.specs import TeacherSpec
@@ -29,6 +30,8 @@ class Manifest(BaseModel):
     id: str
     name: str | None = None
     created_at: datetime
+    owner: SkipJsonSchema[str | None] = None
+    """As of a job: who may delete it. None: nobody, or so old that it was not recorded. Clients do not see it."""
 
 
 class StoredFile(BaseModel):
@@ -64,7 +67,11 @@ class Teacher(Manifest):
 
     @property
     def spec(self) -> TeacherSpec:
-        return TeacherSpec.model_validate(self.model_dump(include=set(TeacherSpec.model_fields)))
+        """Raises `Unreadable` if the manifest was altered into what no teacher is."""
+        try:
+            return TeacherSpec.model_validate(self.model_dump(include=set(TeacherSpec.model_fields)))
+        except ValidationError as error:
+            raise Unreadable(f"teachers/{self.id}/teacher.json", _remedy(self.id), error) from None
 
     def class_name(self, index: int) -> str:
         return self.class_names[index] if self.class_names else str(index)
@@ -120,7 +127,7 @@ class Shelf(Generic[ManifestT]):
         return f"{self.root}/{identifier}/{name}"
 
     def get(self, identifier: str) -> ManifestT:
-        """Raises `NotFound`, or `CorruptData` for a manifest that cannot be read."""
+        """Raises `NotFound`, or `Unreadable` for a manifest that cannot be read."""
         key = self.key(identifier, self.manifest)
         try:
             text = self.storage.read(key)
@@ -129,7 +136,7 @@ class Shelf(Generic[ManifestT]):
         try:
             return self.model.model_validate_json(text)
         except ValidationError as error:
-            raise CorruptData(f"{key} is no manifest that this version understands: {error}") from None
+            raise Unreadable(key, _remedy(identifier), error) from None
 
     def exists(self, identifier: str) -> bool:
         return is_id(identifier, self.kind) and self.storage.exists(self.key(identifier, self.manifest))
@@ -161,10 +168,15 @@ class Shelf(Generic[ManifestT]):
         self.storage.create(self.key(item.id, self.manifest), manifest_bytes(item))
 
     def delete(self, identifier: str) -> None:
-        """Manifest first, then the objects. Raises `NotFound`."""
-        self.get(identifier)
+        """Manifest first, whatever it holds, then the objects. Raises `NotFound`."""
+        if not self.exists(identifier):
+            raise NotFound(f"there is no {identifier!r} in {self.root}")
         self.storage.delete(self.key(identifier, self.manifest))
         self.storage.delete_prefix(f"{self.root}/{identifier}")
+
+
+def _remedy(identifier: str) -> str:
+    return f"restore it from a backup, or delete {identifier} and make it again"
 
 
 def teachers(storage: Storage) -> Shelf[Teacher]:

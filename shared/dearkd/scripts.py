@@ -16,7 +16,7 @@ it), `{job}:events` (stream), `{job}:log` (list of lines).
 Keys of all: `dearkd:open:{kind}` (jobs with open units, by priority and turn), `dearkd:leases` (unit → expiry in ms),
 `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences to come),
 `dearkd:jobs:{kind}[:{status}][@{owner}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes, and for a
-while after).
+while after), `dearkd:starting-over:{id}` (set while what a job made is deleted, before it is retried).
 """
 
 PARTS = ("open", "claims", "holders", "done", "deaths", "causes", "partial", "rows", "waiting", "events", "log")

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
 
     api_keys: str = Field(default="", repr=False)
     """The keys that the API asks for, by commas; `sha256:HEX` stands for the key of that hash. Empty: for none."""
+    admin_keys: str = Field(default="", repr=False)
+    """Further keys, in the same form, which may also delete what belongs to other keys, or to none."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
 

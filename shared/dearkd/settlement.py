@@ -2,11 +2,13 @@
 
 from typing import cast
 
+from pydantic import ValidationError
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from dearkd import scripts
+from dearkd.errors import Unreadable
 from dearkd.jobs import ACTIVE, Job, JobError, kind_of, place_of
 from dearkd.queue import QUEUES, wake
 from dearkd.records import JobRecords, at, job_key, reachable
@@ -100,3 +102,17 @@ class Settlement(JobRecords):
 def final_key(identifier: str) -> str:
     """Where storage says how a job ended."""
     return f"jobs/{identifier}/final.json"
+
+
+def read_job(storage: Storage, key: str) -> Job:
+    """A job as storage has it.
+
+    Raises:
+        NotFound: if that is not there.
+        Unreadable: naming the object, if it is no such record.
+    """
+    try:
+        return Job.model_validate_json(storage.read(key))
+    except ValidationError as error:
+        remedy = "restore it from a backup, or remove it from storage and post the job anew"
+        raise Unreadable(key, remedy, error) from None

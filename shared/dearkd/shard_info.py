@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from dearkd.errors import InvalidInput
+from dearkd.errors import CorruptData, InvalidInput, Unavailable
 from dearkd.json_files import read_json
 from dearkd.storage import Storage
 
@@ -110,7 +110,17 @@ def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
         InvalidInput: at `/prefix` if there are none (`no_shards`), or `_info.json` cannot be used (see `read_info`) or
             names one that is not there.
     """
-    present = {stored.key.removeprefix(f"{prefix}/") for stored in storage.objects(prefix)}
+    try:
+        present = {stored.key.removeprefix(f"{prefix}/") for stored in storage.objects(prefix)}
+    except CorruptData as error:
+        raise InvalidInput.at("/prefix", error.message) from None
+    except Unavailable:
+        # So says a local store, too, where a name on the way is a file. What is wrong with the store stays its fault.
+        names = prefix.split("/")
+        for above in ("/".join(names[:count]) for count in range(1, len(names))):
+            if storage.exists(above):
+                raise InvalidInput.at("/prefix", f"{above!r} is a file in storage: nothing lies below it") from None
+        raise
     if INFO not in present:
         names = sorted(name for name in present if name.endswith(".tar"))
         if not names:

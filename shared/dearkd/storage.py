@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,6 +21,7 @@ import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    InvalidPathError,
     NotFoundError,
     NotSupportedError,
     PermissionDeniedError,
@@ -45,6 +46,12 @@ SILENCE_SECONDS = 60.0
 """A download of which nothing comes for so long is given up; as a whole it may take a day."""
 MAX_PUT_BYTES = 5 * 2**30
 """S3 takes no more in one request."""
+
+
+MAX_KEY_BYTES = 900
+"""In UTF-8; S3 takes 1024, of which the storage root may use some."""
+MAX_SEGMENT_BYTES = 255
+"""In UTF-8; no file system takes a longer name."""
 
 
 class AlreadyExists(Conflict):
@@ -138,6 +145,19 @@ class Storage:
         with _errors(key):
             return int(obstore.head(self._store, key)["size"])
 
+    def version(self, key: str) -> tuple[int, tuple[object, ...]]:
+        """The size of an object, and what changes whenever it is written anew: its ETag and time.
+
+        On a local store also the time of the last change of the file itself, which no program can set.
+        """
+        with _errors(key):
+            found = obstore.head(self._store, key)
+        changed = None
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            with suppress(OSError):
+                changed = (Path(self._store.prefix) / key).stat().st_ctime_ns
+        return int(found["size"]), (found["e_tag"], found["version"], found["last_modified"], changed)
+
     def exists(self, key: str) -> bool:
         try:
             self.size(key)
@@ -146,7 +166,11 @@ class Storage:
         return True
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
-        """All objects under a prefix (a whole path segment), sorted by key."""
+        """All objects under a prefix (a whole path segment), sorted by key.
+
+        Raises:
+            CorruptData: if a name there is none that a key can have.
+        """
         found: list[StoredObject] = []
         with _errors(prefix):
             for page in obstore.list(self._store, prefix):
@@ -265,14 +289,28 @@ def check_key(key: str, *, pointer: str) -> str:
     """A key or prefix that came from outside, without surrounding slashes.
 
     Raises:
-        InvalidInput: if it is a URL, absolute, has empty or dotted segments, or odd characters.
+        InvalidInput: if it is a URL, absolute, too long as a whole or in a segment, has empty or dotted segments, or
+            odd characters.
     """
     text = key.strip("/")
     segments = text.split("/")
     if key.startswith("/") or "://" in key or any(s in ("", ".", "..") for s in segments):
-        raise InvalidInput.at(pointer, f"{key!r} is no key under the storage root: use names joined by single slashes")
-    if not text.isprintable() or "\\" in text or len(text) > 900:
-        raise InvalidInput.at(pointer, f"{key!r} holds characters that a key may not have, or is too long")
+        raise InvalidInput.at(
+            pointer, f"{key!r:.200} is no key under the storage root: use names joined by single slashes"
+        )
+    if not text.isprintable() or "\\" in text:
+        raise InvalidInput.at(
+            pointer, f"{key!r:.200} holds characters that a key may not have: control characters or a backslash"
+        )
+    if (size := len(text.encode())) > MAX_KEY_BYTES:
+        raise InvalidInput.at(pointer, f"{key!r:.200} has {size} bytes; a key has {MAX_KEY_BYTES} at most")
+    for segment in segments:
+        if len(segment.encode()) > MAX_SEGMENT_BYTES:
+            raise InvalidInput.at(
+                pointer,
+                f"{segment!r:.200} has {len(segment.encode())} bytes; a name between slashes has {MAX_SEGMENT_BYTES} "
+                "at most, as file systems have it",
+            )
     return text
 
 
@@ -290,6 +328,11 @@ def _errors(key: str) -> Iterator[None]:
             code="storage_unavailable",
         ) from error
     except (BaseError, NotSupportedError, OSError) as error:
+        if isinstance(error, InvalidPathError) or "File system loop found" in str(error):
+            raise CorruptData(
+                f"under {key!r} in storage lies what has no key, a name that is not UTF-8 or a link to a folder above: "
+                "rename or remove it"
+            ) from None
         if is_disk_full(error):
             raise DiskFull(f"storage has no room for {key} ({error}): make room and retry") from error
         raise Unavailable(

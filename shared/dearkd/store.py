@@ -12,7 +12,7 @@ from typing import cast
 from pydantic import BaseModel
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import WatchError
+from redis.exceptions import RedisError, WatchError
 
 from dearkd import scripts
 from dearkd.admission import refusal, too_many
@@ -22,7 +22,8 @@ from dearkd.jobs import ACTIVE, Job, Kind, Progress, Status, dataset_of, kind_of
 from dearkd.queue import QUEUES, wake
 from dearkd.records import add_event, at, job_index, job_key, parse, reachable
 from dearkd.references import reads
-from dearkd.settlement import RANKS, UNSETTLED, WATCH_TRIES, Settlement, final_key
+from dearkd.restarts import delete_made, forget_progress, starting_over, under_way
+from dearkd.settlement import RANKS, UNSETTLED, WATCH_TRIES, Settlement, final_key, read_job
 from dearkd.storage import AlreadyExists, Storage
 
 MAX_WAKES = 8
@@ -122,23 +123,45 @@ class JobStore(Settlement):
         self.settle(job)
         return job
 
-    def retry(self, identifier: str, *, owner: str | None = None) -> Job:
+    def retry(self, identifier: str, *, owner: str | None = None, from_beginning: bool = False) -> Job:
         """Start a failed or canceled job again, from its finished shards or last checkpoint.
 
         So is one that Redis has lost, unless it succeeded before. One that `owner` may not see is not found.
 
+        Args:
+            identifier: of the job.
+            owner: who asks.
+            from_beginning: what it made so far is deleted first, and nothing of it is gone on with.
+
         Raises:
-            Conflict: if it is in any other state, or its dataset failed.
+            Conflict: if it is in any other state, or its dataset failed; with `from_beginning` also if what it makes
+                is there already.
         """
+        if not from_beginning:
+            return self._retry(identifier, owner, from_beginning=False)
+        # Held until the record says that the job is queued: nobody else may start it while its objects go.
+        with reachable():
+            held = self.redis.set(starting_over(identifier), 1, ex=DELETION_SECONDS, nx=True)
+        if not held:
+            raise under_way(identifier)
+        try:
+            return self._retry(identifier, owner, from_beginning=True)
+        finally:
+            with suppress(RedisError):  # it runs out by itself
+                self.redis.delete(starting_over(identifier))
+
+    def _retry(self, identifier: str, owner: str | None, *, from_beginning: bool) -> Job:
         try:
             self.get(identifier, owner=owner)
         except NotFound:
-            return self._restore(self._stored(identifier, owner))
+            return self._restore(self._stored(identifier, owner), from_beginning=from_beginning)
         with reachable():
             for _ in range(WATCH_TRIES):
                 with self.redis.pipeline(transaction=True) as pipe:
                     try:
-                        pipe.watch(job_key(identifier))
+                        pipe.watch(job_key(identifier), starting_over(identifier))
+                        if bool(pipe.exists(starting_over(identifier))) != from_beginning:
+                            raise under_way(identifier)
                         values = cast("dict[bytes, bytes]", pipe.hgetall(job_key(identifier)))
                         job = parse(values)
                         if job.status not in ("failed", "canceled"):
@@ -153,6 +176,8 @@ class JobStore(Settlement):
                                 code="dataset_failed",
                             )
                         blocked = dependency in ACTIVE
+                        if from_beginning:
+                            delete_made(self.storage, job)
                         kept, gone = self._checked(job)
                         # Before the record says so: without `final.json` nothing of the job can be cleaned away.
                         self.storage.delete(final_key(identifier))
@@ -160,6 +185,8 @@ class JobStore(Settlement):
                         if gone:
                             pipe.hdel(f"{job_key(identifier)}:done", *gone)
                         pipe.hset(job_key(identifier), "done_samples", sum(kept.values()))
+                        if from_beginning:
+                            forget_progress(pipe, job)
                         self._restart(
                             pipe, job, values[b"priority"].decode(), set(kept), waits_for if blocked else None
                         )
@@ -278,20 +305,20 @@ class JobStore(Settlement):
         """As it was accepted, which storage knows even where Redis lost it."""
         missing = NotFound(f"there is no job {identifier!r}")
         try:
-            job = Job.model_validate_json(self.storage.read(f"jobs/{identifier}/job.json"))
+            job = read_job(self.storage, f"jobs/{identifier}/job.json")
         except NotFound:
             raise missing from None
         if not job.visible_to(owner):
             raise missing
         return job
 
-    def _restore(self, job: Job) -> Job:
+    def _restore(self, job: Job, *, from_beginning: bool) -> Job:
         """Write the record of a job that storage knows and Redis does not (any more); its units find what they made."""
         identifier = job.id
         final: bytes | None = None
         with suppress(NotFound):
             final = self.storage.read(final_key(identifier))
-            ended = Job.model_validate_json(final)
+            ended = read_job(self.storage, final_key(identifier))
             if ended.status == "succeeded":
                 raise Conflict(f"{identifier} has succeeded: only a failed, canceled or lost job can be retried")
             job = job.model_copy(update={"attempt": ended.attempt})
@@ -300,6 +327,8 @@ class JobStore(Settlement):
         waits_for = named if kind_of(named) == "synthesis" else None
         if waits_for is not None and self.storage.exists(f"datasets/{dataset_of(waits_for)}/dataset.json"):
             waits_for = None
+        if from_beginning:
+            delete_made(self.storage, job)
         self.storage.delete(final_key(identifier))
         units = ["run"] if job.kind == "training" else units_of(job)
         try:

@@ -214,3 +214,27 @@ def test_a_command_of_a_service_that_is_not_installed_says_what_to_install(
     assert outcome.code == 1
     assert "no_such_package" in outcome.err
     assert "pip install" in outcome.err
+
+
+def test_a_retry_may_start_over_and_says_so(run: Run, api: StandInApi) -> None:
+    api.answer("POST /v1/training-runs/run-1/retry", a_job("run-1", "queued"), status=202)
+    for options, body, said in (
+        ((), b"", False),
+        (("--from", "last"), b"", False),
+        (("--from", "beginning"), {"from": "beginning"}, True),
+    ):
+        outcome = run("retry", "run-1", *options)
+        assert (outcome.code, outcome.out) == (0, "run-1 queued\n")
+        assert ("starts over" in outcome.err) == said
+        sent = api.requests[-1].body
+        assert (json.loads(sent) if sent else sent) == body
+    assert run("retry", "run-1", "--from", "start").code == 2
+
+
+def test_what_belongs_to_another_key_is_not_deleted_and_it_is_said_why(run: Run, api: StandInApi) -> None:
+    detail = "tch-1 belongs to another key: only its owner and a key of DEARKD_ADMIN_KEYS may delete it"
+    api.problem("DELETE /v1/teachers/tch-1", 403, "forbidden", detail)
+    outcome = run("teacher", "delete", "tch-1")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.strip() == f"error: {detail}"
+    assert json.loads(run("teacher", "delete", "tch-1", "--json").out)["error"]["code"] == "forbidden"

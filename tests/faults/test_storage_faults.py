@@ -82,7 +82,12 @@ def test_a_damaged_checkpoint_is_named_and_not_gone_on_with(shared_world: World,
     ended = client.wait_for_job(run)
     assert (ended["status"], ended["error"]["code"]) == ("failed", "corrupt_data")
     assert last.key in ended["error"]["message"]
-    assert f"runs/{run}/checkpoints" in client.get_job(run)["error"]["message"]
+    assert f"`dearkd retry {run} --from beginning`" in ended["error"]["message"]
+    again = client.retry_job(run, from_beginning=True)
+    assert (again["progress"]["done"], list(client.list_metrics(run))) == (0, [])
+    eventually(lambda: len(list(client.list_metrics(run))) >= 2)
+    client.cancel_job(run)
+    assert client.wait_for_job(run)["status"] == "canceled"
 
 
 @contextmanager

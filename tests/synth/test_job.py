@@ -29,6 +29,8 @@ from dearkd_synth.job import ShardMaker, _publish_shard
 
 pytestmark = pytest.mark.services
 
+OWNER = "0123456789abcdef"
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
@@ -97,13 +99,14 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
         "restart_rate_factor": 1e-20,
     }
     spec = SynthesisSpec.resolve(posted, teacher.spec)
-    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards, owner=OWNER)
     with ShardMaker() as maker:
         assert drain("synthesis", maker.perform, settings) == 3
     ended = ledger.store.get(job.id)
     assert ended.status == "succeeded", ended.error
     manifest = datasets(storage).get(dataset_of(job.id))
     assert manifest.num_samples == 20
+    assert manifest.owner == OWNER
     assert manifest.quality is not None
     assert manifest.quality["restarts"] == 2
     assert len(manifest.quality["outliers"]) == 20

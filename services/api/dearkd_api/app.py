@@ -12,6 +12,7 @@ from dearkd_api import dashboard, datasets, jobs, models, problems, teachers
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.key_failures import KeyFailures
 from dearkd_api.keys import RequireKey
+from dearkd_api.queries import require_known_parameters
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -24,6 +25,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="dearkd",
         version=dearkd.__version__,
         description="Make a training set out of a CNN alone, and train a vision transformer on it.",
+        dependencies=[Depends(require_known_parameters)],
     )
     backend = Backend.open(settings)
     app.state.backend = backend

@@ -17,6 +17,7 @@ from dearkd.settings import Settings
 from dearkd.storage import Storage
 from dearkd.store import JobStore
 from dearkd_api.keys import Keys
+from dearkd_api.verification import Verification
 
 UPLOADS_AT_ONCE = 8
 
@@ -34,6 +35,7 @@ class Backend:
     teachers: Shelf[Teacher]
     datasets: Shelf[DatasetManifest]
     models: Shelf[Model]
+    verification: Verification
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the server was asked to end: whoever waits for something answers at once."""
     upload_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(UPLOADS_AT_ONCE))
@@ -52,7 +54,7 @@ class Backend:
         redis = connect(settings)
         return cls(
             settings=settings,
-            keys=Keys.parse(settings.api_keys),
+            keys=Keys.configured(settings),
             storage=storage,
             store=JobStore(redis, storage),
             log=JobLog(redis, storage),
@@ -60,6 +62,7 @@ class Backend:
             teachers=teachers(storage),
             datasets=datasets(storage),
             models=models(storage),
+            verification=Verification(storage),
         )
 
 

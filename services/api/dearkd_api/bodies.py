@@ -12,7 +12,7 @@ from dearkd.errors import InvalidInput, TooLarge, TooSlow
 from dearkd_api.backend import Uses
 
 
-async def _read_json(request: Request, backend: Uses) -> Any:
+async def _read_body(request: Request, backend: Uses) -> bytes:
     limit = backend.settings.max_body_bytes
     require_declared_size(request, limit)
     body = bytearray()
@@ -26,11 +26,25 @@ async def _read_json(request: Request, backend: Uses) -> Any:
         raise TooSlow(
             f"the body did not come within {seconds:g} s (DEARKD_BODY_SECONDS), only {len(body)} bytes of it"
         ) from None
-    return parse_json(bytes(body))
+    return bytes(body)
+
+
+_Body = Annotated[bytes, Depends(_read_body)]
+
+
+async def _read_json(body: _Body) -> Any:
+    return parse_json(body)
+
+
+async def _read_optional_json(body: _Body) -> Any:
+    return parse_json(body) if body else {}
 
 
 JsonBody = Annotated[Any, Depends(_read_json)]
 """The request's body as a JSON value, whatever its content type says."""
+
+OptionalJsonBody = Annotated[Any, Depends(_read_optional_json)]
+"""The same; an empty object where there is no body."""
 
 
 def require_declared_size(request: Request, limit: int) -> None:
@@ -93,10 +107,13 @@ class Findings:
             raise InvalidInput("; ".join(found.message for found in self._found), errors=errors)
 
 
-def body_schema(model: type[BaseModel], *, required: list[str]) -> dict[str, Any]:
-    """OpenAPI's request body for a spec that is posted with almost everything left out."""
+def body_schema(model: type[BaseModel], *, required: list[str], optional: bool = False) -> dict[str, Any]:
+    """OpenAPI's request body for a spec that is posted with almost everything left out, or whole (`optional`)."""
     return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": posted_schema(model, required)}}}
+        "requestBody": {
+            "required": not optional,
+            "content": {"application/json": {"schema": posted_schema(model, required)}},
+        }
     }
 
 

@@ -1,5 +1,6 @@
 """Datasets: those that synthesis jobs made, and those that were registered."""
 
+import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,15 +12,18 @@ from dearkd.datasets import DatasetManifest
 from dearkd.errors import Conflict, InvalidInput, NotFound
 from dearkd.identifiers import is_id, new_id, sibling
 from dearkd.registration import Ticket
+from dearkd.resources import StoredFile
 from dearkd.shard_info import listed_shards
 from dearkd.specs import Spec
 from dearkd.storage import check_key
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonBody, body_schema
-from dearkd_api.files import send_file
+from dearkd_api.files import send_verified
+from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.teachers import Registering
+from dearkd_api.verification import ServedFile
 
 BESIDE_SHARDS = ("_info.json", "preview.png", "README.md", "class_names.json")
 RESERVED = ("teachers", "models", "runs", "jobs", "tmp")
@@ -46,14 +50,14 @@ class DatasetRegistration(Spec):
     responses={202: {"model": Registering}},
     openapi_extra=body_schema(DatasetRegistration, required=["prefix"]),
 )
-async def create(body: JsonBody, request: Request, backend: Uses) -> Response:
+async def create(body: JsonBody, request: Request, backend: Uses, caller: Caller) -> Response:
     """Register the shards under `prefix`, after reading and checking all of them.
 
     Those that `_info.json` names, else every `*.tar`. `class_names.json`, a JSON list, names the classes where it
     exists; else they are named by their numbers. A prefix `datasets/{id}` gives the dataset that id; any other may be
     registered again, as another dataset with what lies there by then.
     """
-    identifier = await run_in_threadpool(_open, body, backend)
+    identifier = await run_in_threadpool(_open, body, backend, caller)
     return await registering.answer(request, backend, backend.datasets, identifier)
 
 
@@ -70,33 +74,43 @@ def get(identifier: str, backend: Uses) -> Response:
 
 
 @router.delete("/{identifier}", status_code=204)
-def delete(identifier: str, backend: Uses) -> None:
-    """Manifest first, then what lies under `datasets/{id}`. 409 while a job uses it.
+def delete(identifier: str, backend: Uses, caller: Caller) -> None:
+    """Manifest first, then what lies under `datasets/{id}`. With keys its owner alone, or an administrator, may:
+    else 403. 409 while a job uses it.
 
     Of a dataset that was registered from another prefix only the manifest goes: the shards there stay.
     """
-    registering.remove(backend, backend.datasets, identifier)
+    registering.remove(backend, backend.datasets, identifier, caller)
 
 
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
 @router.get("/{identifier}/files/{name:path}", response_class=Response)
-def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
-    """A shard, `_info.json`, `preview.png`, `README.md` or `dataset.json`; ranges may be asked for."""
-    dataset = backend.datasets.get(identifier)
+async def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
+    """A shard, `_info.json`, `preview.png`, `README.md` or `dataset.json`; ranges may be asked for, but of the last.
+
+    500 `corrupt_data` if a shard was altered in storage.
+    """
+    dataset = await run_in_threadpool(backend.datasets.get, identifier)
+    if name == backend.datasets.manifest:
+        # Not the stored one, which says whose it is.
+        shown = json.dumps(dataset.model_dump(mode="json", exclude={"owner"}), indent=2)
+        return Response(shown + "\n", media_type="application/json")
+    return await send_verified(request, backend, await run_in_threadpool(_find_file, dataset, name, backend))
+
+
+def _find_file(dataset: DatasetManifest, name: str, backend: Backend) -> ServedFile:
     for shard in dataset.shards:
         if shard.name == name:
-            return send_file(request, backend.storage, f"{dataset.prefix}/{name}", sha256=shard.sha256)
-    own = f"datasets/{dataset.id}/{name}"
-    if name == backend.datasets.manifest:
-        return send_file(request, backend.storage, own)
+            listed = StoredFile(name=name, bytes=shard.bytes, sha256=shard.sha256)
+            return ServedFile(f"{dataset.prefix}/{name}", listed)
     if name in BESIDE_SHARDS:
-        for key in (own, f"{dataset.prefix}/{name}"):
+        for key in (f"datasets/{dataset.id}/{name}", f"{dataset.prefix}/{name}"):
             if backend.storage.exists(key):
-                return send_file(request, backend.storage, key)
-    raise NotFound(f"{identifier} has no file {name!r}: there are its shards and {', '.join(BESIDE_SHARDS[:3])}")
+                return ServedFile(key)
+    raise NotFound(f"{dataset.id} has no file {name!r}: there are its shards and {', '.join(BESIDE_SHARDS[:3])}")
 
 
-def _open(body: Any, backend: Backend) -> str:
+def _open(body: Any, backend: Backend, caller: str | None) -> str:
     """Check what can be checked at once, and hand the rest to the inspector; the id that the dataset will have."""
     posted = DatasetRegistration.check(body)
     prefix = check_key(posted.prefix, pointer="/prefix")
@@ -104,7 +118,7 @@ def _open(body: Any, backend: Backend) -> str:
     listed_shards(backend.storage, prefix)
     backend.registrations.require_inspector()
     backend.store.withdraw_deletion(identifier)  # one of that id may have been deleted a moment ago
-    backend.registrations.open(Ticket(id=identifier, request={"prefix": prefix, "name": posted.name}))
+    backend.registrations.open(Ticket(id=identifier, request={"prefix": prefix, "name": posted.name}, owner=caller))
     return identifier
 
 

@@ -5,10 +5,13 @@ from typing import Final
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import NotFound
 from dearkd.storage import Storage
+from dearkd_api.backend import Backend
 from dearkd_api.problems import problem
+from dearkd_api.verification import ServedFile
 
 _TYPES: Final = {
     "json": "application/json",
@@ -16,6 +19,18 @@ _TYPES: Final = {
     "png": "image/png",
     "tar": "application/x-tar",
 }
+
+
+async def send_verified(request: Request, backend: Backend, file: ServedFile) -> Response:
+    """Answer a GET or HEAD for a stored file once it is known to be what its manifest says.
+
+    Raises:
+        NotFound: if it is gone.
+        CorruptData: if it is something else; nothing of it is sent.
+    """
+    await backend.verification.require(file)
+    sha256 = file.listed.sha256 if file.listed else None
+    return await run_in_threadpool(send_file, request, backend.storage, file.key, sha256=sha256)
 
 
 def send_file(request: Request, storage: Storage, key: str, *, sha256: str | None = None) -> Response:

@@ -4,18 +4,20 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from math import isfinite
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from dearkd.errors import InvalidInput, NotFound
+from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
 from dearkd.jobs import Job, Kind, Status, dataset_of, kind_of
-from dearkd.specs import SynthesisSpec, TrainingSpec
+from dearkd.specs import Spec, SynthesisSpec, TrainingSpec
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.bodies import JsonBody, body_schema
+from dearkd_api.bodies import JsonBody, OptionalJsonBody, body_schema
 from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.submissions import resolve_synthesis, resolve_training
@@ -24,6 +26,12 @@ COLLECTIONS: Mapping[Kind, str] = {"synthesis": "synthesis-jobs", "training": "t
 POLL_SECONDS = 0.25
 
 DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and say what it would take.")]
+
+
+class RetryRequest(Spec):
+    """From where a job is to go on."""
+
+    start: Literal["last", "beginning"] = Field(default="last", alias="from")
 
 
 class JobView(Job):
@@ -110,11 +118,26 @@ def _router(kind: Kind) -> APIRouter:
         _find(kind, identifier, backend, caller)
         return _accepted(backend.store.cancel(identifier))
 
-    @router.post("/{identifier}/retry", status_code=202, response_model=JobView)
-    def retry(identifier: str, backend: Uses, caller: Caller) -> Response:
-        """A failed or canceled job goes on from its finished shards or its last checkpoint; so does one Redis lost."""
+    @router.post(
+        "/{identifier}/retry",
+        status_code=202,
+        response_model=JobView,
+        openapi_extra=body_schema(RetryRequest, required=[], optional=True),
+    )
+    def retry(identifier: str, body: OptionalJsonBody, backend: Uses, caller: Caller) -> Response:
+        """A failed or canceled job goes on from its finished shards or its last checkpoint; so does one Redis lost.
+
+        With `{"from": "beginning"}` it starts over: what it made so far is deleted. That is the way out where what it
+        would go on from is damaged.
+        """
+        asked = RetryRequest.check(body)
         _require_kind(kind, identifier)
-        return _accepted(backend.store.retry(identifier, owner=caller))
+        from_beginning = asked.start == "beginning"
+        job = backend.store.retry(identifier, owner=caller, from_beginning=from_beginning)
+        if from_beginning:
+            with suppress(Unavailable):  # the line is lost then; the job goes on all the same
+                backend.log.add(identifier, "retried from the beginning, on request; what was made before is deleted")
+        return _accepted(job)
 
     @router.get("/{identifier}/events", response_model=Page)
     def events(
@@ -122,7 +145,7 @@ def _router(kind: Kind) -> APIRouter:
     ) -> Response:
         """Oldest first."""
         _find(kind, identifier, backend, caller)
-        if after is not None and not re.fullmatch(r"\d{1,19}-\d{1,19}", after):
+        if after is not None and not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", after):
             raise InvalidInput.at("/after", f"{after!r} is no id of an event; give the last one that you received")
         found, more = backend.store.events(identifier, after=after, limit=limit)
         return JSONResponse(page([event.model_dump(mode="json") for event in found], more))
@@ -231,7 +254,7 @@ def metrics(
     """A row an epoch: stage, losses by name, rates, evaluation. What is no finite number is null, as JSON wants it."""
     _require_kind("training", identifier)
     backend.store.require_visible(identifier, caller)
-    if after is not None and not re.fullmatch(r"\d{1,9}", after):
+    if after is not None and not re.fullmatch(r"[0-9]{1,9}", after):
         raise InvalidInput.at("/after", f"{after!r} is no id of a row; give the last one that you received")
     behind = int(after or 0)
     rows, more = backend.store.rows(identifier, after=behind, limit=limit)
@@ -246,10 +269,15 @@ def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stored_rows(identifier: str, backend: Backend, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
     """From storage, where Redis was lost since."""
+    key = f"runs/{identifier}/metrics.jsonl"
     try:
-        lines = backend.storage.read(f"runs/{identifier}/metrics.jsonl").decode().splitlines()
+        text = backend.storage.read(key)
     except NotFound:
         backend.store.get(identifier)  # not found, or it has no rows yet
         return [], False
-    numbered = list(enumerate(lines, 1))[after:]
-    return [{"id": str(i), **json.loads(line)} for i, line in numbered[:limit]], len(numbered) > limit
+    try:
+        rows = [{"id": str(i), **json.loads(line)} for i, line in enumerate(text.decode().splitlines(), 1)]
+    except (ValueError, TypeError, RecursionError) as error:
+        remedy = f"restore it from a backup; the model of {identifier} has a copy, if it was made"
+        raise Unreadable(key, remedy, ValueError(reason(error))) from None
+    return rows[after:][:limit], len(rows) > after + limit

@@ -2,7 +2,7 @@
 
 import hmac
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Annotated, Final
 
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dearkd.errors import InvalidInput
 from dearkd.jobs import owner_of
+from dearkd.settings import Settings
 from dearkd_api.key_failures import KeyFailures
 from dearkd_api.problems import problem
 
@@ -24,10 +25,24 @@ class Keys:
     """The sha256 digests of the configured keys; the keys themselves are not kept. False where there are none."""
 
     digests: tuple[bytes, ...]
+    admins: frozenset[str] = field(default=frozenset())
+    """The owners whose keys may delete any teacher, dataset and model. Others' jobs they do not see either."""
 
     @classmethod
-    def parse(cls, text: str) -> "Keys":
-        """What `DEARKD_API_KEYS` holds: keys by commas, each as it is or as `sha256:` and the hex digits of its hash.
+    def configured(cls, settings: Settings) -> "Keys":
+        """Those of `DEARKD_API_KEYS` and of `DEARKD_ADMIN_KEYS`, of which one may stand in both.
+
+        Raises:
+            InvalidInput: see `parse`.
+        """
+        users = cls.parse(settings.api_keys)
+        admins = cls.parse(settings.admin_keys, name="DEARKD_ADMIN_KEYS")
+        digests = tuple(dict.fromkeys(users.digests + admins.digests))
+        return cls(digests, frozenset(owner_of(digest) for digest in admins.digests))
+
+    @classmethod
+    def parse(cls, text: str, *, name: str = "DEARKD_API_KEYS") -> "Keys":
+        """What a setting holds: keys by commas, each as it is or as `sha256:` and the hex digits of its hash.
 
         Raises:
             InvalidInput: if a key is shorter than 16 characters or cannot be sent in a header, a hash is none, or there
@@ -35,8 +50,8 @@ class Keys:
         """
         entries = [entry.strip() for entry in text.split(",") if entry.strip()]
         if text and not entries:
-            raise InvalidInput("DEARKD_API_KEYS is set, but holds no key: unset it, or give keys by commas")
-        return cls(tuple(_digest(entry, place) for place, entry in enumerate(entries, 1)))
+            raise InvalidInput(f"{name} is set, but holds no key: unset it, or give keys by commas")
+        return cls(tuple(_digest(entry, f"key {place} of {name}") for place, entry in enumerate(entries, 1)))
 
     def __bool__(self) -> bool:
         return bool(self.digests)
@@ -49,23 +64,19 @@ class Keys:
         matches = [hmac.compare_digest(digest, known) for known in self.digests]
         return owner_of(digest) if any(matches) and scheme.lower() == "bearer" else None
 
+    def is_admin(self, owner: str | None) -> bool:
+        return owner in self.admins
 
-def _digest(entry: str, place: int) -> bytes:
+
+def _digest(entry: str, place: str) -> bytes:
     if entry.startswith("sha256:"):
         if not re.fullmatch(r"[0-9a-fA-F]{64}", entry.removeprefix("sha256:")):
-            raise InvalidInput(
-                f"key {place} of DEARKD_API_KEYS begins with sha256: but not with the 64 hex digits of a hash behind it"
-            )
+            raise InvalidInput(f"{place} begins with sha256: but not with the 64 hex digits of a hash behind it")
         return bytes.fromhex(entry.removeprefix("sha256:"))
     if len(entry) < MIN_CHARACTERS:
-        raise InvalidInput(
-            f"key {place} of DEARKD_API_KEYS has {len(entry)} characters, at least {MIN_CHARACTERS} are needed: "
-            f"{_REMEDY}"
-        )
+        raise InvalidInput(f"{place} has {len(entry)} characters, at least {MIN_CHARACTERS} are needed: {_REMEDY}")
     if not re.fullmatch(r"[\x21-\x7e]+", entry):
-        raise InvalidInput(
-            f"key {place} of DEARKD_API_KEYS has blanks or characters outside ASCII, which no header bears: {_REMEDY}"
-        )
+        raise InvalidInput(f"{place} has blanks or characters outside ASCII, which no header bears: {_REMEDY}")
     return sha256(entry.encode()).digest()
 
 

@@ -2,13 +2,16 @@
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import NotFound
 from dearkd.resources import Model
 from dearkd_api import registering
-from dearkd_api.backend import Uses
-from dearkd_api.files import send_file
+from dearkd_api.backend import Backend, Uses
+from dearkd_api.files import send_verified
+from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+from dearkd_api.verification import ServedFile
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -20,27 +23,33 @@ class ModelPage(Page):
 @router.get("", response_model=ModelPage)
 def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
     found, more = backend.models.page(limit=limit, after=require_id(after, "mdl"))
-    return JSONResponse(page([model.model_dump(mode="json") for model in found], more))
+    return JSONResponse(page([model.model_dump(mode="json", exclude={"owner"}) for model in found], more))
 
 
 @router.get("/{identifier}", response_model=Model)
 def get(identifier: str, backend: Uses) -> Response:
     """A model; `accuracy` is the last checkpoint's, null where nothing was evaluated."""
-    return JSONResponse(backend.models.get(identifier).model_dump(mode="json"))
+    return JSONResponse(backend.models.get(identifier).model_dump(mode="json", exclude={"owner"}))
 
 
 @router.delete("/{identifier}", status_code=204)
-def delete(identifier: str, backend: Uses) -> None:
-    """Manifest first, then its files. 409 while a job uses it."""
-    registering.remove(backend, backend.models, identifier)
+def delete(identifier: str, backend: Uses, caller: Caller) -> None:
+    """Manifest first, then its files. With keys its owner alone, or an administrator, may: else 403. 409 while a job
+    uses it."""
+    registering.remove(backend, backend.models, identifier, caller)
 
 
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
 @router.get("/{identifier}/files/{name:path}", response_class=Response)
-def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
-    """A file that the model's `files` list; ranges may be asked for."""
+async def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
+    """A file that the model's `files` list; ranges may be asked for. 500 `corrupt_data` if it was altered."""
+    file = await run_in_threadpool(_find_file, identifier, name, backend)
+    return await send_verified(request, backend, file)
+
+
+def _find_file(identifier: str, name: str, backend: Backend) -> ServedFile:
     model = backend.models.get(identifier)
     for file in model.files:
         if file.name == name:
-            return send_file(request, backend.storage, backend.models.key(identifier, name), sha256=file.sha256)
+            return ServedFile(backend.models.key(identifier, name), file)
     raise NotFound(f"{identifier} has no file {name!r}: there are {', '.join(file.name for file in model.files)}")

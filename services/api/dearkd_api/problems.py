@@ -17,12 +17,14 @@ from dearkd.errors import (
     CorruptData,
     DearKDError,
     FieldError,
+    Forbidden,
     InvalidInput,
     LimitReached,
     NotFound,
     TooLarge,
     TooSlow,
     Unavailable,
+    Unreadable,
     json_pointer,
 )
 
@@ -33,6 +35,7 @@ RETRY_AFTER_SECONDS: Final = 5
 
 STATUS: Final[Mapping[type[DearKDError], tuple[int, str]]] = {
     InvalidInput: (422, "The request breaks a rule"),
+    Forbidden: (403, "It belongs to somebody else"),
     NotFound: (404, "There is no such thing"),
     Conflict: (409, "The state of things forbids this"),
     TooLarge: (413, "Too large"),
@@ -40,6 +43,7 @@ STATUS: Final[Mapping[type[DearKDError], tuple[int, str]]] = {
     LimitReached: (429, "As many as are allowed are there already"),
     Unavailable: (503, "Something that is needed cannot be reached"),
     CorruptData: (500, "Stored data are not what they should be"),
+    Unreadable: (409, "Stored data are not what they should be"),
     DearKDError: (500, "Internal error"),
 }
 

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from dearkd.errors import Conflict, NotFound
+from dearkd.errors import Conflict, Forbidden, NotFound, Unreadable
 from dearkd.identifiers import is_id
 from dearkd.jobs import Kind
 from dearkd.references import uses
@@ -20,7 +20,7 @@ POLL_SECONDS = 0.1
 
 
 def render(manifest: Manifest) -> dict[str, Any]:
-    return {"status": "ready"} | manifest.model_dump(mode="json")
+    return {"status": "ready"} | manifest.model_dump(mode="json", exclude={"owner"})
 
 
 async def answer(request: Request, backend: Backend, shelf: Shelf[ManifestT], identifier: str) -> Response:
@@ -51,18 +51,31 @@ def look_up(backend: Backend, shelf: Shelf[ManifestT], identifier: str) -> dict[
         return _render_ticket(ticket)
 
 
-def remove(backend: Backend, shelf: Shelf[ManifestT], identifier: str) -> None:
-    """Delete a resource.
+def remove(backend: Backend, shelf: Shelf[ManifestT], identifier: str, caller: str | None) -> None:
+    """Delete a resource, also one whose manifest cannot be read.
+
+    Args:
+        backend: where it is.
+        shelf: of its sort.
+        identifier: of the resource.
+        caller: whose key asks; None where no keys are configured, and anybody may.
 
     Raises:
         NotFound: if there is none.
+        Forbidden: if it is another key's, or nobody's, and the caller is no administrator.
         Conflict: `in_use`, while a job that has not ended refers to it, or it is being registered.
     """
     if is_id(identifier, shelf.kind):
         ticket = backend.registrations.get(identifier)
         if ticket is not None and ticket.registering:
             raise Conflict(f"{identifier} is being registered: wait until that has ended", code="in_use")
-    shelf.get(identifier)
+    try:
+        owner = shelf.get(identifier).owner
+    except Unreadable:
+        owner = None
+    if backend.keys and caller != owner and not backend.keys.is_admin(caller):
+        whose = "belongs to another key" if owner else "has no owner"
+        raise Forbidden(f"{identifier} {whose}: only its owner and a key of DEARKD_ADMIN_KEYS may delete it")
     # From here on no job on it is accepted, so that one which is being posted is either seen now or refused.
     backend.store.announce_deletion(identifier)
     try:

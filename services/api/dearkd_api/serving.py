@@ -43,7 +43,7 @@ def serve(settings: Settings) -> None:
         Conflict: `port_taken`.
     """
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    listener = listen(settings.host, settings.port, keyed=bool(Keys.parse(settings.api_keys)))
+    listener = listen(settings.host, settings.port, keyed=bool(Keys.configured(settings)))
     app = create_app(settings)
     backend: Backend = app.state.backend
     config = uvicorn.Config(

@@ -6,7 +6,7 @@ from typing import Any
 
 from dearkd.class_order import other_order
 from dearkd.datasets import DatasetManifest
-from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, json_pointer
+from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, Unreadable, json_pointer
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs import Job, dataset_of
 from dearkd.resources import ManifestT, Model, Shelf, Teacher
@@ -79,7 +79,7 @@ def resolve_training(posted: Any, backend: Backend, caller: str | None) -> Train
                 _require_same_order("/teacher", teacher.id, teacher.class_names, facts.class_names)
         elif facts is not None and facts.teacher is not None:
             try:
-                teacher = backend.teachers.get(facts.teacher)
+                teacher = _readable(facts.teacher, "/teacher", backend.teachers)
             except NotFound:  # deleted since: the run is as one on a dataset without a teacher
                 facts = replace(facts, teacher=None)
     with findings:
@@ -111,7 +111,9 @@ def _dataset(body: dict[str, Any], backend: Backend, caller: str | None) -> tupl
         remedy = "name a dataset, or the synthesis job that makes one"
         try:
             return _required(body, "dataset", backend.datasets, remedy).facts, None
-        except InvalidInput:
+        except InvalidInput as error:
+            if error.code == Unreadable.default_code:
+                raise  # it is finished, but damaged
             maker = sibling(reference, "syn") if isinstance(reference, str) and is_id(reference, "ds") else None
             if maker is None or not _job_exists(maker, backend, caller):
                 raise
@@ -124,13 +126,13 @@ def _dataset(body: dict[str, Any], backend: Backend, caller: str | None) -> tupl
         # Redis was lost since; a dataset that was finished is there all the same.
         try:
             backend.store.require_visible(reference, caller)
-            return backend.datasets.get(dataset_of(reference)).facts, None
+            return _readable(dataset_of(reference), "/dataset", backend.datasets).facts, None
         except NotFound:
             raise InvalidInput.at("/dataset", f"there is no synthesis job {reference!r}") from None
     require_dataset_to_come(job)
     if job.status == "succeeded":
         try:
-            return backend.datasets.get(dataset_of(reference)).facts, reference
+            return _readable(dataset_of(reference), "/dataset", backend.datasets).facts, reference
         except NotFound:
             raise InvalidInput.at("/dataset", f"the dataset of {reference} was deleted: make it again") from None
     return _facts_to_come(job, backend), reference
@@ -148,7 +150,7 @@ def require_dataset_to_come(job: Job) -> None:
 
 def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
     spec = SynthesisSpec.check(job.spec)
-    teacher = backend.teachers.get(spec.teacher)
+    teacher = _readable(spec.teacher, "/dataset", backend.teachers)
     return DatasetFacts(
         num_samples=spec.num_samples,
         num_classes=teacher.num_classes,
@@ -225,11 +227,22 @@ def _find(reference: Any, pointer: str, shelf: Shelf[ManifestT]) -> ManifestT:
     if not isinstance(reference, str):
         raise InvalidInput.at(pointer, f"expected the id of one of {shelf.root}, got {reference!r:.80}")
     try:
-        return shelf.get(reference)
+        return _readable(reference, pointer, shelf)
     except NotFound:
         raise InvalidInput.at(
             pointer, f"there is no {reference!r:.80} in {shelf.root}; GET /v1/{shelf.root} lists them"
         ) from None
+
+
+def _readable(identifier: str, pointer: str, shelf: Shelf[ManifestT]) -> ManifestT:
+    """What a body refers to, by whatever way; raises `NotFound`, and `InvalidInput` where its manifest is damaged."""
+    try:
+        manifest = shelf.get(identifier)
+        if isinstance(manifest, Teacher):
+            manifest.spec  # noqa: B018  # what a manifest says need not be what a teacher may be
+    except Unreadable as error:
+        raise InvalidInput.at(pointer, error.message, code=error.code) from None
+    return manifest
 
 
 def _require_known_fields(body: dict[str, Any], spec: type[Spec]) -> None:

@@ -17,6 +17,7 @@ from dearkd.specs import TeacherSpec
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import Findings, parse_json, posted_schema
+from dearkd_api.keys import Caller
 from dearkd_api.multipart import parts
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.uploads import Upload, upload_place
@@ -57,13 +58,15 @@ class Registering(BaseModel):
     responses={202: {"model": Registering}},
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
 )
-async def create(request: Request, backend: Uses) -> Response:
+async def create(request: Request, backend: Uses, caller: Caller) -> Response:
     """Register a CNN: its description as JSON in `teacher`, its weights as safetensors in `weights`, in any order."""
     identifier = new_id("tch")
     upload = Upload(request, backend)
     await upload.begin()
     async with upload_place(backend):
-        await anyio.to_thread.run_sync(_receive, request, upload, backend, identifier, limiter=backend.upload_limiter)
+        await anyio.to_thread.run_sync(
+            _receive, request, upload, backend, identifier, caller, limiter=backend.upload_limiter
+        )
     return await registering.answer(request, backend, backend.teachers, identifier)
 
 
@@ -80,9 +83,10 @@ def get(identifier: str, backend: Uses) -> Response:
 
 
 @router.delete("/{identifier}", status_code=204)
-def delete(identifier: str, backend: Uses) -> None:
-    """What was made with it stays. 409 while a job uses it."""
-    registering.remove(backend, backend.teachers, identifier)
+def delete(identifier: str, backend: Uses, caller: Caller) -> None:
+    """What was made with it stays. With keys its owner alone, or an administrator, may: else 403. 409 while a job
+    uses it."""
+    registering.remove(backend, backend.teachers, identifier, caller)
 
 
 class _Weights:
@@ -103,7 +107,7 @@ class _Weights:
         return self._digest.hexdigest()
 
 
-def _receive(request: Request, upload: Upload, backend: Backend, identifier: str) -> None:
+def _receive(request: Request, upload: Upload, backend: Backend, identifier: str, caller: str | None) -> None:
     """Take an upload to storage and hand it to the inspector; whatever goes wrong, nothing of it stays."""
     try:
         posted: bytes | None = None
@@ -123,7 +127,7 @@ def _receive(request: Request, upload: Upload, backend: Backend, identifier: str
         spec, weights = _check(backend, identifier, posted, weights)
         backend.registrations.require_inspector()
         request_to_inspector = {"spec": spec.model_dump(mode="json"), "sha256": weights.sha256, "bytes": weights.size}
-        backend.registrations.open(Ticket(id=identifier, request=request_to_inspector))
+        backend.registrations.open(Ticket(id=identifier, request=request_to_inspector, owner=caller))
     except BaseException:
         backend.storage.delete_prefix(upload_prefix(identifier))
         raise

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from dearkd.attempt import Attempt
@@ -270,7 +271,7 @@ def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
     shard = Shard(**stored.model_dump(), samples=found.samples, classes=dict(sorted(found.classes.items())))
     try:
         return Shard.model_validate_json(attempt.storage.read(_side_key(attempt, shard, "json")))
-    except NotFound:
+    except (NotFound, ValidationError):  # or the note was damaged since
         return shard
 
 
@@ -297,6 +298,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         id=identifier,
         name=spec.name or job.id,
         created_at=now(),
+        owner=job.owner,
         num_samples=spec.num_samples,
         num_classes=teacher.num_classes,
         image_size=teacher.image_size,

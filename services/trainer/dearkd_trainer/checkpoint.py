@@ -18,6 +18,8 @@ BEST = "best.safetensors"
 """The evaluated weights that did best on the held-out part of the training data; its header says which epoch."""
 VERSION = 3
 
+_JOB = " (of a job: `dearkd retry RUN --from beginning`)"
+
 MAY_CHANGE = {
     "name",
     "priority",
@@ -79,7 +81,7 @@ def load_checkpoint(directory: Path, spec: TrainingSpec, data: Mapping[str, Any]
     if not path.exists():
         return None
     before = directory / earlier(1)
-    remedy = f"put {before.name} in its place" if before.exists() else "remove it to start from the beginning"
+    remedy = f"put {before.name} in its place" if before.exists() else f"remove it to start from the beginning{_JOB}"
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises by the kind of damage: zip, pickle, EOF, key
@@ -90,14 +92,16 @@ def load_checkpoint(directory: Path, spec: TrainingSpec, data: Mapping[str, Any]
     state: dict[str, Any] = found
     if state["version"] != VERSION:
         raise InvalidInput(
-            f"{path} is of version {state['version']}, this code reads {VERSION}: use an empty directory"
+            f"{path} is of version {state['version']}, this code reads {VERSION}: use an empty directory{_JOB}"
         )
     for made, remedy, saved, asked in (
         ("by another spec", "that spec", state["spec"], comparable(spec)),
         ("from other data", "those data", state["data"], data),
     ):
         if differing := _differences(saved, asked):
-            raise InvalidInput(f"{path} was made {made} ({'; '.join(differing)}): use {remedy}, or an empty directory")
+            raise InvalidInput(
+                f"{path} was made {made} ({'; '.join(differing)}): use {remedy}, or an empty directory{_JOB}"
+            )
     return state
 
 

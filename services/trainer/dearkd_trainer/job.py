@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dearkd.attempt import Attempt, Died, HandBack
 from dearkd.datasets import DatasetManifest, datasets
-from dearkd.errors import CorruptData, NotFound, Unavailable
+from dearkd.errors import CorruptData, NotFound, Unavailable, Unreadable
 from dearkd.jobs import dataset_of, kind_of, model_of, now
 from dearkd.resources import (
     Accuracy,
@@ -265,11 +265,11 @@ def fetch_checkpoint(
         text = storage.read(_pointer_key(run))
     except NotFound:
         return StoredCheckpoint()
-    remedy = f"delete runs/{run}/checkpoints in storage to start the run from its beginning"
+    remedy = f"retry the run from its beginning (`dearkd retry {run} --from beginning`)"
     try:
         stored = StoredCheckpoint.model_validate_json(text)
     except ValidationError as error:
-        raise CorruptData(f"{_pointer_key(run)} cannot be read ({error}): {remedy}") from None
+        raise Unreadable(_pointer_key(run), remedy, error) from None
     checkpoints = [file for file in stored.files if file.name == LAST] + stored.earlier
     while checkpoints:
         try:
@@ -277,7 +277,7 @@ def fetch_checkpoint(
             break
         except CorruptData as error:
             if len(checkpoints) < 2:
-                raise CorruptData(f"{error.message}; or {remedy}") from None
+                raise CorruptData(f"no checkpoint of {run} is whole: {error.message}; or {remedy}") from None
             note(f"{error.message}; the run goes on from the checkpoint before")
             checkpoints = checkpoints[1:]
     beside = []
@@ -310,6 +310,7 @@ def publish(attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, resu
         id=identifier,
         name=spec.name or attempt.job.id,
         created_at=now(),
+        owner=attempt.job.owner,
         architecture=spec.student.architecture,
         num_classes=dataset.num_classes,
         in_chans=dataset.in_chans,

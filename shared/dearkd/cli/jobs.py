@@ -1,7 +1,7 @@
 """`dearkd jobs|watch|cancel|retry`."""
 
 import heapq
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -68,10 +68,21 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
         _report(client.cancel_job(job), as_json=as_json)
 
 
-def retry(job: JobId, wait: Wait = False, as_json: AsJson = False) -> None:
+def retry(
+    job: JobId,
+    start: Annotated[
+        Literal["last", "beginning"],
+        typer.Option("--from", help="`beginning` deletes what it made so far, and starts over."),
+    ] = "last",
+    wait: Wait = False,
+    as_json: AsJson = False,
+) -> None:
     """Let a failed or canceled job go on from its finished shards or its last checkpoint."""
     with connect() as client:
-        submitted(client, client.retry_job(job), wait=wait, as_json=as_json)
+        again = client.retry_job(job, from_beginning=start == "beginning")
+        if start == "beginning":
+            note(f"{job} starts over: what it had made is deleted")
+        submitted(client, again, wait=wait, as_json=as_json)
 
 
 def submitted(client: Client, job: Json, *, wait: bool, as_json: bool) -> None:
@@ -107,7 +118,8 @@ def follow(client: Client, identifier: str, *, as_json: bool) -> None:
         return
     error = job["error"] or {"code": job["status"], "message": "on request"}
     raise DearKDError(
-        f"{identifier} {job['status']}: {error['message']}; `dearkd retry {identifier}` goes on from what was finished",
+        f"{identifier} {job['status']}: {error['message']}; `dearkd retry {identifier}` goes on from what was "
+        "finished, with `--from beginning` it starts over",
         code=error["code"],
     )
 

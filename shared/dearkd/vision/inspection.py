@@ -98,6 +98,7 @@ def register_teacher(ticket: Ticket, storage: Storage, folder: Path) -> Teacher:
     teacher = Teacher(
         id=ticket.id,
         created_at=now(),
+        owner=ticket.owner,
         sha256=ticket.request["sha256"],
         bytes=ticket.request["bytes"],
         parameters=description.parameters,
@@ -157,6 +158,7 @@ def register_dataset(
         id=ticket.id,
         name=ticket.request["name"],
         created_at=now(),
+        owner=ticket.owner,
         num_samples=sum(shard.samples for shard in shards),
         num_classes=num_classes,
         image_size=width if len(sizes) == 1 and width == height else None,
