@@ -64,7 +64,7 @@ class Teacher(Manifest):
 
     @property
     def spec(self) -> TeacherSpec:
-        return TeacherSpec.model_validate(self.model_dump(include=set(TeacherSpec.model_fields)))
+        return TeacherSpec.stored(self.model_dump(include=set(TeacherSpec.model_fields)))
 
     def class_name(self, index: int) -> str:
         return self.class_names[index] if self.class_names else str(index)

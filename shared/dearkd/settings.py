@@ -25,6 +25,9 @@ class Settings(BaseSettings):
 
     api_keys: str = Field(default="", repr=False)
     """The keys that the API asks for, by commas; `sha256:HEX` stands for the key of that hash. Empty: for none."""
+    allowed_hosts: str = ""
+    """Hosts besides loopback's names and `host` under which the API may be called, by commas; `*.example.com` stands
+    for all names below, `*` for every host."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
 

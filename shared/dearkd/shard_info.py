@@ -4,6 +4,7 @@ from pydantic import BaseModel, Field
 
 from dearkd.errors import InvalidInput
 from dearkd.json_files import read_json
+from dearkd.specs import Name
 from dearkd.storage import Storage
 
 INFO = "_info.json"
@@ -54,7 +55,7 @@ def read_info(text: bytes, where: str) -> dict[str, int | None]:
 def read_class_names(text: bytes, where: str) -> list[str]:
     """Raises `InvalidInput`, naming the file (`where`), if it is no list of names."""
     what, remedy = "a list of names", "give a JSON list of strings, one for each class, in order"
-    names = read_json(list[str], text, where=where, what=what, remedy=remedy)
+    names: list[str] = read_json(list[Name], text, where=where, what=what, remedy=remedy)
     if not names:
         raise InvalidInput(f"{where} is empty; {remedy}")
     return names

@@ -30,6 +30,7 @@ from dearkd.attempt import HUNG, OUTAGE_SECONDS, Attempt, Died, HandBack, end_th
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs import Job, JobError, Kind
 from dearkd.ledger import Claim, Ledger, holder
+from dearkd.names import log_to_stderr
 from dearkd.queue import QUEUES, QueueName, connect, queue, wake
 from dearkd.reaper import Reaper
 from dearkd.records import reachable
@@ -204,7 +205,7 @@ def main(kind: WorkerKind) -> int:
     # steps were measured with two jobs on two cores. OpenMP reads this when torch is imported, in the work-horse.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings = Settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(settings.log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -333,7 +334,7 @@ def _bury(ledger: Ledger, name: str, cause: str) -> None:
 def _listen(name: QueueName, supervisor: int) -> None:
     """One rq worker on one queue, in a process of its own."""
     settings = Settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(settings.log_level)
     # A Ctrl-C goes to the whole group; the supervisor decides who ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Who was spawned spawns: each loader of a run's images would import torch anew, for seconds.

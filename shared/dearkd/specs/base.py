@@ -2,15 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
 
 from dearkd.errors import InvalidInput
+from dearkd.names import check_name
+
+_STORED = "stored"
+
+
+def _check_name(text: str, info: ValidationInfo) -> str:
+    return text if info.context == _STORED else check_name(text)
+
 
 Precision = Literal["float32", "bfloat16"]
 Priority = Literal["low", "normal", "high"]
-Name = str
+Name = Annotated[str, AfterValidator(_check_name)]
+"""A text that people give and see: without control characters (see `dearkd.names`)."""
 
 
 class Spec(BaseModel):
@@ -29,6 +38,11 @@ class Spec(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             raise InvalidInput.from_pydantic(error, prefix=prefix) from None
+
+    @classmethod
+    def stored(cls, value: Any) -> Self:
+        """What dearkd itself has stored: names that were taken before there was a rule for them stay."""
+        return cls.model_validate(value, context=_STORED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dearkd.errors import FieldError, InvalidInput
-from dearkd.specs.base import Limits, Precision, Priority, Spec, overlay, require_object
+from dearkd.specs.base import Limits, Name, Precision, Priority, Spec, overlay, require_object
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.presets import Preset, choose_preset, preset_defaults
 from dearkd.specs.synthesis_defaults import fit, with_input_sizes
@@ -111,7 +111,7 @@ class SynthesisSpec(Spec):
     """How many workers may work on the job at once."""
     priority: Priority
     seed: int = Field(ge=0, lt=2**63)
-    name: str | None = Field(default=None, max_length=200)
+    name: Name | None = Field(default=None, max_length=200)
 
     @classmethod
     def resolve(

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.auto_augment import check_auto_augment
-from dearkd.specs.base import Precision, Priority, Spec, overlay, require_object
+from dearkd.specs.base import Name, Precision, Priority, Spec, overlay, require_object
 from dearkd.specs.batches import batch_refusals, default_batch_size
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.recipes import (
@@ -178,7 +178,7 @@ class TrainingSpec(Spec):
     """Loader workers of each process; no result depends on it."""
     priority: Priority
     seed: int = Field(ge=0, lt=2**63)
-    name: str | None = Field(default=None, max_length=200)
+    name: Name | None = Field(default=None, max_length=200)
 
     @classmethod
     def resolve(
