@@ -4,11 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, ValidationError, ValidationInfo, model_validator
 
 from dearkd.errors import InvalidInput
 from dearkd.names import check_name
 
+MAX_FIELDS = 200
+
+
+class _FirstError(FailFast):
+    """A list ends its check at the first wrong item: an error for each of 300,000 would take seconds to build."""
+
+    def __hash__(self) -> int:  # so that it may stand in a union of types
+        return hash(type(self))
+
+
+FIRST_ERROR = _FirstError()
 _STORED = "stored"
 
 
@@ -26,6 +37,14 @@ class Spec(BaseModel):
     """Strict JSON: unknown fields, `"3"` for 3 and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_many_fields(cls, value: Any) -> Any:
+        """One error for an object full of unknown fields: an error for each would take seconds to build."""
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise ValueError(f"an object of {len(value)} fields; there are {len(cls.model_fields)}")
+        return value
 
     @classmethod
     def check(cls, value: Any, *, prefix: str = "") -> Self:
