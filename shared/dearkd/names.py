@@ -14,7 +14,7 @@ from typing import Any
 _JOINERS = "\u200c\u200d"
 """Persian, Indic scripts and emoji are not written without them."""
 
-_PUNCTUATION = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~$&:@])")
+_PUNCTUATION = re.compile(r"([\\`*_\[\]<>#!|~&])")
 
 
 def first_control(text: str) -> str | None:
@@ -66,8 +66,8 @@ def markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """A text as a code span, also in a cell of a table, which none of its backticks ends."""
-    shown = printable(" ".join(text.split())).replace("|", "\\|")
+    """A text as a code span, which none of its backticks ends. In a cell of a table a `|` would."""
+    shown = printable(" ".join(text.split()))
     fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
     space = " " if "`" in shown or not shown else ""
     return f"{fence}{space}{shown}{space}{fence}"

@@ -37,7 +37,7 @@ HEADERS = {
     "many short shapes": "{" + ",".join(f'"{i}":{entry("[" + "9," * 98 + "9]")}' for i in range(9000)) + "}",
     "a number of 2 million digits": f'{{"a":{entry("[" + "9" * 2_000_000 + "]")}}}',
     "numbers of 900 digits": "{" + ",".join(f'"{i}":{entry("[" + "9" * 900 + "]")}' for i in range(2500)) + "}",
-    "tensors": tensors(50_000),
+    "tensors": tensors(45_000),
     "objects": '{"a":[' + ",".join(["{}"] * 900_000) + "]}",
     "objects in the metadata": '{"__metadata__":{"a":[' + ",".join(["{}"] * 900_000) + "]}}",
     "metadata": '{"__metadata__":{' + ",".join(['"":""'] * 450_000) + '},"a":3}',

@@ -14,6 +14,7 @@ POINTER = "/weights"
 
 MAX_HEADER_BYTES: Final = 10 * 2**20
 MAX_TENSORS: Final = 100_000
+MAX_METADATA: Final = 10_000
 MAX_RANK: Final = 8
 MAX_ENTRY_CHARACTERS: Final = 1000
 """Of what the header says of one tensor behind its name; eight dimensions of eighteen digits take a third of that."""
@@ -137,7 +138,11 @@ def _tensors(text: str) -> Iterator[tuple[str, Any]]:
 
 def _behind_metadata(text: str, at: int) -> int:
     at = _behind(text, at, "{")
+    entries = 0
     while text[at] != "}":
+        entries += 1
+        if entries > MAX_METADATA:
+            raise _refusal(f"its metadata have more than {MAX_METADATA} entries, which are allowed")
         at = _behind(text, _string(text, at)[1], ":")
         at = _behind_comma(text, _string(text, at)[1])
     return at + 1

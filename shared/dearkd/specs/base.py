@@ -87,8 +87,10 @@ def require_object(posted: Any) -> dict[str, Any]:
     """The posted body as a JSON object.
 
     Raises:
-        InvalidInput: if it is anything else.
+        InvalidInput: if it is anything else, or has more fields than any spec.
     """
     if not isinstance(posted, dict):
         raise InvalidInput.at("", f"expected a JSON object, got {type(posted).__name__}")
+    if len(posted) > MAX_FIELDS:
+        raise InvalidInput.at("", f"an object of {len(posted)} fields, and no spec has more than {MAX_FIELDS}")
     return posted
