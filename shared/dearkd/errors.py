@@ -23,6 +23,7 @@ request can succeed later without a change.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
@@ -154,8 +155,19 @@ def json_pointer(parts: Iterable[str | int]) -> str:
 
 def _detail(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
-        return f"unknown field {str(error['loc'][-1])!r}; see the API's schema for the fields that exist"
+        return f"unknown field {str(error['loc'][-1])!r:.200}; see the API's schema for the fields that exist"
     if error["type"] == "missing":
         return "required, but missing"
-    given = repr(error.get("input"))
+    given = _beginning(error.get("input"))
     return f"{error['msg']} (got {given if len(given) <= 80 else given[:77] + '...'})"
+
+
+def _beginning(value: Any) -> str:
+    """The value as Python shows it, without building more of it than is seen."""
+    if isinstance(value, list) and len(value) > 80:
+        value = value[:80]
+    elif isinstance(value, str | bytes):
+        value = value[:100]
+    elif isinstance(value, dict) and len(value) > 80:
+        value = dict(islice(value.items(), 80))
+    return repr(value)

@@ -31,6 +31,7 @@ from dearkd.deaths import (
 )
 from dearkd.errors import Unavailable
 from dearkd.leases import Leases
+from dearkd.names import log_to_stderr
 from dearkd.queue import QUEUES, QueueName, connect, queue, step_key
 from dearkd.settings import Settings
 
@@ -105,7 +106,7 @@ class ListeningWorker(Worker):
 def listen(name: QueueName, supervisor: int) -> None:
     """Work on one queue until SIGTERM, or until the supervisor is gone."""
     settings = Settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(settings.log_level)
     # A Ctrl-C goes to the whole group; the supervisor decides who ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Who was spawned spawns: each loader of a run's images would import torch anew, for seconds.

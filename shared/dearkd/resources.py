@@ -69,7 +69,7 @@ class Teacher(Manifest):
     def spec(self) -> TeacherSpec:
         """Raises `Unreadable` if the manifest was altered into what no teacher is."""
         try:
-            return TeacherSpec.model_validate(self.model_dump(include=set(TeacherSpec.model_fields)))
+            return TeacherSpec.stored(self.model_dump(include=set(TeacherSpec.model_fields)))
         except ValidationError as error:
             raise Unreadable(f"teachers/{self.id}/teacher.json", _remedy(self.id), error) from None
 

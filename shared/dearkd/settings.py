@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     """The keys that the API asks for, by commas; `sha256:HEX` stands for the key of that hash. Empty: for none."""
     admin_keys: str = Field(default="", repr=False)
     """Further keys, in the same form, which may also delete what belongs to other keys, or to none."""
+    allowed_hosts: str = ""
+    """Hosts besides loopback's names and `host` under which the API may be called, by commas; `*.example.com` stands
+    for all names below, `*` for every host."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
 

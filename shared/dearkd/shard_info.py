@@ -6,6 +6,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from dearkd.errors import CorruptData, InvalidInput, Unavailable
 from dearkd.json_files import read_json
+from dearkd.specs import Name
 from dearkd.storage import Storage
 
 INFO = "_info.json"
@@ -33,7 +34,7 @@ def _few(value: Any) -> Any:
 
 # fail_fast: a file may hold millions of wrong things, and a message for each takes a hundred times its memory.
 _Name = Annotated[str, Field(max_length=MAX_NAME)]
-_Names = Annotated[list[_Name], Field(fail_fast=True, max_length=MAX_CLASSES)]
+_Names = Annotated[list[Annotated[Name, Field(max_length=MAX_NAME)]], Field(fail_fast=True, max_length=MAX_CLASSES)]
 
 
 class _Split(BaseModel):

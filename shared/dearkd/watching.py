@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
 from dearkd.client import Client, Json
+from dearkd.names import printable
 
 LINE_STEPS = 10
 """Where there is no terminal to draw on, a line is printed each time another tenth is done."""
@@ -93,7 +94,7 @@ def _line_printer(console: Console) -> Callable[[Json], None]:
 def title(job: Json) -> str:
     """What a job is called: its name with its id, or the id alone."""
     name = job["spec"].get("name")
-    return f"{name} ({job['id']})" if name else str(job["id"])
+    return f"{printable(name)} ({job['id']})" if name else str(job["id"])
 
 
 def count(progress: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ from dearkd.leases import Claim
 from dearkd.ledger import Ledger
 from dearkd.listener import listen
 from dearkd.memory_limit import limit_memory
+from dearkd.names import log_to_stderr
 from dearkd.queue import QUEUES, QueueName, connect, wake
 from dearkd.reaper import Reaper
 from dearkd.records import reachable
@@ -210,7 +211,7 @@ def main(kind: WorkerKind) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     drop_keys()
     settings = Settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(settings.log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -7,6 +7,8 @@ from services import Api
 
 pytestmark = pytest.mark.services
 
+JSON = {"content-type": "application/json"}
+
 
 def test_unknown_pages_and_methods(api: Api) -> None:
     nowhere = api.http.get("/v1/nowhere")
@@ -32,13 +34,13 @@ def test_unknown_pages_and_methods(api: Api) -> None:
     ],
 )
 def test_what_is_no_json_object_is_refused(api: Api, path: str, body: bytes) -> None:
-    answer = api.http.post(path, content=body)
+    answer = api.http.post(path, content=body, headers=JSON)
     assert answer.status_code == 422
     assert pointers(answer) == [""]
 
 
 def test_odd_texts_in_a_body_are_refused_and_told(api: Api) -> None:
-    answer = api.http.post("/v1/synthesis-jobs", content=rb'{"teacher": "\ud800", "\ud800": 1}')
+    answer = api.http.post("/v1/synthesis-jobs", content=rb'{"teacher": "\ud800", "\ud800": 1}', headers=JSON)
     assert answer.status_code == 422
     assert pointers(answer) == ["/teacher", "/\ud800"]
 
@@ -47,7 +49,7 @@ def test_odd_texts_in_a_body_are_refused_and_told(api: Api) -> None:
 def test_a_body_over_the_limit_is_refused(api: Api, chunked: bool) -> None:
     body = b'{"teacher": "' + b"x" * 200_000 + b'"}'
     content = iter([body[:150_000], body[150_000:]]) if chunked else body
-    answer = api.http.post("/v1/synthesis-jobs", content=content)
+    answer = api.http.post("/v1/synthesis-jobs", content=content, headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert pointers(answer) == []
 

@@ -35,7 +35,7 @@ def shell_lines(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Call:
-    """A curl command: method, path and query under `$DEARKD_URL`, JSON of `-d`, and form parts by name."""
+    """A curl command: method, path and query under `$DEARKD_URL`, JSON of `--json`, and form parts by name."""
 
     line: str
     method: str
@@ -55,7 +55,7 @@ def curl_calls(text: str) -> list[Call]:
             words = shlex.split(command)
             given = [(words[i - 1], word) for i, word in enumerate(words) if i]
             form = dict(word.split("=", 1) for option, word in given if option == "-F")
-            body = next((word for option, word in given if option == "-d"), None)
+            body = next((word for option, word in given if option == "--json"), None)
             method = next((word for option, word in given if option == "-X"), "POST" if form or body else "GET")
             path = re.sub(r"\$[A-Z]+", "ID", url[1])
             query = [pair.partition("=")[0] for pair in (url[2] or "").split("&") if pair]

@@ -10,6 +10,8 @@ from dearkd.records import reachable
 from dearkd.settings import Settings
 from dearkd_api import dashboard, datasets, jobs, models, problems, teachers
 from dearkd_api.backend import Backend, Uses
+from dearkd_api.boundary import Boundary
+from dearkd_api.hosts import AllowedHosts
 from dearkd_api.key_failures import KeyFailures
 from dearkd_api.keys import RequireKey
 from dearkd_api.queries import require_known_parameters
@@ -19,9 +21,11 @@ def create_app(settings: Settings) -> FastAPI:
     """The control API on one storage and one Redis; neither need be reachable yet.
 
     Raises:
-        InvalidInput: if the storage URL is none, or a key breaks a rule.
+        InvalidInput: if the storage URL is none, or a key or an allowed host breaks a rule.
     """
     app = FastAPI(
+        docs_url=None,  # an own page, from own files
+        redoc_url=None,
         title="dearkd",
         version=dearkd.__version__,
         description="Make a training set out of a CNN alone, and train a vision transformer on it.",
@@ -34,9 +38,12 @@ def create_app(settings: Settings) -> FastAPI:
     shown = [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if backend.keys else []
     if backend.keys:
         app.add_middleware(RequireKey, keys=backend.keys, failures=KeyFailures(settings.max_key_failures))
+    hosts = AllowedHosts.parse(settings.allowed_hosts, bound=settings.host)
+    app.add_middleware(Boundary, hosts=hosts, forms={"/v1/teachers"})  # the last one added is the outermost
     for router in (teachers.router, jobs.synthesis, jobs.training, datasets.router, models.router):
         app.include_router(router, dependencies=shown)
     app.include_router(dashboard.router)
+    app.mount("/static", dashboard.STATIC)
     app.add_api_route("/healthz", _alive, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", _ready, methods=["GET"], tags=["health"])
     return app

@@ -14,7 +14,7 @@ from dearkd.identifiers import is_id, new_id, sibling
 from dearkd.registration import Ticket
 from dearkd.resources import StoredFile
 from dearkd.shard_info import listed_shards
-from dearkd.specs import Spec
+from dearkd.specs import Name, Spec
 from dearkd.storage import check_key
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
@@ -38,9 +38,9 @@ class DatasetPage(Page):
 class DatasetRegistration(Spec):
     """A WebDataset that lies in storage already."""
 
-    prefix: str = Field(min_length=1)
+    prefix: Name = Field(min_length=1)
     """Where its shards lie under the storage root."""
-    name: str | None = Field(default=None, min_length=1, max_length=200)
+    name: Name | None = Field(default=None, min_length=1, max_length=200)
 
 
 @router.post(

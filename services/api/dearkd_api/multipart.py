@@ -9,6 +9,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from dearkd.errors import InvalidInput, TooLarge
 
+MAX_HEAD_BYTES = 16 * 2**10
+"""Of a part's headers; those of a client's have a few hundred."""
+
 _Event = tuple[Literal["part", "data", "end", "last"], bytes]
 
 
@@ -37,7 +40,7 @@ def parts(content_type: str, body: Iterator[bytes]) -> Iterator[Part]:
     """The parts in the order in which they come.
 
     Raises:
-        InvalidInput: if it is no multipart/form-data, or it breaks off.
+        InvalidInput: if it is no multipart/form-data, it breaks off, or the headers of a part are too long.
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
@@ -60,6 +63,14 @@ def _events(boundary: bytes, body: Iterator[bytes]) -> Iterator[_Event]:
     pending: list[_Event] = []
     headers: dict[bytes, bytes] = {}
     field, value = bytearray(), bytearray()
+    head_bytes = 0
+
+    def take(into: bytearray, data: bytes) -> None:
+        nonlocal head_bytes
+        head_bytes += len(data)
+        if head_bytes > MAX_HEAD_BYTES:
+            raise InvalidInput.at("", f"a part's headers have more than {MAX_HEAD_BYTES} bytes, which are allowed")
+        into.extend(data)
 
     def end_header() -> None:
         headers[bytes(field).lower()] = bytes(value)
@@ -67,6 +78,8 @@ def _events(boundary: bytes, body: Iterator[bytes]) -> Iterator[_Event]:
         value.clear()
 
     def begin_part() -> None:
+        nonlocal head_bytes
+        head_bytes = 0
         _, options = parse_options_header(headers.get(b"content-disposition"))
         headers.clear()
         pending.append(("part", options.get(b"name", b"")))
@@ -75,8 +88,8 @@ def _events(boundary: bytes, body: Iterator[bytes]) -> Iterator[_Event]:
         parser = MultipartParser(
             boundary,
             {
-                "on_header_field": lambda data, start, end: field.extend(data[start:end]),
-                "on_header_value": lambda data, start, end: value.extend(data[start:end]),
+                "on_header_field": lambda data, start, end: take(field, data[start:end]),
+                "on_header_value": lambda data, start, end: take(value, data[start:end]),
                 "on_header_end": end_header,
                 "on_headers_finished": begin_part,
                 "on_part_data": lambda data, start, end: pending.append(("data", data[start:end])),

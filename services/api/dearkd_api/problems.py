@@ -27,6 +27,7 @@ from dearkd.errors import (
     Unreadable,
     json_pointer,
 )
+from dearkd_api.answer_headers import GUARDS
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +130,9 @@ async def _from_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _from_bug(request: Request, error: Exception) -> Response:
-    # The traceback goes to the log: the server raises the error again after this answer.
+    # The traceback goes to the log: the server raises the error again after this answer, which no middleware sees.
     detail = f"{request.method} {request.url.path} failed unexpectedly; the server's log says more"
-    return problem(500, STATUS[DearKDError][1], detail, "internal_error")
+    return problem(500, STATUS[DearKDError][1], detail, "internal_error", headers=GUARDS)
 
 
 def _shortened(value: Any) -> str:

@@ -11,6 +11,7 @@ import uvicorn
 
 from dearkd.errors import Conflict, InvalidInput
 from dearkd.ledger import Ledger
+from dearkd.names import log_to_stderr
 from dearkd.reaper import Reaper
 from dearkd.settings import Settings
 from dearkd_api.app import create_app
@@ -42,7 +43,7 @@ def serve(settings: Settings) -> None:
             nobody else may reach the server.
         Conflict: `port_taken`.
     """
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(settings.log_level)
     listener = listen(settings.host, settings.port, keyed=bool(Keys.configured(settings)))
     app = create_app(settings)
     backend: Backend = app.state.backend

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dearkd.datasets import DatasetManifest
+from dearkd.names import markdown, markdown_code, printable
 from dearkd.resources import Teacher
 
 FIGURES = {
@@ -34,7 +35,7 @@ def dataset_card(dataset: DatasetManifest, teacher: Teacher) -> str:
     made = [c for c in dataset.classes if c.samples]
     channels = "grey" if dataset.in_chans == 1 else "RGB"
     return f"""---
-pretty_name: {json.dumps(dataset.name)}
+pretty_name: {json.dumps(printable(dataset.name or dataset.id), ensure_ascii=False)}
 task_categories:
 - image-classification
 size_categories:
@@ -51,7 +52,7 @@ configs:
     path: train-*.tar
 ---
 
-# {dataset.name}
+# {markdown(dataset.name or dataset.id)}
 
 **Every image here is synthetic.** {dataset.num_samples:,} {channels} images of {len(made)} classes,
 {dataset.image_size}×{dataset.image_size} pixels, were optimised by dearkd until a trained CNN, the teacher, recognised
@@ -59,7 +60,7 @@ them. No image of its training data was used. The images carry what the teacher 
 
 ![a grid of samples, a row for each class](preview.png)
 
-- Teacher: `{teacher.name}` (`{teacher.architecture}`, weights sha256 `{teacher.sha256}`)
+- Teacher: {markdown_code(teacher.name)} (`{teacher.architecture}`, weights sha256 `{teacher.sha256}`)
 - Method: {_method(dataset.spec or {})}
 - Job: `{dataset.job}`, seed {dataset.seed}
 
@@ -107,6 +108,7 @@ def _classes(dataset: DatasetManifest) -> str:
     rows = []
     for c in made:
         accuracy = judged.get(str(c.index), {}).get("teacher_accuracy")
-        name = " ".join(c.name.replace("|", "\\|").split())
-        rows.append(f"| {c.index} | {name} | {c.samples} | {'' if accuracy is None else f'{accuracy:.4f}'} |")
+        rows.append(
+            f"| {c.index} | {markdown(c.name)} | {c.samples} | {'' if accuracy is None else f'{accuracy:.4f}'} |"
+        )
     return "| label | class | images | teacher accuracy |\n|---|---|---|---|\n" + "\n".join(rows) + "\n\n"

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dearkd.datasets import DatasetManifest
+from dearkd.names import markdown, markdown_code
 from dearkd.resources import Accuracy, Model
 
 TAGS = ["dearkd", "vision-transformer", "knowledge-distillation", "image-classification"]
@@ -69,16 +70,16 @@ def run_card(
     """
     measured = "not evaluated on images of its own"
     if accuracy is not None:
-        measured = f"top-1 {accuracy.top1:.4f}, top-5 {accuracy.top5:.4f} on `{accuracy.dataset}`"
+        measured = f"top-1 {accuracy.top1:.4f}, top-5 {accuracy.top5:.4f} on {markdown_code(accuracy.dataset)}"
     last = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     return f"""{_header(name, accuracy, licence)}
-# {name}
+# {markdown(name)}
 
 A DearKD vision transformer (`{architecture}`, {image_size}×{image_size} pixels, {in_chans}
 channel(s), {num_classes} classes), trained in DearKD's two stages (Chen et al., CVPR 2022).
 
 - Trained on: {data}
-- Teacher: {f"`{teacher}`" if teacher else "none"}
+- Teacher: {markdown_code(teacher) if teacher else "none"}
 - Accuracy: {measured}. The exported weights are the last epoch's{
         ", averaged over training" if spec["optimizer"]["model_ema_half_life"] else ""
     }.
@@ -101,7 +102,7 @@ def plain_card(name: str, config: Mapping[str, Any], *, licence: str = UNKNOWN_L
     """The card of a model of which nothing but its two files is at hand."""
     arguments = config["model_args"]
     return f"""{_header(name, None, licence)}
-# {name}
+# {markdown(name)}
 
 A DearKD vision transformer (`{config["architecture"]}`, {arguments["img_size"]}×{arguments["img_size"]} pixels,
 {arguments["in_chans"]} channel(s), {config["num_classes"]} classes; Chen et al., CVPR 2022).

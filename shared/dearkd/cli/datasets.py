@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from dearkd.cli.file_names import require_utf8, require_utf8_names
@@ -13,6 +14,7 @@ from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_js
 from dearkd.client import Client, Json
 from dearkd.errors import DearKDError, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
+from dearkd.names import printable
 from dearkd.settings import Settings
 from dearkd.storage import Storage
 
@@ -60,7 +62,7 @@ def add(
         storage = Storage.open(settings)
         try:
             with Progress(console=Console(stderr=True), transient=True) as bar:
-                task = bar.add_task(f"copying {folder}", total=source.total)
+                task = bar.add_task(f"copying {escape(printable(str(folder)))}", total=source.total)
                 for done in source.copy_to(storage, prefix):
                     bar.advance(task, done)
         except BaseException:

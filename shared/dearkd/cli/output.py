@@ -1,6 +1,5 @@
 """What the commands print: results to stdout, everything else to stderr, and with `--json` one JSON value to stdout."""
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -9,12 +8,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 from rich.table import Table
 from rich.text import Text
 
 from dearkd.cli.streams import speaks_unicode
 from dearkd.client import Client, Json
 from dearkd.errors import DearKDError, InvalidInput
+from dearkd.names import printable, printable_json
 from dearkd.settings import Settings
 
 MAX_CELL = 40
@@ -33,7 +34,7 @@ def connect() -> Client:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=not speaks_unicode()), flush=True)
+    print(printable_json(value, ascii_only=not speaks_unicode()), flush=True)
 
 
 def print_error(error: DearKDError, *, as_json: bool) -> None:
@@ -42,20 +43,20 @@ def print_error(error: DearKDError, *, as_json: bool) -> None:
         report = {"code": error.code, "message": error.message, "retryable": error.retryable, "errors": fields}
         print_json({"error": report})
     else:
-        one_line = " ".join(error.message.split())
+        one_line = printable(" ".join(error.message.split()))
         Console(stderr=True).print(Text(f"error: {one_line}", style="red"), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """A remark beside the result."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(printable(text, keep="\n"), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_item(item: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json or not sys.stdout.isatty():
         print_json(item)
     else:
-        Console().print_json(data=item)
+        Console().print(JSONHighlighter()(printable_json(item)), soft_wrap=True)
 
 
 def print_list(items: Iterator[Json], columns: Mapping[str, str], *, limit: int, as_json: bool) -> None:
@@ -75,7 +76,7 @@ def print_list(items: Iterator[Json], columns: Mapping[str, str], *, limit: int,
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*headings, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(Text(text) for text in row))
+        table.add_row(*(Text(printable(text)) for text in row))
     # As wide as it is: a narrow terminal wraps a row, where rich would cut ids that are then of no use.
     Console(width=10_000).print(table)
 

@@ -5,7 +5,7 @@ preset's or recipe's values, explicit fields win) and checks it as a whole; what
 resolves to itself.
 """
 
-from dearkd.specs.base import Limits, Precision, Priority, Spec
+from dearkd.specs.base import Limits, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.synthesis import Phase, SynthesisSpec, SynthesisWeights
 from dearkd.specs.teacher import TeacherSpec
@@ -24,6 +24,7 @@ __all__ = [
     "AugmentationSpec",
     "DatasetFacts",
     "Limits",
+    "Name",
     "OptimizerSpec",
     "PairSpec",
     "Phase",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dearkd.errors import FieldError, InvalidInput
-from dearkd.specs.base import Limits, Precision, Priority, Spec, overlay, require_object
+from dearkd.specs.base import FIRST_ERROR, Limits, Name, Precision, Priority, Spec, overlay, require_object
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.presets import Preset, choose_preset, preset_defaults
 from dearkd.specs.synthesis_defaults import fit, with_input_sizes
@@ -44,20 +44,20 @@ class SynthesisSpec(Spec):
     teacher: str
     preset: Preset
     images_per_class: int = Field(ge=1)
-    classes: list[int] = Field(min_length=1)
+    classes: Annotated[list[int], FIRST_ERROR] = Field(min_length=1)
     batch_size: int = Field(ge=1, le=65536)
     classes_per_batch: int = Field(ge=1)
     """P of the P×K batches; K is batch_size / classes_per_batch."""
-    phases: list[Phase] = Field(min_length=1, max_length=16)
+    phases: Annotated[list[Phase], FIRST_ERROR] = Field(min_length=1, max_length=16)
     learning_rate: float = Field(gt=0)
     """Adam's, in the normalised space of the teacher's input."""
-    betas: list[float] = Field(min_length=2, max_length=2)
+    betas: Annotated[list[float], FIRST_ERROR] = Field(min_length=2, max_length=2)
     schedule: Literal["constant", "cosine"]
     warmup_iterations: int = Field(ge=0)
     weights: SynthesisWeights
     first_batch_norm_weight: float = Field(ge=0)
     """Weight of the first BatchNorm layer's statistics; the others weigh 1."""
-    batch_norm_layer_weights: list[Annotated[float, Field(ge=0)]] | None = None
+    batch_norm_layer_weights: Annotated[list[Annotated[float, Field(ge=0)]], FIRST_ERROR] | None = None
     """A further factor for the statistics of each BatchNorm layer, in the teacher's order; 0 leaves a layer out."""
     statistics_memory: int = Field(default=0, ge=0)
     """A batch is matched to the statistics together with up to so many images that its shard already holds [R]; 0 is
@@ -111,7 +111,7 @@ class SynthesisSpec(Spec):
     """How many workers may work on the job at once."""
     priority: Priority
     seed: int = Field(ge=0, lt=2**63)
-    name: str | None = Field(default=None, max_length=200)
+    name: Name | None = Field(default=None, max_length=200)
 
     @classmethod
     def resolve(

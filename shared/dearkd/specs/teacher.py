@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from dearkd.specs.base import Spec
+from dearkd.specs.base import FIRST_ERROR, MAX_FIELDS, Name, Spec
 
 Number = bool | int | float
 Positive = Annotated[float, Field(gt=0)]
@@ -13,20 +13,27 @@ Positive = Annotated[float, Field(gt=0)]
 class TeacherSpec(Spec):
     """A timm model and its preprocessing. Weights travel beside it, as safetensors."""
 
-    name: str = Field(min_length=1, max_length=200)
+    name: Name = Field(min_length=1, max_length=200)
     architecture: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+$")
     """A name of `timm.list_models()`."""
-    model_args: dict[str, Number | list[Number]] = Field(default_factory=dict)
+    model_args: dict[Name, Number | Annotated[list[Number], FIRST_ERROR]] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`: numbers, booleans and lists of numbers."""
     num_classes: int = Field(ge=2, le=100_000)
     in_chans: Literal[1, 3]
     image_size: int = Field(ge=8, le=4096)
     """Side of the square input in pixels."""
-    mean: list[float] = Field(min_length=1)
+    mean: Annotated[list[float], FIRST_ERROR] = Field(min_length=1)
     """Per channel, of pixels in [0, 1]: `input = (pixel - mean) / std`."""
-    std: list[Positive] = Field(min_length=1)
+    std: Annotated[list[Positive], FIRST_ERROR] = Field(min_length=1)
     """0.0039 (1/255) where the network wants pixels of 0 to 255."""
-    class_names: list[str] | None = None
+    class_names: Annotated[list[Name], FIRST_ERROR] | None = None
+
+    @field_validator("model_args", mode="before")
+    @classmethod
+    def _not_many(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise ValueError(f"{len(value)} arguments, and {MAX_FIELDS} are allowed")
+        return value
 
     @field_validator("model_args")
     @classmethod

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.auto_augment import check_auto_augment
-from dearkd.specs.base import Precision, Priority, Spec, overlay, require_object
+from dearkd.specs.base import FIRST_ERROR, Name, Precision, Priority, Spec, overlay, require_object
 from dearkd.specs.batches import batch_refusals, default_batch_size
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.recipes import (
@@ -79,7 +79,7 @@ class StageOneSpec(Spec):
     teacher_logits: Literal["computed", "stored"] = "computed"
     """`stored`: those beside the images are learnt from, and the teacher is not asked. They are of unchanged pixels, so
     nothing augments those then, and no features are learnt."""
-    pairs: list[PairSpec] | None = Field(default=None, min_length=1, max_length=1000)
+    pairs: Annotated[list[PairSpec], FIRST_ERROR] | None = Field(default=None, min_length=1, max_length=1000)
     """What the hidden term compares; None: the teacher's early stages by their strides, onto the MHCA blocks [R]."""
 
 
@@ -116,9 +116,9 @@ class OptimizerSpec(Spec):
 class AugmentationSpec(Spec):
     """timm's names for its transforms and Mixup; torchvision's for the affine part."""
 
-    scale: list[float] = Field(min_length=2, max_length=2)
+    scale: Annotated[list[float], FIRST_ERROR] = Field(min_length=2, max_length=2)
     """Range of the random crop's area; [1, 1] crops nothing."""
-    ratio: list[float] = Field(min_length=2, max_length=2)
+    ratio: Annotated[list[float], FIRST_ERROR] = Field(min_length=2, max_length=2)
     hflip: Fraction
     aa: Annotated[str, Field(max_length=200), AfterValidator(check_auto_augment)] | None = None
     """RandAugment and its kin, in timm's notation; where set, colour jitter is off."""
@@ -178,7 +178,7 @@ class TrainingSpec(Spec):
     """Loader workers of each process; no result depends on it."""
     priority: Priority
     seed: int = Field(ge=0, lt=2**63)
-    name: str | None = Field(default=None, max_length=200)
+    name: Name | None = Field(default=None, max_length=200)
 
     @classmethod
     def resolve(
