@@ -45,8 +45,8 @@ class Backend:
         Raises:
             InvalidInput: if the storage URL is none, or a key breaks a rule.
         """
-        storage = Storage.open(settings)
         redis = connect(settings)
+        storage = Storage.open(settings, redis)
         return cls(
             settings=settings,
             keys=Keys.parse(settings.api_keys),

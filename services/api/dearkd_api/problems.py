@@ -24,6 +24,7 @@ from dearkd.errors import (
     Unavailable,
     json_pointer,
 )
+from dearkd.redaction import public
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,12 @@ def install(app: FastAPI) -> None:
 async def _from_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, DearKDError)
     status, title = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    detail = error.message
     if status >= 500:
-        log.warning("%s %s: %s", request.method, request.url.path, error.message)
-    return problem(status, title, error.message, error.code, errors=error.errors)
+        log.warning("%s %s: %s%s", request.method, request.url.path, detail, f" ({error.cause})" * bool(error.cause))
+        # What a library says of its troubles is not for clients, whoever raised it.
+        detail = public(detail)
+    return problem(status, title, detail, error.code, errors=error.errors)
 
 
 async def _from_validation(request: Request, error: Exception) -> Response:

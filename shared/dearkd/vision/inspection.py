@@ -33,8 +33,9 @@ def inspect(identifier: str) -> None:
     Never raises for what is wrong with the thing itself: that is the answer.
     """
     settings = Settings()
-    storage = Storage.open(settings)
-    registrations = Registrations(connect(settings), storage)
+    redis = connect(settings)
+    storage = Storage.open(settings, redis)
+    registrations = Registrations(redis, storage)
     ticket = registrations.get(identifier)
     if ticket is None or ticket.state != "waiting":
         storage.delete_prefix(upload_prefix(identifier))
