@@ -42,6 +42,8 @@ class StorageAddress:
             return cls("file", folder=_folder(rest))
         bucket, _, prefix = rest.partition("/")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", bucket):
+            if "@" in bucket:
+                raise ValueError(f"it may not hold keys: use {scheme}://bucket/prefix, and the provider's variables")
             raise ValueError(
                 f"{bucket!r} is no bucket's name (letters, digits, dots and hyphens): use {scheme}://bucket/prefix"
                 + (", and give the server's host and port by DEARKD_S3_ENDPOINT" if ":" in bucket else "")

@@ -139,9 +139,9 @@ class Marker:
         """The id of a root without a marker, which gets one if it may; None if it stays without, and holds nothing."""
         expected = (self._known.identifier() if self._known is not None else None) or self._id
         if expected is not None:
-            raise _outage(
-                f"the marker {KEY} of storage {expected} is gone: it is not mounted, moved or emptied; {_REMEDY}"
-            )
+            if (found := self._read()) is not None:
+                return found  # made by another process between our two looks
+            raise _outage(f"the marker {KEY} of {expected} is gone: it is not mounted, moved or emptied; {_REMEDY}")
         entries = self._root.entries()
         if not any(name in ROOTS for name in entries):
             # A fresh disk, and what file managers leave.

@@ -260,6 +260,7 @@ class Storage:
             DiskFull: if there is no room.
             Unavailable: if the root cannot be reached or written, or is not the storage that is known.
         """
+        self._marker.prove(writing=True)
         with self._probing:
             if time.monotonic() >= self._probed_until:
                 try:
@@ -273,7 +274,6 @@ class Storage:
             raise failure
 
     def _probe(self) -> None:
-        self._marker.prove(writing=True, again=True)
         prefix = f"tmp/{new_id('tmp')}"
         try:
             self.put(f"{prefix}/probe", bytes(PROBE_BYTES if self.is_local else 1))
