@@ -143,9 +143,11 @@ class Marker:
                 return found  # made by another process between our two looks
             raise _outage(f"the marker {KEY} of {expected} is gone: it is not mounted, moved or emptied; {_REMEDY}")
         entries = self._root.entries()
+        if KEY in entries and (found := self._read()) is not None:
+            return found
         if not any(name in ROOTS for name in entries):
             # A fresh disk, and what file managers leave.
-            if others := [name for name in entries if not name.startswith(".") and name != "lost+found"]:
+            if others := [name for name in entries if not name.startswith((".", KEY)) and name != "lost+found"]:
                 raise _outage(
                     f"it has no marker {KEY}, and holds other things than dearkd's ({others[0]!r} …): name an empty "
                     "folder or prefix, or take it with `dearkd doctor --adopt-storage`"
