@@ -33,7 +33,7 @@ def api(_shared_api: Api) -> Api:
     _shared_api.store.redis.flushdb()
     root = Path(_shared_api.settings.storage_url.removeprefix("file://"))
     # The marker stays: without it this would be a storage that was unmounted.
-    for child in root.iterdir():
+    for child in root.iterdir() if root.exists() else ():
         if child.is_dir():
             shutil.rmtree(child)
     return _shared_api
