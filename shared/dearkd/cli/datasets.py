@@ -53,8 +53,7 @@ def add(
     with connect() as client:
         if not client.is_ready():
             raise Unavailable(f"{client.url} answers, but is not ready: see its /readyz and its log")
-        # The API is ready, so its storage has a marker: an empty folder is another one.
-        storage = Storage.open(settings, fresh=False)
+        storage = Storage.open(settings)
         try:
             with Progress(console=Console(stderr=True), transient=True) as bar:
                 task = bar.add_task(f"copying {folder}", total=source.total)
