@@ -16,12 +16,15 @@ from typing import Any, Literal, cast
 from redis import Redis
 from redis.exceptions import RedisError
 
+from dearkd.addresses import StorageAddress
 from dearkd.client import Client
 from dearkd.embedded_redis import find_redis_server
-from dearkd.errors import DearKDError, NotFound, Unreadable
+from dearkd.errors import DearKDError, InvalidInput, NotFound, Unreadable
 from dearkd.identifiers import new_id
 from dearkd.jobs import Job, kind_of, owner_of
+from dearkd.marker import KnownStorage
 from dearkd.queue import connect
+from dearkd.redaction import without_credentials
 from dearkd.settings import Settings
 from dearkd.settlement import read_job
 from dearkd.storage import AlreadyExists, Storage
@@ -192,24 +195,51 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
     url = settings.storage_url
     try:
         root = _local_root(settings)
-        if root is None or root.exists():
-            _try_storage(Storage.open(settings))
+        redis = connect(settings) if "redis_url" in settings.model_fields_set and _answers(settings) else None
+        if root is None or (root.exists() and any(root.iterdir())):
+            _try_storage(Storage.open(settings, redis))
+        elif redis is not None and KnownStorage(redis).identifier() is not None:
+            Storage.open(settings, redis).ping()  # which says what is wrong, and makes nothing
         else:
-            # Not made yet: try where it will be made, and leave nothing there.
-            parent = next(folder for folder in root.parents if folder.is_dir())
+            # Nothing is there yet: try where it will be made, and leave nothing there.
+            parent = next(folder for folder in (root, *root.parents) if folder.is_dir())
             with tempfile.TemporaryDirectory(prefix=".dearkd-doctor-", dir=parent) as trial:
                 _try_storage(Storage.open(settings.model_copy(update={"storage_url": f"file://{trial}"})))
     except (DearKDError, OSError) as error:
-        yield Finding(
-            "storage", "problem", f"{url}: {error}", "set DEARKD_STORAGE_URL to a folder or bucket that can be written"
-        )
+        cause = f" ({error.cause})" if isinstance(error, DearKDError) and error.cause else ""
+        remedy = "set DEARKD_STORAGE_URL to a folder or bucket that can be written"
+        yield Finding("storage", "problem", f"{without_credentials(url)}: {error}{cause}", remedy)
     else:
         yield Finding("storage", "ok", f"{url} can be written, and creates an object only once")
+        if root is not None and root.exists() and root.stat().st_mode & 0o077:
+            yield Finding("storage", "remark", f"others on this machine can look into {root}", f"chmod 700 '{root}'")
+
+
+def _answers(settings: Settings) -> bool:
+    """Whether there is a Redis that could know the storage; that there is none is said by the check of Redis."""
+    try:
+        with connect(settings) as redis:
+            return bool(redis.ping())
+    except (RedisError, ValueError):
+        return False
+
+
+def adopt(settings: Settings) -> Finding:
+    """Make the storage that is there the one that Redis knows."""
+    try:
+        with connect(settings) as redis:
+            identifier = Storage.open(settings, redis).adopt()
+    except DearKDError as error:
+        return Finding("storage", "problem", f"it was not adopted: {error.message}", "mend that first")
+    return Finding("storage", "ok", f"it is {identifier} from now on")
 
 
 def _local_root(settings: Settings) -> Path | None:
-    scheme, _, path = settings.storage_url.partition("://")
-    return Path(path).absolute() if scheme == "file" else None
+    try:
+        address = StorageAddress.parse(settings.storage_url)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
+    return address.folder if address.scheme == "file" else None
 
 
 def _try_storage(storage: Storage) -> None:
@@ -258,11 +288,11 @@ def check_api(settings: Settings) -> Iterator[Finding]:
 
 def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
     """Jobs that were accepted and have not ended, by what storage knows; lost are those that the API knows no more."""
-    root = _local_root(settings)
-    if root is not None and not root.exists():
-        return
     try:
-        storage = Storage.open(settings)
+        root = _local_root(settings)
+        if root is not None and not root.exists():
+            return
+        storage = Storage.open(settings, fresh=False)
         unended = unended_jobs(storage)
         if settings.api_key:
             # Those of other keys are as if they did not exist, and not lost.

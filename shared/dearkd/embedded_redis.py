@@ -17,6 +17,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from dearkd.errors import Unavailable
+from dearkd.folders import private_folder
 from dearkd.key_variables import without_keys
 from dearkd.process_tree import Family, Guardian
 
@@ -127,7 +128,7 @@ def embedded_redis(directory: Path) -> Iterator[str]:
     Raises:
         Unavailable: if no redis-server is found or it does not start.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    private_folder(directory)
     server = EmbeddedRedis(directory)
     guardian = Guardian()
     process = subprocess.Popen(
@@ -138,6 +139,7 @@ def embedded_redis(directory: Path) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        umask=0o077,
     )
     try:
         guardian.guard([[Family(process.pid, str(directory))]])

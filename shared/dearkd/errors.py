@@ -43,9 +43,14 @@ class DearKDError(Exception):
     default_code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, code: str | None = None, errors: Sequence[FieldError] = ()) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, errors: Sequence[FieldError] = (), cause: str = ""
+    ) -> None:
+        """`cause` is for who runs dearkd: the words of another library, with paths and addresses. No client reads it,
+        and `str` leaves it out."""
         super().__init__(message)
         self.message = message
+        self.cause = cause
         self.code = code or self.default_code
         self.errors = tuple(errors)
 

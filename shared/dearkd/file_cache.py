@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from dearkd.errors import CorruptData
+from dearkd.folders import private_folder
 from dearkd.identifiers import new_id
 from dearkd.storage import Storage
 
@@ -162,7 +163,7 @@ def _hold(folder: Path) -> int:
     while True:
         # Removed by another process between the attempt to make it and the look at what is there: neither is an error.
         with suppress(FileExistsError):
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
         with suppress(FileNotFoundError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(descriptor, fcntl.LOCK_SH)

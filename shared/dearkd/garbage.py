@@ -15,6 +15,7 @@ from dearkd.datasets import datasets
 from dearkd.errors import CorruptData, NotFound
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs import Job, kind_of
+from dearkd.marker import ROOTS
 from dearkd.registration import TICKET_SECONDS
 from dearkd.resources import models, teachers
 from dearkd.storage import Storage, StoredObject
@@ -22,7 +23,6 @@ from dearkd.storage import Storage, StoredObject
 ABANDONED_SECONDS = float(TICKET_SECONDS)
 """After so long without a write nobody works on an upload, a registration, or a file that is being written."""
 
-ROOTS = ("datasets", "jobs", "models", "runs", "teachers", "tmp")
 UPLOADED = ("teachers", "tmp")
 """What no job writes: there, age decides."""
 

@@ -10,6 +10,7 @@ from redis import Redis
 
 from dearkd.errors import NotFound
 from dearkd.records import add_event, at, job_key, reachable
+from dearkd.redaction import public
 from dearkd.storage import Storage
 
 LINES = 5000
@@ -24,7 +25,8 @@ class JobLog:
         self.storage = storage
 
     def add(self, identifier: str, message: str) -> None:
-        """A line, or several; an event of the job says the same."""
+        """A line, or several; an event of the job says the same. Paths of this machine and passwords are left out."""
+        message = public(message)
         with reachable():
             pipe = self.redis.pipeline(transaction=True)
             add_event(pipe, identifier, "log", {"message": message})

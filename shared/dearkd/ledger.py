@@ -20,6 +20,7 @@ from dearkd.leases import Claim as Claim
 from dearkd.leases import Leases, milliseconds
 from dearkd.queue import QUEUES, wake
 from dearkd.records import add_event, at, job_index, job_key, reachable
+from dearkd.redaction import public
 from dearkd.settlement import UNSETTLED
 from dearkd.store import JobStore
 
@@ -235,10 +236,13 @@ class Ledger(Leases):
     def fail(self, identifier: str, error: JobError, claim: Claim | None = None) -> None:
         """End a job as failed, and with it the runs that wait for its dataset.
 
+        Its message is for clients: paths of this machine and passwords are left out.
+
         Raises:
             LostLease: if `claim` is not the current one.
         """
-        self._step(identifier, "failed", {"error": error.model_dump_json()}, claim)
+        told = error.model_copy(update={"message": public(error.message)})
+        self._step(identifier, "failed", {"error": told.model_dump_json()}, claim)
         self.store.settle(self.store.get(identifier))
 
     def _step(self, identifier: str, target: Status, fields: dict[str, str], claim: Claim | None) -> None:

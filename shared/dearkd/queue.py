@@ -70,12 +70,17 @@ def step_key(argument: str) -> str:
     return f"dearkd:step:{argument}"
 
 
-def require_worker(redis: Redis, name: QueueName) -> None:
-    """Raise `Unavailable` (`inspector_unavailable`) if no worker that listens on a queue was heard of lately."""
+def alive(redis: Redis, name: QueueName) -> int:
+    """How many workers that listen on a queue were heard of lately."""
     # rq keeps the name of a worker that was killed until another one tidies up.
     since = datetime.now(UTC) - timedelta(seconds=SILENCE_SECONDS)
     heard = [worker.last_heartbeat for worker in Worker.all(queue=queue(redis, name))]
-    if not any(moment is not None and moment.replace(tzinfo=UTC) > since for moment in heard):
+    return sum(moment is not None and moment.replace(tzinfo=UTC) > since for moment in heard)
+
+
+def require_worker(redis: Redis, name: QueueName) -> None:
+    """Raise `Unavailable` (`inspector_unavailable`) if no worker that listens on a queue was heard of lately."""
+    if not alive(redis, name):
         raise Unavailable(
             f"no worker listens on the {name!r} queue, so this cannot be checked now: start `dearkd worker synth` "
             "(or `dearkd up`) and try again",

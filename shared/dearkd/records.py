@@ -1,6 +1,7 @@
 """Job records in Redis, to be read; what changes them is in `store` and `ledger`."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,6 +15,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from dearkd.errors import NotFound, Unavailable
 from dearkd.jobs import ACTIVE, Event, EventType, Job, Kind, Status, kind_of, now
+from dearkd.redaction import without_credentials
+
+log = logging.getLogger(__name__)
 
 
 class JobRecords:
@@ -106,11 +110,15 @@ def reachable() -> Iterator[None]:
     try:
         yield
     except (RedisConnectionError, RedisTimeoutError) as error:
-        raise Unavailable(
-            f"Redis cannot be reached ({error}); check DEARKD_REDIS_URL and that it runs", code="redis_unavailable"
-        ) from error
+        raise _unavailable("Redis cannot be reached; check DEARKD_REDIS_URL and that it runs", error) from error
     except RedisError as error:
-        raise Unavailable(f"Redis refused a command: {error}", code="redis_unavailable") from error
+        raise _unavailable("Redis refused a command; see the log for what it says", error) from error
+
+
+def _unavailable(message: str, error: RedisError) -> Unavailable:
+    cause = without_credentials(str(error))
+    log.info("%s: %s", message, cause)
+    return Unavailable(message, code="redis_unavailable", cause=cause)
 
 
 def job_key(identifier: str) -> str:

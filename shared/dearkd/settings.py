@@ -3,8 +3,11 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dearkd.addresses import StorageAddress, check_api_url, check_endpoint, check_redis_url, expand_folder
+from dearkd.redaction import without_credentials
 
 
 class Settings(BaseSettings):
@@ -21,7 +24,9 @@ class Settings(BaseSettings):
     storage_url: str = "file://./dearkd-data/storage"
     """`file:///absolute/path`, `file://./relative/path` or `s3://bucket/prefix`."""
     s3_endpoint: str | None = None
-    s3_region: str = "us-east-1"
+    """Of an S3 server other than AWS: `http://host:port` or `https://host:port`."""
+    s3_region: str | None = None
+    """Default: AWS_REGION or AWS_DEFAULT_REGION, else us-east-1."""
 
     api_keys: str = Field(default="", repr=False)
     """The keys that the API asks for, by commas; `sha256:HEX` stands for the key of that hash. Empty: for none."""
@@ -88,8 +93,46 @@ class Settings(BaseSettings):
     """For sinks that write files."""
     log_level: str = "INFO"
 
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        return check_api_url(value)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        # Empty is "not given", as for `dearkd up`, which then starts its own.
+        return check_redis_url(value or str(cls.model_fields["redis_url"].default))
+
+    @field_validator("storage_url")
+    @classmethod
+    def _check_storage_url(cls, value: str) -> str:
+        value = value or str(cls.model_fields["storage_url"].default)
+        StorageAddress.parse(value)
+        return value
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        return None if value is None else check_endpoint(value)
+
+    @field_validator("cache_dir", "metrics_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return expand_folder(value)
+
     @property
     def metrics_sink_names(self) -> list[str]:
         if self.metrics_sinks is None:
             return ["tensorboard"] if find_spec("tensorboard") else []
         return [name.strip() for name in self.metrics_sinks.split(",") if name.strip()]
+
+
+def broken_settings(error: ValidationError) -> list[str]:
+    """What is wrong with the environment, one line for each setting; passwords in URLs are left out."""
+    return [
+        f"DEARKD_{str(e['loc'][0]).upper()} is {without_credentials(repr(e['input']))}: "
+        + e["msg"].removeprefix("Value error, ")
+        for e in error.errors()
+        if e["loc"]
+    ]

@@ -4,58 +4,46 @@ Keys are relative, `/`-separated paths under the storage root. What is here is i
 written last and with `create`, so that exactly one writer wins and a reader never sees half a thing.
 """
 
-import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    InvalidPathError,
-    NotFoundError,
-    NotSupportedError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
-from obstore.store import LocalStore, S3Store
+from obstore.store import LocalStore
+from redis import Redis
 
-from dearkd.errors import Conflict, CorruptData, DiskFull, InvalidInput, NotFound, Unavailable
+from dearkd.addresses import StorageAddress
+from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound
 from dearkd.identifiers import new_id
+from dearkd.marker import KnownStorage, Marker
+from dearkd.object_stores import REQUEST_SECONDS, AlreadyExists, ObjectStore, errors_told, is_disk_full
+from dearkd.redaction import without_credentials
+from dearkd.roots import BucketRoot, FolderRoot
 from dearkd.settings import Settings
 
-if TYPE_CHECKING:
-    from obstore.store import ClientConfig
+__all__ = ["AlreadyExists", "Storage", "StoredObject", "check_key", "is_disk_full"]
 
 Data = bytes | Path | Iterator[bytes]
 
-REQUEST_SECONDS = 30.0
-"""For a request to a bucket and its answer, on top of the time that its bytes need."""
 SLOWEST_BYTES_PER_SECOND = 2**20
 """An upload over a slower connection than this is given up and tried again: our choice [R]."""
-SILENCE_SECONDS = 60.0
-"""A download of which nothing comes for so long is given up; as a whole it may take a day."""
 MAX_PUT_BYTES = 5 * 2**30
 """S3 takes no more in one request."""
-
-
+PROBE_BYTES = 2**16
+"""Of what `ping` writes: more than a file system keeps in the entry of a folder."""
+PROBE_SECONDS = 2.0
+"""So long the answer of a `ping` holds: anybody may ask for it."""
 MAX_KEY_BYTES = 900
 """In UTF-8; S3 takes 1024, of which the storage root may use some."""
 MAX_SEGMENT_BYTES = 255
 """In UTF-8; no file system takes a longer name."""
-
-
-class AlreadyExists(Conflict):
-    default_code = "already_exists"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,40 +57,62 @@ class StoredObject:
 class Storage:
     """One root, local or in a bucket.
 
-    Every method raises `Unavailable` when the store cannot be reached or refuses its credentials, and `NotFound` for a
-    key that does not exist.
+    Every method raises `Unavailable` when the store cannot be reached, refuses its credentials or is not the one that
+    is known (`marker`), and `NotFound` for a key that does not exist.
     """
 
-    def __init__(self, connect: Callable[..., LocalStore | S3Store]) -> None:
-        """`connect` makes the store; a bucket's takes time limits, as obstore's client options."""
-        self._connect = connect
-        self._store = connect()
-        # obstore's limit is for a request as a whole, which 30 s are too little for.
-        self._downloads = connect(timeout=timedelta(days=1), read_timeout=timedelta(seconds=SILENCE_SECONDS))
+    def __init__(self, root: FolderRoot | BucketRoot, known: KnownStorage | None = None, *, fresh: bool = True) -> None:
+        self._root = root
+        self._marker = Marker(root, known, fresh=fresh)
+        self._probing = threading.Lock()
+        self._probed_until = 0.0
+        self._probe_failure: DearKDError | None = None
 
     @classmethod
-    def open(cls, settings: Settings) -> "Storage":
-        """The storage that `DEARKD_STORAGE_URL` names; a local root is made if it does not exist.
+    def open(cls, settings: Settings, redis: Redis | None = None, *, fresh: bool = True) -> "Storage":
+        """The storage that `DEARKD_STORAGE_URL` names; a root is made, with its marker, by the first write.
+
+        Args:
+            settings: of this process.
+            redis: which remembers the storage; every part of a service gives it. Without one a root is believed to be
+                the storage as long as it does not change.
+            fresh: whether an empty root may become a storage; False for who comes after a service that has made it.
 
         Raises:
             InvalidInput: if the URL is of another scheme or names no bucket.
         """
-        if settings.storage_url.startswith("file://"):
-            # The rest is a path as it stands, not percent-encoded: `file://./data` is relative, `#` is a character.
-            root = Path(settings.storage_url.removeprefix("file://")).absolute()
-            store = LocalStore(prefix=root, mkdir=True)
-            return cls(lambda **limits: store)
-        url = urlsplit(settings.storage_url)
-        if url.scheme == "s3" and url.netloc:
-            return cls(partial(_bucket, url.netloc, url.path.strip("/") or None, settings))
-        raise InvalidInput(
-            f"DEARKD_STORAGE_URL is {settings.storage_url!r}: use file:///absolute/path, file://./relative/path "
-            "or s3://bucket/prefix"
-        )
+        try:
+            address = StorageAddress.parse(settings.storage_url)
+        except ValueError as error:
+            given = without_credentials(repr(settings.storage_url))
+            raise InvalidInput(f"DEARKD_STORAGE_URL is {given}: {error}") from None
+        known = KnownStorage(redis) if redis is not None else None
+        if address.scheme == "file":
+            return cls(FolderRoot(address.folder), known, fresh=fresh)
+        return cls(BucketRoot(address, settings), known, fresh=fresh)
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self._store, LocalStore)
+        return isinstance(self._root, FolderRoot)
+
+    @property
+    def _store(self) -> ObjectStore:
+        return self._root.store()
+
+    @contextmanager
+    def _asking(self, key: str, *, writing: bool = False) -> Iterator[None]:
+        """Between a proof that this is the storage and, where something is not there, another."""
+        self._marker.prove(writing=writing)
+        try:
+            with errors_told(key):
+                yield
+        except NotFound:
+            self._marker.prove(again=True)
+            raise
+
+    def adopt(self) -> str:
+        """Make this root the storage that Redis knows, whatever it knew before; returns the marker's id."""
+        return self._marker.adopt()
 
     def put(self, key: str, data: Data) -> None:
         """Write or overwrite; for what may change: previews, progress, temporary objects.
@@ -111,7 +121,7 @@ class Storage:
         is a stream, or more than S3 takes at once.
         """
         size = None if isinstance(data, Iterator) else _size(data)
-        with _errors(key):
+        with self._asking(key, writing=True):
             if self.is_local or size is None or size > MAX_PUT_BYTES:
                 obstore.put(self._store, key, data)
             else:
@@ -123,26 +133,26 @@ class Storage:
         Raises:
             AlreadyExists: if the key exists; nothing was written.
         """
-        with _errors(key):
+        with self._asking(key, writing=True):
             obstore.put(self._for_upload(_size(data)), key, data, mode="create", use_multipart=False)
 
     def read(self, key: str) -> bytes:
-        with _errors(key):
+        with self._asking(key):
             return bytes(obstore.get(self._store, key).bytes())
 
     def stream(self, key: str, *, start: int = 0, end: int | None = None, chunk_bytes: int = 2**20) -> Iterator[bytes]:
         """Bytes `start` to `end` (exclusive). The first chunk is asked for before this returns, so errors come here."""
-        with _errors(key):
+        with self._asking(key):
             if start or end is not None:
                 stop = self.size(key) if end is None else end
-                result = obstore.get(self._downloads, key, options={"range": (start, stop)})
+                result = obstore.get(self._root.store_for_downloads(), key, options={"range": (start, stop)})
             else:
-                result = obstore.get(self._downloads, key)
+                result = obstore.get(self._root.store_for_downloads(), key)
             chunks = iter(result.stream(min_chunk_size=chunk_bytes))
         return _guarded(key, chunks)
 
     def size(self, key: str) -> int:
-        with _errors(key):
+        with self._asking(key):
             return int(obstore.head(self._store, key)["size"])
 
     def version(self, key: str) -> tuple[int, tuple[object, ...]]:
@@ -150,7 +160,7 @@ class Storage:
 
         On a local store also the time of the last change of the file itself, which no program can set.
         """
-        with _errors(key):
+        with self._asking(key):
             found = obstore.head(self._store, key)
         changed = None
         if isinstance(self._store, LocalStore) and self._store.prefix is not None:
@@ -172,21 +182,31 @@ class Storage:
             CorruptData: if a name there is none that a key can have.
         """
         found: list[StoredObject] = []
-        with _errors(prefix):
-            for page in obstore.list(self._store, prefix):
-                found += [StoredObject(str(e["path"]), int(e["size"]), e["last_modified"]) for e in page]
+        try:
+            with self._asking(prefix):
+                for page in obstore.list(self._store, prefix):
+                    found += [StoredObject(str(e["path"]), int(e["size"]), e["last_modified"]) for e in page]
+        except NotFound:
+            return iter([])  # nothing was ever written
+        if not found:
+            self._marker.prove(again=True)
         return iter(sorted(found, key=lambda stored: stored.key))
 
     def children(self, prefix: str) -> list[str]:
         """Names one level below a prefix that have objects under them, sorted."""
-        with _errors(prefix):
-            listing = obstore.list_with_delimiter(self._store, prefix)
+        try:
+            with self._asking(prefix):
+                listing = obstore.list_with_delimiter(self._store, prefix)
+        except NotFound:
+            return []
+        if not listing["common_prefixes"]:
+            self._marker.prove(again=True)
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in listing["common_prefixes"])
 
     def delete(self, key: str) -> None:
         """Delete an object; one that does not exist is no error."""
         try:
-            with _errors(key):
+            with self._asking(key):
                 obstore.delete(self._store, key)
         except NotFound:
             return
@@ -194,17 +214,18 @@ class Storage:
     def delete_prefix(self, prefix: str) -> None:
         for stored in self.objects(prefix):
             self.delete(stored.key)
-        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
-            _remove_empty_folders(Path(self._store.prefix) / prefix)
+        if isinstance(self._root, FolderRoot):
+            _remove_empty_folders(self._root.folder / prefix)
 
     def leftovers(self) -> Iterator[StoredObject]:
         """What writes that never ended left on a local store: obstore writes to `key#1` and renames that.
 
         A bucket keeps such parts out of sight; a lifecycle rule removes them (AbortIncompleteMultipartUpload).
         """
-        if not isinstance(self._store, LocalStore) or self._store.prefix is None:
+        if not isinstance(self._root, FolderRoot):
             return
-        root = Path(self._store.prefix)
+        self._marker.prove()
+        root = self._root.folder
         for path in sorted(root.rglob("*#*")):
             if re.fullmatch(r".+#\d+", path.name) and path.is_file():
                 found = path.stat()
@@ -214,11 +235,12 @@ class Storage:
 
     def delete_leftover(self, stored: StoredObject) -> None:
         """Delete one of `leftovers`, which no other method sees."""
-        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
-            (Path(self._store.prefix) / stored.key).unlink(missing_ok=True)
+        if isinstance(self._root, FolderRoot):
+            self._marker.prove()
+            (self._root.folder / stored.key).unlink(missing_ok=True)
 
     def copy(self, source: str, target: str) -> None:
-        with _errors(source):
+        with self._asking(source, writing=True):
             obstore.copy(self._for_upload(self.size(source)), source, target)
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
@@ -246,39 +268,45 @@ class Storage:
 
     def presign(self, key: str, *, seconds: int = 3600) -> str | None:
         """A URL from which the object can be fetched without credentials; None on a local store, which has none."""
-        if isinstance(self._store, LocalStore):
-            return None
-        with _errors(key):
-            return obstore.sign(self._store, "GET", key, timedelta(seconds=seconds))
+        with self._asking(key):
+            store = self._store
+            if isinstance(store, LocalStore):
+                return None
+            return obstore.sign(store, "GET", key, timedelta(seconds=seconds))
 
     def ping(self) -> None:
-        """Raises `Unavailable` if the root cannot be listed."""
-        with _errors(""):
-            obstore.list_with_delimiter(self._store, "teachers")
+        """Write and delete a small object; the answer holds for a moment, however often it is asked for.
 
-    def _for_upload(self, size: int) -> LocalStore | S3Store:
+        Raises:
+            DiskFull: if there is no room.
+            Unavailable: if the root cannot be reached or written, or is not the storage that is known.
+        """
+        self._marker.prove(writing=True)
+        with self._probing:
+            if time.monotonic() >= self._probed_until:
+                try:
+                    self._probe_failure = None
+                    self._probe()
+                except DearKDError as error:
+                    self._probe_failure = error
+                self._probed_until = time.monotonic() + PROBE_SECONDS
+            failure = self._probe_failure
+        if failure is not None:
+            raise failure
+
+    def _probe(self) -> None:
+        prefix = f"tmp/{new_id('tmp')}"
+        try:
+            self.put(f"{prefix}/probe", bytes(PROBE_BYTES if self.is_local else 1))
+        finally:
+            self.delete_prefix(prefix)
+
+    def _for_upload(self, size: int) -> ObjectStore:
         """The store, or one that waits as long as so many bytes may need."""
         seconds = size / SLOWEST_BYTES_PER_SECOND
-        return self._store if seconds < 1 else self._connect(timeout=timedelta(seconds=REQUEST_SECONDS + seconds))
-
-
-def _bucket(name: str, prefix: str | None, settings: Settings, **limits: timedelta) -> S3Store:
-    client: ClientConfig = {
-        "allow_http": (settings.s3_endpoint or "").startswith("http://"),
-        "connect_timeout": timedelta(seconds=5),
-        "timeout": timedelta(seconds=REQUEST_SECONDS),
-    }
-    client.update(cast("ClientConfig", limits))
-    return S3Store(
-        name,
-        prefix=prefix,
-        endpoint=settings.s3_endpoint,
-        region=settings.s3_region,
-        virtual_hosted_style_request=False,
-        client_options=client,
-        # Long enough for a hiccup; an outage is the caller's to wait out, and a request's to report.
-        retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=20)},
-    )
+        if seconds < 1:
+            return self._store
+        return self._root.store(timeout=timedelta(seconds=REQUEST_SECONDS + seconds))
 
 
 def _size(data: bytes | Path) -> int:
@@ -314,42 +342,9 @@ def check_key(key: str, *, pointer: str) -> str:
     return text
 
 
-@contextmanager
-def _errors(key: str) -> Iterator[None]:
-    try:
-        yield
-    except AlreadyExistsError:
-        raise AlreadyExists(f"{key} exists already in storage") from None
-    except (NotFoundError, FileNotFoundError):
-        raise NotFound(f"{key} is not in storage") from None
-    except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise Unavailable(
-            f"storage refused its credentials for {key}: {error}; check the keys and DEARKD_STORAGE_URL",
-            code="storage_unavailable",
-        ) from error
-    except (BaseError, NotSupportedError, OSError) as error:
-        if isinstance(error, InvalidPathError) or "File system loop found" in str(error):
-            raise CorruptData(
-                f"under {key!r} in storage lies what has no key, a name that is not UTF-8 or a link to a folder above: "
-                "rename or remove it"
-            ) from None
-        if is_disk_full(error):
-            raise DiskFull(f"storage has no room for {key} ({error}): make room and retry") from error
-        raise Unavailable(
-            f"storage failed on {key}: {error}; check DEARKD_STORAGE_URL and the store itself",
-            code="storage_unavailable",
-        ) from error
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error of the operating system, or of the store, says that no room is left."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)
-
-
 def _guarded(key: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
     while True:
-        with _errors(key):
+        with errors_told(key):
             chunk = next(chunks, None)
         if chunk is None:
             return

@@ -21,6 +21,7 @@ from dearkd import process_tree
 from dearkd.embedded_redis import EmbeddedRedis
 from dearkd.errors import Conflict, DearKDError, Unavailable
 from dearkd.folder_lock import lock_folder, write_owner
+from dearkd.folders import private_folder
 from dearkd.identifiers import new_id
 from dearkd.key_variables import CHECKED, without_keys
 from dearkd.part_log import PartLog
@@ -84,6 +85,7 @@ class UpTree:
         say: gets a line for each warning of a part, each death and each restart; called from several threads.
         ready_seconds: how long all parts together may take to come up.
         grace_seconds: between SIGTERM and SIGKILL, when the tree ends.
+        adopt_storage: take the storage that is there, also if Redis knows another.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class UpTree:
         ready_seconds: float = 180.0,
         grace_seconds: float = process_tree.GRACE_SECONDS,
         backoff_seconds: float = 0.5,
+        adopt_storage: bool = False,
     ) -> None:
         self.data = data.absolute()
         self.host = host
@@ -109,6 +112,7 @@ class UpTree:
         self._ready_seconds = ready_seconds
         self._grace_seconds = grace_seconds
         self._backoff_seconds = backoff_seconds
+        self._adopt_storage = adopt_storage
         self._mutex = threading.Lock()
         self._ending = threading.Event()
         self._over = threading.Event()  # ending or failed
@@ -151,15 +155,16 @@ class UpTree:
                 come up; nothing is left running.
         """
         try:
-            (self.data / "logs").mkdir(parents=True, exist_ok=True)
+            private_folder(self.data)
+            private_folder(self.data / "logs")
             self._lock = lock_folder(self.data)
             # It holds the folder's lock too, so that no second tree starts before the last process of this is gone.
             self._guardian = Guardian(pass_fds=[self._lock.fileno()])
             self.port = _require_free(self.host, self.port)
             write_owner(self._lock, self.url)
             self._set_environment()
-            Storage.open(self._settings).ping()
             self._start_redis()
+            self._try_storage()
             for part in self._parts:
                 self._keep(part)
             self._wait_until_ready()
@@ -220,7 +225,7 @@ class UpTree:
             _require_redis(self._settings)
             return
         folder = self.data / "redis"
-        folder.mkdir(exist_ok=True)
+        private_folder(folder)
         server = EmbeddedRedis(folder)
         self._environment["DEARKD_REDIS_URL"] = server.url
         part = Part(
@@ -236,6 +241,13 @@ class UpTree:
         except Unavailable:
             self._raise_failure()  # which says why
             raise
+
+    def _try_storage(self) -> None:
+        with connect(self._settings) as redis:
+            storage = Storage.open(self._settings, redis)
+            if self._adopt_storage:
+                self._say(f"storage is {storage.adopt()} from now on")
+            storage.ping()
 
     def _keep(self, part: Part) -> None:
         keeper = threading.Thread(target=self._keep_running, args=(part,), name=f"keep-{part.name}", daemon=True)
@@ -287,6 +299,7 @@ class UpTree:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    umask=0o077,
                 )
             except OSError as error:
                 self._fail(f"{part.name} could not be started: {error}")

@@ -88,7 +88,8 @@ def _begin(kind: Kind, module: str, job: str) -> None:
 
 
 def open_ledger(settings: Settings) -> Ledger:
-    return Ledger(JobStore(connect(settings), Storage.open(settings)))
+    redis = connect(settings)
+    return Ledger(JobStore(redis, Storage.open(settings, redis)))
 
 
 def drain(kind: Kind, perform: Perform, settings: Settings | None = None) -> int:
@@ -137,7 +138,11 @@ def _outlast(action: Callable[[], T], handing_back: threading.Event) -> T | None
 
 
 def _accepted(claim: Claim, ledger: Ledger) -> Job | None:
-    """The record of a claimed unit's job; None, and no record, if whoever asked for it was told that it failed."""
+    """The record of a claimed unit's job; None, and no record, if whoever asked for it was told that it failed.
+
+    Raises:
+        Unavailable: if the storage that misses it cannot prove that it is the one that is known.
+    """
     if ledger.store.storage.exists(f"jobs/{claim.job}/job.json"):
         return ledger.store.get(claim.job)
     log.warning("%s was never accepted: forgotten", claim.job)

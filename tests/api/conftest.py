@@ -32,6 +32,8 @@ def _shared_api(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> 
 def api(_shared_api: Api) -> Api:
     _shared_api.store.redis.flushdb()
     root = Path(_shared_api.settings.storage_url.removeprefix("file://"))
-    for child in root.iterdir():
-        shutil.rmtree(child)
+    # The marker stays: without it this would be a storage that was unmounted.
+    for child in root.iterdir() if root.exists() else ():
+        if child.is_dir():
+            shutil.rmtree(child)
     return _shared_api

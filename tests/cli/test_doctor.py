@@ -17,7 +17,7 @@ def test_a_working_storage_is_told_from_one_that_is_not_and_nothing_stays(tmp_pa
         (finding,) = doctor.check_storage(Settings(storage_url=f"file://{tmp_path / name}"))
         assert finding.state == "ok", finding
     for url in (f"file://{tmp_path / 'a-file'}", "ftp://elsewhere/x"):
-        (finding,) = doctor.check_storage(Settings(storage_url=url))
+        (finding,) = doctor.check_storage(Settings().model_copy(update={"storage_url": url}))
         assert finding.state == "problem", finding
         assert "DEARKD_STORAGE_URL" in finding.remedy
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a-file"]

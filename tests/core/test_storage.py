@@ -105,7 +105,10 @@ def test_a_download_is_whole_and_right_or_not_there(storage: Storage, tmp_path: 
     assert target.read_bytes() == b"abc"
 
 
-def test_a_failing_store_is_unavailable_and_says_where(tmp_path: Path) -> None:
+def test_a_failing_store_is_unavailable_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without keys obstore would ask the machine for its role.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     storage = Storage.open(
         Settings(storage_url="s3://bucket/prefix", s3_endpoint="http://127.0.0.1:9", cache_dir=tmp_path)
     )
@@ -113,10 +116,10 @@ def test_a_failing_store_is_unavailable_and_says_where(tmp_path: Path) -> None:
         storage.read("a/b")
 
 
-@pytest.mark.parametrize("url", ["http://x/y", "s3://", "/plain/path", "gs://b"])
+@pytest.mark.parametrize("url", ["http://x/y", "s3://", "/plain/path", "ftp://b"])
 def test_other_urls_are_refused_with_the_remedy(url: str) -> None:
-    with pytest.raises(InvalidInput, match="s3://bucket/prefix"):
-        Storage.open(Settings(storage_url=url))
+    with pytest.raises(InvalidInput, match="s3://bucket"):
+        Storage.open(Settings().model_copy(update={"storage_url": url}))
 
 
 @pytest.mark.parametrize("key", ["../x", "a/../b", "/abs", "s3://b/x", "a//b", "", "a/./b", "a\\b", "a\x00b"])

@@ -6,10 +6,12 @@ from pydantic import ValidationError
 
 from dearkd.errors import DearKDError
 from dearkd.extras import import_error
-from dearkd.settings import Settings
+from dearkd.folders import keep_files_private
+from dearkd.settings import Settings, broken_settings
 
 
 def main() -> int:
+    keep_files_private()
     try:
         from dearkd_api.serving import serve
     except ImportError as error:
@@ -17,8 +19,7 @@ def main() -> int:
     try:
         serve(Settings())
     except ValidationError as error:
-        wrong = [f"DEARKD_{str(e['loc'][0]).upper()} is {e['input']!r}: {e['msg']}" for e in error.errors()]
-        return _refuse("; ".join(wrong))
+        return _refuse("; ".join(broken_settings(error)))
     except DearKDError as error:
         return _refuse(error.message)
     return 0

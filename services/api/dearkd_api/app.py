@@ -6,6 +6,7 @@ from fastapi.security import HTTPBearer
 
 import dearkd
 from dearkd.errors import DearKDError
+from dearkd.queue import QueueName, alive
 from dearkd.records import reachable
 from dearkd.settings import Settings
 from dearkd_api import dashboard, datasets, jobs, models, problems, teachers
@@ -15,6 +16,9 @@ from dearkd_api.hosts import AllowedHosts
 from dearkd_api.key_failures import KeyFailures
 from dearkd_api.keys import RequireKey
 from dearkd_api.queries import require_known_parameters
+
+KINDS: dict[str, QueueName] = {"synth": "synth", "inspect": "inspect", "trainer": "train"}
+"""Kinds of workers, and the queue on which each listens."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -54,11 +58,13 @@ async def _alive() -> Response:
 
 
 def _ready(request: Request, backend: Uses) -> Response:
-    """Whether what jobs need can be reached: 503 naming what cannot."""
+    """Whether what jobs need can be reached: 503 naming what cannot. And how many workers of each kind are alive."""
     down: dict[str, str] = {}
+    workers: dict[str, int] = {}
     try:
         with reachable():
             backend.store.redis.ping()
+            workers = {kind: alive(backend.store.redis, name) for kind, name in KINDS.items()}
     except DearKDError as error:
         down["redis"] = error.message
     try:
@@ -66,6 +72,6 @@ def _ready(request: Request, backend: Uses) -> Response:
     except DearKDError as error:
         down["storage"] = error.message
     if not down:
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready", "workers": workers})
     detail = "; ".join(f"{what} is down: {why}" for what, why in down.items())
-    return problems.problem(503, "Not ready", detail, "not_ready", down=list(down))
+    return problems.problem(503, "Not ready", detail, "not_ready", down=list(down), workers=workers)

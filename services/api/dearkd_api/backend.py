@@ -50,8 +50,8 @@ class Backend:
         Raises:
             InvalidInput: if the storage URL is none, or a key breaks a rule.
         """
-        storage = Storage.open(settings)
         redis = connect(settings)
+        storage = Storage.open(settings, redis)
         return cls(
             settings=settings,
             keys=Keys.configured(settings),

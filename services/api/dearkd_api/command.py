@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from dearkd.folders import keep_files_private
 from dearkd.settings import Settings
 
 
@@ -22,4 +23,5 @@ def api(
     from dearkd_api.serving import serve
 
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    keep_files_private()
     serve(Settings().model_copy(update=given))

@@ -27,6 +27,7 @@ from dearkd.errors import (
     Unreadable,
     json_pointer,
 )
+from dearkd.redaction import public
 from dearkd_api.answer_headers import GUARDS
 
 log = logging.getLogger(__name__)
@@ -88,11 +89,14 @@ def install(app: FastAPI) -> None:
 async def _from_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, DearKDError)
     status, title = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    detail = error.message
     if status >= 500:
-        log.warning("%s %s: %s", request.method, request.url.path, error.message)
+        log.warning("%s %s: %s%s", request.method, request.url.path, detail, f" ({error.cause})" * bool(error.cause))
+        # What a library says of its troubles is not for clients, whoever raised it.
+        detail = public(detail)
     # What is still to come of that request is waited for no longer.
     headers = {"Connection": "close"} if status == 408 else {}
-    return problem(status, title, error.message, error.code, errors=error.errors, headers=headers)
+    return problem(status, title, detail, error.code, errors=error.errors, headers=headers)
 
 
 async def _from_validation(request: Request, error: Exception) -> Response:

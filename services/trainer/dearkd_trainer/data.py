@@ -53,7 +53,7 @@ def open_shards(
     if isinstance(source, list):
         return ShardDataset(source, num_classes=num_classes, in_chans=in_chans)
     return StoredShards(
-        Storage.open(settings),
+        Storage.open(settings, fresh=False),
         source,
         lambda: FileCache(settings.cache_dir, settings.cache_bytes),
         num_classes=num_classes,

@@ -20,6 +20,7 @@ from dearkd.cli.output import print_error
 from dearkd.cli.streams import flush_streams, prepare_streams, silence_stdout
 from dearkd.errors import DearKDError, InvalidInput
 from dearkd.extras import import_error, require_extras
+from dearkd.settings import broken_settings
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -170,5 +171,4 @@ def _usage_text(error: Exception) -> str:
 
 def _settings_text(error: ValidationError) -> str:
     """Settings are the only thing that commands validate without saying what is wrong themselves."""
-    broken = [f"DEARKD_{str(e['loc'][0]).upper()} is {e['input']!r}: {e['msg']}" for e in error.errors() if e["loc"]]
-    return "; ".join(broken) or str(error)
+    return "; ".join(broken_settings(error)) or str(error)

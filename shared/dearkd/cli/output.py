@@ -38,12 +38,13 @@ def print_json(value: Any) -> None:
 
 
 def print_error(error: DearKDError, *, as_json: bool) -> None:
+    message = f"{error.message} ({error.cause})" if error.cause else error.message
     if as_json:
         fields = [{"pointer": field.pointer, "detail": field.detail} for field in error.errors]
-        report = {"code": error.code, "message": error.message, "retryable": error.retryable, "errors": fields}
+        report = {"code": error.code, "message": message, "retryable": error.retryable, "errors": fields}
         print_json({"error": report})
     else:
-        one_line = printable(" ".join(error.message.split()))
+        one_line = printable(" ".join(message.split()))
         Console(stderr=True).print(Text(f"error: {one_line}", style="red"), soft_wrap=True)
 
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +13,13 @@ from types import FrameType
 from typing import Annotated, Literal
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
 from dearkd.cli.output import AsJson, note, print_json
-from dearkd.settings import Settings
+from dearkd.folders import keep_files_private
+from dearkd.settings import Settings, broken_settings
 
 STATES = {"ok": ("green", "ok"), "remark": ("yellow", "remark"), "problem": ("bold red", "problem")}
 
@@ -35,6 +38,9 @@ def up(
     port: Annotated[
         int, typer.Option(min=0, max=65535, envvar="DEARKD_PORT", help="Of the API; 0 takes a free one.")
     ] = 8000,
+    adopt_storage: Annotated[
+        bool, typer.Option("--adopt-storage", help="Take the storage that is there, also if Redis knows another.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run everything here: Redis (unless DEARKD_REDIS_URL is set), the API, a synth and a trainer worker."""
@@ -53,7 +59,8 @@ def up(
             ending.set()
             raise KeyboardInterrupt
 
-    tree = UpTree(data, port, host=Settings().host, say=say)
+    keep_files_private()
+    tree = UpTree(data, port, host=Settings().host, say=say, adopt_storage=adopt_storage)
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means that it should outlive its terminal
@@ -92,6 +99,7 @@ def worker(
     """Run one worker, for compose and clusters; it ends on SIGTERM, handing its work back."""
     from dearkd.worker import main
 
+    keep_files_private()
     raise typer.Exit(main(kind))
 
 
@@ -99,14 +107,30 @@ def doctor(
     resubmit: Annotated[
         bool, typer.Option("--resubmit", help="Retry jobs that did not end and that the API knows no more.")
     ] = False,
+    adopt_storage: Annotated[
+        bool,
+        typer.Option("--adopt-storage", help="First take the storage that is there, also if Redis knows another."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check what this machine lacks, and say how to mend it; exits 1 if something that is needed is missing."""
-    from dearkd.doctor import examine
+    from dearkd.doctor import Finding, adopt, examine
 
-    findings = []
+    findings: list[Finding] = []
     console = Console()
-    for finding in examine(Settings(), resubmit=resubmit):
+
+    def examined() -> Iterator[Finding]:
+        try:
+            settings = Settings()
+        except ValidationError as error:
+            for line in broken_settings(error):
+                yield Finding("settings", "problem", line, "mend it in the environment, and look again for the rest")
+            return
+        if adopt_storage:
+            yield adopt(settings)
+        yield from examine(settings, resubmit=resubmit)
+
+    for finding in examined():
         findings.append(finding)
         if not as_json:
             style, word = STATES[finding.state]
@@ -131,7 +155,8 @@ def gc(
     from dearkd.storage import Storage
 
     settings = Settings()
-    collector = Collector(Storage.open(settings), retention_seconds=settings.retention, now=datetime.now(UTC))
+    storage = Storage.open(settings, fresh=False)
+    collector = Collector(storage, retention_seconds=settings.retention, now=datetime.now(UTC))
     found = [garbage for garbage in collector.find() if dry_run or collector.remove(garbage)]
     count, size = len(found), sum(garbage.bytes for garbage in found)
     if as_json:

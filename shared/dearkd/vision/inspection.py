@@ -34,8 +34,9 @@ def inspect(identifier: str) -> None:
     Never raises for what is wrong with the thing itself: that is the answer.
     """
     settings = Settings()
-    storage = Storage.open(settings)
-    registrations = Registrations(connect(settings), storage)
+    redis = connect(settings)
+    storage = Storage.open(settings, redis)
+    registrations = Registrations(redis, storage)
     ticket = registrations.take(identifier, settings)
     if ticket is None:
         standing = registrations.get(identifier)
