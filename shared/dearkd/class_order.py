@@ -28,7 +28,7 @@ def other_order(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> str
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """Class names as timm sorts folders: runs of digits as numbers, all else in lower case (2 before 10, a before B)."""
+    """Class names as timm sorts folders: digits as numbers, all else in lower case (2 before 10, a before B)."""
     return sorted(sorted(names), key=_natural_key)
 
 

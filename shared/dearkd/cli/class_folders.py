@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from dearkd.class_order import natural_order, parted_orders
+from dearkd.cli.dataset_splits import split_of_class
 from dearkd.cli.folder_walk import Skipped, entries
 from dearkd.cli.image_intake import examine, shown
 from dearkd.shard_info import CLASS_NAMES, read_class_names
@@ -33,8 +34,8 @@ def stored_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def find_classes(folder: Path, skipped: Skipped) -> dict[str, Path]:
-    """Class folders by name; files beside them are counted.
+def find_classes(folder: Path, split: str | None, skipped: Skipped) -> dict[str, Path]:
+    """Class folders by name (of a class divided into splits, the chosen one); files beside them are counted.
 
     Raises:
         typer.BadParameter: if there are none, or one, or they are a level above the classes, or a name cannot be kept.
@@ -58,8 +59,8 @@ def find_classes(folder: Path, skipped: Skipped) -> dict[str, Path]:
     for path in folders:
         if any(unicodedata.category(sign) in _UNPRINTABLE or sign in _DIRECTIONS for sign in path.name):
             raise typer.BadParameter(
-                f"the class folder {ascii(path.name)} in {shown(folder)} has a name that is not UTF-8, or holds control "
-                "characters: rename it"
+                f"the class folder {path.name!a} in {shown(folder)} has a name that is not UTF-8, or holds "
+                "control characters: rename it"
             )
         name = stored_name(path.name)
         if name in classes:
@@ -67,6 +68,7 @@ def find_classes(folder: Path, skipped: Skipped) -> dict[str, Path]:
                 f"{shown(folder)} holds {name!r} twice, in two forms of Unicode: merge the folders"
             )
         classes[name] = path
+    classes = {name: split_of_class(path, split, skipped) for name, path in classes.items()}
     _require_level(folder, classes)
     return classes
 
@@ -113,7 +115,7 @@ def label_names(
         order: how to sort them, where it is not.
 
     Raises:
-        typer.BadParameter: if a folder is not named, or torchvision and timm would give other labels and none is chosen.
+        typer.BadParameter: if a folder is not named, or torchvision's and timm's labels differ and neither is chosen.
     """
     if names is not None:
         if order is not None:

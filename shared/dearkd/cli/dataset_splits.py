@@ -124,7 +124,7 @@ def _split_folders(folder: Path, depth: int) -> list[Path]:
     splits = named if len(named) == len(folders) else [path for path in named if _holds_only_folders(path)]
     if splits or depth == 1:
         return splits
-    # One folder that holds the data set, or several: splits of classes (cat/train, dog/train) are no level of their own.
+    # Splits of each class (cat/train, dog/train) are no level of their own.
     if len(folders) > 1 and _class_splits(folder):
         return []
     # Class folders with many sub-folders are not searched: a level of splits lies under few folders.

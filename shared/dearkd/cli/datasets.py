@@ -81,7 +81,7 @@ def add(
     name = name or folder.resolve().name
     if not name.isprintable():
         raise typer.BadParameter(
-            f"the folder's name {ascii(name)} is not UTF-8 or holds control characters: give the dataset a --name"
+            f"the folder's name {name!a} is not UTF-8 or holds control characters: give the dataset a --name"
         )
     if in_chans not in (None, 1, 3):
         raise typer.BadParameter(f"--in-chans {in_chans}: images are stored grey (1) or in colour (3)")

@@ -14,8 +14,19 @@ MAX_EXAMPLES = 3
 
 # What systems and tools leave in folders; nobody means it as data. Hidden names (".…") are left out too.
 SYSTEM_NAMES = frozenset(
-    "@eadir #recycle __macosx __pycache__ thumbs.db ehthumbs.db desktop.ini icon\r $recycle.bin lost+found".split(" ")
-    + ["system volume information"]
+    (
+        "@eadir",
+        "#recycle",
+        "__macosx",
+        "__pycache__",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+        "$recycle.bin",
+        "lost+found",
+        "system volume information",
+    )
 )
 
 

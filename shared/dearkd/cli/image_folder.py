@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import typer
 
 from dearkd.cli.class_folders import ClassOrder, find_classes, label_names, stored_name
-from dearkd.cli.dataset_splits import choose_shards, split_level, split_of_class
+from dearkd.cli.dataset_splits import choose_shards, split_level
 from dearkd.cli.folder_walk import Skipped, entries, walk
 from dearkd.cli.image_intake import Channels, ImageFile, examine, shown
 from dearkd.datasets import Sample, Shard, info_json, shard_name, write_shard
@@ -88,7 +88,7 @@ def read_folder(folder: Path, reading: Reading | None = None) -> Source:
     if reading.class_names is None and beside:
         text = (beside[0] / CLASS_NAMES).read_bytes()
         reading = replace(reading, class_names=read_class_names(text, str(beside[0] / CLASS_NAMES)))
-    classes = find_classes(level, skipped)
+    classes = find_classes(level, reading.split, skipped)
     if (
         reading.class_names is None
         and reading.class_order is None
@@ -96,14 +96,7 @@ def read_folder(folder: Path, reading: Reading | None = None) -> Source:
     ):
         reading = replace(reading, class_names=reading.usual_names)
     names = label_names(level, list(classes), reading.class_names, reading.class_order)
-    listed = []
-    for name in names:
-        path = classes.get(stored_name(name))
-        if path is None:
-            listed.append((name, []))
-            continue
-        path = split_of_class(path, reading.split, skipped)
-        listed.append((name, list(walk(path, skipped))))
+    listed = [(name, list(walk(classes[name], skipped)) if name in classes else []) for name in names]
     return ImageFolder(listed, reading, skipped)
 
 

@@ -20,10 +20,14 @@ CONVERTED_FORMATS = ("GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
 """Read here and stored as PNG. Formats that Pillow knows by a weak sign only (TGA) are left out."""
 
 # A file so named is taken for an image that cannot be read, not for something else.
-IMAGE_NAMES = frozenset(
-    ".png .apng .webp .jpg .jpeg .jfif .jpe .jp2 .j2k .jpx .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .heic "
-    ".heif .jxl .psd .tga .ico .dng .cr2 .cr3 .nef .arw .orf .raf .rw2".split()
-)
+# fmt: off
+IMAGE_NAMES = frozenset((
+    ".png", ".apng", ".webp", ".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".j2k", ".jpx", ".bmp",
+    ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif",
+    ".jxl", ".psd", ".tga", ".ico", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf",
+    ".rw2",
+))
+# fmt: on
 
 Channels = Literal[1, 3]
 
