@@ -1,5 +1,6 @@
 """`_info.json` and `class_names.json`: what lies beside shards that other tools made. No torch here."""
 
+import codecs
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -78,6 +79,7 @@ def read_info(text: bytes, where: str) -> dict[str, int | None]:
 
 def read_class_names(text: bytes, where: str) -> list[str]:
     """Raises `InvalidInput`, naming the file (`where`), if it is no list of names."""
+    text = text.removeprefix(codecs.BOM_UTF8)  # Windows editors begin files with it
     what, remedy = "a list of names", "give a JSON list of strings, one for each class, in order"
     names: list[str] = read_json(_Names, text, where=where, what=what, remedy=remedy)
     if not names:

@@ -61,27 +61,54 @@ def write_shards(folder: Path, *modes: str) -> Path:
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3)])
-def test_a_model_is_evaluated_on_images_of_its_own_channels(tmp_path: Path, mode: str, channels: int) -> None:
+def test_images_of_other_channels_than_the_models_are_converted_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, channels: int
+) -> None:
     folders, shards = write_folders(tmp_path / "folders", mode, NAMES), write_shards(tmp_path / "shards", mode, mode)
     for folder, found in ((folders, [0, 1, 2]), (shards, [0, 1])):
         assert labels(folder, student(channels), tmp_path) == found
-        with pytest.raises(InvalidInput, match=f"{folder.name} has images of {channels} channel.* student takes"):
-            labels(folder, student(4 - channels), tmp_path)
+        assert "made" not in capsys.readouterr().err
+        assert labels(folder, student(4 - channels), tmp_path) == found
+        said = capsys.readouterr().err
+        assert ("made grey" if channels == 3 else "made colour") in said
+        assert str(len(found)) in said
 
 
-def test_grey_and_colour_images_are_not_evaluated_together(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path / "mixed", "L", "RGB")
-    for channels in (1, 3):
-        with pytest.raises(InvalidInput, match=f"images of 1 and 3 channel.* takes {channels}"):
-            labels(folder, student(channels), tmp_path)
+def test_grey_and_colour_images_are_evaluated_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_folders(tmp_path / "folders", "L", NAMES)
     (folder / "emu" / "two.png").write_bytes(image("RGB"))
-    with pytest.raises(typer.BadParameter, match=r"two\.png has colours"):
+    for found, read in ((folder, [0, 1, 2, 2]), (write_shards(tmp_path / "mixed", "L", "RGB"), [0, 1])):
+        assert labels(found, student(1), tmp_path) == read
+        assert "made grey" in capsys.readouterr().err
+
+
+def test_shards_of_several_splits_are_not_evaluated_together(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards", "L", "L")
+    (folder / "0.tar").rename(folder / "train-0.tar")
+    (folder / "1.tar").rename(folder / "val-0.tar")
+    with pytest.raises(typer.BadParameter, match=r"2 splits.*--split"):
         labels(folder, student(1), tmp_path)
+    with (
+        FileCache(tmp_path / "cache", 2**20) as cache,
+        open_dataset(str(folder), student(1), no_api, cache, split="val") as found,
+    ):
+        assert found.labels.tolist() == [1]
+
+
+def test_class_folders_that_the_model_names_count_in_its_order(tmp_path: Path) -> None:
+    many = [str(n) for n in range(12)]
+    named = {**config(1), "num_classes": 12, "label_names": many}
+    model = TrainedModel("student", {}, {}, StudentConfig.model_validate(named), None)
+    assert labels(write_folders(tmp_path / "folders", "L", many), model, tmp_path) == list(range(12))
+    other = write_folders(tmp_path / "other", "L", [f"class{n}" for n in range(12)])
+    with pytest.raises(typer.BadParameter, match="--class-order"):
+        labels(other, model, tmp_path)
 
 
 def test_class_folders_count_in_the_order_of_class_names_json(tmp_path: Path) -> None:
     folder = write_folders(tmp_path / "folders", "L", ["dog", "cat"])
+    assert labels(folder, student(1), tmp_path) == [0, 1]
+    (folder / "class_names.json").write_text(json.dumps(["cat", "dog"]))
     with pytest.raises(InvalidInput, match="2 classes"):
         labels(folder, student(1), tmp_path)
     (folder / "class_names.json").write_text(json.dumps(NAMES))

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from dearkd.class_order import other_order
-from dearkd.cli.image_folder import read_folder
+from dearkd.cli.class_folders import ClassOrder
+from dearkd.cli.dataset_splits import choose_shards
+from dearkd.cli.folder_walk import Skipped, kind_of_name
+from dearkd.cli.image_folder import Reading, read_folder
 from dearkd.cli.output import note
 from dearkd.client import Client
 from dearkd.datasets import IMAGE_SUFFIXES, DatasetManifest, Shard, read_members, split_member
@@ -146,16 +150,22 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def open_dataset(
-    reference: str, model: TrainedModel, connect: Callable[[], Client], cache: FileCache
+    reference: str,
+    model: TrainedModel,
+    connect: Callable[[], Client],
+    cache: FileCache,
+    *,
+    split: str | None = None,
+    class_order: ClassOrder | None = None,
 ) -> Iterator[ShardDataset]:
     """The dataset of an id (`ds-…`), or of a folder: `*.tar` shards, or a folder of images for each class.
 
     A folder of shards is checked against its `dataset.json` where it has one; without one, those that `_info.json`
     names are read, else all. Class folders are packed into shards in a temporary folder for as long as the context
-    lasts.
+    lasts; those that the model names count in its order. Images of other channels than the model's are converted.
 
     Raises:
-        InvalidInput: if it is none of these, its classes or channels are not the model's, or a JSON file beside the
+        InvalidInput: if it is none of these, its classes are not the model's, or a JSON file beside the
             shards is damaged.
         CorruptData: naming the shard that is not what the manifest says, or the sample that cannot be read.
     """
@@ -171,20 +181,34 @@ def open_dataset(
     if not folder.is_dir():
         raise InvalidInput(f"{reference!r} is neither the id of a dataset (ds-…) nor a folder on this machine")
     if any(folder.glob("*.tar")):
-        yield _dataset(_local_shards(folder, reference, model), model)
+        if class_order is not None:
+            raise InvalidInput(f"--class-order is for class folders, but {reference} holds shards: leave it out")
+        yield _dataset(_local_shards(folder, reference, model, split), model)
         return
     with tempfile.TemporaryDirectory(prefix="dearkd-evaluate-") as scratch:
-        source = read_folder(folder)
+        source = read_folder(
+            folder,
+            Reading(
+                split=split,
+                class_order=class_order,
+                usual_names=model.class_names,
+                in_chans=model.config.model_args.in_chans,
+            ),
+        )
+        for _ in source.check():
+            pass
+        for what, count in {**source.summary().get("converted", {}), **source.summary()["skipped"]}.items():
+            note(f"{reference}: {what}: {count:,}")
         for _ in source.copy_to(Storage.open(Settings(storage_url=f"file://{scratch}")), "packed"):
             pass
-        yield _dataset(_local_shards(Path(scratch) / "packed", reference, model), model)
+        yield _dataset(_local_shards(Path(scratch) / "packed", reference, model, None), model)
 
 
 def _dataset(paths: list[Path], model: TrainedModel) -> ShardDataset:
     return ShardDataset(paths, num_classes=model.num_classes, in_chans=model.config.model_args.in_chans)
 
 
-def _local_shards(folder: Path, reference: str, model: TrainedModel) -> list[Path]:
+def _local_shards(folder: Path, reference: str, model: TrainedModel, split: str | None) -> list[Path]:
     if (folder / DATASET_MANIFEST).is_file():
         manifest = _read_manifest(DatasetManifest, folder / DATASET_MANIFEST, "the manifest of a dataset")
         _require_same_task(reference, manifest, model)
@@ -196,13 +220,17 @@ def _local_shards(folder: Path, reference: str, model: TrainedModel) -> list[Pat
     if (folder / CLASS_NAMES).is_file():
         names = read_class_names((folder / CLASS_NAMES).read_bytes(), str(folder / CLASS_NAMES))
         _require_same_classes(reference, len(names), names, model)
-    paths = sorted(folder.glob("*.tar"))
-    if (folder / INFO).is_file():
+    paths, skipped = sorted(path for path in folder.glob("*.tar") if kind_of_name(path.name) is None), Skipped()
+    if (folder / INFO).is_file() and split is None:
         paths = [folder / name for name in read_info((folder / INFO).read_bytes(), str(folder / INFO))]
         for path in paths:
             if not path.is_file():
                 raise CorruptData(f"{path.name} is named by {folder / INFO}, but is not there")
-    _require_same_channels(reference, {channels for path in paths for channels in _channels(path)}, model)
+    else:
+        paths = choose_shards(paths, split, folder, skipped)
+    for what, count in skipped.counts.items():
+        note(f"{reference}: {what}: {count:,}")
+    _say_channels(reference, Counter(channels for path in paths for channels in _channels(path)), model)
     return paths
 
 
@@ -220,17 +248,16 @@ def _channels(shard: Path) -> Iterator[int]:
 
 def _require_same_task(reference: str, dataset: DatasetManifest, model: TrainedModel) -> None:
     _require_same_classes(reference, dataset.num_classes, [c.name for c in dataset.classes], model)
-    _require_same_channels(reference, {dataset.in_chans}, model)
+    _say_channels(reference, Counter({dataset.in_chans: dataset.num_samples}), model)
 
 
-def _require_same_channels(reference: str, channels: set[int], model: TrainedModel) -> None:
+def _say_channels(reference: str, images: Counter[int], model: TrainedModel) -> None:
+    """Say how many images will be converted to the model's channels, as Pillow converts them."""
     taken = model.config.model_args.in_chans
-    if channels - {taken}:
-        found = " and ".join(str(number) for number in sorted(channels))
-        raise InvalidInput(
-            f"{reference} has images of {found} channel(s) (1 is grey, 3 are colour), but {model.name} takes {taken}: "
-            "convert the images, or name another dataset"
-        )
+    others = images[4 - taken]
+    if others:
+        change = "colour images are made grey" if taken == 1 else "grey images are made colour"
+        note(f"{reference}: {others:,} {change}, since {model.name} takes {taken} channel(s)")
 
 
 def _require_same_classes(reference: str, num_classes: int, names: list[str], model: TrainedModel) -> None:

@@ -1,20 +1,21 @@
 """`dearkd dataset add|list|show|delete`."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
-from dearkd.cli.file_names import require_utf8, require_utf8_names
-from dearkd.cli.image_folder import read_folder
+from dearkd.cli.class_folders import ClassOrder, read_names_file
+from dearkd.cli.file_names import require_kept_name
+from dearkd.cli.image_folder import Reading, read_folder
+from dearkd.cli.image_intake import Channels, shown
 from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_json, print_list
 from dearkd.client import Client, Json
 from dearkd.errors import DearKDError, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
-from dearkd.names import printable
 from dearkd.settings import Settings
 from dearkd.storage import Storage
 
@@ -47,33 +48,112 @@ def add(
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Default: the folder's name.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Take this split (train, val, …) where the folder holds several.")
+    ] = None,
+    class_order: Annotated[
+        ClassOrder | None,
+        typer.Option(help="Labels by name (torchvision), natural order (timm) or number, where these differ."),
+    ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Classes in the order of their labels: one a line, or a JSON list.",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="ID", help="Take class names, their order and channels from this teacher.")
+    ] = None,
+    in_chans: Annotated[
+        int | None, typer.Option(metavar="1|3", help="Store grey (1) or colour (3). Default: 1 if all are grey.")
+    ] = None,
+    resize: Annotated[
+        int | None, typer.Option(min=8, max=4096, help="Store larger images with a short side of this many pixels.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Check and print what would be copied; copy nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Copy images into storage and register them: a folder of class folders, or a WebDataset."""
     settings = Settings()
     name = name or folder.resolve().name
-    require_utf8(name, "give the dataset another with --name")
-    require_utf8_names(folder)
-    source = read_folder(folder)
+    require_kept_name(name, "give the dataset another with --name")
+    if in_chans not in (None, 1, 3):
+        raise typer.BadParameter(f"--in-chans {in_chans}: images are stored grey (1) or in colour (3)")
+    reading = Reading(
+        split=split,
+        class_order=class_order,
+        class_names=read_names_file(class_names) if class_names is not None else None,
+        in_chans=cast(Channels | None, in_chans),
+        resize=resize,
+    )
     prefix = f"datasets/{new_id('ds')}"
     with connect() as client:
-        if not client.is_ready():
+        if teacher is not None:
+            reading = _as_teacher(client.get_teacher(teacher), reading)
+        source = read_folder(folder, reading)
+        if not dry_run and not client.is_ready():
             raise Unavailable(f"{client.url} answers, but is not ready: see its /readyz and its log")
-        storage = Storage.open(settings)
-        try:
-            with Progress(console=Console(stderr=True), transient=True) as bar:
-                task = bar.add_task(f"copying {escape(printable(str(folder)))}", total=source.total)
-                for done in source.copy_to(storage, prefix):
-                    bar.advance(task, done)
-        except BaseException:
-            storage.delete_prefix(prefix)
-            raise
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(f"{'checking' if dry_run else 'copying'} {shown(folder)}", total=source.total)
+            for done in source.check():
+                bar.advance(task, done)
+            summary = source.summary()
+            _say(summary, bar.console)
+            if not dry_run:
+                storage = Storage.open(settings)
+                try:
+                    for done in source.copy_to(storage, prefix):
+                        bar.advance(task, done)
+                except BaseException:
+                    storage.delete_prefix(prefix)
+                    raise
+        if dry_run:
+            if as_json:
+                print_json(summary)
+            return
         dataset = _register(client, storage, prefix, name, settings)
     if as_json:
-        print_json(dataset)
+        print_json(dataset | {"copied": summary, "skipped": summary["skipped"]})
         return
     print(dataset["id"])
     note(f"{dataset['num_samples']:,} images in {len(dataset['shards'])} shards")
+
+
+def _as_teacher(teacher: Json, reading: Reading) -> Reading:
+    names = teacher.get("class_names")
+    if reading.class_names is None and reading.class_order is None:
+        if not names:
+            raise typer.BadParameter(f"{teacher['id']} has no class names: give --class-names FILE or --class-order")
+        reading = replace(reading, class_names=names)
+    return replace(reading, in_chans=reading.in_chans or teacher["in_chans"])
+
+
+def _say(summary: Json, console: Console) -> None:
+    """Print what will be copied, what is changed and what is left out."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if "classes" in summary:
+        last = summary["classes"] - 1
+        first_class, last_class = shown(summary["first_class"]), shown(summary["last_class"])
+        say(f"{summary['classes']:,} classes: label 0 is {first_class}, label {last} is {last_class}")
+    if "images" in summary:
+        colours = "grey" if summary["in_chans"] == 1 else "colour"
+        say(f"{summary['images']:,} images, {colours}, about {summary['bytes']:,} bytes")
+    else:
+        say(f"{summary['shards']:,} shards, {summary['bytes']:,} bytes")
+    empty = summary.get("classes_without_images", [])
+    if empty:
+        say(f"{len(empty):,} classes have 0 images: {', '.join(shown(name) for name in empty[:5])}")
+    for what, count in summary.get("converted", {}).items():
+        say(f"{what}: {count:,}")
+    for reason, count in summary["skipped"].items():
+        say(f"left out, {reason}: {count:,} ({', '.join(summary['skipped_examples'][reason])})")
 
 
 def _register(client: Client, storage: Storage, prefix: str, name: str, settings: Settings) -> Json:

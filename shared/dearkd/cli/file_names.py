@@ -1,12 +1,12 @@
 """Names of files and folders that become names of classes, shards and datasets: they must be UTF-8."""
 
 import os
-from pathlib import Path
 
 import typer
 
-LEVELS = 2
-"""Below which a folder is none of a class or a split."""
+from dearkd.names import first_control
+
+RENAME = "rename it (names that are not UTF-8 such as with `convmv -f latin1 -t utf8 -r --notest`)"
 
 
 def require_utf8(name: str, remedy: str) -> None:
@@ -25,10 +25,8 @@ def require_utf8(name: str, remedy: str) -> None:
         ) from None
 
 
-def require_utf8_names(folder: Path) -> None:
-    """Raises `typer.BadParameter`, naming it, for a shard or a folder of a class whose name is not UTF-8."""
-    remedy = "rename it (such as with `convmv -f latin1 -t utf8 -r --notest`)"
-    for level in range(1, LEVELS + 1):
-        for path in sorted(folder.glob("/".join("*" * level))):
-            if path.is_dir() or path.suffix == ".tar":
-                require_utf8(path.name, remedy)
+def require_kept_name(name: str, remedy: str = RENAME) -> None:
+    """Raises `typer.BadParameter` if a name that is stored is not UTF-8 or has a control character."""
+    require_utf8(name, remedy)
+    if found := first_control(name):
+        raise typer.BadParameter(f"the name {name!a} has the control character {found}: {remedy}")

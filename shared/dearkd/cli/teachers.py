@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dearkd.cli.fields import parse_assignments, parse_numbers
-from dearkd.cli.file_names import require_utf8
+from dearkd.cli.file_names import require_kept_name
 from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_json, print_list
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec
@@ -49,7 +49,7 @@ def add(
 ) -> None:
     """Upload a CNN: its weights, and how to rebuild it around them."""
     name = name or file.stem
-    require_utf8(name, "give the teacher another with --name")
+    require_kept_name(name, "give the teacher another with --name")
     body: dict[str, Any] = {
         "name": name,
         "architecture": architecture,

@@ -5,11 +5,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dearkd.image_files import MAX_PIXELS, is_grey, open_image
+from dearkd.image_files import MAX_PIXELS, in_channels, is_grey, open_image, upright
 from dearkd.specs import TeacherSpec
 
 ImageFormat = Literal["png", "webp", "jpeg"]
@@ -68,7 +67,8 @@ def encode(image: Tensor, image_format: ImageFormat) -> bytes:
 def decode(data: bytes, in_chans: Literal[1, 3] | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The pixels (C, H, W), uint8, of a PNG, WebP or JPEG file.
 
-    16 bits of grey become the nearest of 8 (65535 is 255); alpha is dropped.
+    16 bits of grey become the nearest of 8 (65535 is 255); alpha is dropped; a picture that EXIF says is turned is set
+    upright, so that it is the same one as in a viewer.
 
     Args:
         data: the file's bytes; no other format is opened, whatever Pillow could read.
@@ -80,15 +80,8 @@ def decode(data: bytes, in_chans: Literal[1, 3] | None = None, *, max_pixels: in
     """
     with open_image(data, max_pixels=max_pixels) as picture:
         grey = in_chans == 1 or (in_chans is None and is_grey(picture))
-        if picture.mode.startswith("I"):
-            picture = Image.fromarray(_in_8_bits(np.asarray(picture)))
-        array = np.array(picture.convert("L" if grey else "RGB"))
+        array = np.array(in_channels(upright(picture), 1 if grey else 3))
     return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
-
-
-def _in_8_bits(values: NDArray[np.integer]) -> NDArray[np.uint8]:
-    # Pillow's own conversion clips at 255: nearly every value of 16 bits would be white.
-    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
 
 
 def _mean_and_std(teacher: TeacherSpec, like: Tensor) -> tuple[Tensor, Tensor]:

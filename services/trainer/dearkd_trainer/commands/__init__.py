@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dearkd.cli.class_folders import ClassOrder
 from dearkd.cli.output import AsJson
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Its id (mdl-…), or a folder that holds one.")]
@@ -53,9 +54,22 @@ def register_evaluate(app: typer.Typer) -> None:
             typer.Option(metavar="DIR", help="A new or empty folder for evaluation.json and pictures."),
         ] = None,
         batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 256,
+        split: Annotated[str | None, typer.Option(help="Of a folder that holds several: train, val, test, …")] = None,
+        class_order: Annotated[
+            ClassOrder | None,
+            typer.Option(help="Of class folders that the model does not name: as torchvision, by number, as timm."),
+        ] = None,
         as_json: AsJson = False,
     ) -> None:
         """Measure a trained student on a dataset: accuracy, calibration, confusion, how far its attention reaches."""
         from dearkd_trainer.commands.evaluate import run_evaluate
 
-        run_evaluate(model, dataset, out=out, batch_size=batch_size, as_json=as_json)
+        run_evaluate(
+            model,
+            dataset,
+            out=out,
+            batch_size=batch_size,
+            as_json=as_json,
+            split=split,
+            class_order=class_order,
+        )

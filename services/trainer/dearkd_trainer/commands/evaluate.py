@@ -1,15 +1,19 @@
 """What `dearkd evaluate` does."""
 
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
+from dearkd.cli.class_folders import ClassOrder
 from dearkd.cli.output import connect, note, print_json, print_table
 from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
 from dearkd.vision.devices import choose_device
+from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.attention import head_distances, recorded_distances
 from dearkd_trainer.evaluation import evaluate, normalised_sample
 from dearkd_trainer.export import new_folder
@@ -19,18 +23,29 @@ from dearkd_trainer.sources import TrainedModel, open_dataset, open_model, recor
 from dearkd_trainer.student import DearKDViT
 
 
-def run_evaluate(reference: str, dataset: str, *, out: Path | None, batch_size: int, as_json: bool) -> None:
+def run_evaluate(
+    reference: str,
+    dataset: str,
+    *,
+    out: Path | None,
+    batch_size: int,
+    as_json: bool,
+    split: str | None = None,
+    class_order: ClassOrder | None = None,
+) -> None:
     """Evaluate a model, print what was found, and leave pictures in `out` where one is named."""
+    opened = partial(open_dataset, dataset, split=split, class_order=class_order)
     settings = Settings()
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     with FileCache(settings.cache_dir, settings.cache_bytes) as cache:
         if out is None:
-            report = _report(open_model(reference, connect, cache), dataset, cache, batch_size)
+            model = open_model(reference, connect, cache)
+            report = _report(model, opened(model, connect, cache), dataset, batch_size)
         else:
             with new_folder(out) as folder:
                 model = open_model(reference, connect, cache)
-                report = _report(model, dataset, cache, batch_size)
+                report = _report(model, opened(model, connect, cache), dataset, batch_size)
                 _write(folder, report, model)
     if as_json:
         print_json(report)
@@ -38,11 +53,13 @@ def run_evaluate(reference: str, dataset: str, *, out: Path | None, batch_size: 
         _print(report, out)
 
 
-def _report(model: TrainedModel, reference: str, cache: FileCache, batch_size: int) -> dict[str, Any]:
+def _report(
+    model: TrainedModel, dataset: AbstractContextManager[ShardDataset], reference: str, batch_size: int
+) -> dict[str, Any]:
     device = choose_device()
     network = cast(DearKDViT, model.load().to(device))
     about, size = model.config.pretrained_cfg, model.config.model_args.img_size
-    with open_dataset(reference, model, connect, cache) as data:
+    with dataset as data:
         found = evaluate(
             network,
             data,
