@@ -22,7 +22,7 @@ from dearkd.embedded_redis import find_redis_server
 from dearkd.errors import DearKDError, InvalidInput, NotFound, Unreadable
 from dearkd.identifiers import new_id
 from dearkd.jobs import Job, kind_of, owner_of
-from dearkd.marker import KnownStorage
+from dearkd.marker import KEY, KnownStorage
 from dearkd.queue import connect
 from dearkd.redaction import without_credentials
 from dearkd.settings import Settings
@@ -211,7 +211,7 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
         yield Finding("storage", "problem", f"{without_credentials(url)}: {error}{cause}", remedy)
     else:
         yield Finding("storage", "ok", f"{url} can be written, and creates an object only once")
-        if root is not None and root.exists() and root.stat().st_mode & 0o077:
+        if root is not None and (root / KEY).exists() and root.stat().st_mode & 0o077:
             yield Finding("storage", "remark", f"others on this machine can look into {root}", f"chmod 700 '{root}'")
 
 
