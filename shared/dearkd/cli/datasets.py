@@ -13,7 +13,7 @@ from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_js
 from dearkd.client import Client, Json
 from dearkd.errors import DearKDError, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
-from dearkd.names import printable
+from dearkd.names import first_control, printable
 from dearkd.settings import Settings
 from dearkd.storage import Storage
 
@@ -50,6 +50,9 @@ def add(
 ) -> None:
     """Copy images into storage and register them: a folder of class folders, or a WebDataset."""
     settings = Settings()
+    name = name or folder.resolve().name
+    if found := first_control(name):
+        raise typer.BadParameter(f"the name {name!a} has the control character {found}: give another with --name")
     source = read_folder(folder)
     prefix = f"datasets/{new_id('ds')}"
     with connect() as client:
@@ -64,7 +67,7 @@ def add(
         except BaseException:
             storage.delete_prefix(prefix)
             raise
-        dataset = _register(client, storage, prefix, name or folder.resolve().name, settings)
+        dataset = _register(client, storage, prefix, name, settings)
     if as_json:
         print_json(dataset)
         return

@@ -20,6 +20,7 @@ from dearkd.datasets import (
 )
 from dearkd.errors import CorruptData
 from dearkd.image_files import IMAGE_FORMATS, is_grey, open_image
+from dearkd.names import first_control
 from dearkd.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
 from dearkd.storage import Storage
 
@@ -66,6 +67,9 @@ def read_folder(folder: Path) -> Source:
         raise typer.BadParameter(
             f"{folder} holds neither *.tar shards nor class folders of images: give the folder above the class folders"
         )
+    for name in classes:
+        if found := first_control(name):
+            raise typer.BadParameter(f"the class folder {name!a} has the control character {found}: rename it")
     if order is None:
         order = sorted(classes)
     elif len(set(order)) != len(order):
