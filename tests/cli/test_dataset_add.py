@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from stand_in_api import StandInApi
 
@@ -186,3 +187,11 @@ def nothing_is_copied(*_: object) -> NoReturn:
 def _members(shard: Path) -> dict[str, bytes]:
     with tarfile.open(shard) as tar:
         return {member.name: file.read() for member in tar if (file := tar.extractfile(member)) is not None}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\u202eb", "a\u200bb"], ids=ascii)
+def test_names_with_control_characters_are_refused_before_anything_is_copied(tmp_path: Path, name: str) -> None:
+    (tmp_path / "set" / name).mkdir(parents=True)
+    with pytest.raises(typer.BadParameter, match=r"control character U\+") as refused:
+        image_folder.read_folder(tmp_path / "set")
+    assert refused.value.message.isprintable()

@@ -103,6 +103,25 @@ def test_it_says_that_the_images_are_synthetic_from_which_teacher_and_how_good(t
     assert spec["images_per_class"] == 2
 
 
+HOSTILE = "x`](javascript:alert(1)) <img src=y onerror=z> | a\n# Trusted\x1b[2J\u202e ```"
+
+
+def test_no_name_is_taken_for_markup(tmp_path: Path) -> None:
+    classes = [{"index": 1, "name": HOSTILE, "samples": 2}]
+    text = card([shard(tmp_path)], name=HOSTILE, classes=classes)
+    assert "\n# Trusted" not in text
+    assert "\n```\n# " not in text
+    assert all(line.isprintable() for line in text.splitlines())
+    (heading,) = [line for line in text.splitlines() if line.startswith("# ")]
+    (row,) = [line for line in text.splitlines() if line.startswith("| 1 |")]
+    assert len([cell for cell in row.replace("\\|", "").split("|") if cell.strip()]) == 4
+    for line in (heading, row):
+        assert "\\](javascript" in line
+        assert "\\<img" in line
+    (tmp_path / "README.md").write_text(text)
+    assert DatasetCard.load(tmp_path / "README.md").data.to_dict()["pretty_name"].startswith("x`](javascript")
+
+
 @pytest.mark.parametrize(
     ("weights", "said", "not_said"),
     [
