@@ -236,7 +236,6 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
     )
     with inspector(limited, tmp_path) as (api, supervisor):
         put_shard(api, tmp_path, "small", 3)
-        put_shard(api, tmp_path, "large", 20_000)
 
         def refusal(place: str) -> tuple[str, str]:
             eventually(lambda: api.http.get(place).json()["status"] == "failed")
@@ -251,7 +250,8 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
         assert code == "too_large_to_inspect"
         assert "DEARKD_INSPECT_MEMORY_BYTES" in message
 
-        place = register(api, "large").headers["location"]
+        eventually(lambda: not horses(supervisor))
+        place = register(api, "small").headers["location"]
         eventually(lambda: horses(supervisor))
         (horse,) = horses(supervisor)
         horse.suspend()  # so that nothing in it can end it
