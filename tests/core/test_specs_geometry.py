@@ -33,8 +33,10 @@ def test_any_teachers_size_gives_a_student_near_it_with_a_sane_number_of_tokens(
 
 @pytest.mark.parametrize(
     ("size", "image_size", "patch_size"),
-    [(28, 28, 7), (32, 32, 8), (64, 64, 8), (96, 96, 12), (128, 128, 16), (224, 224, 16), (320, 320, 16)]
-    + [(127, 128, 16), (226, 224, 16), (227, 224, 16), (331, 336, 21), (37, 36, 4), (384, 384, 24), (512, 512, 32)],
+    [
+        *((28, 28, 7), (32, 32, 8), (64, 64, 8), (96, 96, 12), (128, 128, 16), (224, 224, 16), (320, 320, 16)),
+        *((127, 128, 16), (226, 224, 16), (227, 224, 16), (331, 336, 21), (37, 36, 4), (384, 384, 24), (512, 512, 32)),
+    ],
 )
 def test_sizes_that_are_met_often(size: int, image_size: int, patch_size: int) -> None:
     chosen = student(size)
