@@ -37,12 +37,6 @@ def choose_recipe(image_size: int) -> Recipe:
     return "small" if image_size <= 64 else "deit"
 
 
-def choose_patch_size(image_size: int) -> int:
-    """The largest patch up to 16 px that divides the image and gives at least 4×4 tokens (8×8 above 32 px) [R]."""
-    side = 4 if image_size <= 32 else 8
-    return max((p for p in range(1, 17) if image_size % p == 0 and image_size // p >= side), default=1)
-
-
 def recipe_defaults(recipe: Recipe, *, batch_size: int, synthetic: bool, mirrored: bool) -> dict[str, Any]:
     """The recipe's values as a JSON object.
 

@@ -2,12 +2,36 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from dearkd.specs.base import FIRST_ERROR, MAX_FIELDS, Name, Spec
 
 Number = bool | int | float
+
+MOST_ARGUMENTS = 64
+MOST_NUMBERS = 64
+LARGEST_NUMBER = 65_536
+"""Of `model_args`: beyond any network of timm's, and before a constructor works through lists of that length."""
+
+
+def _bounded(value: Number | list[Number]) -> Number | list[Number]:
+    numbers = value if isinstance(value, list) else [value]
+    if len(numbers) > MOST_NUMBERS:
+        raise ValueError(f"{len(numbers)} numbers, at most {MOST_NUMBERS} are allowed")
+    if not all(-LARGEST_NUMBER <= number <= LARGEST_NUMBER for number in numbers):
+        raise ValueError(f"numbers from -{LARGEST_NUMBER} to {LARGEST_NUMBER} are allowed")
+    return value
+
+
+ArgumentName = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Argument = Annotated[Number | Annotated[list[Number], FIRST_ERROR], AfterValidator(_bounded)]
 Positive = Annotated[float, Field(gt=0)]
+
+
+RESERVED = {
+    *("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+    *("checkpoint_path", "cache_dir", "device", "dtype"),
+}
 
 
 class TeacherSpec(Spec):
@@ -16,7 +40,7 @@ class TeacherSpec(Spec):
     name: Name = Field(min_length=1, max_length=200)
     architecture: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+$")
     """A name of `timm.list_models()`."""
-    model_args: dict[Name, Number | Annotated[list[Number], FIRST_ERROR]] = Field(default_factory=dict)
+    model_args: dict[ArgumentName, Argument] = Field(default_factory=dict, max_length=MOST_ARGUMENTS)
     """Further arguments of `timm.create_model`: numbers, booleans and lists of numbers."""
     num_classes: int = Field(ge=2, le=100_000)
     in_chans: Literal[1, 3]
@@ -38,7 +62,7 @@ class TeacherSpec(Spec):
     @field_validator("model_args")
     @classmethod
     def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
-        reserved = sorted({"num_classes", "in_chans", "pretrained", "checkpoint_path", "cache_dir"} & value.keys())
+        reserved = sorted(RESERVED & value.keys())
         if reserved:
             raise ValueError(f"may not set {', '.join(reserved)}: these are fields of their own, or not allowed")
         return value

@@ -10,13 +10,8 @@ from dearkd.specs.auto_augment import check_auto_augment
 from dearkd.specs.base import FIRST_ERROR, Name, Precision, Priority, Spec, overlay, require_object
 from dearkd.specs.batches import batch_refusals, default_batch_size
 from dearkd.specs.dataset_facts import DatasetFacts
-from dearkd.specs.recipes import (
-    STUDENTS,
-    Recipe,
-    choose_patch_size,
-    choose_recipe,
-    recipe_defaults,
-)
+from dearkd.specs.geometry import choose_image_size, choose_patch_size
+from dearkd.specs.recipes import STUDENTS, Recipe, choose_recipe, recipe_defaults
 from dearkd.specs.schedules import fitting_schedule, schedule_refusals
 from dearkd.specs.stored_logits import refusals, wants_stored_logits, with_stored_logits
 from dearkd.specs.teacher import TeacherSpec
@@ -199,12 +194,10 @@ class TrainingSpec(Spec):
         body = dict(require_object(posted))
         posted_student = body.get("student")
         student: dict[str, Any] = posted_student if isinstance(posted_student, dict) else {}
-        size = student.get("image_size") or (teacher and teacher.image_size) or dataset.image_size or 224
         if initial is not None and isinstance(body.get("student", {}), dict):
             student = initial.model_dump(include=set(DIMENSIONS)) | student
             body["student"] = student
-        if not isinstance(size, int):
-            size = 224  # refused below, with a pointer
+        size = _image_size(student, (teacher and teacher.image_size) or dataset.image_size or 224)
         recipe = body.get("recipe") or choose_recipe(size)
         if recipe not in ("deit", "small"):
             raise InvalidInput.at("/recipe", f"unknown recipe {recipe!r}; there are deit and small")
@@ -337,6 +330,14 @@ def _common(dataset: DatasetFacts) -> dict[str, Any]:
     }
 
 
+def _image_size(student: Mapping[str, Any], near: int) -> int:
+    """The one that is posted, else one near the teacher's; of what is refused later, with a pointer, a stand-in."""
+    posted, patch = student.get("image_size"), student.get("patch_size")
+    if posted is not None:
+        return posted if isinstance(posted, int) and 8 <= posted <= 4096 else 224
+    return choose_image_size(near, patch if isinstance(patch, int) and 1 <= patch <= 4096 else None)
+
+
 def _student(filled: Any, posted: Mapping[str, Any], image_size: int) -> Any:
     if not isinstance(filled, dict):
         return filled
@@ -348,7 +349,7 @@ def _student(filled: Any, posted: Mapping[str, Any], image_size: int) -> Any:
     depth = posted.get("depth", size.depth)
     dims = {
         "image_size": image_size,
-        "patch_size": choose_patch_size(image_size),
+        "patch_size": None if posted.get("patch_size") is not None else choose_patch_size(image_size),
         "embed_dim": size.embed_dim,
         "depth": size.depth,
         "num_heads": size.num_heads,

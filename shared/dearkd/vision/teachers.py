@@ -2,22 +2,22 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dearkd.errors import InvalidInput, reason
 from dearkd.specs import TeacherSpec
 from dearkd.specs.presets import half_size
-
-BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+from dearkd.vision.bounded_construction import ParametersOnMeta, TooLargeToBuild, bounded_construction
+from dearkd.vision.teacher_statistics import BatchNorm, check_statistics, require_possible
+from dearkd.vision.weight_files import StoredTensor, read_header, require_fit, separate_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,23 +36,8 @@ def build_teacher(spec: TeacherSpec) -> nn.Module:
     Raises:
         InvalidInput: at `/architecture` or `/model_args`.
     """
-    if "." in spec.architecture or not timm.is_model(spec.architecture):
-        raise InvalidInput.at(
-            "/architecture",
-            f"{spec.architecture!r} is no name of timm.list_models() (timm {timm.__version__})"
-            + _did_you_mean(spec.architecture.partition(".")[0], timm.list_models()),
-        )
-    try:
-        return _create(spec, **spec.model_args)
-    except Exception as error:  # an architecture's constructor raises what it likes
-        if not spec.model_args:
-            raise InvalidInput.at(
-                "/architecture", f"{spec.architecture} cannot be built with in_chans={spec.in_chans}: {reason(error)}"
-            ) from error
-        hint = _known_arguments(spec)
-        raise InvalidInput.at(
-            "/model_args", f"{spec.architecture} does not take {spec.model_args}: {reason(error)}{hint}"
-        ) from error
+    _require_known(spec.architecture)
+    return _construct(spec)
 
 
 def load_teacher(spec: TeacherSpec, weights: Path, device: torch.device | str = "cpu") -> nn.Module:
@@ -60,18 +45,32 @@ def load_teacher(spec: TeacherSpec, weights: Path, device: torch.device | str = 
 
     Args:
         spec: how to build it.
-        weights: a safetensors file of exactly the architecture's `state_dict()`.
+        weights: a safetensors file of exactly the architecture's `state_dict()`, in floating-point types of 16 to 64
+            bits; `num_batches_tracked` may be missing.
         device: where to put it.
 
     Raises:
-        InvalidInput: at `/weights`, naming the tensors that are missing, unexpected or of another shape; or as
-            `build_teacher`.
+        InvalidInput: at `/weights`, naming the tensors that are missing, unexpected, of another shape or of another
+            type, before any memory is taken for the network; or as `build_teacher`.
     """
-    shapes = _tensor_shapes(weights)
-    teacher = build_teacher(spec)
-    _require_fit(spec, teacher, shapes)
-    teacher.load_state_dict(load_file(weights))
+    stored = read_header(weights)
+    _require_known(spec.architecture)
+    require_fit(_in_words(spec), _blueprint(spec, stored), stored)
+    teacher = _construct(spec)
+    teacher.load_state_dict(teacher.state_dict() | load_file(weights))
     return teacher.eval().requires_grad_(False).to(device)
+
+
+def save_teacher(teacher: nn.Module, weights: Path) -> None:
+    """Write a network's weights as `load_teacher` and the API take them: safetensors of its `state_dict()`.
+
+    Unlike `save_file(teacher.state_dict(), …)` it takes networks in channels_last and tied weights.
+
+    Args:
+        teacher: on any device.
+        weights: the file, which is replaced.
+    """
+    save_file(separate_state(teacher), weights)
 
 
 def describe_teacher(spec: TeacherSpec, weights: Path) -> TeacherDescription:
@@ -103,12 +102,16 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
     """Whether a teacher can be inverted at this input size.
 
     Raises:
-        InvalidInput: if it is in training mode, has a weight that is not finite, has no BatchNorm layer or one without
-            usable statistics (negative, all of them zero, or zero for a channel that is not dead), or does not answer a
-            batch of (2, in_chans, input_size, input_size) with finite logits of shape (2, num_classes).
+        InvalidInput: if it is in training mode, has a weight that is not finite or no floating-point number, has no
+            BatchNorm layer or one whose statistics cannot be those of its weights (see `check_statistics`), or does not
+            answer a batch of (2, in_chans, input_size, input_size) with finite logits of shape (2, num_classes).
     """
     if any(module.training for module in teacher.modules()):
         raise InvalidInput.at("/architecture", "the teacher is in training mode: call eval() on it")
+    for name, parameter in teacher.named_parameters():
+        if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise InvalidInput.at("/weights", f"{name} is of type {kind}: use float32, float16 or bfloat16")
     for name, tensor in teacher.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise InvalidInput.at("/weights", f"{name} holds values that are not finite")
@@ -120,11 +123,7 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
             "use a CNN with BatchNorm",
             code="no_batch_norm",
         )
-    for name, layer in layers:
-        variance = cast(Tensor, layer.running_var)
-        # A dead channel of a trained network may well have a variance of zero; a layer of them was never trained.
-        if (variance < 0).any() or not (variance > 0).any():
-            raise InvalidInput.at("/weights", f"{name}.running_var must be positive, but is zero or negative")
+    require_possible(layers)
     parameter = next(teacher.parameters())
     batch = torch.zeros(2, spec.in_chans, input_size, input_size, device=parameter.device, dtype=parameter.dtype)
     try:
@@ -144,42 +143,7 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
         )
     if not torch.isfinite(logits).all():
         raise InvalidInput.at("/weights", "the logits of a grey image are not finite")
-    noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0)).to(batch)
-    alive = _alive_without_variance(teacher, layers, noise)
-    if alive:
-        name, channel, found = alive[0]
-        raise InvalidInput.at(
-            "/weights",
-            f"{name}.running_var[{channel}] is zero, as of a dead channel, but on noise its input has a variance of "
-            f"{found:.3g}: the statistics are not those of these weights",
-        )
-
-
-def _alive_without_variance(
-    teacher: nn.Module, layers: list[tuple[str, BatchNorm]], x: Tensor
-) -> list[tuple[str, int, float]]:
-    """Channels with a running variance of zero whose input varies by more than ε: layer, number, variance on x."""
-    found: list[tuple[str, int, float]] = []
-
-    def look(name: str, layer: BatchNorm, values: Tensor) -> None:
-        variance = values.transpose(0, 1).flatten(1).var(dim=1, correction=0)
-        alive = (cast(Tensor, layer.running_var) == 0) & (variance > layer.eps)
-        found.extend((name, channel, variance[channel].item()) for channel in alive.nonzero()[:, 0].tolist())
-
-    handles = [
-        layer.register_forward_pre_hook(lambda module, inputs, name=name: look(name, module, inputs[0]))
-        for name, layer in layers
-        if (cast(Tensor, layer.running_var) == 0).any()
-    ]
-    if not handles:
-        return found
-    try:
-        with torch.no_grad():
-            teacher(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    check_statistics(teacher, layers, spec, input_size)
 
 
 def batch_norm_layers(model: nn.Module) -> list[tuple[str, BatchNorm]]:
@@ -248,6 +212,49 @@ def _classifier(model: nn.Module) -> nn.Module:
     return cast(nn.Module, classifier)
 
 
+def _require_known(architecture: str) -> None:
+    if "." in architecture or not timm.is_model(architecture):
+        raise InvalidInput.at(
+            "/architecture",
+            f"{architecture!r} is no name of timm.list_models() (timm {timm.__version__})"
+            + _did_you_mean(architecture.partition(".")[0], timm.list_models()),
+        )
+
+
+def _construct(spec: TeacherSpec) -> nn.Module:
+    try:
+        return _create(spec, **spec.model_args)
+    except TooLargeToBuild:
+        raise
+    except Exception as error:  # an architecture's constructor raises what it likes
+        if not spec.model_args:
+            raise InvalidInput.at(
+                "/architecture", f"{spec.architecture} cannot be built with in_chans={spec.in_chans}: {reason(error)}"
+            ) from error
+        hint = _known_arguments(spec)
+        raise InvalidInput.at(
+            "/model_args", f"{spec.architecture} does not take {spec.model_args}: {reason(error)}{hint}"
+        ) from error
+
+
+def _blueprint(spec: TeacherSpec, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """The network's `state_dict()` with shapes and types alone, built no further than the file could fill it."""
+    try:
+        with bounded_construction(10_000 + 10 * len(stored)):  # timm's networks register up to 4.3 for each tensor
+            try:
+                with torch.device("meta"):
+                    return dict(_construct(spec).state_dict())
+            except InvalidInput:
+                with ParametersOnMeta():  # refused again, unless its code only wants numbers in tensors
+                    return dict(_construct(spec).state_dict())
+    except TooLargeToBuild:
+        raise InvalidInput.at(
+            "/weights",
+            f"they do not fit {_in_words(spec)}: that network is several times larger than the file, which holds "
+            f"{len(stored)} tensors",
+        ) from None
+
+
 def _create(spec: TeacherSpec, **model_args: Any) -> nn.Module:
     model: nn.Module = timm.create_model(
         spec.architecture, pretrained=False, num_classes=spec.num_classes, in_chans=spec.in_chans, **model_args
@@ -255,9 +262,18 @@ def _create(spec: TeacherSpec, **model_args: Any) -> nn.Module:
     return model
 
 
+def _in_words(spec: TeacherSpec) -> str:
+    words = f"{spec.architecture} with num_classes={spec.num_classes}, in_chans={spec.in_chans}"
+    return words + (f", model_args={spec.model_args}" if spec.model_args else "")
+
+
 def _known_arguments(spec: TeacherSpec) -> str:
     """What was probably meant by those arguments that the architecture's class does not have."""
-    known = inspect.signature(type(_create(spec)).__init__).parameters
+    try:
+        with ParametersOnMeta():  # it may be the largest of all networks
+            known = inspect.signature(type(_create(spec)).__init__).parameters
+    except Exception:  # as above
+        return ""
     unknown = [name for name in spec.model_args if name not in known]
     return "".join(_did_you_mean(name, known) for name in unknown)
 
@@ -265,37 +281,3 @@ def _known_arguments(spec: TeacherSpec) -> str:
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.7)
     return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def _tensor_shapes(weights: Path) -> dict[str, list[int]]:
-    try:
-        with safetensors.safe_open(weights, framework="pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise InvalidInput.at(
-            "/weights",
-            f"not a safetensors file ({error}): save the teacher's state_dict() with safetensors.torch.save_file",
-        ) from error
-
-
-def _require_fit(spec: TeacherSpec, teacher: nn.Module, shapes: dict[str, list[int]]) -> None:
-    wanted = {name: list(tensor.shape) for name, tensor in teacher.state_dict().items()}
-    misfits = {
-        "missing": [name for name in wanted if name not in shapes],
-        "unexpected": [name for name in shapes if name not in wanted],
-        "of another shape": [
-            f"{name} is {tuple(shapes[name])}, not {tuple(shape)}"
-            for name, shape in wanted.items()
-            if name in shapes and shapes[name] != shape
-        ],
-    }
-    found = [
-        f"{kind}: {', '.join(names[:5])}" + f" and {len(names) - 5} more" * (len(names) > 5)
-        for kind, names in misfits.items()
-        if names
-    ]
-    if found:
-        model = f"{spec.architecture} with num_classes={spec.num_classes}, in_chans={spec.in_chans}"
-        if spec.model_args:
-            model += f", model_args={spec.model_args}"
-        raise InvalidInput.at("/weights", f"they do not fit {model}; {'; '.join(found)}")

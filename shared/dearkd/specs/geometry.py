@@ -1,0 +1,75 @@
+"""The student's image size and patch size, chosen together where the spec leaves them out [R].
+
+A grid of 4 to 20 patches a side (16 to 400 tokens) is what the recipes are made for.
+"""
+
+from dearkd.errors import InvalidInput
+
+SMALLEST_IMAGE, LARGEST_IMAGE = 8, 4096
+MOST_A_SIDE = 20
+MOST_A_SIDE_OF_A_GIVEN_SIZE = 64
+
+
+def choose_image_size(near: int, patch_size: int | None = None) -> int:
+    """The size itself where a good grid of patches divides it, else one close to it which such a grid divides.
+
+    Args:
+        near: what the images or the teacher have, in pixels a side.
+        patch_size: of the student, where it is given: the size is a multiple of it.
+    """
+    near = min(max(near, SMALLEST_IMAGE), LARGEST_IMAGE)
+    if patch_size is not None:
+        return _multiple(near, patch_size)
+    if _good_patch(near) is not None:
+        return near
+    least = _least_a_side(near)
+    return _multiple(near, max(step for step in (1, 2, 4, 8, 16) if step * least <= near))
+
+
+def choose_patch_size(image_size: int) -> int:
+    """The largest patch up to 16 px that divides the image and gives at least 4×4 tokens (8×8 above 32 px).
+
+    Where that makes more than 20×20 tokens, the smallest patch that makes fewer. Of an image that no patch divides so,
+    the first after all, up to 64×64 tokens.
+
+    Raises:
+        InvalidInput: at `/student/image_size`, where even that is exceeded: the size is a prime number or the like.
+    """
+    good = _good_patch(image_size)
+    if good is not None:
+        return good
+    patch = _usual_patch(image_size)
+    if image_size > MOST_A_SIDE_OF_A_GIVEN_SIZE * patch:
+        close = choose_image_size(image_size)
+        raise InvalidInput.at(
+            "/student/image_size",
+            f"no patch size divides {image_size} into a grid of {MOST_A_SIDE_OF_A_GIVEN_SIZE} patches a side or fewer: "
+            f"take {close}, close by, or set patch_size too",
+        )
+    return patch
+
+
+def _good_patch(image_size: int) -> int | None:
+    usual = _usual_patch(image_size)
+    if image_size <= MOST_A_SIDE * usual:
+        return usual
+    least = _least_a_side(image_size)
+    sides = (side for side in range(MOST_A_SIDE, least - 1, -1) if image_size % side == 0)
+    larger = next((image_size // side for side in sides), None)
+    # Up to 320 px a grid of the usual patch lies close by; beyond, no image has one.
+    return larger if image_size > MOST_A_SIDE * 16 else None
+
+
+def _usual_patch(image_size: int) -> int:
+    least = _least_a_side(image_size)
+    return max((p for p in range(1, 17) if image_size % p == 0 and image_size // p >= least), default=1)
+
+
+def _least_a_side(image_size: int) -> int:
+    return 4 if image_size <= 32 else 8
+
+
+def _multiple(near: int, step: int) -> int:
+    """The multiple of `step` that is nearest to a size, within the bounds of images where there is one."""
+    lowest, highest = -(-SMALLEST_IMAGE // step), max(LARGEST_IMAGE // step, 1)
+    return step * min(max((near + step // 2) // step, lowest), highest)
