@@ -1,30 +1,78 @@
-"""Whether two lists of class names, in the order of their labels, mean the same labels."""
+"""Whether class names, in the order of their labels, mean the labels of a teacher. No torch here."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Literal
+
+ClassOrder = Literal["name", "natural", "number", "given"]
+"""How whoever made a dataset says that its labels follow: torchvision's order of class folders, timm's, that of their
+numbers, or a list that was given."""
 
 _DIGITS = re.compile(r"(\d+)")
 
 
 def other_order(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> str | None:
-    """Where two orders of the same class names part: label 2 here is then another class there, in silence.
+    """Where two lists of class names part: label 2 here is then another class there, in silence.
 
-    Folders named 0 to 11 are a usual case: sorted as text, the third of them is 10.
+    Folders named 0 to 11 are a usual case: sorted as text, the third of them is 10. So are labels that count from 1.
+    Names are the same whatever their case, their form of Unicode, and whether they are parted by spaces, `_` or `-`.
 
     Returns:
-        The first label that differs, with both names. None where they agree, where one has no names, and where they
-        name other things (0 to 9 and zero to nine), of which nothing can be said.
+        The first class that both name and that has other labels. None where there is none, where one has no names, and
+        where they name other things (0 to 9 and zero to nine), of which nothing can be said.
     """
-    if theirs is None or ours is None or sorted(theirs) != sorted(ours):
+    if theirs is None or ours is None:
         return None
-    return next(
-        (
-            f"label {label} is {name!r} there and {wanted!r} here"
-            for label, (name, wanted) in enumerate(zip(theirs, ours, strict=True))
-            if name != wanted
-        ),
-        None,
-    )
+    form = _loose if len({*map(_loose, theirs)}) == len(theirs) and len({*map(_loose, ours)}) == len(ours) else _strict
+    labels = {form(name): label for label, name in enumerate(ours)}
+    for label, name in enumerate(theirs):
+        wanted = labels.get(form(name), label)
+        if wanted != label:
+            there = f"label {label} is {name!r} there"
+            return f"{there} and {ours[label]!r} here" if label < len(ours) else f"{there} and label {wanted} here"
+    return None
+
+
+def uncertain_order(names: Sequence[str]) -> str | None:
+    """Why these labels need not be those of a teacher that has no class names.
+
+    A teacher's labels usually follow its class folders: by name (torchvision) or in natural order (timm). Where the
+    two agree nothing is uncertain, nor where each class is named by its own label, or the labels follow neither.
+
+    Args:
+        names: of all classes, in the order of their labels.
+
+    Returns:
+        The two orders, in words; None where the labels are certain.
+    """
+    if list(names) == [str(label) for label in range(len(names))]:
+        return None
+    parted = parted_orders(names)
+    if parted is None:
+        return None
+    by_name, natural, where = parted
+    if list(names) not in (by_name, natural):
+        return None  # sorted by nobody: these labels follow a list, as the teacher's do
+    return f"by name they are {_begin(by_name)}, in natural order {_begin(natural)}; {where}"
+
+
+def sorted_by(order: ClassOrder, names: Sequence[str]) -> list[str]:
+    """The names in an order; as they are where that is `given`.
+
+    Raises:
+        ValueError: if the order is by number and a name is none.
+    """
+    if order == "name":
+        return sorted(names)
+    if order == "natural":
+        return natural_order(names)
+    return sorted(names, key=int) if order == "number" else list(names)
+
+
+def stored_name(name: str) -> str:
+    """A class name as it is kept: composed, since macOS hands out folder names decomposed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
@@ -51,3 +99,15 @@ def _natural_key(name: str) -> list[str | int]:
     # Text and digits take turns, so that no number is ever compared with text.
     parts = _DIGITS.split(name.lower())
     return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def _strict(name: str) -> str:
+    return stored_name(name).strip()
+
+
+def _loose(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", _strict(name)).casefold()
+
+
+def _begin(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:4]) + (", …" if len(names) > 4 else "")

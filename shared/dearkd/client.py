@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from dearkd.class_order import ClassOrder
 from dearkd.errors import (
     Conflict,
     DearKDError,
@@ -125,11 +126,10 @@ class Client:
 
     # Datasets
 
-    def create_dataset(self, prefix: str, name: str) -> Json:
+    def create_dataset(self, prefix: str, name: str, *, class_order: ClassOrder | None = None) -> Json:
         """Register a WebDataset that lies under `prefix` in the API's storage. Returns once every shard is checked."""
-        return self._registered(
-            self._json("POST", "/v1/datasets", json={"prefix": prefix, "name": name}), self.get_dataset
-        )
+        body = {"prefix": prefix, "name": name} | ({"class_order": class_order} if class_order else {})
+        return self._registered(self._json("POST", "/v1/datasets", json=body), self.get_dataset)
 
     def get_dataset(self, identifier: str) -> Json:
         return self._get("datasets", identifier)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from dearkd.class_order import ClassOrder
 from dearkd.errors import CorruptData, NotFound, reason
 from dearkd.file_cache import FileCache
 from dearkd.image_files import is_grey, open_image
@@ -85,11 +86,23 @@ class DatasetManifest(Manifest):
     teacher_sha256: str | None = None
     spec: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
+    class_order: ClassOrder | None = None
+    """How whoever registered it says that its labels follow; None where nobody did."""
+    converted: dict[str, int] = Field(default_factory=dict)
+    """Images of other channels than `in_chans`, which readers convert as Pillow does, by what they are."""
     job: str | None = None
     seed: int | None = None
     made_with: dict[str, Any] | None = None
     """Code version, library versions, device and thread count: with the spec they decide every byte. None where the
     shards differ in them, or nothing is known: see each."""
+
+    def conversions(self, in_chans: int) -> list[str]:
+        """What becomes of images of other channels where they are read with so many, in words."""
+        grey = self.num_samples if self.in_chans == 1 else self.converted.get("grey", 0)
+        colour = self.num_samples - grey
+        if in_chans == 3:
+            return [f"{grey:,} grey images are made colour"] if grey else []
+        return [f"{colour:,} colour images are made grey"] if colour else []
 
     @property
     def facts(self) -> DatasetFacts:
@@ -106,6 +119,7 @@ class DatasetManifest(Manifest):
             stored_logits=spec is not None and spec.get("store_logits", False),
             class_samples=tuple(c.samples for c in self.classes),
             class_names=tuple(c.name for c in self.classes),
+            class_order=self.class_order,
         )
 
 
@@ -180,7 +194,8 @@ class ShardContents:
     samples: int = 0
     classes: Counter[int] = field(default_factory=Counter)
     image_sizes: set[tuple[int, int]] = field(default_factory=set)
-    modes: set[str] = field(default_factory=set)
+    modes: Counter[str] = field(default_factory=Counter)
+    """Images that are grey (L) and that are of colour (RGB)."""
 
 
 class _Member(tarfile.TarInfo):
@@ -215,8 +230,19 @@ def read_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]
             end = tar.offset
     # What tarfile raises by the kind of damage, besides its own errors.
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, LookupError) as error:
+        if packed := _packed_with(path):
+            raise CorruptData(f"{path.name} is compressed with {packed}, not a plain tar: unpack it first") from None
         raise CorruptData(f"{path.name} is no readable tar: {reason(error):.200}") from None
     _check_end(path, end, size)
+
+
+_PACKED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+
+
+def _packed_with(path: Path) -> str | None:
+    with path.open("rb") as file:
+        begin = file.read(8)
+    return next((name for mark, name in _PACKED.items() if begin.startswith(mark)), None)
 
 
 def _check_member(path: Path, member: tarfile.TarInfo, *, count: int, tar_bytes: int) -> None:
@@ -333,7 +359,7 @@ def _inspect_sample(
         with open_image(parts[images[0]]) as image:
             image.load()
             found.image_sizes.add(image.size)
-            found.modes.add("L" if is_grey(image) else "RGB")
+            found.modes["L" if is_grey(image) else "RGB"] += 1
     except CorruptData as error:
         raise CorruptData(f"{shard}: sample {key!r} does not open: {error.message}") from None
     found.samples += 1

@@ -1,5 +1,6 @@
 """JSON files that people and other tools may have written."""
 
+import codecs
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,8 +27,11 @@ def read_json(kind: type[T], text: bytes, *, where: str, what: str, remedy: str)
     Raises:
         InvalidInput: if it is no JSON, or not of that kind; says the first thing that is wrong with it, and where.
     """
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InvalidInput(f"{where} is not {what}: it is UTF-16; save it as UTF-8")
     try:
-        return TypeAdapter(kind).validate_json(text)
+        # Windows editors begin files with the mark of UTF-8, which is no JSON.
+        return TypeAdapter(kind).validate_json(text.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = json_pointer(first["loc"])[:MAX_SHOWN]

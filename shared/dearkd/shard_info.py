@@ -1,16 +1,17 @@
 """`_info.json` and `class_names.json`: what lies beside shards that other tools made. No torch here."""
 
-import codecs
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from dearkd.class_order import stored_name
 from dearkd.errors import CorruptData, InvalidInput, Unavailable
 from dearkd.json_files import read_json
 from dearkd.specs import Name
 from dearkd.storage import Storage
 
 INFO = "_info.json"
+PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tar.lz4")
 """Which shards there are and how many samples each holds, in timm's form."""
 CLASS_NAMES = "class_names.json"
 """A JSON list beside shards of unnamed classes, or beside class folders: a name for each index."""
@@ -79,12 +80,11 @@ def read_info(text: bytes, where: str) -> dict[str, int | None]:
 
 def read_class_names(text: bytes, where: str) -> list[str]:
     """Raises `InvalidInput`, naming the file (`where`), if it is no list of names."""
-    text = text.removeprefix(codecs.BOM_UTF8)  # Windows editors begin files with it
     what, remedy = "a list of names", "give a JSON list of strings, one for each class, in order"
     names: list[str] = read_json(_Names, text, where=where, what=what, remedy=remedy)
     if not names:
         raise InvalidInput(f"{where} is empty; {remedy}")
-    return names
+    return [stored_name(name) for name in names]
 
 
 def read_beside_shards(storage: Storage, prefix: str, name: str) -> bytes:
@@ -124,6 +124,13 @@ def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
             if storage.exists(above):
                 raise InvalidInput.at("/prefix", f"{above!r} is a file in storage: nothing lies below it") from None
         raise
+    packed = sorted(name for name in present if name.lower().endswith(PACKED_SUFFIXES))
+    if packed:
+        raise InvalidInput.at(
+            "/prefix",
+            f"{len(packed)} compressed tars lie under {prefix!r}, such as {packed[0]!r}, and only plain *.tar are "
+            "read: unpack each to a .tar (gunzip, unxz, unzstd), or move them away",
+        )
     if INFO not in present:
         names = sorted(name for name in present if name.endswith(".tar"))
         if not names:

@@ -102,7 +102,7 @@ def test_inspection_counts_what_is_there(folder: Path) -> None:
     assert found.samples == 5
     assert dict(found.classes) == {2: 2, 0: 2, 1: 1}
     assert found.image_sizes == {(8, 8)}
-    assert found.modes == {"L"}
+    assert set(found.modes) == {"L"}
 
 
 def corrupt(path: Path, how: str) -> None:
@@ -196,7 +196,7 @@ def test_inspection_and_decoding_agree_on_what_is_grey(tmp_path: Path, mode: str
     file = io.BytesIO()
     Image.new(mode, (8, 8)).save(file, "PNG")
     write_shard(tmp_path / "x.tar", [Sample("a", file.getvalue(), "png", 0, {})])
-    assert inspect_shard(tmp_path / "x.tar").modes == {found}
+    assert inspect_shard(tmp_path / "x.tar").modes == {found: 1}
     assert decode(file.getvalue()).shape[0] == {"L": 1, "RGB": 3}[found]
 
 

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from dearkd.class_order import ClassOrder
 from dearkd.datasets import DatasetManifest
 from dearkd.errors import Conflict, InvalidInput, NotFound
 from dearkd.identifiers import is_id, new_id, sibling
@@ -41,6 +42,9 @@ class DatasetRegistration(Spec):
     prefix: Name = Field(min_length=1)
     """Where its shards lie under the storage root."""
     name: Name | None = Field(default=None, min_length=1, max_length=200)
+    class_order: ClassOrder | None = None
+    """How the labels follow, where class names sorted by `name` (torchvision) and in `natural` order (timm) differ:
+    that decides whether they are those of a teacher without class names. `given`: as such a teacher counts them."""
 
 
 @router.post(
@@ -118,7 +122,8 @@ def _open(body: Any, backend: Backend, caller: str | None) -> str:
     listed_shards(backend.storage, prefix)
     backend.registrations.require_inspector()
     backend.store.withdraw_deletion(identifier)  # one of that id may have been deleted a moment ago
-    backend.registrations.open(Ticket(id=identifier, request={"prefix": prefix, "name": posted.name}, owner=caller))
+    request = {"prefix": prefix, "name": posted.name, "class_order": posted.class_order}
+    backend.registrations.open(Ticket(id=identifier, request=request, owner=caller))
     return identifier
 
 

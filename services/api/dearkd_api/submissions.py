@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dearkd.class_order import other_order
+from dearkd.class_order import other_order, uncertain_order
 from dearkd.datasets import DatasetManifest
 from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, Unreadable, json_pointer
 from dearkd.identifiers import is_id, sibling
@@ -77,6 +77,10 @@ def resolve_training(posted: Any, backend: Backend, caller: str | None) -> Train
             teacher = _find(body["teacher"], "/teacher", backend.teachers)
             if facts is not None:
                 _require_same_order("/teacher", teacher.id, teacher.class_names, facts.class_names)
+                if not facts.synthetic:
+                    _require_certain_order("/dataset", facts, teacher)
+                    # Real images are converted to what the teacher takes; so are those of the evaluation.
+                    facts = replace(facts, in_chans=teacher.in_chans)
         elif facts is not None and facts.teacher is not None:
             try:
                 teacher = _readable(facts.teacher, "/teacher", backend.teachers)
@@ -87,6 +91,8 @@ def resolve_training(posted: Any, backend: Backend, caller: str | None) -> Train
             evaluation = _find(body["eval_dataset"], "/eval_dataset", backend.datasets)
             if facts is not None:
                 _require_same_task(evaluation, facts)
+                if teacher is not None and evaluation.facts.class_names != facts.class_names:
+                    _require_certain_order("/eval_dataset", evaluation.facts, teacher)
     with findings:
         if body.get("init") is not None:
             model = _find(body["init"], "/init", backend.models)
@@ -172,11 +178,6 @@ def _require_same_task(evaluation: DatasetManifest, facts: DatasetFacts) -> None
             f"{evaluation.id} has {evaluation.num_classes} classes, the dataset has {facts.num_classes}; if only some "
             "of them occur in it, register it again with a class_names.json that names all",
         )
-    if evaluation.in_chans != facts.in_chans:
-        raise InvalidInput.at(
-            "/eval_dataset",
-            f"{evaluation.id} has images of {evaluation.in_chans} channels, the dataset of {facts.in_chans}",
-        )
     _require_same_order("/eval_dataset", evaluation.id, evaluation.facts.class_names, facts.class_names)
 
 
@@ -190,6 +191,19 @@ def _require_same_order(
             f"{name} has the classes of {whose} in another order ({difference}): make its labels again in that order "
             "(class folders take it from a class_names.json beside them); a teacher without class_names counts its "
             "outputs from 0",
+        )
+
+
+def _require_certain_order(pointer: str, facts: DatasetFacts, teacher: Teacher) -> None:
+    """Raises `InvalidInput` if nobody has said whether these labels are those of a teacher without class names."""
+    if teacher.class_names is not None or facts.class_order is not None or facts.class_names is None:
+        return
+    if (orders := uncertain_order(facts.class_names)) is not None:
+        raise InvalidInput.at(
+            pointer,
+            f"{teacher.id} has no class names, and the order of this dataset's classes is not certain: {orders}. Add "
+            "the dataset again and say which order its teacher was trained with (`dearkd dataset add --class-order "
+            "name|natural|number`, or `class_order` in POST /v1/datasets), or upload the teacher with its class_names",
         )
 
 

@@ -75,6 +75,7 @@ class RunInputs(BaseModel):
             initial=initial,
             eval_dataset=self._open(self.eval_shards, check) if self.eval_shards is not None else None,
             class_names=self.class_names,
+            class_order="given",  # the API has compared them with the teacher's when the run was posted
             device=device,
             **callbacks,
         )

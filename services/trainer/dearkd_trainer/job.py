@@ -62,7 +62,10 @@ def perform(attempt: Attempt) -> None:
     teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
     evaluated = datasets(storage).get(spec.eval_dataset) if spec.eval_dataset else None
     shards, eval_shards = bring(attempt, spec, manifest, evaluated)
-    in_chans = cast(Literal[1, 3], manifest.in_chans)
+    in_chans = cast(Literal[1, 3], manifest.in_chans if teacher is None else teacher.in_chans)
+    for role, data in (("dataset", manifest), ("eval_dataset", evaluated)):
+        for line in data.conversions(in_chans) if data is not None else ():
+            attempt.note(f"{role}: {line}")
     if teacher is not None:
         mean, std = teacher.mean, teacher.std
     else:
@@ -100,7 +103,7 @@ def perform(attempt: Attempt) -> None:
             result = train_here(inputs, reporter) if spec.processes == 1 else train_in_gang(attempt, inputs, reporter)
         finally:
             reporter.sinks.close()
-        attempt.publish(lambda: publish(attempt, spec, manifest, result))
+        attempt.publish(lambda: publish(attempt, spec, manifest, in_chans, result))
     attempt.stop_reporting()
     attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"model": model_of(attempt.job.id)}))
 
@@ -299,7 +302,9 @@ def _fetch(storage: Storage, run: str, file: StoredFile, folder: Path) -> None:
         raise CorruptData(f"{error.message}, but {_pointer_key(run)} names it") from None
 
 
-def publish(attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, result: TrainingResult) -> None:
+def publish(
+    attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, in_chans: int, result: TrainingResult
+) -> None:
     """Store the model's files and then its manifest. A manifest that is there already stays: files are the same."""
     identifier = model_of(attempt.job.id)
     accuracy = None
@@ -313,7 +318,7 @@ def publish(attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, resu
         owner=attempt.job.owner,
         architecture=spec.student.architecture,
         num_classes=dataset.num_classes,
-        in_chans=dataset.in_chans,
+        in_chans=in_chans,
         image_size=spec.student.image_size,
         class_names=[c.name for c in dataset.classes],
         accuracy=accuracy,

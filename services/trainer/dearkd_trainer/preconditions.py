@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from dearkd.class_order import ClassOrder, other_order, uncertain_order
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
 from dearkd.specs.batches import smallest_batch
@@ -56,6 +57,35 @@ def check_data(
         errors.append(FieldError("/class_names", f"{len(class_names)} names, but num_classes is {task.num_classes}"))
     if errors:
         raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
+
+
+def check_class_names(
+    class_names: Sequence[str] | None, teacher: TeacherSpec | None, class_order: ClassOrder | None
+) -> None:
+    """Whether the labels are those of the teacher, as far as names can tell.
+
+    Args:
+        class_names: in the order of labels.
+        teacher: None where none takes part.
+        class_order: how the labels follow, where the caller says it.
+
+    Raises:
+        InvalidInput: at `/class_names`, if the teacher has another order, or has no names and nobody has said which of
+            two usual orders it was trained with.
+    """
+    if class_names is None or teacher is None:
+        return
+    if (difference := other_order(class_names, teacher.class_names)) is not None:
+        raise InvalidInput.at(
+            "/class_names",
+            f"the teacher has these classes in another order ({difference}): make the labels again in it",
+        )
+    if teacher.class_names is None and class_order is None and (orders := uncertain_order(class_names)) is not None:
+        raise InvalidInput.at(
+            "/class_names",
+            f"the teacher has no class names, and the order of these is not certain: {orders}. Say which one it was "
+            "trained with (class_order='name', 'natural' or 'number'), or give its spec class_names",
+        )
 
 
 def checked_teacher(task: Task, teacher: nn.Module | None, spec: TeacherSpec | None, device: torch.device) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field
 from torch import nn
 
-from dearkd.class_order import other_order
+from dearkd.class_order import other_order, uncertain_order
 from dearkd.cli.class_folders import ClassOrder
 from dearkd.cli.dataset_splits import choose_shards
 from dearkd.cli.folder_walk import Skipped, kind_of_name
@@ -247,8 +247,10 @@ def _channels(shard: Path) -> Iterator[int]:
 
 
 def _require_same_task(reference: str, dataset: DatasetManifest, model: TrainedModel) -> None:
-    _require_same_classes(reference, dataset.num_classes, [c.name for c in dataset.classes], model)
-    _say_channels(reference, Counter({dataset.in_chans: dataset.num_samples}), model)
+    names = [c.name for c in dataset.classes]
+    _require_same_classes(reference, dataset.num_classes, names, model, said=dataset.class_order is not None)
+    for line in dataset.conversions(model.config.model_args.in_chans):
+        note(f"{reference}: {line}, since {model.name} takes {model.config.model_args.in_chans} channel(s)")
 
 
 def _say_channels(reference: str, images: Counter[int], model: TrainedModel) -> None:
@@ -260,7 +262,10 @@ def _say_channels(reference: str, images: Counter[int], model: TrainedModel) -> 
         note(f"{reference}: {others:,} {change}, since {model.name} takes {taken} channel(s)")
 
 
-def _require_same_classes(reference: str, num_classes: int, names: list[str], model: TrainedModel) -> None:
+def _require_same_classes(
+    reference: str, num_classes: int, names: list[str], model: TrainedModel, *, said: bool = False
+) -> None:
+    """`said`: whether whoever made the dataset has said in which order its classes are."""
     if num_classes != model.num_classes:
         raise InvalidInput(f"{reference} has {num_classes} classes, but {model.name} tells {model.num_classes} apart")
     difference = other_order(names, model.class_names)
@@ -269,6 +274,12 @@ def _require_same_classes(reference: str, num_classes: int, names: list[str], mo
             f"{reference} has the classes of {model.name} in another order ({difference}). Its labels must be made "
             "again in the model's order: other names alone would leave them as they are. For class folders, put a "
             "class_names.json in the model's order beside them, and then run `dearkd dataset add`"
+        )
+    counted = [str(label) for label in range(model.num_classes)]
+    if list(model.class_names or counted) == counted and not said and (orders := uncertain_order(names)) is not None:
+        raise InvalidInput(
+            f"{model.name} has no class names, and the order of the classes of {reference} is not certain: {orders}. "
+            "Add them again with `dearkd dataset add --class-order name|natural|number`, as its teacher was trained"
         )
 
 

@@ -21,6 +21,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from dearkd.class_order import ClassOrder
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
 from dearkd.vision.shards import Held, Indices, ShardDataset, split
@@ -33,7 +34,7 @@ from dearkd_trainer.failures import explained
 from dearkd_trainer.findings import write_findings, write_rows
 from dearkd_trainer.learner import Learner
 from dearkd_trainer.meter import EpochMeter, diverged, peak_memory, reset_peak_memory
-from dearkd_trainer.preconditions import Task, check_data, checked_teacher, checked_world
+from dearkd_trainer.preconditions import Task, check_class_names, check_data, checked_teacher, checked_world
 from dearkd_trainer.recipe import eval_crop_pct, train_transform
 from dearkd_trainer.student import DearKDViT
 
@@ -81,7 +82,7 @@ class DearKDTrainer:
         initial: a trained student of the same dimensions, whose weights this one begins with, for fine-tuning; to
             another resolution they are resampled, for other classes the heads are new.
         eval_dataset: accuracy on it is reported, and decides nothing.
-        class_names: for the exported model.
+        class_names, class_order: see `preconditions.check_class_names`; names are exported with the model.
         directory: checkpoints and the exported model are written here.
         device: where to train.
         on_step: called after each step with the steps done and their total; what it raises ends the run. It may `save`
@@ -111,6 +112,7 @@ class DearKDTrainer:
         initial: DearKDViT | None = None,
         eval_dataset: ShardDataset | None = None,
         class_names: Sequence[str] | None = None,
+        class_order: ClassOrder | None = None,
         device: torch.device | str = "cpu",
         on_step: Callable[[int, int], None] | None = None,
         on_epoch: Callable[[Metrics], None] | None = None,
@@ -121,14 +123,14 @@ class DearKDTrainer:
         self.eval_dataset = eval_dataset
         self.num_classes = num_classes
         self.in_chans: Literal[1, 3] = in_chans
-        self.mean, self.std = list(mean), list(std)
-        self.crop_pct = eval_crop_pct(spec.augmentation)
+        self.mean, self.std, self.crop_pct = list(mean), list(std), eval_crop_pct(spec.augmentation)
         self.class_names = class_names
         self.directory = directory
         self.device = torch.device(device)
         self.on_step, self.on_epoch, self.on_checkpoint = on_step, on_epoch, on_checkpoint
         task = Task(num_classes, in_chans, self.mean, self.std)
         check_data(task, dataset, eval_dataset, class_names)
+        check_class_names(class_names, teacher_spec, class_order)
         self.train_indices, self.holdout_indices = split(
             dataset.labels, fraction=spec.fraction, holdout=spec.holdout, seed=spec.seed
         )

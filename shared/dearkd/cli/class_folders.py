@@ -2,14 +2,13 @@
 
 import codecs
 import difflib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
 import typer
 
-from dearkd.class_order import natural_order, parted_orders
+from dearkd.class_order import natural_order, parted_orders, stored_name
 from dearkd.cli.dataset_splits import split_of_class
 from dearkd.cli.file_names import require_kept_name
 from dearkd.cli.folder_walk import Skipped, entries
@@ -24,11 +23,6 @@ class ClassOrder(StrEnum):
     """By the whole numbers that all names are; label 0 is the least of them."""
     natural = "natural"
     """As timm sorts folders: digits as numbers, text in lower case."""
-
-
-def stored_name(name: str) -> str:
-    """A name as it is compared and stored: macOS hands out folder names in another form of Unicode (NFD)."""
-    return unicodedata.normalize("NFC", name)
 
 
 def find_classes(folder: Path, split: str | None, skipped: Skipped) -> dict[str, Path]:

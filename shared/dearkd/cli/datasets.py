@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from dearkd.class_order import ClassOrder as Order
 from dearkd.cli.class_folders import ClassOrder, read_names_file
 from dearkd.cli.file_names import require_kept_name
 from dearkd.cli.image_folder import Reading, read_folder
@@ -115,7 +116,8 @@ def add(
             if as_json:
                 print_json(summary)
             return
-        dataset = _register(client, storage, prefix, name, settings)
+        order = _said_order(reading, given=class_names is not None or teacher is not None)
+        dataset = _register(client, storage, prefix, name, order, settings)
     if as_json:
         print_json(dataset | {"copied": summary, "skipped": summary["skipped"]})
         return
@@ -156,9 +158,18 @@ def _say(summary: Json, console: Console) -> None:
         say(f"left out, {reason}: {count:,} ({', '.join(summary['skipped_examples'][reason])})")
 
 
-def _register(client: Client, storage: Storage, prefix: str, name: str, settings: Settings) -> Json:
+def _said_order(reading: Reading, *, given: bool) -> Order | None:
+    """How the user said that the labels follow; a `class_names.json` in the folder says it of the names alone."""
+    if reading.class_order is not None:
+        return reading.class_order.value
+    return "given" if given else None
+
+
+def _register(
+    client: Client, storage: Storage, prefix: str, name: str, order: Order | None, settings: Settings
+) -> Json:
     try:
-        return client.create_dataset(prefix, name)
+        return client.create_dataset(prefix, name, class_order=order)
     except Unavailable as error:
         # Perhaps the API took it and goes on reading: what it reads must stay.
         raise Unavailable(f"{error.message}; the copy stays under {prefix} in storage", code=error.code) from error

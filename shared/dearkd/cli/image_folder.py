@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import typer
 
-from dearkd.cli.class_folders import ClassOrder, find_classes, label_names, stored_name
+from dearkd.class_order import stored_name
+from dearkd.cli.class_folders import ClassOrder, find_classes, label_names
 from dearkd.cli.dataset_splits import choose_shards, split_level
 from dearkd.cli.file_names import require_kept_name
 from dearkd.cli.folder_walk import Skipped, entries, walk

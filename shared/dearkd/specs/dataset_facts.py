@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dearkd.class_order import ClassOrder
+
 
 class TrainedImages(NamedTuple):
     """How many images a run trains on. The seed decides within the bounds: `holdout` of a class is seldom whole."""
@@ -34,6 +36,8 @@ class DatasetFacts:
     """Samples of each class; empty where unknown, and then the classes are taken to be of one size."""
     class_names: tuple[str, ...] | None = None
     """In the order of labels."""
+    class_order: ClassOrder | None = None
+    """How the labels follow, where whoever made the dataset said so."""
 
     def trained_images(self, fraction: float, holdout: float) -> TrainedImages:
         """How many images `dearkd.vision.shards.split` leaves to train on.

@@ -3,6 +3,7 @@
 import errno
 import logging
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from types import FrameType
 
 from rq.timeouts import JobTimeoutException
 
+from dearkd.class_order import ClassOrder, sorted_by
 from dearkd.datasets import DatasetManifest, Shard, ShardContents, count_classes, datasets, info_json, inspect_shard
 from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound, Unavailable
 from dearkd.file_cache import FileCache
@@ -122,7 +124,7 @@ def register_dataset(
     """Read and check every shard under a prefix, and write the manifest.
 
     Args:
-        ticket: its request holds `prefix` and `name`.
+        ticket: its request holds `prefix`, `name` and, where it is known, `class_order`.
         storage: holds the shards.
         folder: for local copies, one at a time.
         step: called before each shard.
@@ -133,7 +135,7 @@ def register_dataset(
     prefix: str = ticket.request["prefix"]
     names = _class_names(storage, prefix)
     shards: list[Shard] = []
-    modes: dict[str, str] = {}
+    modes: Counter[str] = Counter()
     sizes: set[tuple[int, int]] = set()
     for name, length in listed_shards(storage, prefix).items():
         step()
@@ -145,15 +147,20 @@ def register_dataset(
                 "or remove it and every *.tar is taken",
             )
         shards.append(shard)
-        modes |= {mode: name for mode in found.modes if mode not in modes}
+        modes += found.modes
         sizes |= found.image_sizes
-    if len(modes) > 1:
+    labels = {label for shard in shards for label in shard.classes}
+    if names is None and 0 not in labels:
         raise InvalidInput.at(
             "/prefix",
-            f"{prefix!r} holds grey and colour images (grey in {modes['L']}, colour in {modes['RGB']}): a dataset has "
-            "1 or 3 channels throughout; convert it",
+            f"the labels in {prefix!r} run from {min(labels)} to {max(labels)}, and no sample has label 0: labels "
+            f"count from 0, so subtract {min(labels)} from each; or, if class 0 just does not occur, name all classes "
+            f"in a {CLASS_NAMES} beside the shards",
         )
-    num_classes = len(names) if names else 1 + max(label for shard in shards for label in shard.classes)
+    order: ClassOrder | None = ticket.request.get("class_order")
+    _check_order(order, names)
+    num_classes = len(names) if names else 1 + max(labels)
+    in_chans = 3 if modes["RGB"] else 1
     width, height = next(iter(sizes))
     manifest = DatasetManifest(
         id=ticket.id,
@@ -163,10 +170,12 @@ def register_dataset(
         num_samples=sum(shard.samples for shard in shards),
         num_classes=num_classes,
         image_size=width if len(sizes) == 1 and width == height else None,
-        in_chans=1 if "L" in modes else 3,
+        in_chans=in_chans,
         classes=count_classes(shards, names, num_classes),
         shards=shards,
         prefix=prefix,
+        class_order=order,
+        converted={"grey": modes["L"]} if modes["L"] and modes["RGB"] else {},
     )
     shelf = datasets(storage)
     # With it, what the API serves of a dataset loads as it is in timm.
@@ -181,6 +190,22 @@ def register_dataset(
             storage.delete(info)
         raise
     return manifest
+
+
+def _check_order(order: ClassOrder | None, names: list[str] | None) -> None:
+    """Raises `InvalidInput` at `/class_order` if the classes are in another order than is said."""
+    if order is None or names is None:
+        return
+    try:
+        wanted = sorted_by(order, names)
+    except ValueError:
+        raise InvalidInput.at("/class_order", "by number, but not every class is named by a number") from None
+    if wanted != names:
+        label = next(label for label, name in enumerate(names) if name != wanted[label])
+        raise InvalidInput.at(
+            "/class_order",
+            f"{order}, but {CLASS_NAMES} has {names[label]!r} at label {label}, where that order has {wanted[label]!r}",
+        )
 
 
 def _read_shard(
