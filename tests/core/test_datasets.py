@@ -123,6 +123,7 @@ def test_verification_names_the_shard(folder: Path, how: str) -> None:
     path = folder / "train-000000.tar"
     shard = write_shard(path, samples(0, 5))
     storage = Storage.open(Settings(storage_url=f"file://{folder.parent}"))
+    storage.adopt()  # the shards were there before
     dataset = DatasetManifest(
         id="ds",
         created_at=datetime.now(UTC),
@@ -230,6 +231,7 @@ def test_names_split_as_webdataset_splits_them(name: str, parts: tuple[str, str]
 
 def test_unregistered_shards_are_those_of_info_json_or_all_tars(folder: Path) -> None:
     storage = Storage.open(Settings(storage_url=f"file://{folder.parent}"))
+    storage.adopt()  # the shards were there before
     prefix = folder.name
     storage.put(f"{prefix}/other.tar", b"x")
     assert listed_shards(storage, prefix) == {"train-000000.tar": 5, "train-000001.tar": 5}
@@ -272,7 +274,7 @@ def info(splits: dict[str, dict[str, int]], **change: object) -> bytes:
     ],
 )
 def test_an_info_json_that_cannot_be_followed_is_refused(tmp_path: Path, text: bytes, said: str) -> None:
-    storage = Storage.open(Settings(storage_url=f"file://{tmp_path}"))
+    storage = Storage.open(Settings(storage_url=f"file://{tmp_path}/storage"))
     storage.put("set/_info.json", text)
     for name in ("a.tar", "b.tar"):
         storage.put(f"set/{name}", b"x")

@@ -3,6 +3,7 @@
 import json
 import math
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,31 @@ def test_the_exported_model_is_rebuilt_from_its_files(make_spec: MakeSpec, make_
     images = torch.randn(2, 1, 16, 16)
     model = load_model(config, result.weights)
     torch.testing.assert_close(model(images), trainer.evaluated.eval()(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "order", "says"),
+    [
+        (["low", "middle", "high"], ["low", "high", "middle"], None, "another order"),
+        (["low", "middle", "high"], ["low", "high", "middle"], "given", "another order"),
+        (None, ["c1", "c10", "c2"], None, "not certain"),
+        (None, ["c1", "c2", "c10"], None, "class_order="),
+        (None, ["c1", "c10", "c2"], "name", None),
+        (None, ["0", "1", "2"], None, None),
+        (["low", "middle", "high"], ["Low", "middle", "high"], None, None),
+    ],
+)
+def test_labels_are_the_teachers_as_far_as_names_tell(
+    make_trainer: MakeTrainer,
+    make_spec: MakeSpec,
+    theirs: list[str] | None,
+    ours: list[str],
+    order: str | None,
+    says: str | None,
+) -> None:
+    named = TEACHER.model_copy(update={"class_names": theirs})
+    with pytest.raises(InvalidInput, match=says) if says else nullcontext():
+        make_trainer(make_spec(), teacher_spec=named, class_names=ours, class_order=order)
 
 
 def test_best_is_chosen_on_the_holdout(make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path) -> None:
