@@ -15,10 +15,11 @@ from ledger_steps import synthesis
 from specs_for_tests import training_spec
 
 from dearkd.datasets import Sample, write_shard
+from dearkd.errors import Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs import Job
 from dearkd.ledger import Ledger
-from dearkd.queue import QueueName
+from dearkd.queue import QueueName, require_worker
 from dearkd.registration import OPEN, Registrations, Ticket
 from dearkd.settings import Settings
 from dearkd.worker import WorkerKind
@@ -114,8 +115,11 @@ def inspector(settings: Settings, folder: Path) -> Iterator[tuple[Api, psutil.Pr
     with serving(settings, folder) as api, worker("synth", settings, folder) as supervisor:
 
         def listens() -> bool:
-            answer = api.http.post("/v1/datasets", json={"prefix": "nothing"})
-            return "inspector_unavailable" not in answer.text and len(listeners(supervisor)) == 2
+            try:
+                require_worker(api.store.redis, "inspect")
+            except Unavailable:
+                return False
+            return len(listeners(supervisor)) == 2
 
         eventually(listens)
         yield api, supervisor
@@ -140,7 +144,9 @@ def _png() -> bytes:
 
 
 def register(api: Api, prefix: str) -> httpx.Response:
-    return api.http.post("/v1/datasets", json={"prefix": prefix})
+    answer = api.http.post("/v1/datasets", json={"prefix": prefix})
+    assert "location" in answer.headers, answer.text
+    return answer
 
 
 @pytest.fixture
