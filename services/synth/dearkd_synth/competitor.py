@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dearkd.errors import CorruptData, Diverged, OutOfMemory
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.vision.images import to_input
+from dearkd.vision.weight_files import separate_state
 from dearkd_synth.determinism import reproducible
 from dearkd_synth.resizing import resize
 
@@ -146,7 +147,7 @@ def _memory_for(images: int, teacher: TeacherSpec, device: torch.device | str) -
 
 
 def save_competitor(competitor: Competitor, path: Path) -> None:
-    save_file({name: value.contiguous() for name, value in competitor.state_dict().items()}, path)
+    save_file(separate_state(competitor), path)
 
 
 def load_competitor(path: Path, teacher: TeacherSpec) -> Competitor:

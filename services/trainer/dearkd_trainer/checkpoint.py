@@ -12,6 +12,7 @@ from torch import nn
 
 from dearkd.errors import CorruptData, InvalidInput
 from dearkd.specs import TrainingSpec
+from dearkd.vision.weight_files import separate_state
 
 LAST = "last.pt"
 BEST = "best.safetensors"
@@ -59,7 +60,7 @@ def save_checkpoint(directory: Path, state: Mapping[str, Any], *, keep: int = 1)
 
 def save_best(directory: Path, model: nn.Module, row: Mapping[str, Any]) -> None:
     """Commit the weights of a model as the best so far; `row` says what made them so, and stands in their header."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = separate_state(model)
     about = {name: str(value) for name, value in row.items()}
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / BEST, lambda part: save_file(tensors, part, about))

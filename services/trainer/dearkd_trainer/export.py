@@ -23,6 +23,7 @@ import dearkd_trainer.student
 from dearkd.errors import Conflict, InvalidInput
 from dearkd.identifiers import new_id
 from dearkd.specs import StudentSpec
+from dearkd.vision.weight_files import separate_state
 from dearkd_trainer.checkpoint import write_atomically
 
 WEIGHTS = "model.safetensors"
@@ -66,7 +67,7 @@ def model_config(
 def save_model(directory: Path, model: nn.Module, config: Mapping[str, Any]) -> Path:
     """Write both files to a directory; returns where the weights lie."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = separate_state(model)
     write_atomically(directory / CONFIG, lambda part: part.write_text(json.dumps(config, indent=2) + "\n"))
     return write_atomically(directory / WEIGHTS, lambda part: save_file(tensors, part))
 

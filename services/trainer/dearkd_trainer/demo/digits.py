@@ -6,7 +6,6 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -17,6 +16,7 @@ from dearkd.identifiers import new_id
 from dearkd.specs import TeacherSpec
 from dearkd.storage import Storage
 from dearkd.vision.images import encode, to_input
+from dearkd.vision.teachers import save_teacher
 
 IMAGE_SIZE = 32
 HELD_OUT = 540
@@ -84,7 +84,7 @@ def train_teacher(
             schedule.step()
         if on_epoch:
             on_epoch(epoch + 1, epochs)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
+    save_teacher(model, weights)
     return spec, model.eval()
 
 
