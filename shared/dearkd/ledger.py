@@ -213,7 +213,7 @@ class Ledger(Leases):
             self.log.keep(identifier)
 
     def discard(self, identifier: str) -> None:
-        """Forget a record that was never accepted: its `job.json` is gone, since the answer to who asked was an error.
+        """Forget a record that was never accepted, since the answer to who asked was an error.
 
         That happens when Redis carries out what it was sent, but is lost before it says so.
         """

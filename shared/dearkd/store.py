@@ -218,7 +218,10 @@ class JobStore(Settlement):
         wakes: int = 1,
         max_queued: int | None = None,
     ) -> Job:
-        """`job.json`, then the record with all that belongs to it in one step; without the record neither stays."""
+        """`job.json`, then the record with all that belongs to it in one step; without the record neither stays.
+
+        Where Redis is lost in between, it may have made the record all the same: that nobody accepted it is written.
+        """
         if max_queued is not None:
             self._require_room(max_queued, job.owner)  # so that what is refused in numbers costs no write
         key = f"jobs/{job.id}/job.json"
@@ -226,7 +229,9 @@ class JobStore(Settlement):
             with suppress(AlreadyExists):  # of this very request, whose first answer was lost: the id is new
                 self.storage.create(key, job.model_dump_json(indent=2).encode())
             return self._record(job, units, waits_for=waits_for, wakes=wakes, max_queued=max_queued)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Unavailable) and error.code == "redis_unavailable":
+                self.storage.put(refusal_key(job.id), b"the answer to who asked was an error")
             self.storage.delete_prefix(f"jobs/{job.id}")
             raise
 
@@ -365,6 +370,11 @@ class JobStore(Settlement):
         self._open(pipe, job.id, priority, left or ["finish"], job.spec.get("adaptive_every"))
         for _ in range(min(int(job.spec["parallelism"]), max(1, len(left)), MAX_WAKES)):
             wake(self.redis, QUEUES["synthesis"], job.id, pipeline=pipe)
+
+
+def refusal_key(identifier: str) -> str:
+    """Where it is written that a job was not accepted, though Redis may have its record."""
+    return f"tmp/{identifier}/refused"
 
 
 def _deleting(identifier: str) -> str:

@@ -38,8 +38,8 @@ from dearkd.reaper import Reaper
 from dearkd.records import reachable
 from dearkd.registration import uploaded_bytes
 from dearkd.settings import Settings
-from dearkd.storage import Storage, is_disk_full
-from dearkd.store import JobStore
+from dearkd.storage import AlreadyExists, Storage, is_disk_full
+from dearkd.store import JobStore, refusal_key
 
 log = logging.getLogger(__name__)
 
@@ -140,14 +140,23 @@ def _outlast(action: Callable[[], T], handing_back: threading.Event) -> T | None
 def _accepted(claim: Claim, ledger: Ledger) -> Job | None:
     """The record of a claimed unit's job; None, and no record, if whoever asked for it was told that it failed.
 
+    That must be written: a `job.json` that is only missing (an old snapshot of the storage) is written again, since
+    nothing that was accepted is forgotten for what storage lacks.
+
     Raises:
         Unavailable: if the storage that misses it cannot prove that it is the one that is known.
     """
-    if ledger.store.storage.exists(f"jobs/{claim.job}/job.json"):
-        return ledger.store.get(claim.job)
-    log.warning("%s was never accepted: forgotten", claim.job)
-    ledger.discard(claim.job)
-    return None
+    storage, key = ledger.store.storage, f"jobs/{claim.job}/job.json"
+    if not storage.exists(key):
+        if storage.exists(refusal_key(claim.job)):
+            log.warning("%s was never accepted: forgotten", claim.job)
+            ledger.discard(claim.job)
+            storage.delete(refusal_key(claim.job))
+            return None
+        log.warning("%s has lost its job.json in storage: it is written again from Redis", claim.job)
+        with suppress(AlreadyExists):
+            storage.create(key, ledger.store.get(claim.job).model_dump_json(indent=2).encode())
+    return ledger.store.get(claim.job)
 
 
 def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) -> None:

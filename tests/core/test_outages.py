@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ledger_steps import synthesis
 
+from dearkd.attempt import Attempt
 from dearkd.embedded_redis import free_port
 from dearkd.errors import Unavailable
+from dearkd.jobs import Job
 from dearkd.ledger import Ledger
 from dearkd.reaper import LOCK, Reaper
 from dearkd.settings import Settings
 from dearkd.settlement import UNSETTLED
 from dearkd.storage import Storage
 from dearkd.store import JobStore
-from dearkd.worker import open_ledger
+from dearkd.worker import drain, open_ledger
 from services import eventually
 
 
@@ -42,6 +45,46 @@ def test_a_lost_answer_of_storage_neither_refuses_a_job_nor_leaves_one_that_was_
         synthesis(store)
     assert [stored.key for stored in storage.objects("jobs")] == [f"jobs/{accepted.id}/job.json"]
     assert [job.id for job in store.page("synthesis")[0]] == [accepted.id]
+
+
+class LostRecords(JobStore):
+    """A Redis that carries out what it was sent, and is lost before it says so."""
+
+    def _record(self, *args: Any, **options: Any) -> Job:
+        super()._record(*args, **options)
+        raise Unavailable("Redis does not answer", code="redis_unavailable")
+
+
+def drained(settings: Settings) -> list[str]:
+    """The jobs that a worker performs until there are no more."""
+    found: list[str] = []
+
+    def perform(attempt: Attempt) -> None:
+        found.append(attempt.job.id)
+        attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {}))
+
+    drain("synthesis", perform, settings)
+    return found
+
+
+def test_a_job_whose_answer_was_an_error_is_forgotten_though_redis_has_its_record(
+    store: JobStore, settings: Settings
+) -> None:
+    with pytest.raises(Unavailable):
+        synthesis(LostRecords(store.redis, store.storage))
+    ((ghost,), _) = store.page("synthesis")
+    assert not store.storage.exists(f"jobs/{ghost.id}/job.json")
+    assert drained(settings) == []
+    assert store.page("synthesis")[0] == []
+    assert list(store.storage.objects("tmp")) == []
+
+
+def test_an_accepted_job_is_not_forgotten_for_what_storage_lacks(store: JobStore, settings: Settings) -> None:
+    job = synthesis(store, shards=1)
+    store.storage.delete_prefix(f"jobs/{job.id}")
+    assert drained(settings) == [job.id]
+    assert store.get(job.id).status == "succeeded"
+    assert store.storage.exists(f"jobs/{job.id}/job.json")
 
 
 def reap_until(reaper: Reaper, condition: Callable[[], bool]) -> None:
