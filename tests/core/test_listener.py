@@ -3,7 +3,6 @@
 import os
 import signal
 import tarfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
