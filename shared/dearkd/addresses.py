@@ -90,7 +90,7 @@ def check_endpoint(url: str) -> str:
 
 def check_api_url(url: str) -> str:
     """Raises ValueError if the API's address is no `http://host:port` or `https://host:port`."""
-    return _check_http(url, "use http://host:port or https://host:port")
+    return _check_http(url, "use http://host:port or https://host:port, such as http://127.0.0.1:8000")
 
 
 def _check_http(url: str, form: str) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from stand_in_api import StandInApi
 
 from dearkd.cli import image_folder, main
+from dearkd.marker import KEY
 from dearkd.storage import Storage
 
 
@@ -50,7 +51,9 @@ def add(*arguments: str | Path) -> int | str | None:
 
 
 def copied(storage: Path) -> list[str]:
-    return sorted(str(path.relative_to(storage)) for path in storage.rglob("*") if path.is_file())
+    """What lies there, but for the marker of the storage itself."""
+    files = (str(path.relative_to(storage)) for path in storage.rglob("*") if path.is_file())
+    return sorted(name for name in files if name != KEY)
 
 
 def test_an_image_folder_becomes_shards_with_its_very_files(
