@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dearkd.errors import InvalidInput
-from dearkd.vision.teachers import BatchNorm, batch_norm_layers
+from dearkd.vision.teacher_statistics import BatchNorm
+from dearkd.vision.teachers import batch_norm_layers
 
 Moments = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel, (C,) each."""
