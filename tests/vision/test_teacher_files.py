@@ -158,7 +158,7 @@ def test_other_types_are_refused_by_the_tensors_name(tmp_path: Path, kind: torch
     path = saved(tmp_path, spec(), lambda state: state.update({name: state[name].to(kind)}))
     pointer, detail = refusal(lambda: load_teacher(spec(), path))
     assert pointer == "/weights"
-    assert f"{name} is {str(kind).removeprefix('torch.')}" in detail
+    assert f"{name} is {str(kind).removeprefix('torch.').removesuffix('fn')}" in detail
     assert "float32" in detail
 
 
@@ -168,7 +168,7 @@ def test_a_quantised_module_is_refused_by_the_library_too() -> None:
     pointer, detail = refusal(lambda: check_teacher(teacher, spec(), 32))
     assert (pointer, "layer1.0.bn1.running_var is of type int8" in detail) == ("/weights", True)
     teacher = build_teacher(spec()).eval().requires_grad_(False)
-    teacher.fc = nn.Module()
+    teacher.fc = nn.Module().eval()
     teacher.fc.weight = nn.Parameter(torch.ones(5, 5, dtype=torch.bool), requires_grad=False)
     assert "fc.weight is of type bool" in refusal(lambda: check_teacher(teacher, spec(), 32))[1]
 
@@ -195,14 +195,14 @@ def as_int8_holds_them(state: dict[str, Tensor]) -> None:
             state[name] = (tensor / tensor.abs().max() * 127).round()
 
 
-def trained(model: nn.Module, in_chans: int = 3) -> nn.Module:
+def trained(model: nn.Module, size: int = 32) -> nn.Module:
     """The model with the statistics of noise, as training on it would leave them."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # cumulative
     with torch.no_grad():
         for _ in range(3):
-            model.train()(torch.randn(8, in_chans, 32, 32))
+            model.train()(torch.randn(8, 3, size, size))
     return model.eval()
 
 
@@ -237,7 +237,7 @@ def test_statistics_that_are_not_those_of_the_weights_are_refused(
     save_file(state, path)
     pointer, detail = refusal(lambda: describe_teacher(teacher, path))
     assert pointer == "/weights"
-    assert "running_var" in detail
+    assert "running_var" in detail or "not finite" in detail
 
 
 @pytest.mark.parametrize(("architecture", "model_args"), FAMILIES.items())
@@ -250,7 +250,7 @@ def test_untrained_networks_and_those_trained_on_noise_are_taken(
         torch.manual_seed(0)
         model = build_teacher(teacher).eval()
         check_teacher(model, teacher, size)
-        check_teacher(trained(model), teacher, size)
+        check_teacher(trained(model, size), teacher, size)
 
 
 @pytest.mark.parametrize(

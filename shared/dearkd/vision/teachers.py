@@ -143,7 +143,8 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
         )
     if not torch.isfinite(logits).all():
         raise InvalidInput.at("/weights", "the logits of a grey image are not finite")
-    check_statistics(teacher, layers, spec, input_size)
+    if input_size == spec.image_size:  # at other sizes activations differ more, in networks that are as they should be
+        check_statistics(teacher, layers, spec)
 
 
 def batch_norm_layers(model: nn.Module) -> list[tuple[str, BatchNorm]]:
