@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from redis import Redis
 
 from dearkd.embedded_redis import embedded_redis, free_port
 from dearkd.settings import Settings
@@ -33,6 +34,14 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of database 0 of a Redis that lives as long as the session."""
     with embedded_redis(tmp_path_factory.mktemp("redis")) as url:
         yield url
+
+
+def database(redis_server: str, number: int) -> str:
+    """The URL of another database of the same Redis, emptied: one remembers one storage."""
+    url = f"{redis_server.rpartition('/')[0]}/{number}"
+    with Redis.from_url(url) as redis:
+        redis.flushdb()
+    return url
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:

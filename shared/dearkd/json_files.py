@@ -28,7 +28,7 @@ def read_json(kind: type[T], text: bytes, *, where: str, what: str, remedy: str)
         InvalidInput: if it is no JSON, or not of that kind; says the first thing that is wrong with it, and where.
     """
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InvalidInput(f"{where} is not {what}: it is UTF-16; save it as UTF-8")
+        raise InvalidInput(f"{where} is not {what}: it is UTF-16, and must be UTF-8; {remedy}")
     try:
         # Windows editors begin files with the mark of UTF-8, which is no JSON.
         return TypeAdapter(kind).validate_json(text.removeprefix(codecs.BOM_UTF8))

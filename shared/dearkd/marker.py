@@ -106,7 +106,7 @@ class Marker:
         if found is None:
             return
         if found != self._id or time.monotonic() >= self._remembered_until:
-            self._agree(found)
+            self._agree(found, writing)
         self._id = found
         self._proved_until = time.monotonic() + self._root.trust_seconds
 
@@ -129,8 +129,16 @@ class Marker:
                 f"its marker {KEY} cannot be read: restore it from a copy, or delete it and {_REMEDY}"
             ) from None
 
-    def _agree(self, found: str) -> None:
-        expected = self._id if self._known is None else self._known.learn(found)
+    def _agree(self, found: str, writing: bool) -> None:
+        try:
+            expected = self._id if self._known is None else self._known.learn(found)
+        except Unavailable:
+            # While Redis is away, what this process has seen counts, and who only reads may believe a marker.
+            if self._id is None and writing:
+                raise
+            if self._id not in (None, found):
+                raise
+            return
         if expected is not None and expected != found:
             raise _outage(f"another storage lies there: its marker {KEY} says {found}, known is {expected}; {_REMEDY}")
         self._remembered_until = time.monotonic() + REMEMBERED_SECONDS

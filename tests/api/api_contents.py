@@ -121,7 +121,8 @@ def put_model(api: Api, **fields: Any) -> str:
             dataset=new_id("ds"),
             run=new_id("run"),
             spec=fields.pop("spec", {}),
-            files=[StoredFile(name="config.json", bytes=2, sha256=hashlib.sha256(b"{}").hexdigest())],
+            files=fields.pop("files", None)
+            or [StoredFile(name="config.json", bytes=2, sha256=hashlib.sha256(b"{}").hexdigest())],
             **fields,
         )
     )

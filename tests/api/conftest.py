@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dearkd.settings import Settings
-from services import Api, redis_server, serving
+from services import Api, database, redis_server, serving
 
 __all__ = ["redis_server"]
 
@@ -16,7 +16,7 @@ __all__ = ["redis_server"]
 def _shared_api(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("api")
     settings = Settings(
-        redis_url=redis_server,
+        redis_url=database(redis_server, 2),
         storage_url=f"file://{folder}/storage",
         cache_dir=folder / "cache",
         max_body_bytes=100_000,

@@ -13,7 +13,7 @@ import dearkd_api
 from dearkd.errors import InvalidInput
 from dearkd.settings import Settings
 from dearkd_api.hosts import AllowedHosts
-from services import Api, serving
+from services import Api, database, serving
 
 JOBS = "/v1/synthesis-jobs"
 ROOT = Path(__file__).parents[2]
@@ -165,7 +165,7 @@ def test_hosts_that_the_operator_names() -> None:
 @pytest.mark.services
 def test_with_keys_the_same_rules_apply_before_them(redis_server: str, tmp_path: Path) -> None:
     settings = Settings(
-        redis_url=redis_server,
+        redis_url=database(redis_server, 9),
         storage_url=f"file://{tmp_path}/storage",
         cache_dir=tmp_path / "cache",
         api_keys="a-key-of-sixteen-or-more",

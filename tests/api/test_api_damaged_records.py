@@ -21,7 +21,7 @@ from dearkd.jobs import JobError
 from dearkd.ledger import Ledger
 from dearkd.queue import require_worker
 from dearkd.settings import Settings
-from services import Api, eventually, inspecting, serving
+from services import Api, database, eventually, inspecting, serving
 
 pytestmark = pytest.mark.services
 
@@ -168,7 +168,7 @@ def test_damaged_rows_of_a_run_that_redis_lost(api: Api, tmp_path: Path, text: b
 def inspected(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("damaged")
     settings = Settings(
-        redis_url=redis_server.rpartition("/")[0] + "/8",
+        redis_url=database(redis_server, 8),
         storage_url=f"file://{folder}/storage",
         cache_dir=folder / "cache",
     )

@@ -21,7 +21,7 @@ from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
 from dearkd_api.keys import Keys
 from dearkd_api.serving import listen
-from services import Api, serving
+from services import Api, database, serving
 
 pytestmark = pytest.mark.services
 
@@ -42,7 +42,7 @@ class Keyed:
 def _server(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     folder = tmp_path_factory.mktemp("keyed")
     settings = Settings(
-        redis_url=redis_server.rpartition("/")[0] + "/5",
+        redis_url=database(redis_server, 5),
         storage_url=f"file://{folder}/storage",
         cache_dir=folder / "cache",
         api_keys=f"{A}, sha256:{sha256(B.encode()).hexdigest().upper()}",

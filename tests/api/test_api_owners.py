@@ -17,7 +17,7 @@ from dearkd.queue import require_worker
 from dearkd.resources import models, teachers
 from dearkd.settings import Settings
 from dearkd_api.keys import Keys
-from services import Api, eventually, inspecting, serving
+from services import Api, database, eventually, inspecting, serving
 
 pytestmark = pytest.mark.services
 
@@ -35,7 +35,7 @@ def keyed(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """One API, with a real inspector, as two users and an administrator see it."""
     folder = tmp_path_factory.mktemp("owners")
     settings = Settings(
-        redis_url=redis_server.rpartition("/")[0] + "/6",
+        redis_url=database(redis_server, 6),
         storage_url=f"file://{folder}/storage",
         cache_dir=folder / "cache",
         api_keys=f"{A},{B}",

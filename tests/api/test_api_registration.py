@@ -20,7 +20,7 @@ from dearkd.ledger import Ledger
 from dearkd.queue import require_worker
 from dearkd.registration import Registrations, Ticket, upload_key
 from dearkd.settings import Settings
-from services import Api, environment, eventually, inspecting, serving
+from services import Api, database, environment, eventually, inspecting, serving
 
 pytestmark = pytest.mark.services
 
@@ -43,7 +43,7 @@ def served(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Two APIs on one Redis and storage, with a real inspector: a patient one, and one that waits for nothing."""
     folder = tmp_path_factory.mktemp("registration")
     settings = Settings(
-        redis_url=redis_server.removesuffix("/0") + "/1",
+        redis_url=database(redis_server, 1),
         storage_url=f"file://{folder}/storage",
         cache_dir=folder / "cache",
     )

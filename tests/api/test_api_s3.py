@@ -7,7 +7,7 @@ from api_contents import put_dataset, put_teacher
 
 from dearkd.settings import Settings
 from s3 import S3Server, s3
-from services import serving
+from services import database, serving
 
 __all__ = ["s3"]
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.services
 
 
 def test_files_are_redirected_to_the_bucket(s3: S3Server, redis_server: str, tmp_path: Path) -> None:
-    settings = s3.settings("api", Settings(redis_url=f"{redis_server.removesuffix('/0')}/1"))
+    settings = s3.settings("api", Settings(redis_url=database(redis_server, 10)))
     with serving(settings, tmp_path) as api:
         assert api.http.get("/readyz").status_code == 200
         identifier = put_dataset(api, tmp_path, images=10, teacher=put_teacher(api), spec={"flip": 0.0})

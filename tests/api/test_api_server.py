@@ -14,7 +14,7 @@ from dearkd.identifiers import new_id
 from dearkd.ledger import Ledger
 from dearkd.settings import Settings
 from dearkd_api.serving import listen
-from services import Api, environment, eventually, serving
+from services import Api, database, environment, eventually, serving
 
 pytestmark = pytest.mark.services
 
@@ -60,7 +60,9 @@ def test_nothing_of_the_api_or_the_core_imports_torch() -> None:
 
 
 def test_sigterm_ends_it_at_once_whoever_waits(redis_server: str, tmp_path: Path) -> None:
-    settings = Settings(redis_url=redis_server, storage_url=f"file://{tmp_path}/storage", cache_dir=tmp_path / "cache")
+    settings = Settings(
+        redis_url=database(redis_server, 11), storage_url=f"file://{tmp_path}/storage", cache_dir=tmp_path / "cache"
+    )
     with serving(settings, tmp_path) as api:
         job = api.http.post("/v1/synthesis-jobs", json={"teacher": put_teacher(api)}).json()
         waiting = [ask(api, f"GET {job['links']['self']}?wait=60") for _ in range(2)]

@@ -1,5 +1,6 @@
 """Clients that send or take too slowly, open too much or guess keys: they end, and everybody else goes on meanwhile."""
 
+import hashlib
 import json
 import re
 import socket
@@ -14,9 +15,9 @@ import pytest
 from api_contents import Json, pointers, put_model
 from test_api_teachers import GOOD, TEACHER, form
 
-from dearkd.resources import models
+from dearkd.resources import StoredFile, models
 from dearkd.settings import Settings
-from services import Api, eventually, inspecting, serving
+from services import Api, database, eventually, inspecting, serving
 
 pytestmark = pytest.mark.services
 
@@ -32,7 +33,7 @@ def hasty(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """An API that waits for nobody."""
     folder = tmp_path_factory.mktemp("hasty")
     settings = Settings(
-        redis_url=redis_server.rpartition("/")[0] + "/6",
+        redis_url=database(redis_server, 6),
         storage_url=f"file://{folder}/storage",
         cache_dir=folder / "cache",
         max_connections=40,
@@ -52,7 +53,7 @@ def patient(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """An API with the deadlines that it has by itself, but with few connections."""
     folder = tmp_path_factory.mktemp("patient")
     settings = Settings(
-        redis_url=redis_server.rpartition("/")[0] + "/7",
+        redis_url=database(redis_server, 7),
         storage_url=f"file://{folder}/storage",
         cache_dir=folder / "cache",
         max_connections=40,
@@ -182,6 +183,15 @@ def test_while_all_places_are_taken_an_upload_is_told_to_come_later(patient: Api
         assert is_alive(patient)
 
 
+def put_large_model(api: Api) -> str:
+    """A model whose config.json takes a while to send."""
+    content = b"x" * 2**24
+    file = StoredFile(name="config.json", bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    model = put_model(api, files=[file])
+    api.storage.put(models(api.storage).key(model, file.name), content)
+    return model
+
+
 def test_silent_connections_keep_nobody_out(patient: Api) -> None:
     """Five times as many as there may be, long before any deadline."""
     with ExitStack() as stack:
@@ -193,8 +203,7 @@ def test_silent_connections_keep_nobody_out(patient: Api) -> None:
 
 
 def test_where_all_connections_are_busy_the_next_is_told_so(patient: Api) -> None:
-    model = put_model(patient)
-    patient.storage.put(models(patient.storage).key(model, "config.json"), b"x" * 2**24)
+    model = put_large_model(patient)
     with ExitStack() as stack:
         get = f"GET /v1/models/{model}/files/config.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
         for _ in range(patient.settings.max_connections):
@@ -206,8 +215,7 @@ def test_where_all_connections_are_busy_the_next_is_told_so(patient: Api) -> Non
 
 
 def test_who_takes_nothing_of_an_answer_is_cut_off(hasty: Api) -> None:
-    model = put_model(hasty)
-    hasty.storage.put(models(hasty.storage).key(model, "config.json"), b"x" * 2**24)
+    model = put_large_model(hasty)
     with send(hasty, f"GET /v1/models/{model}/files/config.json HTTP/1.1\r\nhost: localhost\r\n\r\n") as connection:
         time.sleep(3 * hasty.settings.send_seconds)
         assert len(rest(connection)) < 2**24
@@ -215,8 +223,7 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(hasty: Api) -> None:
 
 
 def test_who_takes_an_answer_slowly_gets_all_of_it(hasty: Api) -> None:
-    model = put_model(hasty)
-    hasty.storage.put(models(hasty.storage).key(model, "config.json"), b"x" * 2**24)
+    model = put_large_model(hasty)
     text = f"GET /v1/models/{model}/files/config.json HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     received = 0
     with send(hasty, text) as connection:
@@ -235,7 +242,7 @@ def test_what_is_no_http_is_told_so_as_a_problem(hasty: Api) -> None:
 def locked(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("locked")
     settings = Settings(
-        redis_url=redis_server.rpartition("/")[0] + "/8",
+        redis_url=database(redis_server, 8),
         storage_url=f"file://{folder}/storage",
         cache_dir=folder / "cache",
         api_keys=KEY,

@@ -12,7 +12,7 @@ from api_contents import put_teacher
 
 from dearkd.marker import KEY
 from dearkd.settings import Settings
-from services import Api, eventually, serving
+from services import Api, database, eventually, serving
 
 pytestmark = pytest.mark.services
 
@@ -67,7 +67,7 @@ def test_a_storage_that_is_moved_away_answers_503_and_is_not_made_anew(api: Api)
 def test_a_full_and_a_read_only_disk_show_in_readyz(redis_server: str, tmp_path: Path) -> None:
     with disk(tmp_path / "disk") as folder:
         settings = Settings(
-            redis_url=f"{redis_server.removesuffix('/0')}/5", storage_url=f"file://{folder}", cache_dir=tmp_path / "c"
+            redis_url=database(redis_server, 5), storage_url=f"file://{folder}", cache_dir=tmp_path / "c"
         )
         with serving(settings, tmp_path) as api:
 
@@ -94,7 +94,7 @@ def test_what_a_service_makes_only_its_owner_may_read(redis_server: str, tmp_pat
     before = os.umask(0o022)
     try:
         settings = Settings(
-            redis_url=f"{redis_server.removesuffix('/0')}/6",
+            redis_url=database(redis_server, 6),
             storage_url=f"file://{tmp_path}/storage",
             cache_dir=tmp_path / "cache",
         )

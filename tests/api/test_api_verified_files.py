@@ -11,7 +11,7 @@ from api_contents import put_dataset, put_model
 from dearkd.resources import StoredFile, models
 from dearkd.settings import Settings
 from s3 import S3Server, s3
-from services import Api, serving
+from services import Api, database, serving
 
 __all__ = ["s3"]
 
@@ -125,7 +125,7 @@ def test_what_a_manifest_does_not_describe_is_served_as_it_is(api: Api, tmp_path
 
 
 def test_a_bucket_sends_nothing_that_was_altered(s3: S3Server, redis_server: str, tmp_path: Path) -> None:
-    settings = s3.settings("verified", Settings(redis_url=f"{redis_server.removesuffix('/0')}/7"))
+    settings = s3.settings("verified", Settings(redis_url=database(redis_server, 12)))
     with serving(settings, tmp_path) as api:
         dataset = put_dataset(api, tmp_path, images=10)
         key, path = f"datasets/{dataset}/train-000000.tar", f"/v1/datasets/{dataset}/files/train-000000.tar"

@@ -11,7 +11,7 @@ from dearkd.errors import Conflict, DiskFull, InvalidInput, LimitReached, LostLe
 from dearkd.jobs import JobError, dataset_of
 from dearkd.ledger import Ledger
 from dearkd.settings import Settings
-from dearkd.store import JobStore
+from dearkd.store import JobStore, refusal_key
 from dearkd.worker import drain
 
 
@@ -76,6 +76,7 @@ def test_a_record_whose_acceptance_failed_is_forgotten_when_it_is_claimed(
 ) -> None:
     refused, accepted = synthesis(store, owner="a"), synthesis(store)
     store.storage.delete(f"jobs/{refused.id}/job.json")
+    store.storage.put(refusal_key(refused.id), b"")
     seen: list[str] = []
 
     def perform(attempt: Attempt) -> None:

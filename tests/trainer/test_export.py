@@ -39,7 +39,7 @@ from dearkd_trainer.loader import to_picture
 from dearkd_trainer.onnx_export import export_onnx
 from dearkd_trainer.recipe import eval_transform
 from dearkd_trainer.student import DearKDViT, create_student
-from services import redis_server, serving
+from services import database, redis_server, serving
 
 __all__ = ["redis_server"]
 
@@ -326,7 +326,7 @@ def test_ids_are_fetched_from_the_api_and_verified(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = Settings(
-        redis_url=redis_server, storage_url=f"file://{tmp_path}/storage", cache_dir=tmp_path / "api-cache"
+        redis_url=database(redis_server, 13), storage_url=f"file://{tmp_path}/storage", cache_dir=tmp_path / "api-cache"
     )
     storage = Storage.open(settings)
     dataset, model = store(storage, folder, *shards)

@@ -70,7 +70,8 @@ def _ready(request: Request, backend: Uses) -> Response:
     try:
         backend.storage.ping()
     except DearKDError as error:
-        down["storage"] = error.message
+        if error.code != "redis_unavailable":  # which remembers which storage it is: that is said above
+            down["storage"] = error.message
     if not down:
         return JSONResponse({"status": "ready", "workers": workers})
     detail = "; ".join(f"{what} is down: {why}" for what, why in down.items())
