@@ -46,7 +46,8 @@ def database(redis_server: str, number: int) -> str:
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
     """What a process needs to run under these settings."""
-    given = {f"DEARKD_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_unset=True).items()}
+    told = settings.model_dump(exclude_unset=True, exclude_none=True)
+    given = {f"DEARKD_{name.upper()}": str(value) for name, value in told.items()}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DEARKD_")}
     return clean | given | {"PYTHONUNBUFFERED": "1"} | more
 
