@@ -9,7 +9,7 @@ from typing import Any, Final
 from dearkd.errors import InvalidInput
 from dearkd.storage import Storage
 
-REMEDY = "save the model's state_dict() with safetensors.torch.save_file"
+REMEDY = "write it with dearkd.vision.teachers.save_teacher, or save the state_dict() with safetensors.torch.save_file"
 POINTER = "/weights"
 
 MAX_HEADER_BYTES: Final = 10 * 2**20
