@@ -76,8 +76,9 @@ class Settings(BaseSettings):
     """How long a request waits for the inspector before it answers 202."""
     inspect_timeout_seconds: float = Field(default=600.0, ge=1)
     """What the inspector may take for a teacher, or for one shard of a dataset; over it, that is refused."""
-    inspect_memory_bytes: int = Field(default=4 * 2**30, ge=2**30)
-    """Memory that an inspection may take, beside three times the size of what was uploaded (on Linux)."""
+    inspect_memory_bytes: int = Field(default=4 * 2**30, ge=400 * 2**20)
+    """Memory that an inspection may take, beside three times the size of what was uploaded (on Linux). torch
+    itself takes 350 MiB."""
     stall_seconds: float = Field(default=7200.0, gt=0)
     """A unit that makes no step for this long, and what a step of its size may take on top, is ended as hung."""
     max_deaths: int = Field(default=3, ge=1)

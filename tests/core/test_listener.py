@@ -13,7 +13,7 @@ import pytest
 from ledger_steps import synthesis
 from specs_for_tests import training_spec
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.datasets import IMAGE_SUFFIXES, MAX_MEMBER_BYTES, Sample, write_shard
 from dearkd.errors import Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs import Job
@@ -235,7 +235,7 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
     ledger: Ledger, hasty: Settings, tmp_path: Path
 ) -> None:
     limited = hasty.model_copy(
-        update={"inspect_memory_bytes": 2**30, "inspect_timeout_seconds": 45.0, "lease_seconds": 300.0}
+        update={"inspect_memory_bytes": 450 * 2**20, "inspect_timeout_seconds": 45.0, "lease_seconds": 300.0}
     )
     with inspector(limited, tmp_path) as (api, supervisor):
         put_shard(api, tmp_path, "small", 3)
@@ -248,7 +248,7 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
             assert list(api.storage.objects(f"datasets/{shown['id']}")) == []
             return error["code"], error["message"]
 
-        _put_endless_name(tmp_path / "storage" / "greedy" / "a.tar", 2**30)
+        _put_greedy_sample(tmp_path / "storage" / "greedy" / "a.tar")
         code, message = refusal(register(api, "greedy").headers["location"])
         assert code == "too_large_to_inspect"
         assert "DEARKD_INSPECT_MEMORY_BYTES" in message
@@ -267,10 +267,13 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
         eventually(lambda: api.http.get(where).json()["status"] == "ready")
 
 
-def _put_endless_name(path: Path, size: int) -> None:
-    """A tar whose first member has a name of so many characters; the file is sparse."""
-    header = tarfile.TarInfo("././@LongLink")
-    header.type, header.size = tarfile.GNUTYPE_LONGNAME, size
+def _put_greedy_sample(path: Path) -> None:
+    """A shard whose one sample has four images of nearly the largest size, which are read before they are looked at."""
     path.parent.mkdir(parents=True)
-    path.write_bytes(header.tobuf(tarfile.GNU_FORMAT))
-    os.truncate(path, size + 4096)
+    with path.open("wb") as file:
+        for suffix in IMAGE_SUFFIXES:
+            header = tarfile.TarInfo(f"a.{suffix}")
+            header.size = MAX_MEMBER_BYTES - tarfile.BLOCKSIZE
+            file.write(header.tobuf(tarfile.GNU_FORMAT))
+            file.seek(header.size, os.SEEK_CUR)  # zeros, which take no room on disk
+        file.truncate(file.tell() + 20 * tarfile.BLOCKSIZE)
