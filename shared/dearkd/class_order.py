@@ -34,6 +34,27 @@ def other_order(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> str
     return None
 
 
+def share_names(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> bool:
+    """Whether names can tell anything of two lists: some are in both. `other_order` is then what they tell."""
+    return bool({*map(_loose, theirs or ())} & {*map(_loose, ours or ())})
+
+
+def is_counted(names: Sequence[str]) -> bool:
+    """Whether each class is named by its label alone, as classes without names are."""
+    return list(names) == [str(label) for label in range(len(names))]
+
+
+def count_remedy(theirs: Sequence[str] | None, ours: Sequence[str], *, whose: str = "the teacher") -> str:
+    """What helps where a dataset (`ours`) has another number of classes than its teacher, as far as names tell."""
+    there = {*map(_loose, theirs or ())}
+    strangers = [name for name in ours if _loose(name) not in there]
+    if there and ours and not strangers:
+        return f"all of them are {whose}'s: name all classes of {whose}, in its order"
+    if len(strangers) < len(ours):
+        return f"{strangers[0]!r} is none of {whose}'s: leave out what {whose} does not know"
+    return f"both must have the same; where only some of {whose}'s have images, name all of them, in its order"
+
+
 def uncertain_order(names: Sequence[str]) -> str | None:
     """Why these labels need not be those of a teacher that has no class names.
 
@@ -46,7 +67,7 @@ def uncertain_order(names: Sequence[str]) -> str | None:
     Returns:
         The two orders, in words; None where the labels are certain.
     """
-    if list(names) == [str(label) for label in range(len(names))]:
+    if is_counted(names):
         return None
     parted = parted_orders(names)
     if parted is None:

@@ -17,11 +17,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dearkd.class_order import ClassOrder
+from dearkd.class_order import ClassOrder, is_counted
 from dearkd.errors import CorruptData, NotFound, reason
 from dearkd.file_cache import FileCache
 from dearkd.image_files import is_grey, open_image
 from dearkd.resources import Manifest, Shelf
+from dearkd.sample_labels import MAX_LABEL_BYTES, no_label, parse_label
 from dearkd.specs import DatasetFacts
 from dearkd.storage import Storage
 
@@ -32,7 +33,6 @@ MAX_NAME = 1000
 """Bytes of a member's name, which a tar's extensions let be as long as the file."""
 MAX_PARTS = 100
 """Members of one sample."""
-MAX_LABEL_BYTES = 64
 LOOKED_AT = (*IMAGE_SUFFIXES, "cls")
 MAX_ABOUT_BYTES = 2**20
 """Of the attributes or the long name of a member, which are read whole."""
@@ -107,6 +107,7 @@ class DatasetManifest(Manifest):
     @property
     def facts(self) -> DatasetFacts:
         spec = self.spec
+        names = tuple(c.name for c in self.classes)
         return DatasetFacts(
             num_samples=self.num_samples,
             num_classes=self.num_classes,
@@ -118,7 +119,8 @@ class DatasetManifest(Manifest):
             teacher=self.teacher,
             stored_logits=spec is not None and spec.get("store_logits", False),
             class_samples=tuple(c.samples for c in self.classes),
-            class_names=tuple(c.name for c in self.classes),
+            # Of a synthesised set numbers are no names, but the outputs of a teacher that has none.
+            class_names=None if spec is not None and is_counted(names) else names,
             class_order=self.class_order,
         )
 
@@ -329,13 +331,6 @@ def split_member(name: str) -> tuple[str, str]:
     return (match[1], match[2].lower()) if match else (name, "")
 
 
-def parse_label(text: bytes) -> int:
-    """Raises `ValueError` if it is not a whole number in plain digits; Python's `int` would take 1_0 for ten."""
-    if len(text) > MAX_LABEL_BYTES or re.fullmatch(rb"-?[0-9]+", text.strip()) is None:
-        raise ValueError(f"{text[:40]!r} is no whole number")
-    return int(text)
-
-
 def _inspect_sample(
     shard: str, key: str, parts: dict[str, bytes], found: ShardContents, num_classes: int | None
 ) -> None:
@@ -347,13 +342,14 @@ def _inspect_sample(
     try:
         label = parse_label(parts["cls"])
     except KeyError:
-        raise CorruptData(f"{shard}: sample {key!r} has no label; add a .cls with its class index") from None
+        raise CorruptData(f"{shard}: sample {key!r} {no_label(parts)}") from None
     except ValueError:
         raise CorruptData(
             f"{shard}: sample {key!r} has label {parts['cls'][:40]!r}, which is no whole number"
         ) from None
     if label < 0 or (num_classes is not None and label >= num_classes):
         bound = "" if num_classes is None else f" and below {num_classes}"
+        bound += ": they count from 0, not from 1" * (label == num_classes)
         raise CorruptData(f"{shard}: sample {key!r} has label {label}; labels are at least 0{bound}")
     try:
         with open_image(parts[images[0]]) as image:

@@ -1,5 +1,6 @@
 """`_info.json` and `class_names.json`: what lies beside shards that other tools made. No torch here."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -11,11 +12,23 @@ from dearkd.specs import Name
 from dearkd.storage import Storage
 
 INFO = "_info.json"
-PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tar.lz4")
 """Which shards there are and how many samples each holds, in timm's form."""
 CLASS_NAMES = "class_names.json"
 """A JSON list beside shards of unnamed classes, or beside class folders: a name for each index."""
+PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tar.lz4")
 
+SPLITS = {
+    "train": "train(?:ing)?",
+    "val": "val(?:id(?:ation)?)?",
+    "test": "test(?:ing)?",
+    "dev": "dev(?:el)?",
+    "eval": "eval(?:uation)?",
+    "holdout": "hold[-_ ]?out",
+}
+"""How names tell of splits, as regular expressions."""
+ANY_SPLIT = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in SPLITS.items())
+
+_IN_NAME = re.compile(rf"(?<![a-z])(?:{ANY_SPLIT})(?:set)?(?![a-z])", re.IGNORECASE)
 
 MAX_BYTES = 2**24
 """Of either file: room for as many names as there may be, of 160 bytes each."""
@@ -87,6 +100,12 @@ def read_class_names(text: bytes, where: str) -> list[str]:
     return [stored_name(name) for name in names]
 
 
+def split_of_shard(name: str) -> str | None:
+    """Which split the name of a shard tells (imagenet-train-000.tar, val/0.tar), or None."""
+    found = _IN_NAME.search(name)
+    return found.lastgroup if found else None
+
+
 def read_beside_shards(storage: Storage, prefix: str, name: str) -> bytes:
     """One of these files, under a prefix.
 
@@ -110,8 +129,8 @@ def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
         Names, and the samples that `_info.json` says each holds; None without it.
 
     Raises:
-        InvalidInput: at `/prefix` if there are none (`no_shards`), or `_info.json` cannot be used (see `read_info`) or
-            names one that is not there.
+        InvalidInput: at `/prefix` if there are none (`no_shards`), some are compressed, their names tell of several
+            splits, or `_info.json` cannot be used (see `read_info`) or names one that is not there.
     """
     try:
         present = {stored.key.removeprefix(f"{prefix}/") for stored in storage.objects(prefix)}
@@ -142,6 +161,14 @@ def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
                 "/prefix",
                 f"there are {len(names)} *.tar under {prefix!r}, but a dataset has at most {MAX_SHARDS} shards: "
                 "register parts of it, or make larger shards",
+            )
+        splits = {split: name for name in reversed(names) if (split := split_of_shard(name)) is not None}
+        if len(splits) > 1:
+            told = ", ".join(f"{name} of {split}" for split, name in sorted(splits.items()))
+            raise InvalidInput.at(
+                "/prefix",
+                f"the shards under {prefix!r} are of {len(splits)} splits ({told}), and a dataset is one: register "
+                f"each split's under a prefix of its own, or name those of one in {INFO}",
             )
         return dict.fromkeys(names)
     where = f"{prefix}/{INFO}"

@@ -1,12 +1,15 @@
 """Labels and channels at the door: a run trains on what its user meant, or not at all."""
 
 import gzip
+import io
 import json
+import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from api_contents import pointers, put_dataset, put_teacher
+from api_contents import png, pointers, put_dataset, put_teacher
 from test_api_registration import DATASETS, inspect, inspected, put_shards, refusal, shard
 
 from dearkd.identifiers import new_id
@@ -41,6 +44,77 @@ def test_an_uncertain_order_is_refused_where_the_teacher_has_no_names(
     named = put_teacher(api, num_classes=12, class_names=names)
     for body in ({"dataset": said, "teacher": nameless}, {"dataset": classes(api, tmp_path, names), "teacher": named}):
         assert api.http.post(RUNS, json=body).status_code == 202
+
+
+def test_names_that_the_teacher_does_not_know_make_no_order_certain(api: Api, tmp_path: Path) -> None:
+    """A list of other names says as little of the labels as none."""
+    teacher = put_teacher(api, num_classes=12, class_names=[f"kind {letter}" for letter in "abcdefghijkl"])
+    for names, status in ((sorted(TWELVE), 422), (ANIMALS, 422), (TWELVE, 202), ([f"n{n:02}" for n in range(12)], 202)):
+        answer = api.http.post(RUNS, json={"dataset": classes(api, tmp_path, names), "teacher": teacher})
+        assert answer.status_code == status, names
+        if status == 422:
+            assert pointers(answer) == ["/dataset"]
+            assert "names none of these classes" in answer.json()["detail"]
+    said = classes(api, tmp_path, ANIMALS, class_order="name")
+    assert api.http.post(RUNS, json={"dataset": said, "teacher": teacher}).status_code == 202
+
+
+def test_another_teacher_without_names_on_a_synthesised_set(api: Api, tmp_path: Path) -> None:
+    own, other = put_teacher(api, num_classes=12, class_names=ANIMALS), put_teacher(api, num_classes=12)
+    made = classes(api, tmp_path, ANIMALS, teacher=own, spec={"teacher": own, "flip": 0.0})
+    for body in ({}, {"teacher": own}):
+        assert api.http.post(RUNS, json={"dataset": made} | body).status_code == 202
+    answer = api.http.post(RUNS, json={"dataset": made, "teacher": other})
+    assert (answer.status_code, pointers(answer)) == (422, ["/dataset"])
+
+
+def test_outputs_of_a_teacher_without_names_are_numbers_and_no_names(api: Api, tmp_path: Path) -> None:
+    """Its label 2 may be folder 10: who evaluates on real folders says how they were sorted."""
+    own = put_teacher(api, num_classes=12)
+    made = classes(api, tmp_path, None, teacher=own, spec={"teacher": own, "flip": 0.0})
+    body = {"dataset": made, "eval_dataset": classes(api, tmp_path, sorted(TWELVE), class_order="name")}
+    assert api.http.post(RUNS, json=body).status_code == 202
+    answer = api.http.post(RUNS, json=body | {"eval_dataset": classes(api, tmp_path, sorted(TWELVE))})
+    assert (answer.status_code, pointers(answer)) == (422, ["/eval_dataset"])
+    assert "not certain" in answer.json()["detail"]
+    # Real folders that were named by numbers are names, whoever says how they were sorted.
+    real = classes(api, tmp_path, TWELVE, class_order="number")
+    answer = api.http.post(RUNS, json=body | {"dataset": real, "teacher": own})
+    assert (answer.status_code, pointers(answer)) == (422, ["/eval_dataset"])
+
+
+def test_an_evaluation_is_compared_with_a_dataset_without_a_teacher(api: Api, tmp_path: Path) -> None:
+    plain = {"stage_one": {"distillation": "none", "weights": {"hidden": 0}}}
+    body = {"dataset": classes(api, tmp_path, TWELVE), "eval_dataset": classes(api, tmp_path, ANIMALS)} | plain
+    answer = api.http.post(RUNS, json=body)
+    assert (answer.status_code, pointers(answer)) == (422, ["/eval_dataset"])
+    same = {"dataset": body["eval_dataset"], "eval_dataset": classes(api, tmp_path, [n.upper() for n in ANIMALS])}
+    assert api.http.post(RUNS, json=body | same).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "says"),
+    [
+        (["cat", "dog", "emu"], ["cat", "dog"], "all of them are the teacher's"),
+        (["cat", "dog"], ["Cat", "dog", "emu"], "'emu' is none of the teacher's"),
+        (None, ["cat", "dog"], "both must have the same"),
+    ],
+)
+def test_another_number_of_classes_is_refused_with_what_helps(
+    api: Api, tmp_path: Path, theirs: list[str] | None, ours: list[str], says: str
+) -> None:
+    teacher = put_teacher(api, num_classes=len(theirs or "abc"), class_names=theirs)
+    dataset = put_dataset(api, tmp_path, num_classes=len(ours), class_names=ours)
+    answer = api.http.post(RUNS, json={"dataset": dataset, "teacher": teacher})
+    assert (answer.status_code, pointers(answer)) == (422, ["/teacher"])
+    assert says in answer.json()["detail"]
+
+
+def test_one_class_teaches_nothing(api: Api, tmp_path: Path) -> None:
+    plain = {"stage_one": {"distillation": "none", "weights": {"hidden": 0}}}
+    answer = api.http.post(RUNS, json={"dataset": put_dataset(api, tmp_path, num_classes=1)} | plain)
+    assert (answer.status_code, pointers(answer)) == (422, ["/dataset"])
+    assert "one class" in answer.json()["detail"]
 
 
 def test_an_evaluation_in_an_uncertain_order_is_refused(api: Api, tmp_path: Path) -> None:
@@ -150,3 +224,55 @@ def test_compressed_tars_are_named(api: Api, inspected: Registrations, tmp_path:
         assert (answer.status_code, pointers(answer)) == (422, ["/prefix"]), name
         assert name in answer.json()["detail"]
         api.storage.delete(f"zipped/{name}")
+
+
+@pytest.mark.parametrize(
+    "names", [("train-0.tar", "val-0.tar"), ("train/0.tar", "test/0.tar"), ("set-train-0.tar", "set-validation-0.tar")]
+)
+def test_shards_of_several_splits_are_no_dataset(api: Api, tmp_path: Path, names: tuple[str, str]) -> None:
+    made = shard(tmp_path / "x.tar", [0, 1])
+    for name in names:
+        api.storage.put(f"splits/{name}", tmp_path / made.name)
+    answer = api.http.post(DATASETS, json={"prefix": "splits"})
+    assert (answer.status_code, pointers(answer)) == (422, ["/prefix"])
+    assert all(name in answer.json()["detail"] for name in names)
+    # One split is none too many (and then an inspector is asked for).
+    api.storage.delete(f"splits/{names[1]}")
+    assert api.http.post(DATASETS, json={"prefix": "splits"}).json()["code"] == "inspector_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ({"cls": b"\xef\xbb\xbf1\r\n"}, None),
+        ({"cls": b" 1 "}, None),
+        ({"cls": b"1.0"}, "label b'1.0', which is no whole number"),
+        ({"cls": b"True"}, "no whole number"),
+        ({"cls": b"-1"}, "label -1"),
+        ({"cls": b"9" * 5000}, "no whole number"),
+        ({"cls": b""}, "no whole number"),
+        ({"cls": b"2"}, "label 2.*count from 0, not from 1"),
+        ({"txt": b"a cat"}, "none is read from .txt"),
+        ({"json": b'{"label": 1}'}, "none is read from .json"),
+    ],
+)
+def test_labels_as_other_tools_write_them(
+    api: Api, inspected: Registrations, tmp_path: Path, members: dict[str, bytes], says: str | None
+) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        first = {"b.png": png(), "b.cls": b"0"}
+        for name, data in (
+            first | {"a.png": png()} | {f"a.{suffix}": data for suffix, data in members.items()}
+        ).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    api.storage.put("odd/x.tar", path)
+    api.storage.put("odd/class_names.json", b'["cat", "dog"]')
+    if says is None:
+        assert inspect(inspected, new_id("ds"), prefix="odd", name=None).state == "ready"
+        return
+    message = refusal(inspected, "odd").message
+    assert "x.tar: sample 'a'" in message
+    assert re.search(says, message), message

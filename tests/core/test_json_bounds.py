@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dearkd.datasets import MAX_LABEL_BYTES, MAX_NAME, MAX_PARTS, inspect_shard
+from dearkd.datasets import MAX_NAME, MAX_PARTS, inspect_shard
 from dearkd.errors import CorruptData, InvalidInput
+from dearkd.sample_labels import MAX_LABEL_BYTES
 from dearkd.shard_info import (
     INFO,
     MAX_BYTES,

@@ -9,6 +9,7 @@ import pytest
 import typer
 from PIL import Image
 
+from dearkd.cli.class_folders import ClassOrder
 from dearkd.datasets import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.file_cache import FileCache
@@ -103,6 +104,26 @@ def test_class_folders_that_the_model_names_count_in_its_order(tmp_path: Path) -
     other = write_folders(tmp_path / "other", "L", [f"class{n}" for n in range(12)])
     with pytest.raises(typer.BadParameter, match="--class-order"):
         labels(other, model, tmp_path)
+
+
+def test_the_order_of_class_folders_may_be_said_where_the_model_has_numbers(tmp_path: Path) -> None:
+    """Of a teacher without names output 2 may be the folder 10."""
+    numbers = [str(n) for n in range(12)]
+    named = {**config(1), "num_classes": 12, "label_names": numbers}
+    model = TrainedModel("student", {}, {}, StudentConfig.model_validate(named), None)
+    for names in (numbers, [f"class{n}" for n in numbers]):
+        folder = write_folders(tmp_path / names[0], "L", names)
+        (folder / names[10] / "one.png").write_bytes(image("L", shade=200))
+        for order, ten in ((ClassOrder.name, 2), (ClassOrder.natural, 10)):
+            with (
+                FileCache(tmp_path / "cache", 2**20) as cache,
+                open_dataset(str(folder), model, no_api, cache, class_order=order) as found,
+            ):
+                bright = [label for picture, label in (found[n] for n in range(12)) if picture.max() == 200]
+                assert bright == [ten]
+    # A list beside them says it as well.
+    (folder / "class_names.json").write_text(json.dumps(sorted(names)))
+    assert labels(folder, model, tmp_path) == list(range(12))
 
 
 def test_class_folders_count_in_the_order_of_class_names_json(tmp_path: Path) -> None:

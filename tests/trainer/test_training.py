@@ -217,6 +217,8 @@ def test_the_exported_model_is_rebuilt_from_its_files(make_spec: MakeSpec, make_
         (["low", "middle", "high"], ["low", "high", "middle"], "given", "another order"),
         (None, ["c1", "c10", "c2"], None, "not certain"),
         (None, ["c1", "c2", "c10"], None, "class_order="),
+        (["low", "middle", "high"], ["c1", "c10", "c2"], None, "names none of these classes"),
+        (["low", "middle", "high"], ["c1", "c10", "c2"], "name", None),
         (None, ["c1", "c10", "c2"], "name", None),
         (None, ["0", "1", "2"], None, None),
         (["low", "middle", "high"], ["Low", "middle", "high"], None, None),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dearkd.class_order import other_order, uncertain_order
+from dearkd.class_order import other_order, share_names, uncertain_order
 from dearkd.datasets import DatasetManifest
 from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, Unreadable, json_pointer
 from dearkd.identifiers import is_id, sibling
@@ -77,8 +77,9 @@ def resolve_training(posted: Any, backend: Backend, caller: str | None) -> Train
             teacher = _find(body["teacher"], "/teacher", backend.teachers)
             if facts is not None:
                 _require_same_order("/teacher", teacher.id, teacher.class_names, facts.class_names)
+                if teacher.id != facts.teacher:
+                    _require_certain_order("/dataset", facts, teacher.id, teacher.class_names)
                 if not facts.synthetic:
-                    _require_certain_order("/dataset", facts, teacher)
                     # Real images are converted to what the teacher takes; so are those of the evaluation.
                     facts = replace(facts, in_chans=teacher.in_chans)
         elif facts is not None and facts.teacher is not None:
@@ -91,8 +92,17 @@ def resolve_training(posted: Any, backend: Backend, caller: str | None) -> Train
             evaluation = _find(body["eval_dataset"], "/eval_dataset", backend.datasets)
             if facts is not None:
                 _require_same_task(evaluation, facts)
-                if teacher is not None and evaluation.facts.class_names != facts.class_names:
-                    _require_certain_order("/eval_dataset", evaluation.facts, teacher)
+                if teacher is not None:
+                    _require_same_order(
+                        "/eval_dataset",
+                        evaluation.id,
+                        evaluation.facts.class_names,
+                        teacher.class_names,
+                        whose=teacher.id,
+                    )
+                if not share_names(evaluation.facts.class_names, facts.class_names):
+                    whose, known = (teacher.id, teacher.class_names) if teacher else ("the dataset", facts.class_names)
+                    _require_certain_order("/eval_dataset", evaluation.facts, whose, known)
     with findings:
         if body.get("init") is not None:
             model = _find(body["init"], "/init", backend.models)
@@ -167,7 +177,7 @@ def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
         teacher=teacher.id,
         stored_logits=spec.store_logits,
         class_samples=(spec.images_per_class,) * len(spec.classes),
-        class_names=tuple(teacher.class_name(label) for label in range(teacher.num_classes)),
+        class_names=tuple(teacher.class_names) if teacher.class_names else None,
     )
 
 
@@ -194,15 +204,23 @@ def _require_same_order(
         )
 
 
-def _require_certain_order(pointer: str, facts: DatasetFacts, teacher: Teacher) -> None:
-    """Raises `InvalidInput` if nobody has said whether these labels are those of a teacher without class names."""
-    if teacher.class_names is not None or facts.class_order is not None or facts.class_names is None:
+def _require_certain_order(pointer: str, facts: DatasetFacts, whose: str, known: Sequence[str] | None) -> None:
+    """Raises `InvalidInput` if neither names nor anybody has said whether these labels are those of a teacher.
+
+    Args:
+        pointer: to the dataset.
+        facts: of it.
+        whose: the labels are to be: a teacher's, or another dataset's.
+        known: the names of those, in order; where one is also a name of this dataset, the names have been compared.
+    """
+    if facts.class_order is not None or facts.class_names is None or share_names(facts.class_names, known):
         return
     if (orders := uncertain_order(facts.class_names)) is not None:
+        lacks = "has no class names" if known is None else "names none of these classes"
         raise InvalidInput.at(
             pointer,
-            f"{teacher.id} has no class names, and the order of this dataset's classes is not certain: {orders}. Add "
-            "the dataset again and say which order its teacher was trained with (`dearkd dataset add --class-order "
+            f"{whose} {lacks}, and the order of this dataset's classes is not certain: {orders}. Add the dataset again "
+            "and say which order its teacher was trained with (`dearkd dataset add --class-order "
             "name|natural|number`, or `class_order` in POST /v1/datasets), or upload the teacher with its class_names",
         )
 

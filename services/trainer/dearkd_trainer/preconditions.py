@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from dearkd.class_order import ClassOrder, other_order, uncertain_order
+from dearkd.class_order import ClassOrder, other_order, share_names, uncertain_order
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs import TeacherSpec, TrainingSpec
 from dearkd.specs.batches import smallest_batch
@@ -80,10 +80,13 @@ def check_class_names(
             "/class_names",
             f"the teacher has these classes in another order ({difference}): make the labels again in it",
         )
-    if teacher.class_names is None and class_order is None and (orders := uncertain_order(class_names)) is not None:
+    if class_order is not None or share_names(class_names, teacher.class_names):
+        return
+    if (orders := uncertain_order(class_names)) is not None:
+        lacks = "has no class names" if teacher.class_names is None else "names none of these classes"
         raise InvalidInput.at(
             "/class_names",
-            f"the teacher has no class names, and the order of these is not certain: {orders}. Say which one it was "
+            f"the teacher {lacks}, and the order of these is not certain: {orders}. Say which one it was "
             "trained with (class_order='name', 'natural' or 'number'), or give its spec class_names",
         )
 

@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field
 from torch import nn
 
-from dearkd.class_order import other_order, uncertain_order
+from dearkd.class_order import count_remedy, is_counted, other_order, share_names, uncertain_order
 from dearkd.cli.class_folders import ClassOrder
 from dearkd.cli.dataset_splits import choose_shards
 from dearkd.cli.folder_walk import Skipped, kind_of_name
-from dearkd.cli.image_folder import Reading, read_folder
+from dearkd.cli.image_folder import Reading, is_listed, read_folder
 from dearkd.cli.output import note
 from dearkd.client import Client
 from dearkd.datasets import IMAGE_SUFFIXES, DatasetManifest, Shard, read_members, split_member
@@ -201,14 +201,18 @@ def open_dataset(
             note(f"{reference}: {what}: {count:,}")
         for _ in source.copy_to(Storage.open(Settings(storage_url=f"file://{scratch}")), "packed"):
             pass
-        yield _dataset(_local_shards(Path(scratch) / "packed", reference, model, None), model)
+        order = class_order or ("given" if is_listed(source) else None)
+        paths = _local_shards(Path(scratch) / "packed", reference, model, None, order=order)
+        yield _dataset(paths, model)
 
 
 def _dataset(paths: list[Path], model: TrainedModel) -> ShardDataset:
     return ShardDataset(paths, num_classes=model.num_classes, in_chans=model.config.model_args.in_chans)
 
 
-def _local_shards(folder: Path, reference: str, model: TrainedModel, split: str | None) -> list[Path]:
+def _local_shards(
+    folder: Path, reference: str, model: TrainedModel, split: str | None, *, order: str | None = None
+) -> list[Path]:
     if (folder / DATASET_MANIFEST).is_file():
         manifest = _read_manifest(DatasetManifest, folder / DATASET_MANIFEST, "the manifest of a dataset")
         _require_same_task(reference, manifest, model)
@@ -219,7 +223,7 @@ def _local_shards(folder: Path, reference: str, model: TrainedModel, split: str 
         return [folder / shard.name for shard in manifest.shards]
     if (folder / CLASS_NAMES).is_file():
         names = read_class_names((folder / CLASS_NAMES).read_bytes(), str(folder / CLASS_NAMES))
-        _require_same_classes(reference, len(names), names, model)
+        _require_same_classes(reference, len(names), names, model, order=order)
     paths, skipped = sorted(path for path in folder.glob("*.tar") if kind_of_name(path.name) is None), Skipped()
     if (folder / INFO).is_file() and split is None:
         paths = [folder / name for name in read_info((folder / INFO).read_bytes(), str(folder / INFO))]
@@ -263,23 +267,49 @@ def _say_channels(reference: str, images: Counter[int], model: TrainedModel) -> 
 
 
 def _require_same_classes(
-    reference: str, num_classes: int, names: list[str], model: TrainedModel, *, said: bool = False
+    reference: str,
+    num_classes: int,
+    names: list[str],
+    model: TrainedModel,
+    *,
+    said: bool = False,
+    order: str | None = None,
 ) -> None:
-    """`said`: whether whoever made the dataset has said in which order its classes are."""
+    """Whether labels mean the same.
+
+    Args:
+        reference: the dataset.
+        num_classes, names: of it.
+        model: that is to be evaluated.
+        said: whether whoever made the dataset has said in which order its classes are.
+        order: which the user says, of this model's classes: then numbers of a model are no names, but its outputs.
+
+    Raises:
+        InvalidInput: if they do not, or nobody has said so.
+    """
     if num_classes != model.num_classes:
-        raise InvalidInput(f"{reference} has {num_classes} classes, but {model.name} tells {model.num_classes} apart")
+        remedy = count_remedy(model.class_names, names, whose="the model")
+        raise InvalidInput(
+            f"{reference} has {num_classes} classes, but {model.name} tells {model.num_classes} apart: {remedy}, in a "
+            f"{CLASS_NAMES} beside the images"
+        )
+    if order is not None and is_counted(model.class_names):
+        return
     difference = other_order(names, model.class_names)
     if difference is not None:
         raise InvalidInput(
             f"{reference} has the classes of {model.name} in another order ({difference}). Its labels must be made "
             "again in the model's order: other names alone would leave them as they are. For class folders, put a "
-            "class_names.json in the model's order beside them, and then run `dearkd dataset add`"
+            "class_names.json in the model's order beside them, or say --class-order where the model's classes are "
+            "numbers, and then run `dearkd dataset add`"
         )
-    counted = [str(label) for label in range(model.num_classes)]
-    if list(model.class_names or counted) == counted and not said and (orders := uncertain_order(names)) is not None:
+    if said or order is not None or share_names(names, model.class_names):
+        return
+    if (orders := uncertain_order(names)) is not None:
         raise InvalidInput(
-            f"{model.name} has no class names, and the order of the classes of {reference} is not certain: {orders}. "
-            "Add them again with `dearkd dataset add --class-order name|natural|number`, as its teacher was trained"
+            f"{model.name} names none of the classes of {reference}, whose order is not certain: {orders}. Add them "
+            "again with `dearkd dataset add --class-order name|natural|number`, as its teacher was trained (for class "
+            "folders, --class-order here does as well)"
         )
 
 

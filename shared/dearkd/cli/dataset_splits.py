@@ -8,29 +8,14 @@ import typer
 
 from dearkd.cli.folder_walk import Skipped, entries
 from dearkd.cli.image_intake import shown
+from dearkd.shard_info import ANY_SPLIT, split_of_shard
 
-_KINDS = {
-    "train": "train(?:ing)?",
-    "val": "val(?:id(?:ation)?)?",
-    "test": "test(?:ing)?",
-    "dev": "dev(?:el)?",
-    "eval": "eval(?:uation)?",
-    "holdout": "hold[-_ ]?out",
-}
-_ANY = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _KINDS.items())
-_FOLDER = re.compile(rf"(?:{_ANY})[-_ ]?(?:set|data|images|imgs|split)?[-_ ]?\d*", re.IGNORECASE)
-_IN_NAME = re.compile(rf"(?<![a-z])(?:{_ANY})(?:set)?(?![a-z])", re.IGNORECASE)
+_FOLDER = re.compile(rf"(?:{ANY_SPLIT})[-_ ]?(?:set|data|images|imgs|split)?[-_ ]?\d*", re.IGNORECASE)
 
 
 def split_of_folder(name: str) -> str | None:
     """Which split a folder's name means (train2017 is train), or None."""
     found = _FOLDER.fullmatch(name)
-    return found.lastgroup if found else None
-
-
-def split_of_shard(name: str) -> str | None:
-    """Which split the name of a shard tells (imagenet-train-000.tar), or None."""
-    found = _IN_NAME.search(name)
     return found.lastgroup if found else None
 
 

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from dearkd.class_order import ClassOrder as Order
 from dearkd.cli.class_folders import ClassOrder, read_names_file
 from dearkd.cli.file_names import require_kept_name
-from dearkd.cli.image_folder import Reading, read_folder
+from dearkd.cli.image_folder import Reading, is_listed, read_folder
 from dearkd.cli.image_intake import Channels, shown
 from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_json, print_list
 from dearkd.client import Client, Json
@@ -116,7 +116,7 @@ def add(
             if as_json:
                 print_json(summary)
             return
-        order = _said_order(reading, given=class_names is not None or teacher is not None)
+        order = _said_order(reading, given=class_names is not None or teacher is not None or is_listed(source))
         dataset = _register(client, storage, prefix, name, order, settings)
     if as_json:
         print_json(dataset | {"copied": summary, "skipped": summary["skipped"]})
@@ -159,7 +159,7 @@ def _say(summary: Json, console: Console) -> None:
 
 
 def _said_order(reading: Reading, *, given: bool) -> Order | None:
-    """How the user said that the labels follow; a `class_names.json` in the folder says it of the names alone."""
+    """How the user said that the labels follow; a `class_names.json` beside shards says it of the names alone."""
     if reading.class_order is not None:
         return reading.class_order.value
     return "given" if given else None

@@ -102,6 +102,11 @@ def read_folder(folder: Path, reading: Reading | None = None) -> Source:
     return ImageFolder(listed, reading, skipped)
 
 
+def is_listed(source: Source) -> bool:
+    """Whether a list of names, given or beside class folders, decided on their labels."""
+    return isinstance(source, ImageFolder) and source.reading.class_names is not None
+
+
 def _shard_folder(folder: Path, reading: Reading, skipped: Skipped) -> "ShardFolder":
     for flag, given in (
         ("--class-order", reading.class_order),

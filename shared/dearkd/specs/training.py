@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from dearkd.class_order import count_remedy
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.auto_augment import check_auto_augment
 from dearkd.specs.base import FIRST_ERROR, Name, Precision, Priority, Spec, overlay, require_object
@@ -300,9 +301,16 @@ class TrainingSpec(Spec):
                 )
         if teacher is not None:
             if teacher.num_classes != dataset.num_classes:
-                refuse("/teacher", f"it has {teacher.num_classes} classes, the dataset {dataset.num_classes}")
+                refuse(
+                    "/teacher",
+                    f"it has {teacher.num_classes} classes, the dataset {dataset.num_classes}: "
+                    f"{count_remedy(teacher.class_names, dataset.class_names or ())} (class_names.json beside the "
+                    "images), and add the dataset again",
+                )
             if teacher.in_chans != dataset.in_chans:
                 refuse("/teacher", f"it takes {teacher.in_chans} channels, the dataset has {dataset.in_chans}")
+        elif dataset.num_classes < 2:
+            refuse("/dataset", "it has one class, and one class teaches nothing: name a dataset of two at least")
         if self.stage_one.teacher_logits == "stored":
             errors += refusals(self.model_dump(), has_logits=dataset.stored_logits, teacher=dataset.teacher)
         if errors:

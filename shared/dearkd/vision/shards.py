@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dearkd.datasets import IMAGE_SUFFIXES, MAX_LABEL_BYTES, parse_label, read_members, split_member
+from dearkd.datasets import IMAGE_SUFFIXES, read_members, split_member
 from dearkd.errors import CorruptData
+from dearkd.sample_labels import MAX_LABEL_BYTES, no_label, parse_label
 from dearkd.specs.dataset_facts import kept_samples
 from dearkd.vision.images import decode
 
@@ -222,7 +223,7 @@ def _index_shard(path: Path, num_classes: int) -> list[_Entry]:
         if len(images) != 1:
             raise CorruptData(f"{where} has {len(images)} images; it needs one of {', '.join(IMAGE_SUFFIXES)}")
         if label is None:
-            raise CorruptData(f"{where} has no label; add a .cls with its class index")
+            raise CorruptData(f"{where} {no_label(())}")
         try:
             index = parse_label(label)
         except ValueError:
