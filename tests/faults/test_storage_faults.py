@@ -215,6 +215,7 @@ def test_a_large_file_goes_to_a_bucket_in_one_request(s3: S3Server, before_bucke
     storage = bucket_through(before_bucket, s3, "large")
     path = tmp_path / "last.pt"
     path.write_bytes(os.urandom(11 * 2**20))
+    storage.put("first", b"")  # makes the bucket a storage, which is then believed to be one for a moment
     asked: list[bytes] = []
 
     def listen(chunk: bytes) -> bytes:
