@@ -59,11 +59,11 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> DatasetManifest:
-    """Six shards of about 195 kB, most of which nobody reads: five leave room for a run's two checkpoints."""
+    """Six shards of about 190 kB, most of which nobody reads: five leave room for a run's two checkpoints."""
     storage = Storage.open(Settings(storage_url=f"file://{tmp_path}/storage"))
     identifier = new_id("ds")
     samples = [
-        Sample(f"{n:04d}", encode(image, "png"), "png", label, {}, {"ballast": os.urandom(15_500)})
+        Sample(f"{n:04d}", encode(image, "png"), "png", label, {}, {"ballast": os.urandom(14_400)})
         for n, (image, label) in enumerate(bars(60))
     ]
     shards = []
