@@ -1,12 +1,11 @@
 """A work-horse that is killed costs what it was at; its rq worker, which forks the next, goes on unharmed."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-from world import SYNTHESIS, TRAINING, World, at_work, kill, workers
+from world import World, at_work, kill, workers
 
 from dearkd.client import Json
 from dearkd.errors import Unavailable
@@ -45,25 +44,6 @@ def test_an_upload_whose_inspector_is_killed_is_refused_and_the_next_is_taken(
             assert len(list(here.client.list_teachers())) == before
             assert not list(here.storage.objects("tmp"))
     assert here.client.get_teacher(here.upload(plain_teacher))["status"] == "ready"
-
-
-@pytest.mark.parametrize("kind", ["synthesis", "training"])
-def test_jobs_go_on_after_two_deaths_in_a_row(
-    shared_world: World, teacher: str, undisturbed: Json, undisturbed_run: Json, kind: str
-) -> None:
-    client = shared_world.client
-    eventually(lambda: not workers())
-    job: Json
-    if kind == "synthesis":
-        job = client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})
-    else:
-        job = client.create_training_run({"dataset": undisturbed["result"]["dataset"], **TRAINING})
-    for killed in range(2):
-        reached: Callable[[], bool] = lambda killed=killed: len(shared_world.begins(job["id"])) > killed  # noqa: E731
-        eventually(reached)
-        kill(shared_world.holder(job["id"]).horse)
-    ended = client.wait_for_job(job["id"])
-    assert ended["status"] == "succeeded", ended["error"]
 
 
 def test_what_forks_has_none_of_the_threads_that_a_fork_would_lose(
