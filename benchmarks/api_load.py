@@ -29,19 +29,19 @@ import psutil
 from safetensors.torch import save_file
 
 from dearkd.client import Client
-from dearkd.embedded_redis import embedded_redis, free_port
 from dearkd.errors import DearKDError, Unavailable
-from dearkd.queue import require_worker
+from dearkd.jobs.queue import require_worker
+from dearkd.jobs.store import JobStore
+from dearkd.local.embedded_redis import embedded_redis, free_port
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec, TeacherSpec
-from dearkd.store import JobStore
 from dearkd.vision.teachers import build_teacher
-from dearkd.worker import open_ledger
+from dearkd.work.worker import open_ledger
 
 TEACHER = TeacherSpec(
     name="untrained", architecture="resnet10t", num_classes=10, in_chans=1, image_size=32, mean=[0.5], std=[0.5]
 )
-WORKER = "import sys; from dearkd.worker import main; sys.exit(main('synth'))"
+WORKER = "import sys; from dearkd.work.worker import main; sys.exit(main('synth'))"
 BUSY = {"images_per_class": 20, "batch_size": 100, "shard_samples": 100, "parallelism": 2, "priority": "high"}
 """Two shards at once; with the iterations below they take hours, and are canceled."""
 FEW, MANY = 100, 10_000

@@ -17,15 +17,15 @@ from tasks import Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.specs import DatasetFacts, SynthesisSpec, TeacherSpec, TrainingSpec
 from dearkd.vision.images import encode, to_input
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import features_and_logits
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.student import StudentView
-from dearkd_trainer.export import load_model
-from dearkd_trainer.training import DearKDTrainer
+from dearkd_synth.student.stored import StudentView
+from dearkd_trainer.model.export import load_model
+from dearkd_trainer.train.trainer import DearKDTrainer
 
 TEACHER, STRANGER = "resnet10t", "regnety_002"
 """The network that is inverted, and the independent one that judges the images: another family, another seed."""

@@ -25,9 +25,9 @@ from typing import Any
 import httpx
 import psutil
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
+from dearkd.local.up import UpTree
 from dearkd.specs import TeacherSpec
-from dearkd.up import UpTree
 from dearkd.vision.teachers import build_teacher, save_teacher
 
 SPEC = {

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from dearkd.specs import SynthesisSpec
 from dearkd.vision.teachers import batch_norm_layers, features_and_logits
-from dearkd_synth import priors
-from dearkd_synth.boundary import boundary_loss
-from dearkd_synth.compilation import compiled
-from dearkd_synth.objective import Objective
+from dearkd_synth.engine.compilation import compiled
+from dearkd_synth.objective import priors
+from dearkd_synth.objective.boundary import boundary_loss
+from dearkd_synth.objective.objective import Objective
 from dearkd_synth.views import Views
 
 Formulation = Callable[[], None]
@@ -155,7 +155,7 @@ class Reference:
 
 
 class Compiled:
-    """Our own step with `compile` (`dearkd_synth.compilation`): views and Adam as written, all between compiled.
+    """Our own step with `compile` (`dearkd_synth.engine.compilation`): views and Adam as written, all between compiled.
 
     Args: as of `PlainHooks`; `spec` has one phase.
     """

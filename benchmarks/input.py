@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.specs import AugmentationSpec, DatasetFacts, TeacherSpec, TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import build_teacher
-from dearkd_trainer.loader import EpochBatches, create_loader
-from dearkd_trainer.recipe import train_transform
-from dearkd_trainer.training import DearKDTrainer
+from dearkd_trainer.data.loader import EpochBatches, create_loader
+from dearkd_trainer.data.recipe import train_transform
+from dearkd_trainer.train.trainer import DearKDTrainer
 
 CLASSES, MEAN, STD = 10, [0.3], [0.35]
 

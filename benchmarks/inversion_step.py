@@ -40,7 +40,7 @@ from torch.nn import functional as F
 
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.vision.teachers import build_teacher
-from dearkd_synth.determinism import reproducible
+from dearkd_synth.engine.determinism import reproducible
 from dearkd_synth.inversion import DeepInversion, Step
 
 WARM_UP = 3

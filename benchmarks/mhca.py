@@ -22,7 +22,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from dearkd_trainer.mhca import MHCA
+from dearkd_trainer.model.mhca import MHCA
 
 PREFIX_TOKENS = 2
 

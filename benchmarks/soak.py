@@ -31,19 +31,19 @@ import torch
 from safetensors.torch import save_file
 
 from dearkd.client import Client
-from dearkd.datasets import datasets
+from dearkd.data.datasets import datasets
 from dearkd.errors import DearKDError, NotFound
-from dearkd.garbage import ABANDONED_SECONDS, Collector
 from dearkd.identifiers import new_id
-from dearkd.jobs import TERMINAL, Job, dataset_of, model_of
-from dearkd.ledger import Ledger
-from dearkd.resources import models
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import TERMINAL, Job, dataset_of, model_of
+from dearkd.local.garbage import ABANDONED_SECONDS, Collector
+from dearkd.local.up import PARTS, Part, UpTree
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
-from dearkd.storage import Storage
-from dearkd.up import PARTS, Part, UpTree
+from dearkd.storage.catalog import models
+from dearkd.storage.objects import Storage
 from dearkd.vision.teachers import build_teacher
-from dearkd.worker import open_ledger
+from dearkd.work.worker import open_ledger
 
 MARK = "DEARKD_SOAK_MARK"
 TEACHER = TeacherSpec(

@@ -23,13 +23,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.specs import DatasetFacts, TeacherSpec, TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import build_teacher
-from dearkd_trainer.recipe import autocast, create_optimizer
-from dearkd_trainer.training import DearKDTrainer
+from dearkd_trainer.data.recipe import autocast, create_optimizer
+from dearkd_trainer.train.trainer import DearKDTrainer
 
 WARM_UP = 3
 CLASSES = 10

@@ -18,7 +18,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
-from dearkd.embedded_redis import free_port
+from dearkd.local.embedded_redis import free_port
 from dearkd.settings import Settings
 
 ACCESS_KEY, SECRET_KEY = "test:tester", "testing"

@@ -14,11 +14,11 @@ import httpx
 import pytest
 from redis import Redis
 
-from dearkd.embedded_redis import embedded_redis, free_port
+from dearkd.jobs.store import JobStore
+from dearkd.local.embedded_redis import embedded_redis, free_port
 from dearkd.settings import Settings
-from dearkd.storage import Storage
-from dearkd.store import JobStore
-from dearkd.worker import open_ledger
+from dearkd.storage.objects import Storage
+from dearkd.work.worker import open_ledger
 
 
 def eventually(condition: Callable[[], object], *, seconds: float = 200) -> None:
@@ -115,6 +115,6 @@ def serving(settings: Settings, folder: Path) -> Iterator[Api]:
 @contextmanager
 def inspecting(settings: Settings, folder: Path) -> Iterator[None]:
     """A real synth worker, of which only the inspector has something to do."""
-    command = "import sys; from dearkd.worker import main; sys.exit(main('synth'))"
+    command = "import sys; from dearkd.work.worker import main; sys.exit(main('synth'))"
     with process("-c", command, env=environment(settings), log=folder / "worker.log"):
         yield

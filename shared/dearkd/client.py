@@ -18,7 +18,6 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from dearkd.class_order import ClassOrder
 from dearkd.errors import (
     Conflict,
     DearKDError,
@@ -32,7 +31,8 @@ from dearkd.errors import (
     Unavailable,
 )
 from dearkd.identifiers import new_id
-from dearkd.jobs import TERMINAL, Kind
+from dearkd.jobs.model import TERMINAL, Kind
+from dearkd.specs.class_order import ClassOrder
 
 Json = dict[str, Any]
 Collection = Literal["teachers", "datasets", "models", "synthesis-jobs", "training-runs"]

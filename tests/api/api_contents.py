@@ -13,10 +13,10 @@ import httpx
 from PIL import Image
 from pydantic import BaseModel
 
-from dearkd.datasets import DatasetManifest, Sample, Shard, count_classes, datasets, info_json, write_shard
+from dearkd.data.datasets import DatasetManifest, Sample, Shard, count_classes, datasets, info_json, write_shard
 from dearkd.identifiers import new_id
-from dearkd.ledger import Claim, Ledger
-from dearkd.resources import Model, StoredFile, Teacher, models, teachers
+from dearkd.jobs.ledger import Claim, Ledger
+from dearkd.storage.catalog import Model, StoredFile, Teacher, models, teachers
 from services import Api
 
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ from api_contents import png, pointers, put_dataset, put_teacher
 from test_api_registration import DATASETS, inspect, inspected, put_shards, refusal, shard
 
 from dearkd.identifiers import new_id
-from dearkd.registration import Registrations
+from dearkd.jobs.registration import Registrations
 from services import Api
 
 RUNS = "/v1/training-runs"

@@ -17,9 +17,9 @@ from api_contents import (
 from test_api_registration import put_shards
 
 from damaged_tars import KINDS
-from dearkd.jobs import JobError
-from dearkd.ledger import Ledger
-from dearkd.queue import require_worker
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import JobError
+from dearkd.jobs.queue import require_worker
 from dearkd.settings import Settings
 from services import Api, database, eventually, inspecting, serving
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from api_contents import answer_of, ask, claim, finish_synthesis, pointers, post_synthesis, put_model, put_teacher
 
-from dearkd.jobs import JobError
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import JobError
 from services import Api
 
 pytestmark = pytest.mark.services

@@ -12,11 +12,11 @@ import pytest
 from api_contents import pointers, post_synthesis, put_teacher
 from test_api_server import run
 
-from dearkd.doctor import check_jobs
-from dearkd.embedded_redis import free_port
 from dearkd.errors import InvalidInput
-from dearkd.jobs import JobError, dataset_of
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import JobError, dataset_of
+from dearkd.local.doctor import check_jobs
+from dearkd.local.embedded_redis import free_port
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
 from dearkd_api.keys import Keys

@@ -11,11 +11,11 @@ import pytest
 from api_contents import pointers, post_synthesis, put_dataset, put_model, put_teacher
 from test_api_registration import put_shards, tensors, upload
 
-from dearkd.datasets import datasets
-from dearkd.jobs import owner_of
-from dearkd.queue import require_worker
-from dearkd.resources import models, teachers
+from dearkd.data.datasets import datasets
+from dearkd.jobs.model import owner_of
+from dearkd.jobs.queue import require_worker
 from dearkd.settings import Settings
+from dearkd.storage.catalog import models, teachers
 from dearkd_api.keys import Keys
 from services import Api, database, eventually, inspecting, serving
 

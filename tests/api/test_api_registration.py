@@ -16,9 +16,9 @@ from test_api_teachers import SPEC, form
 
 from dearkd.errors import Conflict, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
-from dearkd.ledger import Ledger
-from dearkd.queue import require_worker
-from dearkd.registration import Registrations, Ticket, upload_key
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.queue import require_worker
+from dearkd.jobs.registration import Registrations, Ticket, upload_key
 from dearkd.settings import Settings
 from services import Api, database, environment, eventually, inspecting, serving
 
@@ -130,7 +130,7 @@ def inspected(api: Api, monkeypatch: pytest.MonkeyPatch) -> Registrations:
 
 
 def inspect(registrations: Registrations, identifier: str, **request: Any) -> Ticket:
-    from dearkd.vision import inspection
+    from dearkd.vision import inspector as inspection
 
     registrations.open(Ticket(id=identifier, request=request))
     inspection.inspect(identifier)
@@ -311,7 +311,7 @@ def test_a_registration_whose_inspector_died_has_failed_and_its_upload_is_gone(
 def test_an_inspector_that_is_asked_to_end_answers_and_leaves_nothing(
     api: Api, inspected: Registrations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dearkd.vision import inspection
+    from dearkd.vision import inspector as inspection
 
     identifier = new_id("tch")
     api.storage.put(upload_key(identifier), b"weights")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from api_contents import claim, pointers, post_synthesis, put_dataset, put_model, put_teacher
 
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
 from services import Api
 
 pytestmark = pytest.mark.services

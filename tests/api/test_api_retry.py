@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from api_contents import Payload, claim, pointers, post_synthesis
 
-from dearkd.jobs import JobError, dataset_of
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import JobError, dataset_of
 from services import Api
 
 pytestmark = pytest.mark.services

@@ -9,9 +9,9 @@ import pytest
 from api_contents import answer_of, ask, pointers, put_dataset, put_model, put_teacher
 from test_api_teachers import GOOD, TEACHER, form
 
-from dearkd.embedded_redis import free_port
 from dearkd.identifiers import new_id
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
+from dearkd.local.embedded_redis import free_port
 from dearkd.settings import Settings
 from dearkd_api.serving import listen
 from services import Api, database, environment, eventually, serving
@@ -51,7 +51,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 
 def test_nothing_of_the_api_or_the_core_imports_torch() -> None:
     check = (
-        "import sys, dearkd, dearkd.cli, dearkd.client, dearkd.worker, dearkd.registration, dearkd_api.app; "
+        "import sys, dearkd, dearkd.cli, dearkd.client, dearkd.work.worker, dearkd.jobs.registration, dearkd_api.app; "
         "import dearkd_api.serving, dearkd_api.command; "
         "print([m for m in ('torch', 'timm', 'safetensors', 'numpy') if m in sys.modules])"
     )

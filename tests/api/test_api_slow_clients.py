@@ -15,8 +15,8 @@ import pytest
 from api_contents import Json, pointers, put_model
 from test_api_teachers import GOOD, TEACHER, form
 
-from dearkd.resources import StoredFile, models
 from dearkd.settings import Settings
+from dearkd.storage.catalog import StoredFile, models
 from services import Api, database, eventually, inspecting, serving
 
 pytestmark = pytest.mark.services

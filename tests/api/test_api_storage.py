@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from api_contents import put_teacher
 
-from dearkd.marker import KEY
 from dearkd.settings import Settings
+from dearkd.storage.marker import KEY
 from services import Api, database, eventually, serving
 
 pytestmark = pytest.mark.services

@@ -12,7 +12,7 @@ from api_contents import pointers
 from rq import Worker
 from rq.serializers import JSONSerializer
 
-from dearkd.queue import queue
+from dearkd.jobs.queue import queue
 from services import Api
 
 pytestmark = pytest.mark.services

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from api_contents import claim, finish_synthesis, pointers, post_synthesis, put_dataset, put_model, put_teacher
 
-from dearkd.jobs import JobError
-from dearkd.ledger import Ledger
-from dearkd.resources import teachers
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import JobError
+from dearkd.storage.catalog import teachers
 from services import Api
 
 pytestmark = pytest.mark.services

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from api_contents import put_dataset, put_model
 
-from dearkd.resources import StoredFile, models
 from dearkd.settings import Settings
+from dearkd.storage.catalog import StoredFile, models
 from s3 import S3Server, s3
 from services import Api, database, serving
 

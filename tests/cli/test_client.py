@@ -9,8 +9,8 @@ import pytest
 from stand_in_api import StandInApi, a_job
 
 from dearkd.client import Client
-from dearkd.embedded_redis import free_port
 from dearkd.errors import Conflict, DearKDError, FieldError, InvalidInput, NotFound, TooLarge, Unavailable
+from dearkd.local.embedded_redis import free_port
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from stand_in_api import StandInApi, a_job
 
 from dearkd.cli import main
-from dearkd.embedded_redis import free_port
+from dearkd.local.embedded_redis import free_port
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import typer
 from PIL import Image
 from stand_in_api import StandInApi
 
-from dearkd.cli import image_folder, main
-from dearkd.marker import KEY
-from dearkd.storage import Storage
+from dearkd.cli import main
+from dearkd.data import image_folder
+from dearkd.storage.marker import KEY
+from dearkd.storage.objects import Storage
 
 
 def encoded(mode: str, image_format: str) -> bytes:

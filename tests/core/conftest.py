@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from dearkd.embedded_redis import embedded_redis
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.store import JobStore
+from dearkd.local.embedded_redis import embedded_redis
 from dearkd.settings import Settings
-from dearkd.store import JobStore
-from dearkd.worker import open_ledger
+from dearkd.work.worker import open_ledger
 from s3 import S3Server, s3
 
 __all__ = ["s3"]

@@ -2,11 +2,11 @@
 
 from specs_for_tests import synthesis_spec
 
-from dearkd.datasets import Shard
-from dearkd.jobs import Job, dataset_of
-from dearkd.ledger import Claim, Ledger
-from dearkd.resources import StoredFile
-from dearkd.store import JobStore
+from dearkd.data.datasets import Shard
+from dearkd.jobs.ledger import Claim, Ledger
+from dearkd.jobs.model import Job, dataset_of
+from dearkd.jobs.store import JobStore
+from dearkd.storage.catalog import StoredFile
 
 LEASE = 60.0
 STUDENT = StoredFile(name="adaptive_student.safetensors", bytes=1, sha256="0" * 64)

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from dearkd.addresses import StorageAddress
 from dearkd.errors import InvalidInput, Unavailable
-from dearkd.object_stores import errors_told, open_bucket
 from dearkd.redaction import public
 from dearkd.settings import Settings, broken_settings
-from dearkd.storage import Storage
+from dearkd.storage.object_stores import errors_told, open_bucket
+from dearkd.storage.objects import Storage
 
 BROKEN = {
     "storage_url": [

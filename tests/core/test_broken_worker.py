@@ -8,25 +8,29 @@ import pytest
 from ledger_steps import synthesis
 from specs_for_tests import training_spec
 
-from dearkd.attempt import HUNG, slow_step_seconds
 from dearkd.errors import DearKDError
 from dearkd.identifiers import new_id
-from dearkd.ledger import Ledger
-from dearkd.registration import Registrations, Ticket
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.registration import Registrations, Ticket
 from dearkd.settings import Settings
-from dearkd.worker import exit_clause
+from dearkd.work.attempt import HUNG, slow_step_seconds
+from dearkd.work.worker import exit_clause
 from services import environment, eventually, process
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
-WORKER = "import sys; from dearkd.worker import main; sys.exit(main('synth'))"
+WORKER = "import sys; from dearkd.work.worker import main; sys.exit(main('synth'))"
 
 
 @pytest.mark.parametrize(
     ("module", "code", "cause"),
     [
-        ("dearkd_synth/job.py", "import a_package_that_is_not_there", "No module named 'a_package_that_is_not_there'"),
-        ("dearkd_synth/job.py", "import os; os.abort()", "was killed by SIGABRT"),
+        (
+            "dearkd_synth/service/job.py",
+            "import a_package_that_is_not_there",
+            "No module named 'a_package_that_is_not_there'",
+        ),
+        ("dearkd_synth/service/job.py", "import os; os.abort()", "was killed by SIGABRT"),
     ],
     ids=["does not import", "dies as it is imported"],
 )
@@ -74,9 +78,9 @@ def test_an_inspector_that_cannot_begin_answers_on_the_ticket(
 
 HANGING = """
 import subprocess, sys, time
-import dearkd.attempt
-from dearkd.worker import drain
-dearkd.attempt.STOP_SECONDS = 1.0
+import dearkd.work.attempt
+from dearkd.work.worker import drain
+dearkd.work.attempt.STOP_SECONDS = 1.0
 def hang(attempt):
     child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     print(child.pid, flush=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.data.readers.reader_image_folder import natural_key
 
-from dearkd.class_order import natural_order, other_order, parted_orders, sorted_by, uncertain_order
+from dearkd.specs.class_order import natural_order, other_order, parted_orders, sorted_by, uncertain_order
 
 TWELVE = [str(label) for label in range(12)]
 

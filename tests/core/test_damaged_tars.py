@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from damaged_tars import KINDS, header, last_header, named, tar
-from dearkd.datasets import inspect_shard
+from dearkd.data.datasets import inspect_shard
 from dearkd.errors import CorruptData
 
 

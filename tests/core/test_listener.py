@@ -13,22 +13,22 @@ import pytest
 from ledger_steps import synthesis
 from specs_for_tests import training_spec
 
-from dearkd.datasets import IMAGE_SUFFIXES, MAX_MEMBER_BYTES, Sample, write_shard
+from dearkd.data.datasets import IMAGE_SUFFIXES, MAX_MEMBER_BYTES, Sample, write_shard
 from dearkd.errors import Unavailable
 from dearkd.identifiers import new_id
-from dearkd.jobs import Job
-from dearkd.ledger import Ledger
-from dearkd.queue import QueueName, require_worker
-from dearkd.registration import OPEN, Registrations, Ticket
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import Job
+from dearkd.jobs.queue import QueueName, require_worker
+from dearkd.jobs.registration import OPEN, Registrations, Ticket
 from dearkd.settings import Settings
-from dearkd.worker import WorkerKind
+from dearkd.work.worker import WorkerKind
 from services import Api, environment, eventually, process, serving
 
 pytestmark = [pytest.mark.faults, pytest.mark.services, pytest.mark.timeout(600)]
 
 WORKS = """
 import os, time
-from dearkd import worker
+from dearkd.work import worker
 from dearkd.errors import InvalidInput
 def perform(attempt):
     storage = attempt.storage
@@ -50,7 +50,7 @@ def worker(kind: WorkerKind, settings: Settings, folder: Path) -> Iterator[psuti
         (folder / "code" / module).mkdir(parents=True)
         (folder / "code" / module / "__init__.py").touch()
         (folder / "code" / module / "job.py").write_text(WORKS.replace("KIND", repr(name)))
-    command = f"import sys; from dearkd.worker import main; sys.exit(main({kind!r}))"
+    command = f"import sys; from dearkd.work.worker import main; sys.exit(main({kind!r}))"
     env = environment(settings, PYTHONPATH=f"{folder / 'code'}:{os.environ.get('PYTHONPATH', '')}")
     with process("-c", command, env=env, log=folder / "worker.log") as started:
         yield psutil.Process(started.pid)
@@ -200,8 +200,8 @@ def test_a_registration_whose_wake_up_was_lost_is_taken_up_again(
 
 
 def test_nobody_need_ask_for_an_upload_to_go_when_its_inspector_died(ledger: Ledger, settings: Settings) -> None:
-    from dearkd.deaths import InspectorDeath, note_inspector_death
-    from dearkd.registration import upload_key
+    from dearkd.jobs.deaths import InspectorDeath, note_inspector_death
+    from dearkd.jobs.registration import upload_key
 
     registrations = Registrations(ledger.redis, ledger.store.storage)
     ticket = Ticket(id=new_id("tch"), request={})

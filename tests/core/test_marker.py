@@ -10,14 +10,14 @@ import pytest
 from ledger_steps import synthesis
 from redis import Redis
 
-from dearkd import doctor
-from dearkd.embedded_redis import embedded_redis
 from dearkd.errors import NotFound, Unavailable
-from dearkd.ledger import Ledger
-from dearkd.marker import KEY, REDIS_KEY
+from dearkd.jobs.ledger import Ledger
+from dearkd.local import doctor
+from dearkd.local.embedded_redis import embedded_redis
 from dearkd.settings import Settings
-from dearkd.storage import Storage
-from dearkd.worker import _accepted, open_ledger
+from dearkd.storage.marker import KEY, REDIS_KEY
+from dearkd.storage.objects import Storage
+from dearkd.work.worker import _accepted, open_ledger
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from dearkd.data.shard_info import read_class_names
 from dearkd.errors import InvalidInput
 from dearkd.names import PrintableFormatter, check_name, markdown, markdown_code, printable, printable_json
-from dearkd.shard_info import read_class_names
 from dearkd.specs import DatasetFacts, SynthesisSpec, TeacherSpec, TrainingSpec
 
 STEERING = [

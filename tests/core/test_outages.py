@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 from ledger_steps import synthesis
 
-from dearkd.attempt import Attempt
-from dearkd.embedded_redis import free_port
 from dearkd.errors import Unavailable
-from dearkd.jobs import Job
-from dearkd.ledger import Ledger
-from dearkd.reaper import LOCK, Reaper
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import Job
+from dearkd.jobs.reaper import LOCK, Reaper
+from dearkd.jobs.settlement import UNSETTLED
+from dearkd.jobs.store import JobStore
+from dearkd.local.embedded_redis import free_port
 from dearkd.settings import Settings
-from dearkd.settlement import UNSETTLED
-from dearkd.storage import Storage
-from dearkd.store import JobStore
-from dearkd.worker import drain, open_ledger
+from dearkd.storage.objects import Storage
+from dearkd.work.attempt import Attempt
+from dearkd.work.worker import drain, open_ledger
 from services import eventually
 
 

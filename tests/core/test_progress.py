@@ -2,8 +2,8 @@
 
 from ledger_steps import claim, mark, synthesis
 
-from dearkd.ledger import Ledger
-from dearkd.store import JobStore
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.store import JobStore
 
 
 def test_what_is_left_is_told_by_the_rates_of_all_who_work(ledger: Ledger, store: JobStore) -> None:

@@ -5,10 +5,10 @@ from ledger_steps import ADAPTIVE, claim, mark, synthesis
 from specs_for_tests import training_spec
 
 from dearkd.errors import Conflict, NotFound
-from dearkd.jobs import Job, JobError, dataset_of, model_of
-from dearkd.ledger import Ledger
-from dearkd.restarts import starting_over
-from dearkd.store import JobStore
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import Job, JobError, dataset_of, model_of
+from dearkd.jobs.restarts import starting_over
+from dearkd.jobs.store import JobStore
 
 ERROR = JobError(code="corrupt_data", message="x", retryable=False)
 

@@ -10,7 +10,7 @@ import pytest
 
 from dearkd.errors import CorruptData, InvalidInput, NotFound, Unavailable
 from dearkd.settings import Settings
-from dearkd.storage import AlreadyExists, Storage, check_key
+from dearkd.storage.objects import AlreadyExists, Storage, check_key
 from s3 import S3Server
 
 

@@ -6,13 +6,13 @@ import pytest
 from ledger_steps import ADAPTIVE, LEASE, STUDENT, claim, make_shard, mark, synthesis
 from specs_for_tests import synthesis_spec, training_spec
 
-from dearkd.attempt import Attempt
 from dearkd.errors import Conflict, DiskFull, InvalidInput, LimitReached, LostLease, NotFound
-from dearkd.jobs import JobError, dataset_of
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import JobError, dataset_of
+from dearkd.jobs.store import JobStore, refusal_key
 from dearkd.settings import Settings
-from dearkd.store import JobStore, refusal_key
-from dearkd.worker import drain
+from dearkd.work.attempt import Attempt
+from dearkd.work.worker import drain
 
 
 def test_a_student_that_is_gone_from_storage_is_trained_again_on_retry(ledger: Ledger, store: JobStore) -> None:

@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dearkd.client import Client, Json
 from dearkd.errors import Conflict, NotFound
+from dearkd.local.up import UpTree
 from dearkd.specs import TeacherSpec
-from dearkd.up import UpTree
 from services import eventually
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]

@@ -7,10 +7,10 @@ import pytest
 from test_main_job import SYNTHESIS, TRAINING
 
 from dearkd.client import Client
+from dearkd.local.up import UpTree
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
-from dearkd.storage import Storage
-from dearkd.up import UpTree
+from dearkd.storage.objects import Storage
 from s3 import S3Server, s3
 
 __all__ = ["s3"]

@@ -7,8 +7,8 @@ import psutil
 import pytest
 from world import SYNTHESIS, TRAINING, Workers, World, alive, at_work, kill, workers, world
 
-from dearkd import scripts
 from dearkd.client import Json
+from dearkd.jobs import scripts
 from dearkd.specs import TeacherSpec
 from services import eventually
 

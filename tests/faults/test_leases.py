@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from world import SYNTHESIS, TRAINING, World, another_worker, workers
 
-from dearkd import scripts
 from dearkd.client import Json
+from dearkd.jobs import scripts
 from services import eventually
 
 pytestmark = pytest.mark.timeout(900)

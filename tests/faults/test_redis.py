@@ -8,8 +8,8 @@ import pytest
 from world import SYNTHESIS, TRAINING, World, workers
 
 from dearkd.client import Json
-from dearkd.doctor import Finding, check_jobs
 from dearkd.errors import Unavailable
+from dearkd.local.doctor import Finding, check_jobs
 from services import eventually
 
 pytestmark = pytest.mark.timeout(900)

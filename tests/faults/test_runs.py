@@ -32,7 +32,7 @@ def ranks(horse: int) -> dict[int, int]:
     for process in psutil.Process(horse).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             environment = process.environ()
-            if "dearkd_trainer.rank" in process.cmdline() and "RANK" in environment:
+            if "dearkd_trainer.service.rank" in process.cmdline() and "RANK" in environment:
                 found.setdefault(int(environment["RANK"]), process.pid)
     return found
 

@@ -12,11 +12,11 @@ import pytest
 from proxy import FaultProxy
 from world import SHORT, SYNTHESIS, TRAINING, World, another_worker, kill, workers, world
 
-from dearkd import scripts
 from dearkd.client import Json
 from dearkd.errors import DearKDError
-from dearkd.garbage import ABANDONED_SECONDS, Collector
 from dearkd.identifiers import new_id
+from dearkd.jobs import scripts
+from dearkd.local.garbage import ABANDONED_SECONDS, Collector
 from dearkd.specs import TeacherSpec
 from s3 import S3Server, s3
 from services import eventually

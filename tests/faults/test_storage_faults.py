@@ -18,7 +18,7 @@ from dearkd.client import Json
 from dearkd.errors import DearKDError, Unavailable
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
-from dearkd.storage import Storage
+from dearkd.storage.objects import Storage
 from s3 import S3Server, s3
 from services import eventually
 

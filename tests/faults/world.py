@@ -16,13 +16,13 @@ from proxy import FaultProxy
 
 import services
 from dearkd.client import Client, Json
-from dearkd.embedded_redis import EmbeddedRedis
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
+from dearkd.local.embedded_redis import EmbeddedRedis
+from dearkd.local.up import UpTree
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
-from dearkd.storage import Storage
-from dearkd.up import UpTree
-from dearkd.worker import open_ledger
+from dearkd.storage.objects import Storage
+from dearkd.work.worker import open_ledger
 from services import eventually
 
 SYNTHESIS: dict[str, Any] = {
@@ -160,7 +160,7 @@ def world(folder: Path, **variables: str) -> Iterator[World]:
 @contextmanager
 def another_worker(settings: Settings, folder: Path) -> Iterator[None]:
     """A second synth worker, past the proxies."""
-    command = "import sys; from dearkd.worker import main; sys.exit(main('synth'))"
+    command = "import sys; from dearkd.work.worker import main; sys.exit(main('synth'))"
     with services.process("-c", command, env=services.environment(settings, **SHORT), log=folder / "second.log"):
         yield
 

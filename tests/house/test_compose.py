@@ -10,7 +10,7 @@ from documents import ROOT, read
 
 from dearkd.cli import application
 from dearkd.settings import Settings
-from dearkd.worker import GRACE_SECONDS, WorkerKind
+from dearkd.work.worker import GRACE_SECONDS, WorkerKind
 
 COMPOSE: dict[str, Any] = yaml.safe_load(read("docker-compose.yml"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

@@ -9,9 +9,9 @@ import pytest
 from documents import ROOT, blocks, read
 
 from dearkd.specs import StudentSpec
-from dearkd_trainer import card
-from dearkd_trainer.export import model_config, save_model
-from dearkd_trainer.student import create_student
+from dearkd_trainer.model.export import model_config, save_model
+from dearkd_trainer.model.student import create_student
+from dearkd_trainer.record import card
 
 PAPERS = ("README.md", "DESIGN.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
 

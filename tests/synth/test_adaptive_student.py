@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dearkd.errors import CorruptData, InvalidInput, NotFound
-from dearkd.file_cache import FileCache
 from dearkd.identifiers import new_id
-from dearkd.resources import Model, describe_file, models
 from dearkd.settings import Settings
 from dearkd.specs import StudentSpec, SynthesisSpec, SynthesisWeights, TeacherSpec
-from dearkd.storage import Storage
+from dearkd.storage.catalog import Model, describe_file, models
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
 from dearkd.vision.images import to_input
-from dearkd_synth.adaptive import adaptive_loss
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.student import StudentView, load_student
-from dearkd_trainer.export import load_model, model_config, save_model
-from dearkd_trainer.student import create_student
+from dearkd_synth.objective.adaptive import adaptive_loss
+from dearkd_synth.student.stored import StudentView, load_student
+from dearkd_trainer.model.export import load_model, model_config, save_model
+from dearkd_trainer.model.student import create_student
 
 MEAN, STD, SIZE = [0.3, 0.5, 0.6], [0.2, 0.25, 0.3], 24
 

@@ -105,7 +105,7 @@ def test_other_formulations_of_a_step_have_the_same_loss(small_teacher, name: st
     from formulations import FORMULATIONS
 
     from dearkd.specs import SynthesisSpec
-    from dearkd_synth.objective import Objective
+    from dearkd_synth.objective.objective import Objective
 
     model, teacher = small_teacher()
     weights = {"total_variation_l1": 0.1, "total_variation_l2": 0.1, "l2": 0.1}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dearkd_synth.boundary import FeatureBank, boundary_loss, logit_margin
+from dearkd_synth.objective.boundary import FeatureBank, boundary_loss, logit_margin
 
 TAU, M = 1.0, 0.3
 

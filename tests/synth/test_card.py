@@ -9,11 +9,11 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard
 
-from dearkd.datasets import DatasetManifest, Sample, Shard, count_classes, write_shard
-from dearkd.resources import Teacher
+from dearkd.data.datasets import DatasetManifest, Sample, Shard, count_classes, write_shard
 from dearkd.specs import SynthesisSpec, TeacherSpec
+from dearkd.storage.catalog import Teacher
 from dearkd.vision.images import encode
-from dearkd_synth.card import dataset_card
+from dearkd_synth.service.card import dataset_card
 
 SPEC = TeacherSpec.check(
     {

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dearkd.errors import CorruptData, Diverged, InvalidInput, OutOfMemory
 from dearkd.specs import SynthesisSpec, SynthesisWeights, TeacherSpec
-from dearkd_synth.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
 from dearkd_synth.inversion import DeepInversion
+from dearkd_synth.student.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
 
 
 def resolve(teacher: TeacherSpec, **posted: Any) -> SynthesisSpec:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import SynthesisSpec, TeacherSpec
-from dearkd_synth.boundary import FeatureBank, boundary_loss
-from dearkd_synth.compilation import compiled_by, require_compiler
+from dearkd_synth.engine.compilation import compiled_by, require_compiler
 from dearkd_synth.inversion import DeepInversion, Step, SynthesisedShard
-from dearkd_synth.objective import Objective
-from dearkd_synth.statistics import Earlier
+from dearkd_synth.objective.batch_norm import Earlier
+from dearkd_synth.objective.boundary import FeatureBank, boundary_loss
+from dearkd_synth.objective.objective import Objective
 
 
 class TinyTeacher(nn.Module):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from dearkd_synth.determinism import reproducible, rounding
+from dearkd_synth.engine.determinism import reproducible, rounding
 
 
 def settings() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from dearkd_synth.divergence import DelayedFlag
+from dearkd_synth.engine.divergence import DelayedFlag
 
 
 class Copying:

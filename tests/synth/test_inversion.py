@@ -15,9 +15,9 @@ from dearkd.errors import Canceled, Diverged, InvalidInput
 from dearkd.specs import SynthesisSpec, SynthesisWeights, TeacherSpec
 from dearkd.vision.images import pixel_range, to_input
 from dearkd.vision.teachers import features_and_logits, load_teacher
-from dearkd_synth.boundary import FeatureBank
+from dearkd_synth.engine.resizing import resize
 from dearkd_synth.inversion import DeepInversion, Step, SynthesisedShard, batch_seed, rate_factor
-from dearkd_synth.resizing import resize
+from dearkd_synth.objective.boundary import FeatureBank
 
 
 def resolve(teacher_spec: TeacherSpec, **posted: Any) -> SynthesisSpec:

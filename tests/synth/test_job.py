@@ -15,17 +15,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_adaptive_student import store_student
 
-from dearkd.attempt import Attempt
-from dearkd.datasets import datasets
-from dearkd.embedded_redis import embedded_redis
+from dearkd.data.datasets import datasets
 from dearkd.identifiers import new_id
-from dearkd.jobs import dataset_of
-from dearkd.ledger import Ledger
-from dearkd.resources import Teacher, describe_file, teachers
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import dataset_of
+from dearkd.local.embedded_redis import embedded_redis
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
-from dearkd.worker import drain, open_ledger
-from dearkd_synth.job import ShardMaker, _publish_shard
+from dearkd.storage.catalog import Teacher, describe_file, teachers
+from dearkd.work.attempt import Attempt
+from dearkd.work.worker import drain, open_ledger
+from dearkd_synth.service.job import ShardMaker, _publish_shard
 
 pytestmark = pytest.mark.services
 

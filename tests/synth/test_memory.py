@@ -10,8 +10,8 @@ from torch import nn
 from dearkd.errors import InvalidInput
 from dearkd.specs import SynthesisSpec, SynthesisWeights, TeacherSpec
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.memory import StatisticsMemory
-from dearkd_synth.statistics import MatchedBatchNorm, StatisticsMatching
+from dearkd_synth.objective.batch_norm import MatchedBatchNorm, StatisticsMatching
+from dearkd_synth.objective.memory import StatisticsMemory
 
 
 def images(count: int, seed: int) -> torch.Tensor:

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dearkd.specs import SynthesisSpec, SynthesisWeights
 from dearkd.vision.teachers import features_and_logits
-from dearkd_synth.adaptive import adaptive_loss
-from dearkd_synth.objective import Objective
-from dearkd_synth.statistics import MatchedBatchNorm
+from dearkd_synth.objective.adaptive import adaptive_loss
+from dearkd_synth.objective.batch_norm import MatchedBatchNorm
+from dearkd_synth.objective.objective import Objective
 
 ALL = {
     "cross_entropy": 2.0,

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dearkd.datasets import Shard
-from dearkd_synth.preview import COLUMNS, MAX_CLASSES, compose_preview, read_strip, write_strip
+from dearkd.data.datasets import Shard
+from dearkd_synth.service.preview import COLUMNS, MAX_CLASSES, compose_preview, read_strip, write_strip
 
 SIDE = 8
 NAMES = [str(i) for i in range(100)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dearkd.specs import SynthesisSpec, TeacherSpec
-from dearkd_synth import priors
+from dearkd_synth.objective import priors
 
 DIRECTIONS = [(0, 1), (1, 0), (1, 1), (1, -1)]
 

@@ -9,7 +9,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from dearkd.specs import TeacherSpec
-from dearkd_synth.statistics import FrozenBatchNorm, MatchedBatchNorm, StatisticsMatching
+from dearkd_synth.objective.batch_norm import FrozenBatchNorm, MatchedBatchNorm, StatisticsMatching
 
 
 def hook_reference(model: nn.Module, x: Tensor, weights: list[float]) -> tuple[Tensor, Tensor]:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dearkd.datasets import Sample, info_json, inspect_shard, write_shard
+from dearkd.data.datasets import Sample, info_json, inspect_shard, write_shard
 from dearkd.errors import CorruptData
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.vision.images import encode, to_input
 from dearkd.vision.shards import ShardDataset
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.job import check_contents, write_samples
 from dearkd_synth.quality import merge_quality, shard_quality
+from dearkd_synth.service.job import check_contents, write_samples
 from dearkd_synth.synthesised import SynthesisedShard
 
 
@@ -121,7 +121,7 @@ def test_every_reader_takes_shards_with_logits(small_teacher, tmp_path: Path) ->
         np.testing.assert_allclose(logits, made.logits[index].numpy(), rtol=2e-3, atol=1e-3)
         np.testing.assert_allclose(loaded[index]["logits.npy"], logits)
 
-    from dearkd.datasets import Shard
+    from dearkd.data.datasets import Shard
 
     shard = Shard(name=path.name, bytes=path.stat().st_size, sha256="0" * 64, samples=20, classes={})
     (folder / "_info.json").write_bytes(info_json([shard]))

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from test_job import settings, store_teacher
 from torch import Tensor
 
-from dearkd.attempt import Attempt
-from dearkd.datasets import DatasetManifest, datasets
+from dearkd.data.datasets import DatasetManifest, datasets
 from dearkd.errors import CorruptData, NotFound
-from dearkd.jobs import TERMINAL, Job, dataset_of
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import TERMINAL, Job, dataset_of
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
 from dearkd.vision.shards import ShardDataset
-from dearkd.worker import drain, open_ledger
-from dearkd_synth import trained_student
-from dearkd_synth.job import ShardMaker
-from dearkd_synth.trained_student import NAME, UNIT, evenly, of_each_class
+from dearkd.work.attempt import Attempt
+from dearkd.work.worker import drain, open_ledger
+from dearkd_synth.service import trained_student
+from dearkd_synth.service.job import ShardMaker
+from dearkd_synth.service.trained_student import NAME, UNIT, evenly, of_each_class
 
 __all__ = ["settings"]
 

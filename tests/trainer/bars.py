@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from dearkd.specs import TeacherSpec, TrainingSpec
-from dearkd_trainer.training import DearKDTrainer, Metrics
+from dearkd_trainer.train.trainer import DearKDTrainer, Metrics
 
 CLASSES, SIDE = 3, 16
 STEPS = 4

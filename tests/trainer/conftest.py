@@ -10,11 +10,11 @@ import torch
 from bars import CLASSES, SIDE, TEACHER, MakeSpec, bars
 from torch import nn
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.specs import DatasetFacts, TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.training import DearKDTrainer
+from dearkd_trainer.train.trainer import DearKDTrainer
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dearkd.errors import InvalidInput
-from dearkd_trainer.aligner import Aligner, Stage, choose_pairs, teacher_forward, teacher_stages
-from dearkd_trainer.student import DearKDViT
+from dearkd_trainer.model.student import DearKDViT
+from dearkd_trainer.train.aligner import Aligner, Stage, choose_pairs, teacher_forward, teacher_stages
 
 FAMILIES = ["resnet10t", "regnety_002", "mobilenetv3_small_050", "repvgg_a0", "dla46_c"]
 

@@ -8,8 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dearkd_trainer import attention
-from dearkd_trainer.attention import (
+from dearkd_trainer.evaluate import attention
+from dearkd_trainer.evaluate.attention import (
     attention_distance,
     attention_weights,
     head_distances,
@@ -17,9 +17,9 @@ from dearkd_trainer.attention import (
     recorded_distances,
     to_row,
 )
-from dearkd_trainer.mhca import MHCA
-from dearkd_trainer.pictures import attention_distance_picture, confusion_picture
-from dearkd_trainer.student import DearKDViT
+from dearkd_trainer.evaluate.pictures import attention_distance_picture, confusion_picture
+from dearkd_trainer.model.mhca import MHCA
+from dearkd_trainer.model.student import DearKDViT
 
 SIZES = {
     "img_size": (24, 32),

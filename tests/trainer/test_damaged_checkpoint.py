@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from test_windowed_jobs import PLAIN, dataset, settings, weights
 
-from dearkd.datasets import DatasetManifest
-from dearkd.jobs import Job, model_of
-from dearkd.resources import models
+from dearkd.data.datasets import DatasetManifest
+from dearkd.jobs.model import Job, model_of
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
-from dearkd.storage import Storage
-from dearkd.worker import drain, open_ledger
-from dearkd_trainer.job import StoredCheckpoint, perform, store_checkpoint
+from dearkd.storage.catalog import models
+from dearkd.storage.objects import Storage
+from dearkd.work.worker import drain, open_ledger
+from dearkd_trainer.service.job import StoredCheckpoint, perform, store_checkpoint
 
 __all__ = ["dataset", "settings"]
 

@@ -10,12 +10,12 @@ import torch
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer import evaluation
-from dearkd_trainer.evaluation import evaluate, expected_calibration_error, normalised_sample
+from dearkd_trainer.evaluate import evaluation
+from dearkd_trainer.evaluate.evaluation import evaluate, expected_calibration_error, normalised_sample
 
 CLASSES, COUNT, MEAN, STD = 7, 50, [0.25], [0.5]
 

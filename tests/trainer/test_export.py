@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from dearkd.cli import main
-from dearkd.datasets import (
+from dearkd.data.datasets import (
     DatasetManifest,
     Sample,
     Shard,
@@ -27,18 +27,18 @@ from dearkd.datasets import (
     write_shard,
 )
 from dearkd.identifiers import new_id
-from dearkd.resources import Accuracy, Model, describe_file, models
 from dearkd.settings import Settings
 from dearkd.specs import StudentSpec
-from dearkd.storage import Storage
+from dearkd.storage.catalog import Accuracy, Model, describe_file, models
+from dearkd.storage.objects import Storage
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.card import model_card
-from dearkd_trainer.export import model_config, save_model
-from dearkd_trainer.loader import to_picture
-from dearkd_trainer.onnx_export import export_onnx
-from dearkd_trainer.recipe import eval_transform
-from dearkd_trainer.student import DearKDViT, create_student
+from dearkd_trainer.data.loader import to_picture
+from dearkd_trainer.data.recipe import eval_transform
+from dearkd_trainer.model.export import model_config, save_model
+from dearkd_trainer.model.onnx_export import export_onnx
+from dearkd_trainer.model.student import DearKDViT, create_student
+from dearkd_trainer.record.card import model_card
 from services import database, redis_server, serving
 
 __all__ = ["redis_server"]

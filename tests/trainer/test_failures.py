@@ -8,7 +8,7 @@ import torch
 from bars import STEPS, MakeSpec, MakeTrainer, curve
 
 from dearkd.errors import OutOfMemory
-from dearkd_trainer.failures import LoaderLost, explained
+from dearkd_trainer.train.failures import LoaderLost, explained
 
 CPU = torch.device("cpu")
 

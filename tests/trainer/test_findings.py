@@ -8,10 +8,10 @@ from bars import MakeSpec, MakeTrainer, stop_at
 from huggingface_hub import ModelCard
 
 from dearkd.client import Client
-from dearkd.file_cache import FileCache
+from dearkd.storage.file_cache import FileCache
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.attention import recorded_distances
-from dearkd_trainer.sources import open_model, recorded_rows
+from dearkd_trainer.commands.sources import open_model, recorded_rows
+from dearkd_trainer.evaluate.attention import recorded_distances
 
 
 def no_client() -> Client:

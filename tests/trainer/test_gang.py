@@ -15,15 +15,15 @@ from bars import CLASSES, STEPS, TEACHER, MakeSpec, bars, curve
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dearkd.attempt import Died, HandBack
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.errors import CorruptData
 from dearkd.specs import TrainingSpec
 from dearkd.vision.images import encode
-from dearkd_trainer import gang as gang_module
-from dearkd_trainer.gang import Gang
-from dearkd_trainer.inputs import RunInputs
-from dearkd_trainer.training import Metrics, TrainingResult
+from dearkd.work.attempt import Died, HandBack
+from dearkd_trainer.service import gang as gang_module
+from dearkd_trainer.service.gang import Gang
+from dearkd_trainer.service.inputs import RunInputs
+from dearkd_trainer.train.trainer import Metrics, TrainingResult
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
@@ -92,7 +92,7 @@ def ranks() -> dict[int, psutil.Process]:
     found = {}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "dearkd_trainer.rank" in process.cmdline() and "RANK" in (environment := process.environ()):
+            if "dearkd_trainer.service.rank" in process.cmdline() and "RANK" in (environment := process.environ()):
                 found.setdefault(int(environment["RANK"]), process)
     return found
 

@@ -9,8 +9,8 @@ from bars import CLASSES, MakeSpec, MakeTrainer
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import DatasetFacts, StudentSpec, TrainingSpec
-from dearkd_trainer.pretrained import begin_from
-from dearkd_trainer.student import DearKDViT, create_student
+from dearkd_trainer.model.pretrained import begin_from
+from dearkd_trainer.model.student import DearKDViT, create_student
 
 TRAINED = StudentSpec(
     architecture="dearkd_micro_patch8_32",

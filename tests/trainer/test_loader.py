@@ -18,15 +18,23 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.errors import CorruptData
 from dearkd.specs import AugmentationSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.evaluation import evaluate
-from dearkd_trainer.loader import AugmentedImages, Batch, EpochBatches, create_loader, derive_seed, read, read_ahead
-from dearkd_trainer.recipe import train_transform
-from dearkd_trainer.world import World
+from dearkd_trainer.data.loader import (
+    AugmentedImages,
+    Batch,
+    EpochBatches,
+    create_loader,
+    derive_seed,
+    read,
+    read_ahead,
+)
+from dearkd_trainer.data.recipe import train_transform
+from dearkd_trainer.data.world import World
+from dearkd_trainer.evaluate.evaluation import evaluate
 from services import eventually
 
 
@@ -210,7 +218,7 @@ def test_a_process_that_reads_ends_with_whoever_started_it() -> None:
 
 LATE = """
 import multiprocessing, os, time
-from dearkd_trainer.loader import end_with_parent
+from dearkd_trainer.data.loader import end_with_parent
 
 def begin_late():
     parent = os.getppid()

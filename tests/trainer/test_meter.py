@@ -8,7 +8,8 @@ import torch
 from bars import STEPS, MakeSpec, MakeTrainer, stop_at
 
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer import meter, training
+from dearkd_trainer.record import meter
+from dearkd_trainer.train import trainer as training
 
 
 class Clock:

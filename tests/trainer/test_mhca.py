@@ -7,7 +7,7 @@ import torch
 from timm.layers import Attention
 from torch import Tensor
 
-from dearkd_trainer.mhca import MHCA, head_offsets
+from dearkd_trainer.model.mhca import MHCA, head_offsets
 
 DIM, HEADS, GRID, PREFIX = 24, 6, (4, 5), 2
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.data import pixel_statistics
+from dearkd_trainer.service.data import pixel_statistics
 
 
 def shard(path: Path, images: list[torch.Tensor], in_chans: Literal[1, 3]) -> ShardDataset:

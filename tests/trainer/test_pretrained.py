@@ -11,9 +11,9 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from dearkd.errors import InvalidInput
-from dearkd_trainer.export import load_model
-from dearkd_trainer.mhca import MHCA
-from dearkd_trainer.pretrained import load_vit_weights
+from dearkd_trainer.model.export import load_model
+from dearkd_trainer.model.mhca import MHCA
+from dearkd_trainer.model.pretrained import load_vit_weights
 
 POSITIONAL = ["blocks.0.attn.position_weight", "blocks.0.attn.prefix_logit"]
 

@@ -10,9 +10,8 @@ from torch import nn
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import AugmentationSpec, OptimizerSpec
-from dearkd_trainer.aligner import Aligner, Stage
-from dearkd_trainer.loader import seed_generators
-from dearkd_trainer.recipe import (
+from dearkd_trainer.data.loader import seed_generators
+from dearkd_trainer.data.recipe import (
     Mixing,
     create_average,
     create_optimizer,
@@ -22,7 +21,8 @@ from dearkd_trainer.recipe import (
     eval_transform,
     train_transform,
 )
-from dearkd_trainer.student import DearKDViT
+from dearkd_trainer.model.student import DearKDViT
+from dearkd_trainer.train.aligner import Aligner, Stage
 
 OPTIMIZER = OptimizerSpec(
     opt="adamw", lr=1e-2, weight_decay=0.05, sched="cosine", warmup_epochs=2.0, warmup_lr=1e-4, min_lr=1e-3

@@ -15,12 +15,12 @@ from bars import CLASSES, STEPS, MakeSpec, MakeTrainer, bars, curve, stop_at
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.errors import CorruptData, Diverged, InvalidInput
 from dearkd.specs import TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.training import TrainingResult
+from dearkd_trainer.train.trainer import TrainingResult
 
 OPTIMIZER = {"lr": 3e-3, "warmup_epochs": 1, "model_ema_half_life": 1.0}
 ALWAYS: dict[str, Any] = {"optimizer": OPTIMIZER, "checkpoint_seconds": 1e-9}
@@ -122,8 +122,8 @@ import dearkd.vision, timm, torch
 from bars import CLASSES, TEACHER
 from dearkd.specs import TrainingSpec
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.learner import Learner
-from dearkd_trainer.training import DearKDTrainer
+from dearkd_trainer.train.learner import Learner
+from dearkd_trainer.train.trainer import DearKDTrainer
 
 shard, spec, directory, where, number = sys.argv[1:]
 number = int(number)

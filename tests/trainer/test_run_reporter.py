@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 from bars import CLASSES, SIDE, bars
 
-from dearkd.datasets import DatasetManifest, Sample, count_classes, datasets, write_shard
-from dearkd.embedded_redis import embedded_redis
+from dearkd.data.datasets import DatasetManifest, Sample, count_classes, datasets, write_shard
 from dearkd.identifiers import new_id
-from dearkd.jobs import Job
-from dearkd.reaper import Reaper
-from dearkd.resources import models
+from dearkd.jobs.model import Job
+from dearkd.jobs.reaper import Reaper
+from dearkd.local.embedded_redis import embedded_redis
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
-from dearkd.storage import Storage
+from dearkd.storage.catalog import models
+from dearkd.storage.objects import Storage
 from dearkd.vision.images import encode
-from dearkd.worker import drain, open_ledger
-from dearkd_trainer import training
-from dearkd_trainer.failures import LoaderLost
-from dearkd_trainer.job import perform
+from dearkd.work.worker import drain, open_ledger
+from dearkd_trainer.service.job import perform
+from dearkd_trainer.train import trainer as training
+from dearkd_trainer.train.failures import LoaderLost
 
 pytestmark = pytest.mark.services
 

@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dearkd.errors import InvalidInput
 from dearkd.settings import Settings
-from dearkd_trainer import sinks
-from dearkd_trainer.sinks import RunInfo, Sinks
+from dearkd_trainer.service import sinks
+from dearkd_trainer.service.sinks import RunInfo, Sinks
 
 SPEC = {"seed": 3, "student": {"depth": 4}}
 

@@ -9,11 +9,11 @@ import pytest
 import typer
 from PIL import Image
 
-from dearkd.cli.class_folders import ClassOrder
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.class_folders import ClassOrder
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.errors import InvalidInput
-from dearkd.file_cache import FileCache
-from dearkd_trainer.sources import StudentConfig, TrainedModel, open_dataset, open_model, recorded_rows
+from dearkd.storage.file_cache import FileCache
+from dearkd_trainer.commands.sources import StudentConfig, TrainedModel, open_dataset, open_model, recorded_rows
 
 NAMES = ["cat", "dog", "emu"]
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dearkd.specs import StageOneSpec, StageOneWeights
-from dearkd_trainer.stages import (
+from dearkd_trainer.model.student import StudentOutput
+from dearkd_trainer.train.losses import (
     classification_loss,
     hard_distillation,
     hidden_loss,
@@ -15,7 +16,6 @@ from dearkd_trainer.stages import (
     stage_one_loss,
     stage_two_loss,
 )
-from dearkd_trainer.student import StudentOutput
 
 BATCH, CLASSES = 4, 5
 

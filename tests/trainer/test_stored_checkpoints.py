@@ -6,8 +6,8 @@ import pytest
 
 from dearkd.errors import CorruptData
 from dearkd.settings import Settings
-from dearkd.storage import Storage
-from dearkd_trainer.job import StoredCheckpoint, fetch_checkpoint, store_checkpoint
+from dearkd.storage.objects import Storage
+from dearkd_trainer.service.job import StoredCheckpoint, fetch_checkpoint, store_checkpoint
 
 RUN = "run-1"
 

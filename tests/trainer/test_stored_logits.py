@@ -12,7 +12,7 @@ import torch
 from bars import CLASSES, SIDE, STEPS, TEACHER, MakeTrainer, bars, stop_at
 from torch import nn
 
-from dearkd.datasets import Sample, write_shard
+from dearkd.data.datasets import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.specs import DatasetFacts, TrainingSpec
 from dearkd.vision.images import encode, to_input

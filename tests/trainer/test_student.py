@@ -9,8 +9,8 @@ from torch import nn
 
 from dearkd.specs import StudentSpec
 from dearkd.specs.recipes import STUDENTS
-from dearkd_trainer.mhca import MHCA
-from dearkd_trainer.student import DearKDViT, StudentOutput, create_student
+from dearkd_trainer.model.mhca import MHCA
+from dearkd_trainer.model.student import DearKDViT, StudentOutput, create_student
 
 SMALL = {
     "img_size": 32,

@@ -17,9 +17,9 @@ from torch import nn
 
 from dearkd.errors import InvalidInput
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.attention import recorded_distances
-from dearkd_trainer.export import load_model
-from dearkd_trainer.training import Metrics
+from dearkd_trainer.evaluate.attention import recorded_distances
+from dearkd_trainer.model.export import load_model
+from dearkd_trainer.train.trainer import Metrics
 
 
 def test_it_learns(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:

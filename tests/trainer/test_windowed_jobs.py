@@ -14,20 +14,20 @@ from bars import CLASSES, SIDE, bars
 from safetensors.torch import load_file
 from test_gang import Diary
 
-from dearkd import file_cache
-from dearkd.datasets import DatasetManifest, Sample, count_classes, datasets, write_shard
-from dearkd.embedded_redis import embedded_redis
+from dearkd.data.datasets import DatasetManifest, Sample, count_classes, datasets, write_shard
 from dearkd.identifiers import new_id
-from dearkd.jobs import Job
+from dearkd.jobs.model import Job
+from dearkd.local.embedded_redis import embedded_redis
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
-from dearkd.storage import Storage
+from dearkd.storage import file_cache
+from dearkd.storage.objects import Storage
 from dearkd.vision.images import encode
-from dearkd.worker import drain, open_ledger
-from dearkd_trainer.data import PLACES
-from dearkd_trainer.gang import Gang
-from dearkd_trainer.inputs import RunInputs
-from dearkd_trainer.job import perform
+from dearkd.work.worker import drain, open_ledger
+from dearkd_trainer.service.data import PLACES
+from dearkd_trainer.service.gang import Gang
+from dearkd_trainer.service.inputs import RunInputs
+from dearkd_trainer.service.job import perform
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 

@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from dearkd import file_cache
-from dearkd.datasets import DatasetManifest, Sample, count_classes, write_shard
+from dearkd.data.datasets import DatasetManifest, Sample, count_classes, write_shard
 from dearkd.errors import CorruptData
-from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
-from dearkd.storage import Storage
+from dearkd.storage import file_cache
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.stored_shards import StoredShards
-from dearkd_trainer.loader import ORDER, EpochBatches, create_loader, derive_seed
-from dearkd_trainer.training import TrainingResult
-from dearkd_trainer.world import World
+from dearkd_trainer.data.loader import ORDER, EpochBatches, create_loader, derive_seed
+from dearkd_trainer.data.world import World
+from dearkd_trainer.train.trainer import TrainingResult
 
 SHARDS = 6
 Store = Callable[..., DatasetManifest]

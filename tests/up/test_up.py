@@ -17,9 +17,9 @@ import psutil
 import pytest
 from redis import Redis
 
-from dearkd.embedded_redis import find_redis_server
 from dearkd.errors import Conflict, Unavailable
-from dearkd.up import Part, UpTree
+from dearkd.local.embedded_redis import find_redis_server
+from dearkd.local.up import Part, UpTree
 
 pytestmark = pytest.mark.services
 
@@ -48,7 +48,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_up import parts
-from dearkd.up import UpTree
+from dearkd.local.up import UpTree
 with UpTree(Path(sys.argv[1]), port=0, parts=parts(Path(sys.argv[1]))) as tree:
     print(tree._environment["DEARKD_REDIS_URL"], flush=True)
     tree.wait()
@@ -230,7 +230,7 @@ def test_an_embedded_redis_ends_with_the_process_that_asked_for_it(data: Path) -
     program = """
 import sys, time
 from pathlib import Path
-from dearkd.embedded_redis import embedded_redis
+from dearkd.local.embedded_redis import embedded_redis
 with embedded_redis(Path(sys.argv[1])) as url:
     print(url, flush=True)
     time.sleep(600)

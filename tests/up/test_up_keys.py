@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dearkd.embedded_redis import embedded_redis
+from dearkd.local.embedded_redis import embedded_redis
 from services import eventually
 
 pytestmark = [

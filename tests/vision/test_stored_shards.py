@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dearkd import file_cache
-from dearkd.datasets import DatasetManifest, Sample, count_classes, write_shard
+from dearkd.data.datasets import DatasetManifest, Sample, count_classes, write_shard
 from dearkd.errors import CorruptData, DiskFull, Unavailable
-from dearkd.file_cache import FileCache
 from dearkd.settings import Settings
-from dearkd.storage import Storage
+from dearkd.storage import file_cache
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
 from dearkd.vision import stored_shards
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset

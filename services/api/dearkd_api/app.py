@@ -6,8 +6,8 @@ from fastapi.security import HTTPBearer
 
 import dearkd
 from dearkd.errors import DearKDError
-from dearkd.queue import QueueName, alive
-from dearkd.records import reachable
+from dearkd.jobs.queue import QueueName, alive
+from dearkd.redis_client import reachable
 from dearkd.settings import Settings
 from dearkd_api import dashboard, datasets, jobs, models, problems, teachers
 from dearkd_api.backend import Backend, Uses

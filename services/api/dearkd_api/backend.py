@@ -8,14 +8,14 @@ from typing import Annotated, cast
 import anyio
 from fastapi import Depends, Request
 
-from dearkd.datasets import DatasetManifest, datasets
-from dearkd.job_log import JobLog
-from dearkd.queue import connect
-from dearkd.registration import Registrations
-from dearkd.resources import Model, Shelf, Teacher, models, teachers
+from dearkd.data.datasets import DatasetManifest, datasets
+from dearkd.jobs.log import JobLog
+from dearkd.jobs.registration import Registrations
+from dearkd.jobs.store import JobStore
+from dearkd.redis_client import connect
 from dearkd.settings import Settings
-from dearkd.storage import Storage
-from dearkd.store import JobStore
+from dearkd.storage.catalog import Model, Shelf, Teacher, models, teachers
+from dearkd.storage.objects import Storage
 from dearkd_api.keys import Keys
 from dearkd_api.verification import Verification
 

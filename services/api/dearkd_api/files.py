@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import NotFound
-from dearkd.storage import Storage
+from dearkd.storage.objects import Storage
 from dearkd_api.backend import Backend
 from dearkd_api.problems import problem
 from dearkd_api.verification import ServedFile

@@ -14,7 +14,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
-from dearkd.jobs import Job, Kind, Status, dataset_of, kind_of
+from dearkd.jobs.model import Job, Kind, Status, dataset_of, kind_of
 from dearkd.specs import Spec, SynthesisSpec, TrainingSpec
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonBody, OptionalJsonBody, body_schema

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dearkd.errors import InvalidInput
-from dearkd.jobs import owner_of
+from dearkd.jobs.model import owner_of
 from dearkd.settings import Settings
 from dearkd_api.key_failures import KeyFailures
 from dearkd_api.problems import problem

@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import NotFound
-from dearkd.resources import Model
+from dearkd.storage.catalog import Model
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.files import send_verified

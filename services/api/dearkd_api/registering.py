@@ -9,11 +9,11 @@ from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import Conflict, Forbidden, NotFound, Unreadable
 from dearkd.identifiers import is_id
-from dearkd.jobs import Kind
-from dearkd.references import uses
-from dearkd.registration import Ticket
-from dearkd.resources import Manifest, ManifestT, Shelf
-from dearkd.store import JobStore
+from dearkd.jobs.model import Kind
+from dearkd.jobs.references import uses
+from dearkd.jobs.registration import Ticket
+from dearkd.jobs.store import JobStore
+from dearkd.storage.catalog import Manifest, ManifestT, Shelf
 from dearkd_api.backend import Backend
 
 POLL_SECONDS = 0.1

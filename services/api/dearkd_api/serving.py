@@ -10,9 +10,9 @@ from types import FrameType
 import uvicorn
 
 from dearkd.errors import Conflict, InvalidInput
-from dearkd.ledger import Ledger
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.reaper import Reaper
 from dearkd.names import log_to_stderr
-from dearkd.reaper import Reaper
 from dearkd.settings import Settings
 from dearkd_api.app import create_app
 from dearkd_api.backend import Backend

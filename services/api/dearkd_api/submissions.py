@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dearkd.class_order import other_order, share_names, uncertain_order
-from dearkd.datasets import DatasetManifest
+from dearkd.data.datasets import DatasetManifest
 from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, Unreadable, json_pointer
 from dearkd.identifiers import is_id, sibling
-from dearkd.jobs import Job, dataset_of
-from dearkd.resources import ManifestT, Model, Shelf, Teacher
+from dearkd.jobs.model import Job, dataset_of
 from dearkd.specs import DatasetFacts, Limits, Spec, StudentSpec, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import require_object
+from dearkd.specs.class_order import other_order, share_names, uncertain_order
+from dearkd.storage.catalog import ManifestT, Model, Shelf, Teacher
 from dearkd_api.backend import Backend
 from dearkd_api.bodies import Findings
 

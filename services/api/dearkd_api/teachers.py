@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from dearkd.errors import InvalidInput
 from dearkd.identifiers import new_id
-from dearkd.registration import Ticket, upload_key, upload_prefix
-from dearkd.resources import Teacher
+from dearkd.jobs.registration import Ticket, upload_key, upload_prefix
 from dearkd.specs import TeacherSpec
+from dearkd.storage.catalog import Teacher
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import Findings, parse_json, posted_schema

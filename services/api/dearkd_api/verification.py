@@ -12,8 +12,8 @@ import anyio
 import anyio.to_thread
 
 from dearkd.errors import CorruptData, NotFound
-from dearkd.resources import StoredFile
-from dearkd.storage import Storage
+from dearkd.storage.catalog import StoredFile
+from dearkd.storage.objects import Storage
 
 REMEMBERED = 100_000
 """Versions of files whose hash is kept in memory, about 300 bytes each; the one unused for longest is dropped."""

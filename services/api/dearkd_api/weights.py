@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from dearkd.errors import InvalidInput
-from dearkd.storage import Storage
+from dearkd.storage.objects import Storage
 
 REMEDY = "write it with dearkd.vision.teachers.save_teacher, or save the state_dict() with safetensors.torch.save_file"
 POINTER = "/weights"

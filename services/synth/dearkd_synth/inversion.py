@@ -22,17 +22,17 @@ from dearkd.specs import Phase, SynthesisSpec, TeacherSpec
 from dearkd.vision.images import decode, encode, pixel_range, quantise, to_input
 from dearkd.vision.teachers import check_teacher
 from dearkd_synth.batches import sample_label, shard_batches, shard_samples
-from dearkd_synth.boundary import FeatureBank, logit_margin
-from dearkd_synth.compilation import compilation_errors_told, require_compiler, uncompiled
-from dearkd_synth.determinism import reproducible
-from dearkd_synth.device_memory import batch_too_large
-from dearkd_synth.divergence import DelayedFlag
+from dearkd_synth.engine.compilation import compilation_errors_told, require_compiler, uncompiled
+from dearkd_synth.engine.determinism import reproducible
+from dearkd_synth.engine.device_memory import batch_too_large
+from dearkd_synth.engine.divergence import DelayedFlag
+from dearkd_synth.engine.resizing import resize
 from dearkd_synth.labelling import in_places, share_out
-from dearkd_synth.memory import StatisticsMemory
-from dearkd_synth.objective import Objective
-from dearkd_synth.resizing import resize
-from dearkd_synth.statistics import Statistics
-from dearkd_synth.student import check_student
+from dearkd_synth.objective.batch_norm import Statistics
+from dearkd_synth.objective.boundary import FeatureBank, logit_margin
+from dearkd_synth.objective.memory import StatisticsMemory
+from dearkd_synth.objective.objective import Objective
+from dearkd_synth.student.stored import check_student
 from dearkd_synth.synthesised import Step, SynthesisedBatch, SynthesisedShard
 from dearkd_synth.views import Views
 
@@ -54,8 +54,8 @@ class DeepInversion:
         spec: complete, as from `SynthesisSpec.resolve`.
         device: where to compute.
         adaptive_student: the network that the adaptive term competes with; needed where that weighs anything, but not
-            for `spec.student_shards`, on whose images `dearkd_synth.competitor.train_competitor` trains one. It takes
-            the teacher's normalised input at every phase's size (`dearkd_synth.student.StudentView`).
+            for `spec.student_shards`, on whose images `dearkd_synth.student.competitor.train_competitor` trains one.
+            It takes the teacher's normalised input at every phase's size (`dearkd_synth.student.stored.StudentView`).
         on_step: told after every step, without waiting for the device. What it raises ends the work and is passed on.
 
     Raises:

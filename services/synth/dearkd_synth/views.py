@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dearkd.specs import Phase, SynthesisSpec
-from dearkd_synth.resizing import resize
+from dearkd_synth.engine.resizing import resize
 
 WIDEST = 4 / 3
 """Aspect ratios of crops lie between this and its inverse, as in torchvision's RandomResizedCrop."""

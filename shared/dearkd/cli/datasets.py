@@ -8,17 +8,17 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from dearkd.class_order import ClassOrder as Order
-from dearkd.cli.class_folders import ClassOrder, read_names_file
-from dearkd.cli.file_names import require_kept_name
-from dearkd.cli.image_folder import Reading, is_listed, read_folder
-from dearkd.cli.image_intake import Channels, shown
 from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_json, print_list
 from dearkd.client import Client, Json
+from dearkd.data.class_folders import ClassOrder, read_names_file
+from dearkd.data.file_names import require_kept_name
+from dearkd.data.image_folder import Reading, is_listed, read_folder
+from dearkd.data.image_intake import Channels, shown
 from dearkd.errors import DearKDError, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.settings import Settings
-from dearkd.storage import Storage
+from dearkd.specs.class_order import ClassOrder as Order
+from dearkd.storage.objects import Storage
 
 COLUMNS = {
     "ID": "id",

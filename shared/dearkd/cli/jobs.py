@@ -7,10 +7,10 @@ import typer
 from rich.console import Console
 
 from dearkd.cli.output import AsJson, Limit, connect, note, print_json, print_list
+from dearkd.cli.watching import count, rate, time_left, watch
 from dearkd.client import JOBS, Client, Json, job_path
 from dearkd.errors import DearKDError, InvalidInput
-from dearkd.jobs import Kind, Status
-from dearkd.watching import count, rate, time_left, watch
+from dearkd.jobs.model import Kind, Status
 
 INTERRUPTED = 130
 COLUMNS = {

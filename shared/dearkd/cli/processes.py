@@ -44,7 +44,7 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Run everything here: Redis (unless DEARKD_REDIS_URL is set), the API, a synth and a trainer worker."""
-    from dearkd.up import UpTree
+    from dearkd.local.up import UpTree
 
     console = Console(stderr=True)
     ending = threading.Event()
@@ -97,7 +97,7 @@ def worker(
     kind: Annotated[Literal["synth", "trainer"], typer.Argument(help="What it works on.")], as_json: AsJson = False
 ) -> None:
     """Run one worker, for compose and clusters; it ends on SIGTERM, handing its work back."""
-    from dearkd.worker import main
+    from dearkd.work.worker import main
 
     keep_files_private()
     raise typer.Exit(main(kind))
@@ -114,7 +114,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check what this machine lacks, and say how to mend it; exits 1 if something that is needed is missing."""
-    from dearkd.doctor import Finding, adopt, examine
+    from dearkd.local.doctor import Finding, adopt, examine
 
     findings: list[Finding] = []
     console = Console()
@@ -151,8 +151,8 @@ def gc(
 
     Nothing that a manifest names is touched, and nothing of a job that has not ended.
     """
-    from dearkd.garbage import Collector
-    from dearkd.storage import Storage
+    from dearkd.local.garbage import Collector
+    from dearkd.storage.objects import Storage
 
     settings = Settings()
     storage = Storage.open(settings, fresh=False)

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from dearkd.cli.fields import parse_assignments, parse_numbers
-from dearkd.cli.file_names import require_kept_name
 from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_json, print_list
+from dearkd.data.file_names import require_kept_name
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec
 

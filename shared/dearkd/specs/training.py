@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from dearkd.class_order import count_remedy
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.auto_augment import check_auto_augment
 from dearkd.specs.base import FIRST_ERROR, Name, Precision, Priority, Spec, overlay, require_object
 from dearkd.specs.batches import batch_refusals, default_batch_size
+from dearkd.specs.class_order import count_remedy
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.geometry import choose_image_size, choose_patch_size
 from dearkd.specs.recipes import STUDENTS, Recipe, choose_recipe, recipe_defaults

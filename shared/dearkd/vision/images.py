@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dearkd.image_files import MAX_PIXELS, in_channels, is_grey, open_image, upright
+from dearkd.data.image_files import MAX_PIXELS, in_channels, is_grey, open_image, upright
 from dearkd.specs import TeacherSpec
 
 ImageFormat = Literal["png", "webp", "jpeg"]

@@ -10,10 +10,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from dearkd.datasets import DatasetManifest, fetch_shard
+from dearkd.data.datasets import DatasetManifest, fetch_shard
 from dearkd.errors import DiskFull, Unavailable
-from dearkd.file_cache import FileCache
-from dearkd.storage import Storage
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
 from dearkd.vision.shards import Held, Indices, ShardDataset
 
 log = logging.getLogger(__name__)

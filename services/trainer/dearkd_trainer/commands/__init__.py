@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dearkd.cli.class_folders import ClassOrder
 from dearkd.cli.output import AsJson
+from dearkd.data.class_folders import ClassOrder
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Its id (mdl-…), or a folder that holds one.")]
 

@@ -8,19 +8,19 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from dearkd.cli.class_folders import ClassOrder
 from dearkd.cli.output import connect, note, print_json, print_table
-from dearkd.file_cache import FileCache
+from dearkd.data.class_folders import ClassOrder
 from dearkd.settings import Settings
+from dearkd.storage.file_cache import FileCache
 from dearkd.vision.devices import choose_device
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.attention import head_distances, recorded_distances
-from dearkd_trainer.evaluation import evaluate, normalised_sample
-from dearkd_trainer.export import new_folder
-from dearkd_trainer.findings import ATTENTION, report_of, write_report
-from dearkd_trainer.pictures import attention_distance_picture, confusion_picture
-from dearkd_trainer.sources import TrainedModel, open_dataset, open_model, recorded_rows
-from dearkd_trainer.student import DearKDViT
+from dearkd_trainer.commands.sources import TrainedModel, open_dataset, open_model, recorded_rows
+from dearkd_trainer.evaluate.attention import head_distances, recorded_distances
+from dearkd_trainer.evaluate.evaluation import evaluate, normalised_sample
+from dearkd_trainer.evaluate.pictures import attention_distance_picture, confusion_picture
+from dearkd_trainer.evaluate.report import ATTENTION, report_of, write_report
+from dearkd_trainer.model.export import new_folder
+from dearkd_trainer.model.student import DearKDViT
 
 
 def run_evaluate(

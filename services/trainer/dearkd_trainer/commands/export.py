@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dearkd.cli.output import connect, note, print_json
-from dearkd.file_cache import FileCache
-from dearkd.resources import describe_file
 from dearkd.settings import Settings
-from dearkd_trainer.card import UNKNOWN_LICENCE, plain_card, with_licence
-from dearkd_trainer.export import CARD, CONFIG, WEIGHTS, new_folder
-from dearkd_trainer.onnx_export import export_onnx
-from dearkd_trainer.sources import TrainedModel, open_model
+from dearkd.storage.catalog import describe_file
+from dearkd.storage.file_cache import FileCache
+from dearkd_trainer.commands.sources import TrainedModel, open_model
+from dearkd_trainer.model.export import CARD, CONFIG, WEIGHTS, new_folder
+from dearkd_trainer.model.onnx_export import export_onnx
+from dearkd_trainer.record.card import UNKNOWN_LICENCE, plain_card, with_licence
 
 Format = Literal["safetensors", "onnx", "hf"]
 ONNX = "model.onnx"

@@ -11,10 +11,10 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 
-from dearkd.datasets import Sample, Shard, info_json, shard_name, write_shard
+from dearkd.data.datasets import Sample, Shard, info_json, shard_name, write_shard
 from dearkd.identifiers import new_id
 from dearkd.specs import TeacherSpec
-from dearkd.storage import Storage
+from dearkd.storage.objects import Storage
 from dearkd.vision.images import encode, to_input
 from dearkd.vision.teachers import save_teacher
 

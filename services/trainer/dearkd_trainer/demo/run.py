@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dearkd.cli.watching import watch
 from dearkd.client import Client, Json
 from dearkd.errors import DearKDError
-from dearkd.storage import Storage
-from dearkd.watching import watch
+from dearkd.storage.objects import Storage
 from dearkd_trainer.demo.digits import Digits, store_digits
 
 

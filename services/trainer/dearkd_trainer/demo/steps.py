@@ -9,9 +9,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from dearkd.client import Client
+from dearkd.local.up import UpTree
 from dearkd.settings import Settings
-from dearkd.storage import Storage
-from dearkd.up import UpTree
+from dearkd.storage.objects import Storage
 from dearkd_trainer.demo.comparison import run_comparison
 from dearkd_trainer.demo.digits import real_digits, top1, train_teacher
 from dearkd_trainer.demo.report import write_report

@@ -1,0 +1,114 @@
+"""The dataset card: Hugging Face's conventions, and said plainly that the images are synthetic."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dearkd.data.datasets import DatasetManifest
+from dearkd.names import markdown, markdown_code, printable
+from dearkd.storage.catalog import Teacher
+
+FIGURES = {
+    "teacher_accuracy": "images that the teacher gives their label",
+    "confidence": "mean probability of the label",
+    "margin": "mean lead of the label's logit over the next",
+    "intra_class_diversity": "mean cosine distance between images of a class, in the teacher's features",
+    "batch_norm_distance": "mean distance to the teacher's BatchNorm statistics",
+}
+MAX_CLASSES = 100
+"""Of more, the card does not list each."""
+
+
+def dataset_card(dataset: DatasetManifest, teacher: Teacher) -> str:
+    """`README.md` of a synthetic dataset: what it is, from which teacher, with which spec, how good."""
+    quality = dataset.quality or {}
+    figures = "\n".join(
+        f"| {meaning} (`{name}`) | {quality[name]:.4f} |"
+        for name, meaning in FIGURES.items()
+        if quality.get(name) is not None
+    )
+    size = next(
+        label
+        for bound, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e12, "n>1M"))
+        if dataset.num_samples < bound
+    )
+    made = [c for c in dataset.classes if c.samples]
+    channels = "grey" if dataset.in_chans == 1 else "RGB"
+    return f"""---
+pretty_name: {json.dumps(printable(dataset.name or dataset.id), ensure_ascii=False)}
+task_categories:
+- image-classification
+size_categories:
+- {size}
+tags:
+- synthetic
+- webdataset
+- deepinversion
+- dearkd
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: train-*.tar
+---
+
+# {markdown(dataset.name or dataset.id)}
+
+**Every image here is synthetic.** {dataset.num_samples:,} {channels} images of {len(made)} classes,
+{dataset.image_size}×{dataset.image_size} pixels, were optimised by dearkd until a trained CNN, the teacher, recognised
+them. No image of its training data was used. The images carry what the teacher learned, its errors and biases included.
+
+![a grid of samples, a row for each class](preview.png)
+
+- Teacher: {markdown_code(teacher.name)} (`{teacher.architecture}`, weights sha256 `{teacher.sha256}`)
+- Method: {_method(dataset.spec or {})}
+- Job: `{dataset.job}`, seed {dataset.seed}
+
+| quality, by the teacher's own judgement of the stored pixels | |
+|---|---|
+{figures}
+
+`dataset.json` has these for each shard and class, and names the samples of which the teacher is least sure.
+
+{_classes(dataset)}```python
+import webdataset as wds
+shards = "train-{{000000..{len(dataset.shards) - 1:06d}}}.tar"
+dataset = wds.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("png;webp;jpg", "cls")
+```
+
+## Spec
+
+```json
+{json.dumps(dataset.spec, indent=2)}
+```
+"""
+
+
+def _method(spec: Mapping[str, Any]) -> str:
+    """What was optimised, by the terms that weighed anything."""
+    weights = spec.get("weights", {})
+    method = "DeepInversion (Yin et al., CVPR 2020)"
+    if not weights.get("batch_norm"):
+        method += " without its BatchNorm statistics"
+    if weights.get("boundary"):
+        method += (
+            ", with the boundary-preserving intra-divergence loss of DearKD (Chen et al., CVPR 2022) in dearkd's "
+            "reconstruction"
+        )
+    if weights.get("adaptive"):
+        method += ", in competition with a student (Adaptive DeepInversion)"
+    return method
+
+
+def _classes(dataset: DatasetManifest) -> str:
+    made = [c for c in dataset.classes if c.samples]
+    if len(made) > MAX_CLASSES:
+        return ""
+    judged = (dataset.quality or {}).get("classes", {})
+    rows = []
+    for c in made:
+        accuracy = judged.get(str(c.index), {}).get("teacher_accuracy")
+        rows.append(
+            f"| {c.index} | {markdown(c.name)} | {c.samples} | {'' if accuracy is None else f'{accuracy:.4f}'} |"
+        )
+    return "| label | class | images | teacher accuracy |\n|---|---|---|---|\n" + "\n".join(rows) + "\n\n"

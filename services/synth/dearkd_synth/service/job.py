@@ -1,0 +1,374 @@
+"""The service around the synthesis: a job's unit is turned into a call of the library, and its result into a shard.
+
+Unit `"3"` makes shard 3: images, tar on local disk, verified, uploaded with `create`, marked. Unit `"student"` trains
+the student that a job's other shards compete with, where it trains one (`trained_student`). Unit `"finish"` opens when
+every other is marked and writes what makes a folder of shards a dataset, the manifest last.
+"""
+
+import io
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from dearkd.data.datasets import (
+    DatasetManifest,
+    Sample,
+    Shard,
+    ShardContents,
+    count_classes,
+    datasets,
+    info_json,
+    inspect_shard,
+    shard_name,
+    write_shard,
+)
+from dearkd.errors import CorruptData, NotFound, Unavailable
+from dearkd.jobs.model import dataset_of, now
+from dearkd.settings import Settings
+from dearkd.specs import SynthesisSpec
+from dearkd.storage.catalog import StoredFile, Teacher, describe_file, fetch_weights, manifest_bytes, teachers
+from dearkd.storage.objects import AlreadyExists
+from dearkd.vision.devices import choose_device, made_with
+from dearkd.vision.images import SUFFIXES, encode
+from dearkd.vision.teachers import load_teacher
+from dearkd.work.attempt import Attempt
+from dearkd.work.worker import drain as drain_units
+from dearkd_synth.batches import sample_key, sample_label, shard_samples
+from dearkd_synth.engine.compilation import compiled_by
+from dearkd_synth.engine.determinism import CUBLAS_WORKSPACE, rounding
+from dearkd_synth.inversion import DeepInversion
+from dearkd_synth.quality import merge_quality, shard_quality
+from dearkd_synth.service.card import dataset_card
+from dearkd_synth.service.preview import compose_preview, write_strip
+from dearkd_synth.service.trained_student import UNIT, fetch_student, make_student
+from dearkd_synth.student.stored import load_student
+from dearkd_synth.synthesised import Step, SynthesisedShard
+
+log = logging.getLogger(__name__)
+
+MAX_STRIPS = 64
+
+
+def drain(job: str) -> None:
+    """The rq task: makes shards of whatever synthesis job is next; `job` is only what woke it."""
+    settings = Settings()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    with ShardMaker() as maker:
+        drain_units("synthesis", maker.perform, settings)
+
+
+class ShardMaker:
+    """Performs units, and keeps the teacher of the job it is at, so that a job's shards load it once."""
+
+    def __init__(self) -> None:
+        self.device = choose_device()
+        self._inversion: DeepInversion | None = None
+        self._made_for: tuple[str, bool] | None = None
+        """The job, and whether its own student takes part."""
+        self._attempt: Attempt | None = None
+        self._began = 0.0
+
+    def __enter__(self) -> "ShardMaker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def perform(self, attempt: Attempt) -> None:
+        """One unit of a synthesis job. Raises what ends the attempt or fails the job."""
+        spec = SynthesisSpec.stored(attempt.job.spec)
+        try:
+            teacher = teachers(attempt.storage).get(spec.teacher)
+        except NotFound:
+            raise NotFound(f"the teacher {spec.teacher} was deleted after this job was accepted") from None
+        if attempt.unit == "finish":
+            finish(attempt, spec, teacher)
+        elif attempt.unit == UNIT:
+            self._train_student(attempt, spec, teacher)
+        else:
+            self._make_shard(attempt, spec, teacher, int(attempt.unit))
+
+    def _make_shard(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, index: int) -> None:
+        key = f"datasets/{dataset_of(attempt.job.id)}/{shard_name(index)}"
+        if attempt.storage.exists(key):
+            shard = adopt(attempt, spec, index)
+            attempt.note(f"shard {index} lies in storage already: verified and adopted")
+        else:
+            made = self._synthesise(attempt, spec, teacher, index)
+            if made.halved:
+                attempt.note(f"shard {index}: the device has no memory for whole batches; {made.halved} were halved")
+            with attempt.cache.scratch("shard") as folder:
+                path = folder / shard_name(index)
+                made_by = made_with(self.device) | rounding(self.device)
+                if spec.compile:
+                    made_by |= compiled_by(self.device)
+                said = {"quality": shard_quality(made), "made_with": made_by}
+                shard = write_samples(path, made, spec).model_copy(update=said)
+                check_contents(path, spec, index)
+                strip = write_strip(made.images, made.labels)
+                shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
+        attempt.stop_reporting()
+        attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard, units=spec.num_units))
+        update_preview(attempt, spec, teacher, index)
+
+    def _train_student(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
+        student = make_student(attempt, spec, teacher, self._load_teacher(attempt, teacher))
+        attempt.stop_reporting()
+        attempt.publish(lambda: attempt.ledger.done(attempt.claim, student, units=spec.num_units))
+
+    def _load_teacher(self, attempt: Attempt, teacher: Teacher) -> nn.Module:
+        weights = fetch_weights(attempt.storage, teacher, attempt.cache)
+        return load_teacher(teacher.spec, weights, device=self.device)
+
+    def _synthesise(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, index: int) -> SynthesisedShard:
+        made_for = (attempt.job.id, spec.adaptive_every is not None and spec.competes(index))
+        if self._inversion is None or self._made_for != made_for:
+            self._close()
+            student: nn.Module | None = None
+            if spec.adaptive_student is not None:
+                student = load_student(attempt.storage, spec.adaptive_student, teacher.spec, attempt.cache)
+            elif spec.competes(index):
+                student = fetch_student(attempt, teacher)
+            self._inversion = DeepInversion(
+                self._load_teacher(attempt, teacher),
+                teacher.spec,
+                spec,
+                device=self.device,
+                adaptive_student=student,
+                on_step=self._on_step,
+            )
+            self._made_for = made_for
+        self._attempt, self._began = attempt, time.monotonic()
+        return self._inversion.shard(index)
+
+    def _on_step(self, step: Step) -> None:
+        if self._attempt is None:
+            return
+        self._attempt.check()
+        if step.restarts and step.iteration == 1:
+            self._attempt.note(restarted(step, SynthesisSpec.stored(self._attempt.job.spec)))
+        # A batch that is half optimised counts as half its images, so that the bar moves while a batch is made.
+        images = step.images_done + step.images * step.share
+        rate = images / (time.monotonic() - self._began)
+        metrics = {"shard": step.shard, "batch": step.batch, "iteration": step.iteration, **step.losses}
+        self._attempt.progress(int(images), rate, metrics | ({"restarts": step.restarts} if step.restarts else {}))
+
+    def _close(self) -> None:
+        if self._inversion is not None:
+            self._inversion.close()
+        self._inversion = self._made_for = None
+
+
+def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path, shard: Shard, strip: bytes) -> Shard:
+    """Store a shard, or adopt the one that lies there. What its maker says of it comes first."""
+    attempt.storage.put(_side_key(attempt, shard, "png"), strip)
+    attempt.storage.put(_side_key(attempt, shard, "json"), manifest_bytes(shard))
+    try:
+        attempt.storage.create(f"datasets/{dataset_of(attempt.job.id)}/{path.name}", path)
+    except AlreadyExists:
+        attempt.note(f"shard {index} lay in storage before this upload ended: verified and adopted")
+        return adopt(attempt, spec, index)
+    return shard
+
+
+def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Shard:
+    """Write a shard's tar: `.cls`, `.json` (the same fields in every sample) and the image, keys by sample index.
+
+    With `store_logits` also `.logits.npy`, (num_classes,) in half precision. One file is in memory at a time.
+    """
+    files = (
+        file
+        for batch in made.batches
+        for file in batch.files or (encode(image, spec.image_format) for image in batch.images)
+    )
+    return write_shard(
+        path,
+        (
+            Sample(
+                key=sample_key(index),
+                image=file,
+                suffix=SUFFIXES[spec.image_format].removeprefix("."),
+                label=label,
+                fields={
+                    "label": label,
+                    "teacher_label": predicted,
+                    "teacher_confidence": round(confidence, 6),
+                    "teacher_margin": round(margin, 6),
+                },
+                arrays={"logits.npy": _npy(logits)} if spec.store_logits else {},
+            )
+            for index, file, label, predicted, confidence, margin, logits in zip(
+                made.samples,
+                files,
+                made.labels.tolist(),
+                made.predicted.tolist(),
+                made.confidence.tolist(),
+                made.margin.tolist(),
+                made.logits,
+                strict=True,
+            )
+        ),
+    )
+
+
+def _npy(values: torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    # Beyond what half precision holds (65504), a logit says no more than that it is far away; inf no reader takes.
+    most = torch.finfo(torch.half).max
+    np.save(file, values.clamp(-most, most).half().numpy(), allow_pickle=False)
+    return file.getvalue()
+
+
+def restarted(step: Step, spec: SynthesisSpec) -> str:
+    """What the job's log says of a batch that starts again."""
+    rate = spec.learning_rate * spec.restart_rate_factor**step.restarts
+    return (
+        f"shard {step.shard}: batch {step.batch} diverged and starts again at a learning rate of {rate:.3g} "
+        f"(restart {step.restarts} of {spec.max_restarts})"
+    )
+
+
+def check_contents(path: Path, spec: SynthesisSpec, index: int) -> ShardContents:
+    """Read a written shard as a reader would. Raises `CorruptData` if it does not hold what the spec asks for."""
+    found = inspect_shard(path)
+    expected = Counter(sample_label(spec, sample) for sample in shard_samples(spec, index))
+    if found.samples != expected.total():
+        raise CorruptData(f"{path.name} holds {found.samples} samples, but its spec asks for {expected.total()}")
+    for label in sorted(found.classes | expected):
+        if found.classes[label] != expected[label]:
+            raise CorruptData(
+                f"{path.name} holds {found.classes[label]} samples of class {label}, but its spec asks for "
+                f"{expected[label]}: delete it and retry the job"
+            )
+    return found
+
+
+def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
+    """The description of a shard that lies in storage, after reading and checking all of it.
+
+    Quality and what it was made with come from the note that its maker left; without one they are unknown.
+
+    Raises:
+        CorruptData: if it is not what the spec asks for.
+    """
+    name = shard_name(index)
+    with attempt.cache.scratch("adopt") as folder:
+        path = folder / name
+        attempt.storage.download(f"datasets/{dataset_of(attempt.job.id)}/{name}", path)
+        found = check_contents(path, spec, index)
+        stored = describe_file(path)
+    shard = Shard(**stored.model_dump(), samples=found.samples, classes=dict(sorted(found.classes.items())))
+    try:
+        return Shard.model_validate_json(attempt.storage.read(_side_key(attempt, shard, "json")))
+    except (NotFound, ValidationError):  # or the note was damaged since
+        return shard
+
+
+def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
+    """Write `_info.json`, the preview, the card and then the manifest; complete the job. Idempotent."""
+    storage, job = attempt.storage, attempt.job
+    identifier = dataset_of(job.id)
+    payloads = attempt.ledger.payloads(job.id)
+    shards = [Shard.model_validate_json(payloads[str(i)]) for i in range(spec.num_shards)]
+    for shard in shards:
+        stored = storage.size(f"datasets/{identifier}/{shard.name}")
+        if stored != shard.bytes:
+            raise CorruptData(
+                f"{shard.name} has {stored} bytes in storage, but {shard.bytes} were written: delete it, retry the job"
+            )
+    judged = [shard.quality for shard in shards if shard.quality is not None]
+    quality = merge_quality(judged) if judged else {}
+    if len(judged) < len(shards):
+        attempt.note(f"of {len(shards) - len(judged)} shard(s) no quality figures are known: they were adopted")
+    if UNIT in payloads:
+        student = StoredFile.model_validate_json(payloads[UNIT])
+        quality["adaptive_student"] = {"sha256": student.sha256, "trained_on_shards": [*spec.student_shards]}
+    manifest = DatasetManifest(
+        id=identifier,
+        name=spec.name or job.id,
+        created_at=now(),
+        owner=job.owner,
+        num_samples=spec.num_samples,
+        num_classes=teacher.num_classes,
+        image_size=teacher.image_size,
+        in_chans=teacher.in_chans,
+        classes=count_classes(shards, teacher.class_names, teacher.num_classes),
+        shards=shards,
+        prefix=f"datasets/{identifier}",
+        teacher=teacher.id,
+        teacher_sha256=teacher.sha256,
+        spec=job.spec,
+        quality=quality,
+        job=job.id,
+        seed=spec.seed,
+        made_with=shards[0].made_with if all(shard.made_with == shards[0].made_with for shard in shards) else None,
+    )
+    # An attempt that lost its lease must not change what lies beside a manifest.
+    attempt.confirm()
+    update_preview(attempt, spec, teacher)
+    storage.put(f"datasets/{identifier}/_info.json", info_json(shards))
+    storage.put(f"datasets/{identifier}/README.md", dataset_card(manifest, teacher).encode())
+    attempt.confirm()
+    try:
+        datasets(storage).create(manifest)
+    except AlreadyExists:
+        attempt.note("the manifest lies in storage already: another worker finished first")
+    attempt.stop_reporting()
+    attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"dataset": identifier}))
+
+
+def update_preview(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, marked: int | None = None) -> None:
+    """Compose the grid of what is done so far from the strips that the shards' makers left.
+
+    It is there to look at: that it cannot be made is noted, and no reason to lose what was computed.
+
+    Args:
+        attempt: at a unit of the job.
+        spec: of the job.
+        teacher: names the classes.
+        marked: the shard that is new; if it is beyond those that the grid shows, there is nothing to do.
+    """
+    if marked is not None and marked >= MAX_STRIPS:
+        return
+    names = [teacher.class_name(label) for label in range(teacher.num_classes)]
+    try:
+        strips = _strips(attempt, range(min(spec.num_shards, MAX_STRIPS)))
+        grid = compose_preview(strips, names, classes=len(spec.classes), images_per_class=spec.images_per_class)
+        if grid is not None:
+            attempt.storage.put(f"datasets/{dataset_of(attempt.job.id)}/preview.png", grid)
+    except Unavailable:
+        raise  # storage or Redis is away, which ends no job
+    except Exception as error:
+        log.exception("the preview of %s", attempt.job.id)
+        attempt.note(f"the preview could not be made: {type(error).__name__}: {error}")
+
+
+def _strips(attempt: Attempt, indices: range) -> Iterator[tuple[bytes, Shard]]:
+    """The strips of those of these shards that are done, one at a time."""
+    for index in indices:
+        payload = attempt.ledger.payload(attempt.job.id, str(index))
+        if payload is None:
+            continue
+        shard = Shard.model_validate_json(payload)
+        with suppress(NotFound):  # of an adopted shard, whose maker left none
+            yield attempt.storage.read(_side_key(attempt, shard, "png")), shard
+
+
+def _side_key(attempt: Attempt, shard: Shard, suffix: str) -> str:
+    """Where a shard's maker leaves its description and a strip of samples: beside the job, not among the shards.
+
+    By the shard's content: who made other bytes, and comes too late to store them, leaves its note elsewhere.
+    """
+    stem = shard.name.removesuffix(".tar")
+    return f"jobs/{attempt.job.id}/shards/{stem}-{shard.sha256[:16]}.{suffix}"

@@ -1,0 +1,140 @@
+"""The unit that trains a job's own student, and the student as the job's other shards get it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dearkd.data.datasets import Shard
+from dearkd.errors import CorruptData, NotFound
+from dearkd.jobs.model import dataset_of
+from dearkd.specs import SynthesisSpec
+from dearkd.storage.catalog import StoredFile, Teacher, describe_file
+from dearkd.storage.objects import AlreadyExists
+from dearkd.vision.shards import Indices, ShardDataset
+from dearkd.work.attempt import Attempt
+from dearkd_synth.student.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
+
+UNIT = "student"
+NAME = "adaptive_student.safetensors"
+MAX_IMAGES = 10_000
+MAX_BYTES = 2**30
+"""It is trained on at most so many images, of so many bytes: they are all in memory. 7133 of 224 px in colour."""
+
+
+def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, network: nn.Module) -> StoredFile:
+    """Train the student on the first shards and store it, or adopt the one that lies there.
+
+    Args:
+        attempt: at the unit `student`.
+        spec: of the job.
+        teacher: its record.
+        network: the teacher itself, frozen, on the device to compute on.
+    """
+    if attempt.storage.exists(_key(attempt)):
+        attempt.note("the student lies in storage already: verified and adopted")
+        return _adopt(attempt, teacher)
+    images = _images(attempt, spec, teacher)
+    device = next(network.parameters()).device
+
+    def on_step(done: int, loss: float) -> None:
+        attempt.check()
+        # No images are made here, so the bar stands still.
+        attempt.progress(0, None, {"student_iteration": done, "student_loss": loss})
+
+    student = train_competitor(network, teacher.spec, spec, images, device=device, on_step=on_step)
+    agrees = agreement(network, student.to(device), teacher.spec, images, batch_size=spec.batch_size)
+    attempt.note(
+        f"the student is trained on {len(images)} images of {len(spec.student_shards)} shard(s): it agrees with the "
+        f"teacher on {agrees:.1%} of them"
+    )
+    with attempt.cache.scratch("student") as folder:
+        path = folder / NAME
+        save_competitor(student.cpu(), path)
+        return attempt.publish(lambda: _publish(attempt, teacher, path))
+
+
+def fetch_student(attempt: Attempt, teacher: Teacher) -> Competitor:
+    """The student of a claimed shard's job, from a verified local copy.
+
+    Raises:
+        CorruptData: if what is stored is not what was marked, or is gone.
+    """
+    marked = StoredFile.model_validate_json(_payload(attempt, UNIT))
+    try:
+        path = attempt.cache.fetch(attempt.storage, _key(attempt), name=NAME, sha256=marked.sha256, size=marked.bytes)
+    except NotFound:
+        raise CorruptData(f"{_key(attempt)} is gone from storage: retry the job, and it is made again") from None
+    return load_competitor(path, teacher.spec)
+
+
+def _publish(attempt: Attempt, teacher: Teacher, path: Path) -> StoredFile:
+    try:
+        attempt.storage.create(_key(attempt), path)
+    except AlreadyExists:
+        attempt.note("the student lay in storage before this upload ended: verified and adopted")
+        return _adopt(attempt, teacher)
+    return describe_file(path)
+
+
+def _adopt(attempt: Attempt, teacher: Teacher) -> StoredFile:
+    with attempt.cache.scratch("student") as folder:
+        path = folder / NAME
+        attempt.storage.download(_key(attempt), path)
+        load_competitor(path, teacher.spec)
+        return describe_file(path)
+
+
+def _images(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> Tensor:
+    """(N, C, H, W), uint8: images of the first shards, as they are stored and marked, equally many of each class."""
+    shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
+    most = max(1, min(MAX_IMAGES, MAX_BYTES // (shape[0] * shape[1] * shape[2])))
+    shards = evenly(spec.student_shards, most)
+    each = most // len(shards)
+    images, filled = torch.empty(most, *shape, dtype=torch.uint8), 0
+    for index in shards:
+        attempt.check()
+        shard = Shard.model_validate_json(_payload(attempt, str(index)))
+        with attempt.cache.scratch("student") as folder:
+            path = folder / shard.name
+            attempt.storage.download(f"datasets/{dataset_of(attempt.job.id)}/{shard.name}", path, sha256=shard.sha256)
+            samples = ShardDataset([path], num_classes=teacher.num_classes, in_chans=1 if teacher.in_chans == 1 else 3)
+            for sample in of_each_class(samples.labels, each):
+                images[filled] = samples[int(sample)][0]
+                filled += 1
+    return images[:filled]
+
+
+def evenly(values: Sequence[int], count: int) -> list[int]:
+    """Up to so many of the values, spread over all of them."""
+    count = min(count, len(values))
+    return [values[i * len(values) // count] for i in range(count)]
+
+
+def of_each_class(labels: Indices, count: int) -> Indices:
+    """Up to `count` sample numbers, ascending: the first of each class in numbers that differ by one at most.
+
+    Where there are more classes than `count`, the classes are spread over all.
+
+    Args:
+        labels: (N,) class indices.
+        count: of all samples together; all N where it is not below N.
+    """
+    if count >= len(labels):
+        return np.arange(len(labels))
+    classes = np.unique(labels)
+    shares = np.diff(np.arange(len(classes) + 1) * count // len(classes))
+    picked = [np.flatnonzero(labels == label)[:share] for label, share in zip(classes, shares, strict=True)]
+    return np.sort(np.concatenate(picked))
+
+
+def _payload(attempt: Attempt, unit: str) -> bytes:
+    payload = attempt.ledger.payload(attempt.job.id, unit)
+    assert payload is not None, f"unit {unit} is not done, but this one was opened"
+    return payload
+
+
+def _key(attempt: Attempt) -> str:
+    return f"datasets/{dataset_of(attempt.job.id)}/{NAME}"

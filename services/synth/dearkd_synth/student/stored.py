@@ -1,0 +1,108 @@
+"""The student that the adaptive term competes with: a stored model, shown the teacher's images as it knows them.
+
+Networks of students are the trainer's. It plugs in how one is loaded under the entry point group `dearkd.students`, a
+function of `config.json` as an object and of the path of the weights, so that nothing here imports the trainer.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+import torch
+from torch import Tensor, nn
+
+from dearkd.errors import CorruptData, InvalidInput, NotFound, reason
+from dearkd.specs import SynthesisSpec, TeacherSpec
+from dearkd.storage.catalog import fetch_model_file, models
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
+from dearkd_synth.engine.resizing import resize
+
+GROUP = "dearkd.students"
+
+
+class StudentView(nn.Module):
+    """A student behind the teacher's eyes: takes the teacher's normalised input, of any size.
+
+    Args:
+        student: in eval mode.
+        teacher: whose normalisation the input has.
+        mean: per channel, of pixels in [0, 1], in the student's own normalisation.
+        std: likewise.
+        image_size: side of the student's input in pixels.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, student: nn.Module, teacher: TeacherSpec, *, mean: Sequence[float], std: Sequence[float], image_size: int
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.image_size = image_size
+        ours, theirs, our_std, their_std = (
+            torch.tensor(v).view(1, -1, 1, 1) for v in (mean, teacher.mean, std, teacher.std)
+        )
+        # (x·σ_T + μ_T − μ_S)/σ_S, in one multiplication and one addition.
+        self.register_buffer("scale", their_std / our_std, persistent=False)
+        self.register_buffer("shift", (theirs - ours) / our_std, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) of x (B, C, s, s) in the teacher's normalised space."""
+        logits: Tensor = self.student(resize(x * self.scale + self.shift, self.image_size))
+        return logits
+
+
+def load_student(storage: Storage, model_id: str, teacher: TeacherSpec, cache: FileCache) -> StudentView:
+    """A stored model as `DeepInversion` takes it.
+
+    Raises:
+        InvalidInput: at `/adaptive_student`, if nothing that is installed can load students.
+        NotFound: if the model was deleted.
+        CorruptData: if its files are not what its manifest says, or `config.json` does not say what its input is.
+    """
+    plugins = list(entry_points(group=GROUP))
+    if not plugins:
+        raise InvalidInput.at(
+            "/adaptive_student",
+            f"nothing here can load a model: install what provides {GROUP}, such as dearkd[trainer]",
+        )
+    try:
+        model = models(storage).get(model_id)
+    except NotFound:
+        raise NotFound(f"the model {model_id} was deleted after this job was accepted") from None
+    config = json.loads(fetch_model_file(storage, model, "config.json", cache).read_text(encoding="utf-8"))
+    weights = fetch_model_file(storage, model, "model.safetensors", cache)
+    try:
+        mean, std = config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]
+    except KeyError as missing:
+        raise CorruptData(f"config.json of {model_id} does not say {missing}") from None
+    return StudentView(
+        plugins[0].load()(config, weights), teacher, mean=mean, std=std, image_size=model.image_size
+    ).eval()
+
+
+def check_student(student: nn.Module, teacher: TeacherSpec, spec: SynthesisSpec) -> None:
+    """Whether a network can compete under this spec: its logits (2, num_classes) at each phase's size.
+
+    Raises:
+        InvalidInput: at `/adaptive_student`, if it has a weight that is not finite, cannot take such images, or has
+            other classes.
+    """
+    for name, tensor in student.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise InvalidInput.at("/adaptive_student", f"its {name} holds values that are not finite")
+    for size in {phase.input_size for phase in spec.phases}:
+        like = next(student.parameters())
+        try:
+            with torch.no_grad():
+                logits = student(like.new_zeros(2, teacher.in_chans, size, size))
+        except Exception as error:  # whatever a network raises on images that it cannot take
+            raise InvalidInput.at(
+                "/adaptive_student", f"it cannot take images of {size}×{size} pixels: {reason(error)}"
+            ) from error
+        if logits.shape != (2, teacher.num_classes):
+            raise InvalidInput.at(
+                "/adaptive_student", f"it has {logits.shape[-1]} classes, the teacher {teacher.num_classes}"
+            )

@@ -1,0 +1,1 @@
+"""The evaluation of a student: accuracy, attention, pictures, and the report of it all."""

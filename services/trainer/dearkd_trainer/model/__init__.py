@@ -1,0 +1,1 @@
+"""The student: architecture, MHCA, initial weights, and its exports."""

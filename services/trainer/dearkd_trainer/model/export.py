@@ -1,0 +1,116 @@
+"""A trained student as files: `model.safetensors` and the `config.json` that rebuilds it, as timm itself writes them.
+
+A folder of both loads by `timm.create_model("local-dir:FOLDER", pretrained=True)` in any process that has imported
+`dearkd_trainer`.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dearkd.vision  # noqa: F401  # makes timm importable
+
+# isort: split
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import dearkd_trainer.model.student
+from dearkd.errors import Conflict, InvalidInput
+from dearkd.identifiers import new_id
+from dearkd.specs import StudentSpec
+from dearkd.vision.weight_files import separate_state
+from dearkd_trainer.record.checkpoint import write_atomically
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+
+
+def model_config(
+    spec: StudentSpec,
+    *,
+    num_classes: int,
+    in_chans: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str] | None,
+    crop_pct: float = 1.0,
+) -> dict[str, Any]:
+    """`config.json`, as timm reads it: the architecture, its arguments, and in `pretrained_cfg` what its input is."""
+    labels = {"label_names": list(class_names)} if class_names is not None else {}
+    return {
+        "architecture": spec.architecture,
+        "num_classes": num_classes,
+        "num_features": spec.embed_dim,
+        "global_pool": "token",
+        **labels,
+        "model_args": dearkd_trainer.model.student.student_args(spec, num_classes, in_chans),
+        "pretrained_cfg": {
+            "num_classes": num_classes,
+            "input_size": [in_chans, spec.image_size, spec.image_size],
+            "fixed_input_size": True,
+            "crop_pct": crop_pct,
+            "interpolation": "bicubic",
+            "mean": list(mean),
+            "std": list(std),
+            "first_conv": "patch_embed.proj",
+            "classifier": ["head", "head_dist"] if spec.distilled else "head",
+        },
+    }
+
+
+def save_model(directory: Path, model: nn.Module, config: Mapping[str, Any]) -> Path:
+    """Write both files to a directory; returns where the weights lie."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = separate_state(model)
+    write_atomically(directory / CONFIG, lambda part: part.write_text(json.dumps(config, indent=2) + "\n"))
+    return write_atomically(directory / WEIGHTS, lambda part: save_file(tensors, part))
+
+
+def load_model(config: Mapping[str, Any], weights: Path) -> nn.Module:
+    """The model in eval mode, on the CPU.
+
+    Args:
+        config: what `model_config` gave.
+        weights: a safetensors file.
+
+    Raises:
+        InvalidInput: if the configuration builds no model, or the file does not hold the weights of that model.
+    """
+    try:
+        name, arguments = config["architecture"], config["model_args"]
+        model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"the {CONFIG} beside {weights} builds no model: {error!r}") from error
+    try:
+        tensors = load_file(weights)
+        if missing := model.state_dict().keys() - tensors.keys():  # a plain ViT's, say, which a student would take
+            raise RuntimeError(f"it lacks {', '.join(sorted(missing)[:5])}")
+        model.load_state_dict(tensors)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InvalidInput(f"{weights} does not hold the weights of {name}: {error}") from error
+    return model.eval()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `path` once everything in it is written, and never otherwise.
+
+    Raises:
+        Conflict: if `path` is there already and is no empty folder.
+    """
+    path = path.absolute()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise Conflict(f"{path} is there already and not empty: name a folder that does not exist, or an empty one")
+    part = path.with_name(f".{path.name}.{new_id('tmp')}")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

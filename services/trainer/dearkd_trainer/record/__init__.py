@@ -1,0 +1,1 @@
+"""The records of a run: checkpoints, metrics, and the model card."""

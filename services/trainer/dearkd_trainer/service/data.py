@@ -1,0 +1,138 @@
+"""What a run reads: its shards, held on this machine as a whole or as far as they fit, and what is known of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from dearkd.data.datasets import DatasetManifest, fetch_shard
+from dearkd.errors import InvalidInput
+from dearkd.settings import Settings
+from dearkd.specs import TrainingSpec
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
+from dearkd.vision.shards import ShardDataset
+from dearkd.vision.stored_shards import StoredShards
+from dearkd.work.attempt import Attempt
+
+Source = list[Path] | DatasetManifest
+"""Verified files that stay, or a stored dataset whose shards are fetched when they are needed."""
+
+PLACES = {"storage_url", "s3_endpoint", "s3_region", "cache_dir", "cache_bytes"}
+"""The settings that `open_shards` looks at."""
+
+
+def bring(
+    attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, evaluated: DatasetManifest | None
+) -> tuple[Source, Source | None]:
+    """The shards to train on and those to evaluate on, where there are any: fetched and held, if all of them fit.
+
+    Raises:
+        InvalidInput: if those to train on need more than the cache may hold.
+        CorruptData: naming the shard and what differs from the manifest.
+    """
+    room = attempt.settings.cache_bytes
+    need = _need(spec, dataset, room)
+    shards = _fetch(attempt, dataset) if _bytes(dataset) <= room else dataset
+    if evaluated is None:
+        return shards, None
+    return shards, _fetch(attempt, evaluated) if need + _bytes(evaluated) <= room else evaluated
+
+
+def open_shards(
+    source: Source,
+    settings: Settings,
+    *,
+    num_classes: int,
+    in_chans: Literal[1, 3],
+    check: Callable[[], None] = lambda: None,
+) -> ShardDataset:
+    """Raises as `ShardDataset` and `StoredShards`, which calls `check`."""
+    if isinstance(source, list):
+        return ShardDataset(source, num_classes=num_classes, in_chans=in_chans)
+    return StoredShards(
+        Storage.open(settings, fresh=False),
+        source,
+        lambda: FileCache(settings.cache_dir, settings.cache_bytes),
+        num_classes=num_classes,
+        in_chans=in_chans,
+        check=check,
+    )
+
+
+def _bytes(dataset: DatasetManifest) -> int:
+    return sum(shard.bytes for shard in dataset.shards)
+
+
+def _need(spec: TrainingSpec, dataset: DatasetManifest, room: int) -> int:
+    """Bytes of a dataset that a run holds at a time: all of it, or two windows of its largest shards.
+
+    Of several processes one may have gone on to a third while another still reads the first.
+    """
+    whole, window = _bytes(dataset), spec.shuffle_shards
+    if whole <= room:
+        return whole
+    if window is None:
+        raise InvalidInput.at(
+            "/shuffle_shards",
+            f"the shards of {dataset.id} have {whole} bytes, and all are shuffled together, but DEARKD_CACHE_BYTES is "
+            f"{room} on this worker: raise that, or set shuffle_shards, so that so many shards are shuffled at a time",
+        )
+    count = window * (2 if spec.processes == 1 else 3)
+    need = sum(sorted((shard.bytes for shard in dataset.shards), reverse=True)[:count])
+    if need > room:
+        raise InvalidInput.at(
+            "/shuffle_shards",
+            f"{window}, for which {count} shards of {dataset.id} are held at a time: they have up to {need} bytes, but "
+            f"DEARKD_CACHE_BYTES is {room} on this worker: set fewer, or raise that",
+        )
+    return need
+
+
+def _fetch(attempt: Attempt, manifest: DatasetManifest) -> list[Path]:
+    """A dataset's shards, each fetched and verified before anything reads it.
+
+    Raises:
+        CorruptData: naming the shard and what differs from the manifest.
+    """
+    paths = []
+    for shard in manifest.shards:
+        attempt.check()
+        paths.append(fetch_shard(attempt.storage, manifest, shard, attempt.cache))
+    return paths
+
+
+def pixel_statistics(
+    data: ShardDataset, check: Callable[[], None] = lambda: None, *, images: int = 2048
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, of pixels in [0, 1], of a set without a teacher, to four digits.
+
+    Args:
+        data: of images of any sizes; each pixel counts alike.
+        check: called before each image; what it raises ends the work.
+        images: so many at most are looked at, spread evenly.
+
+    Raises:
+        InvalidInput: if there is no image.
+        CorruptData: naming the image that does not open.
+    """
+    if len(data) == 0:
+        raise InvalidInput.at("/dataset", "there is no image to train on: the dataset is empty")
+    count = 0
+    total, squares = (torch.zeros(data.in_chans, dtype=torch.float64) for _ in range(2))
+    places = np.unique(np.linspace(0, len(data) - 1, min(images, len(data))).round().astype(np.int64))
+    for place in data.visit(places):
+        check()
+        pixels = data[place][0].flatten(1).double()
+        count += pixels.shape[1]
+        total += pixels.sum(1)
+        squares += pixels.square().sum(1)
+    mean = total / count
+    # Sums of whole numbers below 2^53 are exact, so that nothing is lost by the difference.
+    deviation = ((squares - total * mean) / max(1, count - 1)).clamp(min=0).sqrt()
+    return (
+        [round(value, 4) for value in (mean / 255).tolist()],
+        [max(1e-4, round(value, 4)) for value in (deviation / 255).tolist()],
+    )

@@ -1,0 +1,300 @@
+"""A run of several processes on this machine: torchrun starts them, and this process answers for them.
+
+Only this one holds the attempt: it tells Redis and storage what the gang does, and ends it. The gang's processes
+(`dearkd_trainer.service.rank`) each hold a connection to it, and end when that ends, whatever became of this process.
+Rank 0 tells what happens; each tells why it fails. One that is gone without a word was killed, or crashed: then the
+others are ended too, and the attempt counts as a death, after which the run goes on from its last checkpoint.
+"""
+
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import psutil
+from pydantic import BaseModel
+
+from dearkd import errors
+from dearkd.work.attempt import Died, HandBack
+from dearkd.work.worker import GRACE_SECONDS, exit_clause
+from dearkd_trainer.evaluate.evaluation import Evaluation
+from dearkd_trainer.service.inputs import RunInputs
+from dearkd_trainer.train.failures import LoaderLost
+from dearkd_trainer.train.trainer import Metrics, TrainingResult
+
+POLL_SECONDS = 0.2
+SAVE_SECONDS = GRACE_SECONDS - 2
+"""How long a gang that has to end may take for a last checkpoint: less than its worker waits before it kills."""
+WORD_SECONDS = 2.0
+"""A process that loses another fails as well: for so long its error may come before the news that the other is gone."""
+EXIT_SECONDS = 60.0
+
+Message = dict[str, Any]
+
+
+class Reporter(Protocol):
+    """Who hears of the run's progress."""
+
+    def begin(self, history: list[Metrics], step: int) -> None: ...
+    def on_step(self, step: int, steps: int) -> None: ...
+    def on_epoch(self, row: Metrics) -> None: ...
+    def on_checkpoint(self, path: Path) -> None: ...
+
+
+class Orders(BaseModel):
+    """What each process of the gang reads when it starts."""
+
+    inputs: RunInputs
+    device: Literal["cpu", "cuda"]
+    threads: int
+    socket: Path
+    """Where to connect; then lines of JSON go both ways."""
+
+
+class Gang:
+    """The processes of a run, for as long as the block runs.
+
+    Args:
+        inputs: of the run; its spec says how many processes.
+        device: `cuda` or `cpu`.
+        threads: of each process.
+        check: called while nothing is told; what it raises ends the run (`HandBack`: after a last checkpoint).
+        note: told of what would be lost otherwise.
+    """
+
+    def __init__(
+        self,
+        inputs: RunInputs,
+        *,
+        device: Literal["cpu", "cuda"],
+        threads: int,
+        check: Callable[[], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self.inputs = inputs
+        self.check, self.note = check, note
+        self.device: Literal["cpu", "cuda"] = device
+        self.threads = threads
+        self._inbox: queue.Queue[tuple[int, Message | None]] = queue.Queue()
+        """Messages by rank; None: its connection has ended."""
+        self._connections: dict[int, socket.socket] = {}
+        self._processes: list[psutil.Process] = []
+        """Of each rank: torchrun's children, but not if torchrun is killed."""
+        self._over = threading.Event()
+        self._alone_since: float | None = None
+        """When torchrun was found to have ended otherwise than well."""
+        self._spoken: set[int] = set()
+        """Ranks that said how they ended."""
+        self._begun = False
+        self._until: float | None = None
+        """By when a last checkpoint must have come; 0 once it has."""
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="gang-")  # ours alone, and of a short name
+        address = Path(self._folder.name) / "socket"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(address))
+        self._listener.listen(self.inputs.spec.processes)
+        orders = Orders(inputs=self.inputs, device=self.device, threads=self.threads, socket=address)
+        path = Path(self._folder.name) / "orders.json"
+        path.write_text(orders.model_dump_json(), encoding="utf-8")
+        threading.Thread(target=self._accept, name="gang", daemon=True).start()
+        count = str(self.inputs.spec.processes)
+        self._torchrun = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count),
+                *("-m", "dearkd_trainer.service.rank", str(path)),
+            ],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONSAFEPATH": "1"},
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            with suppress(subprocess.TimeoutExpired):
+                self._torchrun.wait(EXIT_SECONDS)
+        self._over.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with suppress(psutil.NoSuchProcess):
+            self._processes.insert(0, psutil.Process(self._torchrun.pid))
+        for head in list(self._processes):
+            with suppress(psutil.NoSuchProcess):
+                for process in [head, *head.children(recursive=True)]:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+        self._torchrun.wait()
+        self._folder.cleanup()
+        for connection in list(self._connections.values()):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def run(self, reporter: Reporter) -> TrainingResult:
+        """Wait for the result, and pass on what is told until then.
+
+        Raises:
+            Died: if a process was killed or crashed.
+            HandBack: if this process has to end, after a last checkpoint where there was time for one.
+            DearKDError: which ended a process of the gang, or the attempt.
+            RuntimeError: any other error of a process of the gang.
+        """
+        while True:
+            try:
+                rank, message = self._next()
+                if message is None:
+                    if rank not in self._spoken:
+                        raise Died(self._loss(rank))
+                elif message["what"] == "failed":
+                    self._fail(rank, message)
+                elif message["what"] == "ended":
+                    self._spoken.add(rank)
+                    if rank == 0:
+                        return _result(message["result"])
+                else:
+                    self._pass_on(message, reporter)
+            except HandBack:
+                self._hand_back()
+            except Died:
+                if self._until is not None:
+                    raise HandBack from None
+                raise
+
+    def _next(self) -> tuple[int, Message | None]:
+        while True:
+            self._require_torchrun()
+            try:
+                return self._inbox.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                self.check()
+
+    def _require_torchrun(self) -> None:
+        """Without it nobody ends the others when one dies. Where one has, it ends too, but that news goes first."""
+        if not (code := self._torchrun.poll()):
+            return
+        self._alone_since = self._alone_since or time.monotonic()
+        if code < 0 or time.monotonic() - self._alone_since > WORD_SECONDS:
+            raise Died(f"lost torchrun, which answers for the run's processes: it {exit_clause(code)}")
+
+    def _pass_on(self, message: Message, reporter: Reporter) -> None:
+        match message["what"]:
+            case "begins":
+                self._begun = True
+                reporter.begin(message["history"], message["step"])
+            case "step":
+                reporter.on_step(message["step"], message["steps"])
+                return
+            case "epoch":
+                reporter.on_epoch(message["row"])
+            case "checkpoint":
+                try:
+                    reporter.on_checkpoint(Path(message["path"]))
+                except HandBack:
+                    self._until = 0.0
+                    raise
+                if self._until is not None:
+                    self._until = 0.0
+                    raise HandBack
+        # Rank 0 waits: what it told of must not change meanwhile.
+        self._tell("heard")
+
+    def _hand_back(self) -> None:
+        if not self._begun or (self._until is not None and time.monotonic() > self._until):
+            raise HandBack
+        if self._until is None:
+            self._until = time.monotonic() + SAVE_SECONDS
+            self._tell("save")
+
+    def _tell(self, word: str) -> None:
+        with suppress(OSError):  # it is gone, of which the inbox will tell
+            self._connections[0].sendall(json.dumps(word).encode() + b"\n")
+
+    def _fail(self, rank: int, message: Message) -> None:
+        """Raise what ended the gang: a typed error of any of its processes, else a death among them, else this one.
+
+        One that loses another, or whose loader torchrun ended with the gang, fails of that: its word is not the reason.
+        """
+        failed = {rank: message}
+        until = time.monotonic() + WORD_SECONDS
+        while True:
+            self._spoken.add(rank)
+            _raise_if_known(message)
+            rank, message = self._next_failure(until)
+            if not message:
+                break
+            failed[rank] = message
+        for rank, message in failed.items():
+            if message["type"] == LoaderLost.__name__:
+                raise Died(f"lost a process that read the images of rank {rank}: {message['message']}")
+        rank, message = next(iter(failed.items()))
+        self.note(f"rank {rank} failed:\n{message['traceback'].rstrip()}")
+        raise RuntimeError(f"rank {rank} failed: {message['type']}: {message['message']}")
+
+    def _next_failure(self, until: float) -> tuple[int, Message]:
+        """The next that tells why it failed; an empty message once it is `until`. Raises `Died` if one only is gone."""
+        while (left := until - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                rank, word = self._inbox.get(timeout=left)
+                if word is None and rank not in self._spoken:
+                    raise Died(self._loss(rank))
+                if word is not None and word["what"] == "failed":
+                    return rank, word
+        return -1, {}
+
+    def _loss(self, rank: int) -> str:
+        return f"lost rank {rank} of the run's {self.inputs.spec.processes} processes, which was killed or crashed"
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the block has ended
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._read, args=(connection,), name="rank", daemon=True).start()
+
+    def _read(self, connection: socket.socket) -> None:
+        rank = -1
+        with suppress(OSError, ValueError), connection.makefile("rb") as lines:
+            rank, pid = json.loads(lines.readline())
+            with suppress(psutil.NoSuchProcess):  # gone already, as the end of its connection will tell
+                self._processes.append(psutil.Process(pid))
+            self._connections[rank] = connection
+            if self._over.is_set():  # too late to be among those that were ended
+                connection.shutdown(socket.SHUT_RDWR)
+            for line in lines:
+                self._inbox.put((rank, json.loads(line)))
+        self._inbox.put((rank, None))
+
+
+def _raise_if_known(message: Message) -> None:
+    known = getattr(errors, message["type"], None)
+    if isinstance(known, type) and issubclass(known, errors.DearKDError):
+        found = [errors.FieldError(**error) for error in message["errors"]]
+        raise known(message["message"], code=message["code"], errors=found)
+
+
+def _result(found: dict[str, Any]) -> TrainingResult:
+    evaluation = found.pop("evaluation")
+    return TrainingResult(
+        **{**found, "weights": Path(found["weights"])},
+        evaluation=Evaluation(**evaluation) if evaluation is not None else None,
+    )
+
+
+def as_json(result: TrainingResult) -> dict[str, Any]:
+    """What `Gang.run` makes a result of again."""
+    return {**asdict(result), "weights": str(result.weights)}

@@ -1,0 +1,357 @@
+"""The service around the trainer: a run's record is turned into a call of the library, its result into a stored model.
+
+Checkpoints go to `runs/{id}/checkpoints/` as soon as they are committed locally, so that another worker can go on; the
+model goes to `models/{id}/`, its manifest last.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+
+from dearkd.data.datasets import DatasetManifest, datasets
+from dearkd.errors import CorruptData, NotFound, Unavailable, Unreadable
+from dearkd.jobs.model import dataset_of, kind_of, model_of, now
+from dearkd.settings import Settings
+from dearkd.specs import TrainingSpec
+from dearkd.storage.catalog import (
+    Accuracy,
+    Model,
+    StoredFile,
+    describe_file,
+    fetch_model_file,
+    fetch_weights,
+    models,
+    teachers,
+)
+from dearkd.storage.objects import AlreadyExists, Storage
+from dearkd.vision.devices import choose_device
+from dearkd.work.attempt import Attempt, Died, HandBack
+from dearkd.work.worker import drain as drain_units
+from dearkd_trainer.evaluate.report import ATTENTION, EVALUATION, METRICS, json_lines
+from dearkd_trainer.model.export import CONFIG, WEIGHTS
+from dearkd_trainer.record.card import model_card
+from dearkd_trainer.record.checkpoint import BEST, LAST
+from dearkd_trainer.record.meter import json_row
+from dearkd_trainer.service.data import PLACES, bring, open_shards, pixel_statistics
+from dearkd_trainer.service.gang import Gang
+from dearkd_trainer.service.inputs import RunInputs
+from dearkd_trainer.service.sinks import RunInfo, Sinks
+from dearkd_trainer.train.failures import LoaderLost
+from dearkd_trainer.train.trainer import Metrics, TrainingResult
+
+
+def drain(job: str) -> None:
+    """The rq task: performs whatever training run is next; `job` is only what woke it."""
+    settings = Settings()
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    drain_units("training", perform, settings)
+
+
+def perform(attempt: Attempt) -> None:
+    """A training run from its last checkpoint to its model. Raises what ends the attempt or fails the run."""
+    spec = TrainingSpec.stored(attempt.job.spec)
+    storage = attempt.storage
+    identifier = dataset_of(spec.dataset) if kind_of(spec.dataset) == "synthesis" else spec.dataset
+    manifest = datasets(storage).get(identifier)
+    teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
+    evaluated = datasets(storage).get(spec.eval_dataset) if spec.eval_dataset else None
+    shards, eval_shards = bring(attempt, spec, manifest, evaluated)
+    in_chans = cast(Literal[1, 3], manifest.in_chans if teacher is None else teacher.in_chans)
+    for role, data in (("dataset", manifest), ("eval_dataset", evaluated)):
+        for line in data.conversions(in_chans) if data is not None else ():
+            attempt.note(f"{role}: {line}")
+    if teacher is not None:
+        mean, std = teacher.mean, teacher.std
+    else:
+        images = open_shards(
+            shards, attempt.settings, num_classes=manifest.num_classes, in_chans=in_chans, check=attempt.check
+        )
+        mean, std = pixel_statistics(images, attempt.check)
+    with attempt.cache.scratch("run") as directory:
+        inputs = RunInputs(
+            spec=spec,
+            directory=directory,
+            shards=shards,
+            eval_shards=eval_shards,
+            settings=attempt.settings.model_dump(mode="json", include=PLACES),
+            num_classes=manifest.num_classes,
+            in_chans=in_chans,
+            mean=mean,
+            std=std,
+            class_names=[c.name for c in manifest.classes],
+            teacher=teacher.spec if teacher is not None and spec.needs_teacher else None,
+            teacher_weights=(
+                fetch_weights(storage, teacher, attempt.cache) if teacher is not None and spec.needs_teacher else None
+            ),
+        )
+        if spec.init is not None:
+            model = models(storage).get(spec.init)
+            config = fetch_model_file(storage, model, CONFIG, attempt.cache)
+            weights = fetch_model_file(storage, model, WEIGHTS, attempt.cache)
+            inputs = inputs.model_copy(
+                update={"initial": json.loads(config.read_text(encoding="utf-8")), "initial_weights": weights}
+            )
+        stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
+        reporter = RunReporter(attempt, spec, stored)
+        try:
+            result = train_here(inputs, reporter) if spec.processes == 1 else train_in_gang(attempt, inputs, reporter)
+        finally:
+            reporter.sinks.close()
+        attempt.publish(lambda: publish(attempt, spec, manifest, in_chans, result))
+    attempt.stop_reporting()
+    attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"model": model_of(attempt.job.id)}))
+
+
+def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
+    """The run in this process, which stores a last checkpoint where it has to hand the work back."""
+
+    def on_step(step: int, steps: int) -> None:
+        try:
+            reporter.on_step(step, steps)
+        except HandBack:
+            trainer.save()
+            raise
+
+    trainer = inputs.trainer(
+        choose_device(),
+        on_step=on_step,
+        on_epoch=reporter.on_epoch,
+        on_checkpoint=reporter.on_checkpoint,
+        check=reporter.attempt.check,
+    )
+    reporter.begin(trainer.history, trainer.step)
+    try:
+        return trainer.fit()
+    except LoaderLost as error:
+        raise Died(f"lost a process that read its images: {error}") from error
+
+
+def train_in_gang(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
+    """The run in processes of their own, which share the CPU threads that this one would have."""
+    threads = max(1, torch.get_num_threads() // inputs.spec.processes)
+    device = cast(Literal["cpu", "cuda"], choose_device().type)
+    with Gang(inputs, device=device, threads=threads, check=attempt.check, note=attempt.note) as gang:
+        return gang.run(reporter)
+
+
+class StoredCheckpoint(BaseModel):
+    """`checkpoint.json`: written last, it says which files are the checkpoint and what they must be."""
+
+    files: list[StoredFile] = Field(default_factory=list)
+    earlier: list[StoredFile] = Field(default_factory=list)
+    """The checkpoints before it that are kept, latest first: a run goes on from the first of all that is whole."""
+
+
+class RunReporter:
+    """Passes on what the trainer tells: progress and cancel at every step, rows at every epoch, checkpoints at once."""
+
+    def __init__(self, attempt: Attempt, spec: TrainingSpec, stored: StoredCheckpoint) -> None:
+        self.attempt = attempt
+        self.spec = spec
+        self._stored = stored
+        self._rows: list[Metrics] = []
+        self._behind = False
+        self._steps: dict[str, int] = {}
+        self._first_epoch = 0
+        self._began = time.monotonic()
+        self.sinks = Sinks([], RunInfo(attempt.job.id, attempt.job.id, {}, attempt.settings.metrics_dir))
+
+    def begin(self, history: list[Metrics], step: int) -> None:
+        """Start from the rows and the step of the checkpoint: what came after it is done again, and told again."""
+        self._rows = list(history)
+        self._first_epoch = len(history)
+        self._began = time.monotonic()
+        job, settings = self.attempt.job, self.attempt.settings
+        run = RunInfo(job.id, self.spec.name or job.id, job.spec, settings.metrics_dir, len(history))
+        self.sinks = Sinks(settings.metrics_sink_names, run)
+        self.attempt.publish(self._set_rows)
+        if history:
+            self._report(len(history))  # of a run that only has its model to store nothing else will
+        if step:
+            self.attempt.note(f"goes on after epoch {len(history)}, step {step}, from its last checkpoint")
+
+    def on_step(self, step: int, steps: int) -> None:
+        self.attempt.check()
+        self._steps = {"step": step, "steps": steps}
+        self._report(self.spec.epochs * step / steps)
+
+    def _report(self, epochs: float) -> None:
+        """Tell the latest row, so many epochs after the run's beginning."""
+        rate = (epochs - self._first_epoch) / max(1e-9, time.monotonic() - self._began)
+        latest: dict[str, Any] = json_row(self._rows[-1]) if self._rows else {}
+        stage = 1 if epochs <= self.spec.stage_one.epochs and self.spec.stage_one.epochs else 2
+        self.attempt.progress(int(epochs), rate or None, {**latest, "stage": stage, **self._steps})
+
+    def on_epoch(self, row: Metrics) -> None:
+        self._rows.append(row)
+        self._report(len(self._rows))  # at once: no step comes after the last epoch
+        self.sinks.row(row)
+        try:
+            if self._behind:
+                self._set_rows()
+            else:
+                self.attempt.ledger.add_row(self.attempt.claim, json_row(row))
+            self._behind = False
+        except Unavailable:
+            self._behind = True  # the run goes on; its rows are written anew once Redis is back
+
+    def _set_rows(self) -> None:
+        self.attempt.ledger.set_rows(self.attempt.job.id, [json_row(row) for row in self._rows])
+
+    def on_checkpoint(self, path: Path) -> None:
+        """Store the checkpoint, and the rows up to it, under the run; also where that is the last act of this process.
+
+        Raises:
+            HandBack: after it was stored, or could not be.
+        """
+        try:
+            self.attempt.publish(lambda: self._store(path.parent))
+        except HandBack:
+            try:
+                self.attempt.publish_last(lambda: self._store(path.parent))
+            except Unavailable as error:
+                self.attempt.note(f"the last checkpoint is lost: {error.message}")
+            raise
+
+    def _store(self, folder: Path) -> None:
+        run, storage = self.attempt.job.id, self.attempt.storage
+        self._stored = store_checkpoint(storage, run, folder, self._stored, keep=self.spec.keep_checkpoints)
+        storage.put(f"runs/{run}/{METRICS}", json_lines(self._rows))
+        self.attempt.ledger.forgive(self.attempt.claim)
+
+
+def store_checkpoint(
+    storage: Storage, run: str, folder: Path, before: StoredCheckpoint, *, keep: int
+) -> StoredCheckpoint:
+    """Store a committed checkpoint under names of its content, then the pointer to it, then delete the oldest.
+
+    So a checkpoint is whole or the one before stands, and an attempt that lost its lease damages none.
+
+    Args:
+        storage: where to.
+        run: whose checkpoint it is.
+        folder: where it lies.
+        before: what was stored last.
+        keep: how many checkpoints stay stored.
+    """
+    files = [describe_file(folder / name) for name in (LAST, BEST) if (folder / name).exists()]
+    for file in files:
+        if file not in before.files:
+            storage.put(_checkpoint_key(run, file), folder / file.name)
+    passed = [file for file in (*before.files, *before.earlier) if file.name == LAST and file not in files]
+    after = StoredCheckpoint(files=files, earlier=passed[: keep - 1])
+    storage.put(_pointer_key(run), after.model_dump_json(indent=2).encode())
+    for file in (*before.files, *before.earlier):
+        if file not in (*after.files, *after.earlier):
+            storage.delete(_checkpoint_key(run, file))
+    return after
+
+
+def fetch_checkpoint(
+    storage: Storage, run: str, folder: Path, note: Callable[[str], None] = lambda _: None
+) -> StoredCheckpoint:
+    """Bring a run's stored checkpoint, if there is one, to where the trainer looks for it.
+
+    Where the last one is damaged, it is the latest of those before it that is whole. What lies beside it (the best
+    weights so far, which no run goes on from) is left out where it is damaged or gone. Of either, `note` is told.
+
+    Raises:
+        CorruptData: naming what is gone or not what was stored, if no checkpoint is whole.
+    """
+    try:
+        text = storage.read(_pointer_key(run))
+    except NotFound:
+        return StoredCheckpoint()
+    remedy = f"retry the run from its beginning (`dearkd retry {run} --from beginning`)"
+    try:
+        stored = StoredCheckpoint.model_validate_json(text)
+    except ValidationError as error:
+        raise Unreadable(_pointer_key(run), remedy, error) from None
+    checkpoints = [file for file in stored.files if file.name == LAST] + stored.earlier
+    while checkpoints:
+        try:
+            _fetch(storage, run, checkpoints[0], folder)
+            break
+        except CorruptData as error:
+            if len(checkpoints) < 2:
+                raise CorruptData(f"no checkpoint of {run} is whole: {error.message}; or {remedy}") from None
+            note(f"{error.message}; the run goes on from the checkpoint before")
+            checkpoints = checkpoints[1:]
+    beside = []
+    for file in stored.files:
+        if file.name == LAST:
+            continue
+        try:
+            _fetch(storage, run, file, folder)
+            beside.append(file)
+        except CorruptData as error:
+            note(f"{error.message}; the run goes on without it")
+    return StoredCheckpoint(files=[*checkpoints[:1], *beside], earlier=checkpoints[1:])
+
+
+def _fetch(storage: Storage, run: str, file: StoredFile, folder: Path) -> None:
+    try:
+        storage.download(_checkpoint_key(run, file), folder / file.name, sha256=file.sha256)
+    except NotFound as error:
+        raise CorruptData(f"{error.message}, but {_pointer_key(run)} names it") from None
+
+
+def publish(
+    attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, in_chans: int, result: TrainingResult
+) -> None:
+    """Store the model's files and then its manifest. A manifest that is there already stays: files are the same."""
+    identifier = model_of(attempt.job.id)
+    accuracy = None
+    if result.evaluation is not None and spec.eval_dataset is not None:
+        accuracy = Accuracy(top1=result.evaluation.top1, top5=result.evaluation.top5, dataset=spec.eval_dataset)
+    config = result.weights.with_name("config.json")
+    model = Model(
+        id=identifier,
+        name=spec.name or attempt.job.id,
+        created_at=now(),
+        owner=attempt.job.owner,
+        architecture=spec.student.architecture,
+        num_classes=dataset.num_classes,
+        in_chans=in_chans,
+        image_size=spec.student.image_size,
+        class_names=[c.name for c in dataset.classes],
+        accuracy=accuracy,
+        dataset=dataset.id,
+        teacher=spec.teacher,
+        run=attempt.job.id,
+        spec=attempt.job.spec,
+    )
+    card = result.weights.with_name("README.md")
+    card.write_text(model_card(model, dataset, result.metrics), encoding="utf-8")
+    beside = [path for name in (METRICS, EVALUATION, ATTENTION) if (path := result.weights.with_name(name)).exists()]
+    files = [_create_or_adopt(attempt.storage, identifier, path) for path in (result.weights, config, card, *beside)]
+    attempt.storage.put(f"runs/{attempt.job.id}/{METRICS}", json_lines(result.history))
+    attempt.confirm()
+    try:
+        models(attempt.storage).create(model.model_copy(update={"files": files}))
+    except AlreadyExists:
+        attempt.note("the model's manifest lies in storage already: an earlier attempt wrote it")
+
+
+def _create_or_adopt(storage: Storage, model: str, path: Path) -> StoredFile:
+    """Store a file of a model; one that an earlier attempt at the run stored stays, for a manifest may name it."""
+    key = f"models/{model}/{path.name}"
+    try:
+        storage.create(key, path)
+    except AlreadyExists:
+        storage.download(key, path)
+    return describe_file(path)
+
+
+def _pointer_key(run: str) -> str:
+    return f"runs/{run}/checkpoints/checkpoint.json"
+
+
+def _checkpoint_key(run: str, file: StoredFile) -> str:
+    return f"runs/{run}/checkpoints/{file.sha256[:16]}-{file.name}"

@@ -1,0 +1,1 @@
+"""DearKD's two stages: aligner, losses, optimiser steps and the loop."""

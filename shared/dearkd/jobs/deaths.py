@@ -1,0 +1,80 @@
+"""How processes of a worker end, and how it is told. Nothing here touches storage: see `dearkd.work.listener`."""
+
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import Any, cast
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+from redis import Redis
+
+from dearkd.redis_client import reachable
+
+HUNG = 113
+"""Exit code of a process that ended itself since its work hung."""
+INSPECTOR_DEATHS = "dearkd:registration:deaths"
+"""Hash: the id of a ticket → how its inspector died."""
+
+
+class InspectorDeath(BaseModel):
+    """Why an inspector did not answer on its ticket."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cause: str
+    too_large: bool = False
+    """Whether what it inspected asked for more memory or time than is allowed."""
+
+
+def holder(*pids: int) -> str:
+    """A name for a process among all machines: its host, and pids from its rq worker down to itself."""
+    return "/".join((socket.gethostname(), *map(str, pids)))
+
+
+def exit_clause(code: int) -> str:
+    """How a process ended, by its exit code, negative for a signal."""
+    if code == HUNG:
+        return "made no step for too long (DEARKD_STALL_SECONDS) and was ended"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    memory = ", by hand or by the kernel for lack of memory" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{memory}"
+
+
+def end_this_process(code: int = -signal.SIGKILL) -> None:
+    """At once, and every other that it started: those in sessions of their own (torchrun's) would go on without it."""
+    below = [process.pid for process in psutil.Process().children(recursive=True)]
+    # No other thread may run from here on: the main thread would take the end of its children for a fault of the job.
+    sys.setswitchinterval(3600)
+    for pid in below:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if code >= 0:
+        os._exit(code)
+    os.kill(os.getpid(), -code)
+
+
+def note_inspector_death(redis: Redis, ticket: str, death: InspectorDeath) -> None:
+    """Leave word for whoever has storage at hand: the API that waits for the answer, or the reaper."""
+    with reachable():
+        redis.hset(INSPECTOR_DEATHS, ticket, death.model_dump_json())
+
+
+def inspector_death(redis: Redis, ticket: str) -> InspectorDeath | None:
+    """The note, if there is one."""
+    with reachable():
+        text = cast("bytes | None", redis.hget(INSPECTOR_DEATHS, ticket))
+    return None if text is None else InspectorDeath.model_validate_json(text)
+
+
+def peak_clause(usage: Any) -> str:
+    """The most memory that a process had, by what `wait4` says of it; "" where that is not known."""
+    return "" if usage is None else f" (peak memory {peak_bytes(usage) / 2**30:.1f} GiB)"
+
+
+def peak_bytes(usage: Any) -> int:
+    """The same, in bytes."""
+    return int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,110 @@
+"""Job records in Redis, to be read; what changes them is in `store` and `ledger`."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, cast
+
+from redis import Redis
+from redis.client import Pipeline
+
+from dearkd.errors import NotFound
+from dearkd.jobs.model import ACTIVE, Event, EventType, Job, Kind, Status, kind_of, now
+from dearkd.redis_client import job_index, job_key, reachable
+
+
+class JobRecords:
+    """What is known of jobs.
+
+    Every method raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached, and those that name a job
+    `NotFound` when there is none of that id.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+
+    def get(self, identifier: str, *, owner: str | None = None) -> Job:
+        """The job; one that `owner` may not see is as one that does not exist."""
+        with reachable():
+            values = self.redis.hgetall(job_key(identifier)) if kind_of(identifier) else {}
+        job = parse(cast("dict[bytes, bytes]", values)) if values else None
+        if job is None or not job.visible_to(owner):
+            raise NotFound(f"there is no job {identifier!r}")
+        return job
+
+    def page(
+        self,
+        kind: Kind,
+        *,
+        status: Status | None = None,
+        limit: int = 50,
+        after: str | None = None,
+        owner: str | None = None,
+    ) -> tuple[list[Job], bool]:
+        """Up to `limit` jobs, newest first, older than `after`; and whether there are more.
+
+        With `owner` its own jobs alone: those without an owner are in the listing without one.
+        """
+        index = job_index(kind, status, owner)
+        top = f"({after}" if after else "+"
+        with reachable():
+            found = cast("list[bytes]", self.redis.zrevrangebylex(index, top, "-", 0, limit + 1))
+            pipe = self.redis.pipeline(transaction=False)
+            for identifier in found[:limit]:
+                pipe.hgetall(job_key(identifier.decode()))
+            records = pipe.execute() if found else []
+        return [parse(values) for values in records if values], len(found) > limit
+
+    def active(self, kind: Kind) -> Iterator[Job]:
+        """All jobs that have not ended."""
+        for status in sorted(ACTIVE):
+            after = None
+            while True:
+                jobs, more = self.page(kind, status=status, limit=200, after=after)
+                yield from jobs
+                if not more:
+                    break
+                after = jobs[-1].id
+
+    def events(self, identifier: str, *, after: str | None = None, limit: int = 50) -> tuple[list[Event], bool]:
+        """Up to `limit` events, oldest first, later than `after`; and whether there are more."""
+        self.get(identifier)
+        with reachable():
+            rows = cast(
+                "list[tuple[bytes, dict[bytes, bytes]]]",
+                self.redis.xrange(f"{job_key(identifier)}:events", f"({after}" if after else "-", "+", limit + 1),
+            )
+        return [
+            Event(
+                id=row.decode(),
+                at=datetime.fromisoformat(values[b"at"].decode()),
+                type=cast(EventType, values[b"type"].decode()),
+                data=json.loads(values[b"data"]),
+            )
+            for row, values in rows[:limit]
+        ], len(rows) > limit
+
+    def rows(self, identifier: str, *, after: int = 0, limit: int = 50) -> tuple[list[dict[str, Any]], bool]:
+        """Up to `limit` rows of a run's metrics after row `after` (they count from 1); and whether there are more."""
+        with reachable():
+            found = cast("list[bytes]", self.redis.lrange(f"{job_key(identifier)}:rows", after, after + limit))
+        numbered = enumerate(found[:limit], after + 1)
+        return [{"id": str(i), **json.loads(row)} for i, row in numbered], len(found) > limit
+
+
+def add_event(client: "Redis | Pipeline", identifier: str, kind: EventType, data: dict[str, Any]) -> None:
+    fields: dict[Any, Any] = {"type": kind, "at": at(), "data": json.dumps(data)}
+    client.xadd(f"{job_key(identifier)}:events", fields, maxlen=2000, approximate=True)
+
+
+def at() -> str:
+    return now().isoformat()
+
+
+def parse(values: dict[bytes, bytes]) -> Job:
+    texts = {name.decode(): value.decode() for name, value in values.items()}
+    for name in ("spec", "progress", "metrics", "result", "error"):
+        if name in texts:
+            texts[name] = json.loads(texts[name])
+    texts = {name: value for name, value in texts.items() if (name, value) != ("owner", "")}
+    return Job.model_validate({name: value for name, value in texts.items() if name in Job.model_fields})

@@ -1,0 +1,18 @@
+"""Which stored resources a job reads and makes, by what its spec names."""
+
+from dearkd.identifiers import is_id, sibling
+from dearkd.jobs.model import Job
+
+REFERENCES = ("teacher", "dataset", "eval_dataset", "adaptive_student", "init")
+"""Fields of a spec that name a stored resource."""
+
+
+def reads(job: Job) -> set[str]:
+    """The resources that a job's spec names, a dataset also where it is named by the job that makes it."""
+    named = {str(job.spec[field]) for field in REFERENCES if job.spec.get(field)}
+    return named | {sibling(text, "ds") for text in named if is_id(text, "syn")}
+
+
+def uses(job: Job) -> set[str]:
+    """All that a job reads or is making."""
+    return reads(job) | {sibling(job.id, "ds" if job.kind == "synthesis" else "mdl")}

@@ -1,0 +1,346 @@
+"""What a machine needs for dearkd, checked one by one; each finding says how to mend what is wrong."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from dearkd.addresses import StorageAddress
+from dearkd.client import Client
+from dearkd.errors import DearKDError, InvalidInput, NotFound, Unreadable
+from dearkd.identifiers import new_id
+from dearkd.jobs.model import Job, kind_of, owner_of
+from dearkd.jobs.settlement import read_job
+from dearkd.local.embedded_redis import find_redis_server
+from dearkd.redaction import without_credentials
+from dearkd.redis_client import connect
+from dearkd.settings import Settings
+from dearkd.storage.marker import KEY, KnownStorage
+from dearkd.storage.objects import AlreadyExists, Storage
+
+LOW_DISK_BYTES = 5 * 10**9
+NO_DISK_BYTES = 5 * 10**8
+IMPORT_SECONDS = 300
+
+INSTALL = "pip install --constraint constraints.txt 'dearkd[all]'"
+
+# In a process of its own: importing torch takes seconds and memory, and a broken build of it may take the process down.
+_TORCH_PROBE = """
+import json
+import torch
+report = {"torch": torch.__version__, "cuda": None, "cured": False}
+if torch.cuda.is_available():
+    report["cuda"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+try:
+    from dearkd.vision import torchvision_ops
+    report["cured"] = torchvision_ops.DEFINITIONS is not None
+    import timm
+    report["timm"] = timm.__version__
+except Exception as error:
+    report["error"] = f"{type(error).__name__}: {error}"
+print(json.dumps(report))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`remark`: worth knowing, but everything works. `problem`: something needed is missing."""
+
+    subject: str
+    state: Literal["ok", "remark", "problem"]
+    detail: str
+    remedy: str = ""
+
+
+def examine(settings: Settings, *, resubmit: bool = False) -> Iterator[Finding]:
+    """All checks, in the order in which mending them makes sense; none raises.
+
+    Args:
+        settings: of this machine.
+        resubmit: retry the jobs that did not end and are lost, rather than only to name them.
+    """
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+        check_python,
+        check_api_packages,
+        check_torch,
+        check_redis,
+        check_storage,
+        check_disk,
+        check_api,
+    )
+    for check in checks:
+        yield from check(settings)
+    yield from check_jobs(settings, resubmit=resubmit)
+
+
+def check_python(settings: Settings) -> Iterator[Finding]:
+    yield Finding("Python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def check_api_packages(settings: Settings) -> Iterator[Finding]:
+    missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]
+    if missing:
+        yield Finding("API", "problem", f"{', '.join(missing)} not installed", INSTALL)
+    else:
+        yield Finding("API", "ok", "its packages are installed")
+
+
+def check_torch(settings: Settings) -> Iterator[Finding]:
+    if find_spec("torch") is None:
+        yield Finding("torch", "problem", "not installed: workers need it", INSTALL)
+        return
+    report, failure = _probe_torch()
+    if report is None:
+        yield Finding("torch", "problem", f"does not import: {failure}", f"reinstall it: {INSTALL}")
+        return
+    if report["cuda"]:
+        yield Finding("torch", "ok", f"{report['torch']}, on {', '.join(report['cuda'])}")
+    elif shutil.which("nvidia-smi"):
+        yield Finding(
+            "torch",
+            "remark",
+            f"{report['torch']} sees no CUDA device, but this machine has NVIDIA's driver: jobs run on the CPU",
+            "install a CUDA build of torch that fits the driver (nvidia-smi shows its version)",
+        )
+    else:
+        yield Finding("torch", "ok", f"{report['torch']}, on the CPU")
+    if "error" in report:
+        yield Finding("timm", "problem", f"does not import: {report['error']}", INSTALL)
+    else:
+        cured = "; torchvision's compiled operators do not load, and are not needed" if report["cured"] else ""
+        yield Finding("timm", "ok", f"{report['timm']}{cured}")
+
+
+def _probe_torch() -> tuple[dict[str, Any] | None, str]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=IMPORT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"it took longer than {IMPORT_SECONDS} s"
+    if done.returncode != 0:
+        return None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report, ""
+
+
+def check_redis(settings: Settings) -> Iterator[Finding]:
+    if "redis_url" in settings.model_fields_set:
+        try:
+            with connect(settings) as redis:
+                version = redis.info("server")["redis_version"]
+                forgets = _forgetful(redis)
+        except (RedisError, ValueError) as error:
+            yield Finding(
+                "Redis",
+                "problem",
+                f"the one at DEARKD_REDIS_URL does not answer: {error}",
+                "start it, mend the URL, or unset DEARKD_REDIS_URL so that `dearkd up` starts its own",
+            )
+        else:
+            yield Finding("Redis", "ok", f"{version}, the one at DEARKD_REDIS_URL")
+            if forgets:
+                yield Finding(
+                    "Redis",
+                    "remark",
+                    f"it can lose the records of jobs that were accepted: {'; '.join(forgets)}",
+                    "set `appendonly yes` and `maxmemory-policy noeviction` in its configuration",
+                )
+        return
+    try:
+        server = find_redis_server()
+    except DearKDError as error:
+        yield Finding(
+            "Redis",
+            "problem",
+            "no redis-server or valkey-server for `dearkd up` to start",
+            error.message.partition(": ")[2],
+        )
+        return
+    done = subprocess.run([server, "--version"], capture_output=True, text=True)
+    if done.returncode == 0:
+        yield Finding("Redis", "ok", f"{server} ({done.stdout.strip()})")
+    else:
+        yield Finding(
+            "Redis", "problem", f"{server} does not run: {done.stderr.strip()}", "install redis-server or valkey-server"
+        )
+
+
+def _forgetful(redis: Redis) -> list[str]:
+    """What in a Redis's configuration lets it forget; nothing where it does not show its configuration."""
+    try:
+        # One at a time: Redis before 7 takes no more.
+        keeps = cast("dict[str, str]", redis.config_get("appendonly")).get("appendonly")
+        policy = cast("dict[str, str]", redis.config_get("maxmemory-policy")).get("maxmemory-policy", "noeviction")
+    except RedisError:
+        return []
+    found = ["it keeps no append-only file"] if keeps == "no" else []
+    if policy != "noeviction":
+        found.append(f"short of memory, it drops keys (maxmemory-policy {policy})")
+    return found
+
+
+def check_storage(settings: Settings) -> Iterator[Finding]:
+    url = settings.storage_url
+    try:
+        root = _local_root(settings)
+        redis = connect(settings) if "redis_url" in settings.model_fields_set and _answers(settings) else None
+        if root is None or (root.exists() and any(root.iterdir())):
+            _try_storage(Storage.open(settings, redis))
+        elif redis is not None and KnownStorage(redis).identifier() is not None:
+            Storage.open(settings, redis).ping()  # which says what is wrong, and makes nothing
+        else:
+            # Nothing is there yet: try where it will be made, and leave nothing there.
+            parent = next(folder for folder in (root, *root.parents) if folder.is_dir())
+            with tempfile.TemporaryDirectory(prefix=".dearkd-doctor-", dir=parent) as trial:
+                _try_storage(Storage.open(settings.model_copy(update={"storage_url": f"file://{trial}"})))
+    except (DearKDError, OSError) as error:
+        cause = f" ({error.cause})" if isinstance(error, DearKDError) and error.cause else ""
+        remedy = "set DEARKD_STORAGE_URL to a folder or bucket that can be written"
+        yield Finding("storage", "problem", f"{without_credentials(url)}: {error}{cause}", remedy)
+    else:
+        yield Finding("storage", "ok", f"{url} can be written, and creates an object only once")
+        if root is not None and (root / KEY).exists() and root.stat().st_mode & 0o077:
+            yield Finding("storage", "remark", f"others on this machine can look into {root}", f"chmod 700 '{root}'")
+
+
+def _answers(settings: Settings) -> bool:
+    """Whether there is a Redis that could know the storage; that there is none is said by the check of Redis."""
+    try:
+        with connect(settings) as redis:
+            return bool(redis.ping())
+    except (RedisError, ValueError):
+        return False
+
+
+def adopt(settings: Settings) -> Finding:
+    """Make the storage that is there the one that Redis knows."""
+    try:
+        with connect(settings) as redis:
+            identifier = Storage.open(settings, redis).adopt()
+    except DearKDError as error:
+        return Finding("storage", "problem", f"it was not adopted: {error.message}", "mend that first")
+    return Finding("storage", "ok", f"it is {identifier} from now on")
+
+
+def _local_root(settings: Settings) -> Path | None:
+    try:
+        address = StorageAddress.parse(settings.storage_url)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
+    return address.folder if address.scheme == "file" else None
+
+
+def _try_storage(storage: Storage) -> None:
+    key = f"tmp/{new_id('tmp')}"
+    storage.create(key, b"1")
+    try:
+        try:
+            storage.create(key, b"2")
+        except AlreadyExists:
+            pass
+        else:
+            raise DearKDError("it lets an object be created twice, and so cannot keep two workers apart")
+        if storage.read(key) != b"1":
+            raise DearKDError("it does not return what was written")
+    finally:
+        storage.delete(key)
+
+
+def check_disk(settings: Settings) -> Iterator[Finding]:
+    folder = settings.cache_dir.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 1e9:.1f} GB free under {folder}"
+    if free < NO_DISK_BYTES:
+        yield Finding("disk", "problem", detail, "make room, or set DEARKD_CACHE_DIR and DEARKD_STORAGE_URL elsewhere")
+    elif free < LOW_DISK_BYTES:
+        yield Finding("disk", "remark", detail, "large datasets will not fit")
+    else:
+        yield Finding("disk", "ok", detail)
+
+
+def check_api(settings: Settings) -> Iterator[Finding]:
+    try:
+        with Client(settings.url, settings.api_key) as client:
+            ready = client.is_ready()
+    except DearKDError as error:
+        given = "url" in settings.model_fields_set
+        yield Finding("service", "problem" if given else "remark", error.message)
+        return
+    if ready:
+        yield Finding("service", "ok", f"ready at {settings.url}")
+    else:
+        yield Finding("service", "problem", f"{settings.url} answers, but is not ready", "see its /readyz and its log")
+
+
+def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
+    """Jobs that were accepted and have not ended, by what storage knows; lost are those that the API knows no more."""
+    try:
+        root = _local_root(settings)
+        if root is not None and not root.exists():
+            return
+        storage = Storage.open(settings, fresh=False)
+        unended = unended_jobs(storage)
+        if settings.api_key:
+            # Those of other keys are as if they did not exist, and not lost.
+            owner = owner_of(sha256(settings.api_key.encode()).digest())
+            unended = [name for name in unended if _accepted(storage, name).visible_to(owner)]
+    except Unreadable as error:
+        yield Finding("jobs", "problem", error.message)
+        return
+    except DearKDError:
+        return  # said already, by the check of storage
+    lost = []
+    try:
+        with Client(settings.url, settings.api_key) as client:
+            for identifier in unended:
+                try:
+                    client.get_job(identifier)
+                except NotFound:
+                    lost.append(identifier)
+            again = [client.retry_job(identifier)["id"] for identifier in lost] if resubmit else []
+    except DearKDError as error:
+        if unended:
+            detail = f"storage says that {len(unended)} have not ended: {_some(unended)}"
+            yield Finding("jobs", "remark", detail, f"start dearkd and look again ({error.message})")
+        return
+    if again:
+        yield Finding("jobs", "ok", f"{len(again)} that Redis had lost were submitted again: {_some(again)}")
+    elif lost:
+        detail = f"{len(lost)} did not end, and Redis has lost them: {_some(lost)}"
+        yield Finding(
+            "jobs", "problem", detail, "`dearkd doctor --resubmit` submits them again, or `dearkd retry ID` one"
+        )
+    else:
+        yield Finding("jobs", "ok", f"{len(unended)} have not ended, and none is lost")
+
+
+def _accepted(storage: Storage, identifier: str) -> Job:
+    return read_job(storage, f"jobs/{identifier}/job.json")
+
+
+def unended_jobs(storage: Storage) -> list[str]:
+    """Ids of jobs that were accepted and have not ended, those that others may wait for first."""
+    parts: dict[str, set[str]] = {}
+    for stored in storage.objects("jobs"):
+        _, identifier, name = stored.key.split("/", 2)
+        parts.setdefault(identifier, set()).add(name)
+    found = [name for name, has in parts.items() if "job.json" in has and "final.json" not in has]
+    return sorted(found, key=lambda identifier: (kind_of(identifier) != "synthesis", identifier))
+
+
+def _some(identifiers: list[str]) -> str:
+    return ", ".join(identifiers[:10]) + (f" and {len(identifiers) - 10} more" if len(identifiers) > 10 else "")

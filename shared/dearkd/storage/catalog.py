@@ -1,0 +1,222 @@
+"""Teachers and models in storage: their manifests, and how they are listed and deleted.
+
+A resource is there when its manifest is; manifests are written last and deleted first.
+"""
+
+import hashlib
+import json
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
+
+from dearkd.errors import CorruptData, NotFound, Unreadable
+from dearkd.identifiers import Kind, is_id
+from dearkd.specs import TeacherSpec
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
+
+log = logging.getLogger(__name__)
+
+
+class Manifest(BaseModel):
+    """What every manifest starts with. Unknown fields are ignored: a newer version may have written them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str
+    name: str | None = None
+    created_at: datetime
+    owner: SkipJsonSchema[str | None] = None
+    """As of a job: who may delete it. None: nobody, or so old that it was not recorded. Clients do not see it."""
+
+
+class StoredFile(BaseModel):
+    """A file of a resource: its name under the resource's prefix, bytes, and hexadecimal sha256."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Teacher(Manifest):
+    """A registered CNN: its spec, and what the inspector found."""
+
+    status: Literal["ready"] = "ready"
+    name: str
+    architecture: str
+    model_args: dict[str, Any]
+    num_classes: int
+    in_chans: int
+    image_size: int
+    mean: list[float]
+    std: list[float]
+    class_names: list[str] | None = None
+    sha256: str
+    bytes: int
+    parameters: int
+    batch_norm_layers: int
+    refused_input_sizes: list[int] = Field(default_factory=list)
+    """Sides of images that it was found not to take; of other sizes than its image size and half of it nothing is
+    known."""
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """Raises `Unreadable` if the manifest was altered into what no teacher is."""
+        try:
+            return TeacherSpec.stored(self.model_dump(include=set(TeacherSpec.model_fields)))
+        except ValidationError as error:
+            raise Unreadable(f"teachers/{self.id}/teacher.json", _remedy(self.id), error) from None
+
+    def class_name(self, index: int) -> str:
+        return self.class_names[index] if self.class_names else str(index)
+
+
+class Accuracy(BaseModel):
+    """Fractions in [0, 1], and the dataset they were measured on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    top1: float
+    top5: float
+    dataset: str
+
+
+class Model(Manifest):
+    """A trained student: files under its prefix, and where it came from."""
+
+    architecture: str
+    num_classes: int
+    in_chans: int
+    image_size: int
+    class_names: list[str] | None = None
+    accuracy: Accuracy | None = None
+    dataset: str
+    teacher: str | None = None
+    run: str
+    spec: dict[str, Any]
+    files: list[StoredFile] = Field(default_factory=list)
+
+
+ManifestT = TypeVar("ManifestT", bound=Manifest)
+
+
+class Shelf(Generic[ManifestT]):
+    """All resources of one sort: `{root}/{id}/{manifest}` and what lies beside it."""
+
+    def __init__(self, storage: Storage, root: str, kind: Kind, manifest: str, model: type[ManifestT]) -> None:
+        self.storage = storage
+        self.root = root
+        self.kind: Kind = kind
+        self.manifest = manifest
+        self.model = model
+
+    def key(self, identifier: str, name: str) -> str:
+        """The storage key of a file of a resource.
+
+        Raises:
+            NotFound: if `identifier` cannot be one of this sort's, so that no odd text ever becomes part of a key.
+        """
+        if not is_id(identifier, self.kind):
+            raise NotFound(f"there is no {identifier!r} in {self.root}")
+        return f"{self.root}/{identifier}/{name}"
+
+    def get(self, identifier: str) -> ManifestT:
+        """Raises `NotFound`, or `Unreadable` for a manifest that cannot be read."""
+        key = self.key(identifier, self.manifest)
+        try:
+            text = self.storage.read(key)
+        except NotFound:
+            raise NotFound(f"there is no {identifier!r} in {self.root}") from None
+        try:
+            return self.model.model_validate_json(text)
+        except ValidationError as error:
+            raise Unreadable(key, _remedy(identifier), error) from None
+
+    def exists(self, identifier: str) -> bool:
+        return is_id(identifier, self.kind) and self.storage.exists(self.key(identifier, self.manifest))
+
+    def page(self, *, limit: int, after: str | None = None) -> tuple[list[ManifestT], bool]:
+        """Up to `limit` resources, newest first, that are older than `after`; and whether there are more."""
+        found: list[ManifestT] = []
+        for identifier in reversed(self.storage.children(self.root)):
+            if not is_id(identifier, self.kind) or (after is not None and identifier >= after):
+                continue
+            try:
+                item = self.get(identifier)
+            except NotFound:
+                continue  # not finished, or just deleted
+            except CorruptData as error:
+                log.error("left out of the list: %s", error)  # one bad manifest must not hide the others
+                continue
+            if len(found) == limit:
+                return found, True
+            found.append(item)
+        return found, False
+
+    def create(self, item: ManifestT) -> None:
+        """Write the manifest, last of all.
+
+        Raises:
+            AlreadyExists: if another writer was first.
+        """
+        self.storage.create(self.key(item.id, self.manifest), manifest_bytes(item))
+
+    def delete(self, identifier: str) -> None:
+        """Manifest first, whatever it holds, then the objects. Raises `NotFound`."""
+        if not self.exists(identifier):
+            raise NotFound(f"there is no {identifier!r} in {self.root}")
+        self.storage.delete(self.key(identifier, self.manifest))
+        self.storage.delete_prefix(f"{self.root}/{identifier}")
+
+
+def _remedy(identifier: str) -> str:
+    return f"restore it from a backup, or delete {identifier} and make it again"
+
+
+def teachers(storage: Storage) -> Shelf[Teacher]:
+    return Shelf(storage, "teachers", "tch", "teacher.json", Teacher)
+
+
+def models(storage: Storage) -> Shelf[Model]:
+    # The manifest is a name of ours beside `config.json`, which is timm's.
+    return Shelf(storage, "models", "mdl", "model.json", Model)
+
+
+def manifest_bytes(item: BaseModel) -> bytes:
+    return (json.dumps(item.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def describe_file(path: Path, name: str | None = None) -> StoredFile:
+    """Name, size and sha256 of a local file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return StoredFile(name=name or path.name, bytes=path.stat().st_size, sha256=digest)
+
+
+def fetch_weights(storage: Storage, teacher: Teacher, cache: FileCache) -> Path:
+    """A verified local copy of a teacher's weights, which stays until the cache is closed.
+
+    Raises:
+        CorruptData: if what is stored is not what was registered.
+    """
+    name = "weights.safetensors"
+    key = f"teachers/{teacher.id}/{name}"
+    return cache.fetch(storage, key, name=name, sha256=teacher.sha256, size=teacher.bytes)
+
+
+def fetch_model_file(storage: Storage, model: Model, name: str, cache: FileCache) -> Path:
+    """A verified local copy of a file of a model, which stays until the cache is closed.
+
+    Raises:
+        CorruptData: if what is stored is not what the manifest says, or it names no such file.
+    """
+    listed = next((file for file in model.files if file.name == name), None)
+    if listed is None:
+        raise CorruptData(f"{model.id} has no {name} among its files: {[file.name for file in model.files]}")
+    return cache.fetch(storage, f"models/{model.id}/{name}", name=name, sha256=listed.sha256, size=listed.bytes)

@@ -1,0 +1,236 @@
+"""Verified local copies of stored files, shared by all workers of a host and bounded (`DEARKD_CACHE_BYTES`).
+
+    {cache}/files/{sha256}/{name}   a copy: keyed by content, so that datasets and teachers never mix
+    {cache}/scratch/{id}/           a unit's own files while it is at work
+
+Who uses a folder holds a shared lock on it (`flock`, which ends with the process however it ends); who removes one
+needs the exclusive lock. So nothing in use is ever removed, and what a dead process left is. Least recently used copies
+go first. Where everything else is in use, what is needed may exceed the bound: a job that runs is worth more than it.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dearkd.errors import CorruptData
+from dearkd.folders import private_folder
+from dearkd.identifiers import new_id
+from dearkd.storage.objects import Storage
+
+log = logging.getLogger(__name__)
+
+
+class FileCache:
+    """What is fetched through it stays until it is closed; other processes may have the same files open.
+
+    Args:
+        root: the folder that the processes of this host share.
+        max_bytes: what all copies and scratch folders together should not exceed.
+    """
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self.root = root
+        self.max_bytes = max_bytes
+        self._held: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """From now on the files that were fetched may be removed."""
+        while self._held:
+            _let_go(self._held.pop())
+
+    def place(self, *, name: str, sha256: str) -> Path:
+        """Where a copy lies, if it is there."""
+        return self.root / "files" / sha256 / name
+
+    def fetch(self, storage: Storage, key: str, *, name: str, sha256: str, size: int) -> Path:
+        """A verified copy of a stored object; it stays where it is until the cache is closed.
+
+        Args:
+            storage: where the object is.
+            key: of the object.
+            name: of the copy.
+            sha256: that the object must have, hexadecimal.
+            size: of it in bytes, for which room is made.
+
+        Raises:
+            CorruptData: if what is stored is something else.
+            NotFound: if nothing is.
+        """
+        return self.obtain(lambda path: storage.download(key, path, sha256=sha256), name=name, sha256=sha256, size=size)
+
+    def obtain(self, download: Callable[[Path], None], *, name: str, sha256: str, size: int) -> Path:
+        """As `fetch`, of what `download` writes to the path that it is given, whole or not at all.
+
+        Raises:
+            CorruptData: if that is something else, or `name` and `sha256`, which may be a stranger's, are no such.
+        """
+        if Path(name).name != name or re.fullmatch(r"[0-9a-f]{64}", sha256) is None:
+            raise CorruptData(f"a manifest names a file {name!r} with sha256 {sha256!r}: that is no name or no digest")
+        path = self.place(name=name, sha256=sha256)
+        folder = path.parent
+        descriptor = _hold(folder)
+        try:
+            if not _is_whole(path, sha256):
+                with _filling(folder):
+                    if not _is_whole(path, sha256):
+                        self._fill(path, download, sha256=sha256, size=size)
+            os.utime(folder)
+        except BaseException:
+            _let_go(descriptor)
+            raise
+        self._held.append(descriptor)
+        return path
+
+    def _fill(self, path: Path, download: Callable[[Path], None], *, sha256: str, size: int) -> None:
+        """A copy gets its name when it is whole, and none is taken away under its readers. A bad one is replaced."""
+        self._make_room(size)
+        part = path.with_name(new_id("tmp"))
+        try:
+            download(part)
+            verify_copy(part, name=path.name, sha256=sha256, size=size)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def scratch(self, purpose: str) -> Iterator[Path]:
+        """An empty folder for as long as the context lasts; one that a killed process left is removed later."""
+        folder = self.root / "scratch" / f"{purpose}-{new_id('tmp')}"
+        descriptor = _hold(folder)
+        try:
+            self._make_room(0)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            _let_go(descriptor)
+
+    def _make_room(self, size: int) -> None:
+        """Remove what dead processes left, then copies that nobody uses, until `size` bytes more fit."""
+        for folder in _folders(self.root / "scratch"):
+            _remove_unused(folder)
+        found = []
+        for folder in _folders(self.root / "files"):
+            with suppress(FileNotFoundError):
+                found.append((folder.stat().st_mtime_ns, folder, _bytes(folder)))
+        total = sum(held for _, _, held in found) + sum(_bytes(folder) for folder in _folders(self.root / "scratch"))
+        for _, folder, held in sorted(found):
+            if total + size <= self.max_bytes:
+                return
+            if _remove_unused(folder):
+                total -= held
+        if total + size > self.max_bytes:
+            log.warning(
+                "%s holds %d bytes that are in use and %d more are needed, but DEARKD_CACHE_BYTES is %d: raise it",
+                self.root,
+                total,
+                size,
+                self.max_bytes,
+            )
+
+
+def verify_copy(path: Path, *, name: str, sha256: str, size: int) -> None:
+    """Check a local file against its manifest before anything reads it.
+
+    Raises:
+        CorruptData: naming the file and what differs.
+    """
+    found = path.stat().st_size
+    if found != size:
+        raise CorruptData(f"{name} has {found} bytes, the manifest says {size}: it is truncated or altered")
+    digest = _digest(path)
+    if digest != sha256:
+        raise CorruptData(f"{name} has sha256 {digest}, the manifest says {sha256}: it was altered")
+
+
+def _hold(folder: Path) -> int:
+    """Make a folder where there is none and lock it against removal; the descriptor holds the lock."""
+    while True:
+        # Removed by another process between the attempt to make it and the look at what is there: neither is an error.
+        with suppress(FileExistsError):
+            private_folder(folder)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            # It may have been removed, and made again, before the lock was ours.
+            with suppress(FileNotFoundError):
+                if os.fstat(descriptor).st_ino == folder.stat().st_ino:
+                    return descriptor
+            os.close(descriptor)
+
+
+def _let_go(descriptor: int) -> None:
+    """Unlock and close: closing alone leaves the lock to processes that were forked meanwhile, such as a loader's."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+@contextmanager
+def _filling(folder: Path) -> Iterator[None]:
+    """One process at a time fills a folder, so that those who want the same copy at once fetch it once."""
+    descriptor = os.open(folder / "filling.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        _let_go(descriptor)
+
+
+def _remove_unused(folder: Path) -> bool:
+    """Remove a folder that nobody holds; says whether it did."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        # By its old name nobody finds a half-removed copy.
+        with suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == folder.stat().st_ino:
+                shutil.rmtree(folder)
+                return True
+        return False
+    finally:
+        _let_go(descriptor)
+
+
+def _folders(parent: Path) -> list[Path]:
+    with suppress(FileNotFoundError):
+        return [Path(entry.path) for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+def _bytes(folder: Path) -> int:
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(path, name)).st_size
+    return total
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    return path.exists() and _digest(path) == sha256
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,359 @@
+"""Object storage: `file://` and `s3://` alike, through obstore.
+
+Keys are relative, `/`-separated paths under the storage root. What is here is immutable once written; a manifest is
+written last and with `create`, so that exactly one writer wins and a reader never sees half a thing.
+"""
+
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import obstore
+from obstore.store import LocalStore
+from redis import Redis
+
+from dearkd.addresses import StorageAddress
+from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound
+from dearkd.identifiers import new_id
+from dearkd.redaction import without_credentials
+from dearkd.settings import Settings
+from dearkd.storage.marker import KnownStorage, Marker
+from dearkd.storage.object_stores import REQUEST_SECONDS, AlreadyExists, ObjectStore, errors_told, is_disk_full
+from dearkd.storage.roots import BucketRoot, FolderRoot
+
+__all__ = ["AlreadyExists", "Storage", "StoredObject", "check_key", "is_disk_full"]
+
+Data = bytes | Path | Iterator[bytes]
+
+SLOWEST_BYTES_PER_SECOND = 2**20
+"""An upload over a slower connection than this is given up and tried again: our choice [R]."""
+MAX_PUT_BYTES = 5 * 2**30
+"""S3 takes no more in one request."""
+PROBE_BYTES = 2**16
+"""Of what `ping` writes: more than a file system keeps in the entry of a folder."""
+PROBE_SECONDS = 2.0
+"""So long the answer of a `ping` holds: anybody may ask for it."""
+MAX_KEY_BYTES = 900
+"""In UTF-8; S3 takes 1024, of which the storage root may use some."""
+MAX_SEGMENT_BYTES = 255
+"""In UTF-8; no file system takes a longer name."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    key: str
+    size: int
+    modified: datetime
+    """When it was written, with its zone."""
+
+
+class Storage:
+    """One root, local or in a bucket.
+
+    Every method raises `Unavailable` when the store cannot be reached, refuses its credentials or is not the one that
+    is known (`marker`), and `NotFound` for a key that does not exist.
+    """
+
+    def __init__(self, root: FolderRoot | BucketRoot, known: KnownStorage | None = None, *, fresh: bool = True) -> None:
+        self._root = root
+        self._marker = Marker(root, known, fresh=fresh)
+        self._probing = threading.Lock()
+        self._probed_until = 0.0
+        self._probe_failure: DearKDError | None = None
+
+    @classmethod
+    def open(cls, settings: Settings, redis: Redis | None = None, *, fresh: bool = True) -> "Storage":
+        """The storage that `DEARKD_STORAGE_URL` names; a root is made, with its marker, by the first write.
+
+        Args:
+            settings: of this process.
+            redis: which remembers the storage; every part of a service gives it. Without one a root is believed to be
+                the storage as long as it does not change.
+            fresh: whether an empty root may become a storage; False for who comes after a service that has made it.
+
+        Raises:
+            InvalidInput: if the URL is of another scheme or names no bucket.
+        """
+        try:
+            address = StorageAddress.parse(settings.storage_url)
+        except ValueError as error:
+            given = without_credentials(repr(settings.storage_url))
+            raise InvalidInput(f"DEARKD_STORAGE_URL is {given}: {error}") from None
+        known = KnownStorage(redis) if redis is not None else None
+        if address.scheme == "file":
+            return cls(FolderRoot(address.folder), known, fresh=fresh)
+        return cls(BucketRoot(address, settings), known, fresh=fresh)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._root, FolderRoot)
+
+    @property
+    def _store(self) -> ObjectStore:
+        return self._root.store()
+
+    @contextmanager
+    def _asking(self, key: str, *, writing: bool = False) -> Iterator[None]:
+        """Between a proof that this is the storage and, where something is not there, another."""
+        self._marker.prove(writing=writing)
+        try:
+            with errors_told(key):
+                yield
+        except NotFound:
+            self._marker.prove(again=True)
+            raise
+
+    def adopt(self) -> str:
+        """Make this root the storage that Redis knows, whatever it knew before; returns the marker's id."""
+        return self._marker.adopt()
+
+    def put(self, key: str, data: Data) -> None:
+        """Write or overwrite; for what may change: previews, progress, temporary objects.
+
+        To a bucket in one request, which leaves nothing behind if this process is killed meanwhile; but in parts what
+        is a stream, or more than S3 takes at once.
+        """
+        size = None if isinstance(data, Iterator) else _size(data)
+        with self._asking(key, writing=True):
+            if self.is_local or size is None or size > MAX_PUT_BYTES:
+                obstore.put(self._store, key, data)
+            else:
+                obstore.put(self._for_upload(size), key, data, use_multipart=False)
+
+    def create(self, key: str, data: bytes | Path) -> None:
+        """Write only if nothing is there, in one request.
+
+        Raises:
+            AlreadyExists: if the key exists; nothing was written.
+        """
+        with self._asking(key, writing=True):
+            obstore.put(self._for_upload(_size(data)), key, data, mode="create", use_multipart=False)
+
+    def read(self, key: str) -> bytes:
+        with self._asking(key):
+            return bytes(obstore.get(self._store, key).bytes())
+
+    def stream(self, key: str, *, start: int = 0, end: int | None = None, chunk_bytes: int = 2**20) -> Iterator[bytes]:
+        """Bytes `start` to `end` (exclusive). The first chunk is asked for before this returns, so errors come here."""
+        with self._asking(key):
+            if start or end is not None:
+                stop = self.size(key) if end is None else end
+                result = obstore.get(self._root.store_for_downloads(), key, options={"range": (start, stop)})
+            else:
+                result = obstore.get(self._root.store_for_downloads(), key)
+            chunks = iter(result.stream(min_chunk_size=chunk_bytes))
+        return _guarded(key, chunks)
+
+    def size(self, key: str) -> int:
+        with self._asking(key):
+            return int(obstore.head(self._store, key)["size"])
+
+    def version(self, key: str) -> tuple[int, tuple[object, ...]]:
+        """The size of an object, and what changes whenever it is written anew: its ETag and time.
+
+        On a local store also the time of the last change of the file itself, which no program can set.
+        """
+        with self._asking(key):
+            found = obstore.head(self._store, key)
+        changed = None
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            with suppress(OSError):
+                changed = (Path(self._store.prefix) / key).stat().st_ctime_ns
+        return int(found["size"]), (found["e_tag"], found["version"], found["last_modified"], changed)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.size(key)
+        except NotFound:
+            return False
+        return True
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        """All objects under a prefix (a whole path segment), sorted by key.
+
+        Raises:
+            CorruptData: if a name there is none that a key can have.
+        """
+        found: list[StoredObject] = []
+        try:
+            with self._asking(prefix):
+                for page in obstore.list(self._store, prefix):
+                    found += [StoredObject(str(e["path"]), int(e["size"]), e["last_modified"]) for e in page]
+        except NotFound:
+            return iter([])  # nothing was ever written
+        if not found:
+            self._marker.prove(again=True)
+        return iter(sorted(found, key=lambda stored: stored.key))
+
+    def children(self, prefix: str) -> list[str]:
+        """Names one level below a prefix that have objects under them, sorted."""
+        try:
+            with self._asking(prefix):
+                listing = obstore.list_with_delimiter(self._store, prefix)
+        except NotFound:
+            return []
+        if not listing["common_prefixes"]:
+            self._marker.prove(again=True)
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in listing["common_prefixes"])
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that does not exist is no error."""
+        try:
+            with self._asking(key):
+                obstore.delete(self._store, key)
+        except NotFound:
+            return
+
+    def delete_prefix(self, prefix: str) -> None:
+        for stored in self.objects(prefix):
+            self.delete(stored.key)
+        if isinstance(self._root, FolderRoot):
+            _remove_empty_folders(self._root.folder / prefix)
+
+    def leftovers(self) -> Iterator[StoredObject]:
+        """What writes that never ended left on a local store: obstore writes to `key#1` and renames that.
+
+        A bucket keeps such parts out of sight; a lifecycle rule removes them (AbortIncompleteMultipartUpload).
+        """
+        if not isinstance(self._root, FolderRoot):
+            return
+        self._marker.prove()
+        root = self._root.folder
+        for path in sorted(root.rglob("*#*")):
+            if re.fullmatch(r".+#\d+", path.name) and path.is_file():
+                found = path.stat()
+                yield StoredObject(
+                    path.relative_to(root).as_posix(), found.st_size, datetime.fromtimestamp(found.st_mtime, UTC)
+                )
+
+    def delete_leftover(self, stored: StoredObject) -> None:
+        """Delete one of `leftovers`, which no other method sees."""
+        if isinstance(self._root, FolderRoot):
+            self._marker.prove()
+            (self._root.folder / stored.key).unlink(missing_ok=True)
+
+    def copy(self, source: str, target: str) -> None:
+        with self._asking(source, writing=True):
+            obstore.copy(self._for_upload(self.size(source)), source, target)
+
+    def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
+        """Fetch to a local file, whole or not at all.
+
+        Raises:
+            CorruptData: if `sha256` is given and the bytes have another; the file is not left there.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{new_id('tmp')}")
+        digest = hashlib.sha256()
+        try:
+            with part.open("wb") as file:
+                for chunk in self.stream(key, chunk_bytes=2**22):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if sha256 is not None and digest.hexdigest() != sha256:
+                raise CorruptData(
+                    f"{key} has sha256 {digest.hexdigest()}, but its manifest says {sha256}: it was altered or "
+                    "truncated in storage; restore it or make it again"
+                )
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def presign(self, key: str, *, seconds: int = 3600) -> str | None:
+        """A URL from which the object can be fetched without credentials; None on a local store, which has none."""
+        with self._asking(key):
+            store = self._store
+            if isinstance(store, LocalStore):
+                return None
+            return obstore.sign(store, "GET", key, timedelta(seconds=seconds))
+
+    def ping(self) -> None:
+        """Write and delete a small object; the answer holds for a moment, however often it is asked for.
+
+        Raises:
+            DiskFull: if there is no room.
+            Unavailable: if the root cannot be reached or written, or is not the storage that is known.
+        """
+        self._marker.prove(writing=True)
+        with self._probing:
+            if time.monotonic() >= self._probed_until:
+                try:
+                    self._probe_failure = None
+                    self._probe()
+                except DearKDError as error:
+                    self._probe_failure = error
+                self._probed_until = time.monotonic() + PROBE_SECONDS
+            failure = self._probe_failure
+        if failure is not None:
+            raise failure
+
+    def _probe(self) -> None:
+        prefix = f"tmp/{new_id('tmp')}"
+        try:
+            self.put(f"{prefix}/probe", bytes(PROBE_BYTES if self.is_local else 1))
+        finally:
+            self.delete_prefix(prefix)
+
+    def _for_upload(self, size: int) -> ObjectStore:
+        """The store, or one that waits as long as so many bytes may need."""
+        seconds = size / SLOWEST_BYTES_PER_SECOND
+        if seconds < 1:
+            return self._store
+        return self._root.store(timeout=timedelta(seconds=REQUEST_SECONDS + seconds))
+
+
+def _size(data: bytes | Path) -> int:
+    return data.stat().st_size if isinstance(data, Path) else len(data)
+
+
+def check_key(key: str, *, pointer: str) -> str:
+    """A key or prefix that came from outside, without surrounding slashes.
+
+    Raises:
+        InvalidInput: if it is a URL, absolute, too long as a whole or in a segment, has empty or dotted segments, or
+            odd characters.
+    """
+    text = key.strip("/")
+    segments = text.split("/")
+    if key.startswith("/") or "://" in key or any(s in ("", ".", "..") for s in segments):
+        raise InvalidInput.at(
+            pointer, f"{key!r:.200} is no key under the storage root: use names joined by single slashes"
+        )
+    if not text.isprintable() or "\\" in text:
+        raise InvalidInput.at(
+            pointer, f"{key!r:.200} holds characters that a key may not have: control characters or a backslash"
+        )
+    if (size := len(text.encode())) > MAX_KEY_BYTES:
+        raise InvalidInput.at(pointer, f"{key!r:.200} has {size} bytes; a key has {MAX_KEY_BYTES} at most")
+    for segment in segments:
+        if len(segment.encode()) > MAX_SEGMENT_BYTES:
+            raise InvalidInput.at(
+                pointer,
+                f"{segment!r:.200} has {len(segment.encode())} bytes; a name between slashes has {MAX_SEGMENT_BYTES} "
+                "at most, as file systems have it",
+            )
+    return text
+
+
+def _guarded(key: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    while True:
+        with errors_told(key):
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield bytes(chunk)
+
+
+def _remove_empty_folders(root: Path) -> None:
+    for folder, _, _ in os.walk(root, topdown=False):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            continue  # not empty: somebody else's objects lie there

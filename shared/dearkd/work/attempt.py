@@ -1,0 +1,215 @@
+"""One attempt at a unit of work: lease, heartbeat, cancel, progress. Whatever a task does, it does inside one.
+
+The main thread computes and calls `check` at every step, which costs a flag's reading. A second thread prolongs the
+lease, notices a cancel or a lost lease, and sends the latest progress to Redis, so that the optimisation
+never waits for the network.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
+from dearkd.jobs.deaths import HUNG as HUNG
+from dearkd.jobs.deaths import end_this_process
+from dearkd.jobs.ledger import Claim, Ledger
+from dearkd.jobs.model import Job
+from dearkd.settings import Settings
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 1.0
+OUTAGE_SECONDS = 1.0
+MAX_PAUSE_SECONDS = 30.0
+STOP_SECONDS = 15.0
+"""What a unit that was canceled or taken away gets to notice it, before its process is ended with all it started."""
+
+SLOW_PASS_SECONDS = 10.0
+"""Of one image of 224×224 pixels through the largest network on the slowest machine: our choice [R], far too long."""
+
+T = TypeVar("T")
+
+
+class HandBack(Exception):
+    """The process was asked to end (a deploy): the unit goes back without blame."""
+
+
+class Died(Exception):
+    """Processes that this one had started for the unit died: that counts as its own death would.
+
+    The text is a clause for the job's log: "lost a process that it had started".
+    """
+
+
+class Attempt:
+    """A claimed unit, kept alive while the block runs.
+
+    Attributes:
+        job: the record as it was when the unit was claimed.
+        cache: local copies of what it reads, there until the attempt ends, and scratch folders.
+        unit: which part of the job this is: a shard's index, `student`, `finish` or `run`.
+    """
+
+    def __init__(
+        self, claim: Claim, job: Job, ledger: Ledger, settings: Settings, handing_back: threading.Event
+    ) -> None:
+        self.claim = claim
+        self.cache = FileCache(settings.cache_dir, settings.cache_bytes)
+        self.ledger = ledger
+        self.settings = settings
+        self.job = job
+        self._handing_back = handing_back
+        self._stop = threading.Event()
+        self._interrupt: DearKDError | None = None
+        self._latest: tuple[int, float | None, dict[str, Any]] | None = None
+        self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{claim.unit}", daemon=True)
+        self._interrupted_at: float | None = None
+        self._checked = time.monotonic()
+        self._patience = settings.stall_seconds + slow_step_seconds(job)
+
+    @property
+    def unit(self) -> str:
+        return self.claim.unit
+
+    @property
+    def storage(self) -> Storage:
+        return self.ledger.store.storage
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop_reporting()
+        self.cache.close()
+
+    def check(self) -> None:
+        """Raise if the work is to stop: `Canceled`, `LostLease` or `HandBack`. Cheap enough for every step."""
+        self._checked = time.monotonic()
+        if self._interrupt is not None:
+            raise self._interrupt
+        if self._handing_back.is_set():
+            raise HandBack
+
+    def confirm(self) -> None:
+        """Ask Redis whether the claim still holds: before every publication. An outage of Redis is waited out."""
+        while True:
+            self.check()
+            try:
+                self._beat()
+                break
+            except Unavailable as error:
+                log.warning("%s waits: %s", self.job.id, error)
+                time.sleep(OUTAGE_SECONDS)
+        self.check()
+
+    def publish(self, action: Callable[[], T]) -> T:
+        """Confirm the claim and act; through an outage of storage or Redis again and again, with growing pauses.
+
+        What took hours to compute must not be lost because nobody could take it for a minute.
+
+        Raises:
+            DiskFull: at once, since waiting alone does not help.
+        """
+        pause = OUTAGE_SECONDS
+        while True:
+            self.confirm()
+            try:
+                return action()
+            except DiskFull:
+                raise
+            except Unavailable as error:
+                self.note(f"unit {self.unit} waits for storage: {error}")
+            until = time.monotonic() + pause
+            while time.monotonic() < until:
+                self.check()
+                time.sleep(0.1)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
+
+    def publish_last(self, action: Callable[[], T]) -> T:
+        """As `publish`, but while the work is handed back: once, since the process has seconds left.
+
+        Raises:
+            Unavailable: if Redis or storage cannot be reached.
+        """
+        self._beat()
+        if self._interrupt is not None:
+            raise self._interrupt
+        return action()
+
+    def progress(self, done: int, per_second: float | None, metrics: dict[str, Any]) -> None:
+        """Leave the latest progress of this unit for the other thread to send."""
+        self._latest = (done, per_second, metrics)
+
+    def note(self, message: str) -> None:
+        """A line for the job's log. A Redis that cannot be reached costs the line, not the job."""
+        log.info("%s %s: %s", self.job.id, self.unit, message)
+        try:
+            self.ledger.log.add(self.job.id, message)
+        except Unavailable as error:
+            log.warning("could not log: %s", error)
+
+    def stop_reporting(self) -> None:
+        """End the second thread, with a last report; before a unit is marked, so that no late one counts it twice."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _beat(self) -> None:
+        try:
+            status = self.ledger.beat(self.claim, self.settings.lease_seconds)
+        except LostLease as error:
+            self._interrupt = error
+            return
+        if status == "canceling":
+            self._interrupt = Canceled(f"{self.job.id} was canceled")
+        elif status != "running":
+            self._interrupt = LostLease(f"{self.job.id} is {status}: nothing more to do here")
+
+    def _keep_alive(self) -> None:
+        next_beat = time.monotonic()
+        going = True
+        while going:
+            going = not self._stop.wait(min(REPORT_SECONDS, self.settings.heartbeat_seconds))
+            try:
+                if going and time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + self.settings.heartbeat_seconds
+                    self._beat()
+                if going and self._interrupt is not None:
+                    self._insist(self._interrupt)
+                if going and time.monotonic() - self._checked > self._patience:
+                    self.note(f"unit {self.unit} made no step for {self._patience:.0f} s: it hangs, and is ended")
+                    end_this_process(HUNG)
+                latest, self._latest = self._latest, None
+                if latest is not None and self._interrupt is None:
+                    done, per_second, metrics = latest
+                    self.ledger.report(self.claim, done=done, per_second=per_second, metrics=metrics)
+            except Unavailable as error:
+                # Work goes on through an outage; the fence decides at the next publication whether it counts.
+                log.warning("%s: %s", self.job.id, error)
+
+    def _insist(self, why: DearKDError) -> None:
+        """Wait a while for the main thread to notice; then end this process and every other that it started."""
+        if self._interrupted_at is None:
+            self._interrupted_at = time.monotonic()
+        if time.monotonic() - self._interrupted_at < STOP_SECONDS:
+            return
+        self.note(f"unit {self.unit} did not stop within {STOP_SECONDS:.0f} s, and is killed: {why.message}")
+        end_this_process()
+
+
+def slow_step_seconds(job: Job) -> float:
+    """How long a step of a job may take on the slowest machine, by the size of its batch and of its images."""
+    sizes = (
+        [phase["input_size"] for phase in job.spec["phases"]]
+        if job.kind == "synthesis"
+        else [job.spec["student"]["image_size"]]
+    )
+    return SLOW_PASS_SECONDS * float(job.spec["batch_size"]) * (float(max(sizes)) / 224) ** 2

@@ -1,0 +1,191 @@
+"""The rq worker: a process that waits on one queue and forks a work-horse for each wake-up.
+
+Threads do not survive a fork, and what waits for one in the child waits for ever. So this process has one thread, and
+touches nothing that would start another: it speaks to Redis alone. Storage (obstore has threads) and torch are for
+the work-horse and the supervisor. import-linter keeps them out of here; a test counts the threads.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from functools import partial
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Worker, worker_registration
+from rq.exceptions import AbandonedJobError
+from rq.serializers import JSONSerializer
+
+from dearkd.errors import Unavailable
+from dearkd.jobs.deaths import (
+    InspectorDeath,
+    end_this_process,
+    exit_clause,
+    holder,
+    note_inspector_death,
+    peak_bytes,
+    peak_clause,
+)
+from dearkd.jobs.leases import Leases
+from dearkd.jobs.queue import QUEUES, QueueName, queue, step_key
+from dearkd.names import log_to_stderr
+from dearkd.redis_client import connect
+from dearkd.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BROKEN_SECONDS = 1.0
+WATCH_SECONDS = 1
+"""How often this process looks after its supervisor, and after an inspection's time."""
+
+
+class ListeningWorker(Worker):
+    """rq's worker in one thread. An outage of Redis does not end it while its horse works: the horse would end too."""
+
+    max_connection_wait_time = 5.0
+    """After a long outage rq would let up to a minute pass before it looks again."""
+
+    supervisor = 0
+    """The process with which this one ends."""
+    step_seconds: float | None = None
+    """What a task may take for each of its steps; None: as long as its lease lives."""
+    overdue = False
+    """Whether the horse was killed for taking longer."""
+
+    @property
+    def dequeue_timeout(self) -> int:
+        return WATCH_SECONDS
+
+    def subscribe(self) -> None:
+        """Listen to no commands of rq's: that would take a thread."""
+
+    def main_work_horse(self, job: Any, queue: Any) -> None:
+        # From the fork on: a worker that is killed while its horse still imports leaves an orphan that nobody ends.
+        threading.Thread(target=_end_with, args=(self.pid,), daemon=True).start()
+        super().main_work_horse(job, queue)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        if not self.is_horse:
+            require_parent(self.supervisor)
+        super().heartbeat(timeout, pipeline)
+        # A Redis that was emptied knows this worker no more, and nobody would believe that there is one.
+        if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
+            with self.connection.pipeline() as again:
+                again.hset(self.key, mapping=self.serialize())
+                worker_registration.register(self, again)
+                again.execute()
+
+    def monitor_work_horse(self, job: Any, queue: Any, execution: Any) -> None:
+        self.overdue = False
+        self._step: bytes | None = None
+        self._step_since = time.monotonic()
+        super().monitor_work_horse(job, queue, execution)
+
+    def maintain_heartbeats(self, job: Any, execution: Any) -> None:
+        require_parent(self.supervisor)
+        try:
+            super().maintain_heartbeats(job, execution)
+            if self.step_seconds is not None:
+                self._end_overdue(str(job.args[0]), self.step_seconds)
+        except RedisError as error:
+            log.warning("no sign of life could be given: %s", error)
+
+    def _end_overdue(self, ticket: str, step_seconds: float) -> None:
+        """Kill a horse that is still at the same step after so long; from outside, since nothing in it need run."""
+        step = cast("bytes | None", self.connection.get(step_key(ticket)))
+        if step != self._step:
+            self._step, self._step_since = step, time.monotonic()
+        if not self.overdue and time.monotonic() - self._step_since > step_seconds:
+            self.overdue = True
+            self.kill_horse()
+
+
+def listen(name: QueueName, supervisor: int) -> None:
+    """Work on one queue until SIGTERM, or until the supervisor is gone."""
+    settings = Settings()
+    log_to_stderr(settings.log_level)
+    # A Ctrl-C goes to the whole group; the supervisor decides who ends when.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Who was spawned spawns: each loader of a run's images would import torch anew, for seconds.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    redis = connect(settings)
+    _wait_for(redis, supervisor)
+    worker = ListeningWorker(
+        [queue(redis, name)],
+        connection=redis,
+        serializer=JSONSerializer,
+        worker_ttl=30,
+        maintenance_interval=30,
+        job_monitoring_interval=WATCH_SECONDS,
+        exception_handlers=[partial(_blame_task, name, redis)],
+    )
+    worker._work_horse_killed_handler = partial(_bury_horse, name, worker, settings)
+    worker.supervisor = supervisor
+    worker.step_seconds = settings.inspect_timeout_seconds if name == "inspect" else None
+    worker.work(logging_level=settings.log_level)
+
+
+def require_parent(parent: int) -> None:
+    """End this process, and what it started, if its parent is gone: what nobody restarts or stops must not stay."""
+    if os.getppid() != parent:
+        end_this_process()
+
+
+def _wait_for(redis: Redis, supervisor: int) -> None:
+    pause = 0.2
+    while True:
+        require_parent(supervisor)
+        try:
+            redis.ping()
+            return
+        except Exception as error:
+            log.warning("waiting for Redis: %s", error)
+            time.sleep(pause)
+            pause = min(5.0, pause * 2)
+
+
+def _end_with(parent: int) -> None:
+    """In a thread of the horse. Its lease runs out."""
+    while True:
+        require_parent(parent)
+        time.sleep(0.2)
+
+
+def _bury_horse(
+    name: QueueName, worker: ListeningWorker, settings: Settings, job: Any, pid: int, status: int, usage: Any
+) -> None:
+    """rq calls this when a work-horse ended by anything but the end of its task."""
+    cause = exit_clause(os.waitstatus_to_exitcode(status))
+    too_large = worker.overdue
+    if worker.overdue:
+        cause = f"took longer than {settings.inspect_timeout_seconds:g} s (DEARKD_INSPECT_TIMEOUT_SECONDS)"
+    elif name == "inspect" and usage is not None and peak_bytes(usage) > 0.8 * settings.inspect_memory_bytes:
+        # Native code that is refused memory often ends its process.
+        too_large = os.waitstatus_to_exitcode(status) != -signal.SIGKILL
+    _blame(name, worker.connection, job, holder(os.getpid(), pid), cause + peak_clause(usage), too_large=too_large)
+
+
+def _blame_task(name: QueueName, redis: Redis, job: Any, kind: type[BaseException], error: Any, trace: Any) -> bool:
+    """rq calls this, in the work-horse, when a task raised: its code does not import, or it has an error of its own."""
+    if issubclass(kind, AbandonedJobError):
+        return True  # rq, tidying up, found the task of a worker that was killed: whoever saw that has buried it
+    cause = f"could not do its task: {kind.__name__}: {error}"
+    _blame(name, redis, job, holder(os.getppid(), os.getpid()), cause)
+    # The next one would meet the same at once: a pause leaves the jobs to workers that can.
+    time.sleep(BROKEN_SECONDS)
+    return True
+
+
+def _blame(name: QueueName, redis: Redis, job: Any, who: str, cause: str, *, too_large: bool = False) -> None:
+    log.error("%s %s", who, cause)
+    try:
+        if name == "inspect":
+            note_inspector_death(redis, str(job.args[0]), InspectorDeath(cause=cause, too_large=too_large))
+        else:
+            Leases(redis).blame(next(kind for kind, queue in QUEUES.items() if queue == name), who, cause)
+    except Unavailable as error:
+        log.warning("%s; the leases of %s will run out", error, who)
