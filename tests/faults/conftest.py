@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from world import SHORT, TRAINING, World, world
 
 from dearkd.client import Json
 from dearkd.specs import TeacherSpec
+from tests.support.world import SHORT, TRAINING, World, world
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

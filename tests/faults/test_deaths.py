@@ -5,12 +5,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from world import SYNTHESIS, TRAINING, Workers, World, alive, at_work, kill, workers, world
 
 from dearkd.client import Json
 from dearkd.jobs import scripts
 from dearkd.specs import TeacherSpec
-from services import eventually
+from tests.support.services import eventually
+from tests.support.world import SYNTHESIS, TRAINING, Workers, World, alive, at_work, kill, workers, world
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from world import World, at_work, kill, workers
 
 from dearkd.client import Json
 from dearkd.errors import Unavailable
 from dearkd.specs import TeacherSpec
-from services import eventually
+from tests.support.services import eventually
+from tests.support.world import World, at_work, kill, workers
 
 pytestmark = pytest.mark.timeout(900)
 

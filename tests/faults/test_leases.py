@@ -7,11 +7,11 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from world import SYNTHESIS, TRAINING, World, another_worker, workers
 
 from dearkd.client import Json
 from dearkd.jobs import scripts
-from services import eventually
+from tests.support.services import eventually
+from tests.support.world import SYNTHESIS, TRAINING, World, another_worker, workers
 
 pytestmark = pytest.mark.timeout(900)
 

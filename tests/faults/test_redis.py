@@ -5,12 +5,12 @@ from typing import Any
 
 import httpx
 import pytest
-from world import SYNTHESIS, TRAINING, World, workers
 
 from dearkd.client import Json
 from dearkd.errors import Unavailable
 from dearkd.local.doctor import Finding, check_jobs
-from services import eventually
+from tests.support.services import eventually
+from tests.support.world import SYNTHESIS, TRAINING, World, workers
 
 pytestmark = pytest.mark.timeout(900)
 

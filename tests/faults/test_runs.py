@@ -6,10 +6,10 @@ import signal
 
 import psutil
 import pytest
-from world import TRAINING, World, alive, kill, workers
 
 from dearkd.client import Json
-from services import eventually
+from tests.support.services import eventually
+from tests.support.world import TRAINING, World, alive, kill, workers
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from proxy import FaultProxy
-from world import SHORT, SYNTHESIS, TRAINING, World, another_worker, kill, workers, world
 
 from dearkd.client import Json
 from dearkd.errors import DearKDError
@@ -18,8 +16,10 @@ from dearkd.identifiers import new_id
 from dearkd.jobs import scripts
 from dearkd.local.garbage import ABANDONED_SECONDS, Collector
 from dearkd.specs import TeacherSpec
-from s3 import S3Server, s3
-from services import eventually
+from tests.support.proxy import FaultProxy
+from tests.support.s3 import S3Server, s3
+from tests.support.services import eventually
+from tests.support.world import SHORT, SYNTHESIS, TRAINING, World, another_worker, kill, workers, world
 
 __all__ = ["s3"]
 

@@ -11,16 +11,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from proxy import FaultProxy
-from world import SHORT, SYNTHESIS, TRAINING, World, workers, world
 
 from dearkd.client import Json
 from dearkd.errors import DearKDError, Unavailable
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
 from dearkd.storage.objects import Storage
-from s3 import S3Server, s3
-from services import eventually
+from tests.support.proxy import FaultProxy
+from tests.support.s3 import S3Server, s3
+from tests.support.services import eventually
+from tests.support.world import SHORT, SYNTHESIS, TRAINING, World, workers, world
 
 __all__ = ["s3"]
 

@@ -1,0 +1,136 @@
+"""A worker that cannot start its task: jobs must fail with the cause, not be woken for ever."""
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dearkd.errors import DearKDError
+from dearkd.identifiers import new_id
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.registration import Registrations, Ticket
+from dearkd.settings import Settings
+from dearkd.work.attempt import HUNG, slow_step_seconds
+from dearkd.work.worker import exit_clause
+from tests.support.ledger_steps import synthesis
+from tests.support.services import environment, eventually, process
+from tests.support.specs import training_spec
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+
+WORKER = "import sys; from dearkd.work.worker import main; sys.exit(main('synth'))"
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "cause"),
+    [
+        (
+            "dearkd_synth/service/job.py",
+            "import a_package_that_is_not_there",
+            "No module named 'a_package_that_is_not_there'",
+        ),
+        ("dearkd_synth/service/job.py", "import os; os.abort()", "was killed by SIGABRT"),
+    ],
+    ids=["does not import", "dies as it is imported"],
+)
+def test_a_task_that_cannot_begin_fails_its_job_with_the_cause(
+    ledger: Ledger, settings: Settings, tmp_path: Path, module: str, code: str, cause: str
+) -> None:
+    broken = tmp_path / "broken" / module
+    broken.parent.mkdir(parents=True)
+    broken.with_name("__init__.py").touch()
+    broken.write_text(code)
+    job = synthesis(ledger.store, shards=1)
+    env = environment(settings, PYTHONPATH=str(tmp_path / "broken"))
+    with process("-c", WORKER, env=env, log=tmp_path / "worker.log"):
+        eventually(lambda: ledger.store.get(job.id).terminal)
+    ended = ledger.store.get(job.id)
+    assert ended.error is not None
+    assert (ended.status, ended.error.code, ended.error.retryable) == ("failed", "worker_died", True)
+    assert cause in ended.error.message
+    assert "Its log ends:" in ended.error.message
+    assert ledger.redis.zcard("dearkd:leases") == 0
+    assert ledger.store.retry(job.id).status == "queued"
+
+
+def test_an_inspector_that_cannot_begin_answers_on_the_ticket(
+    ledger: Ledger, settings: Settings, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken" / "torch"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('no such build')")
+    registrations = Registrations(ledger.redis, ledger.store.storage)
+    identifier = new_id("tch")
+    registrations.open(Ticket(id=identifier, request={"spec": {}, "sha256": "", "bytes": 0}))
+    env = environment(settings, PYTHONPATH=str(tmp_path / "broken"))
+
+    def refusal() -> DearKDError | None:
+        ticket = registrations.get(identifier)
+        return ticket.refusal.error if ticket is not None and ticket.refusal is not None else None
+
+    with process("-c", WORKER, env=env, log=tmp_path / "worker.log"):
+        eventually(refusal)
+    error = refusal()
+    assert error is not None
+    assert (error.code, "no such build" in error.message) == ("worker_died", True)
+
+
+HANGING = """
+import subprocess, sys, time
+import dearkd.work.attempt
+from dearkd.work.worker import drain
+dearkd.work.attempt.STOP_SECONDS = 1.0
+def hang(attempt):
+    child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    print(child.pid, flush=True)
+    time.sleep(1000)
+drain("synthesis", hang)
+"""
+
+
+def test_what_makes_no_step_for_too_long_is_ended_as_hung(ledger: Ledger, settings: Settings, tmp_path: Path) -> None:
+    job = synthesis(ledger.store, shards=1)
+    # The second thread beats on, so that the lease alone would keep it for ever.
+    impatient = settings.model_copy(update={"heartbeat_seconds": 0.2, "stall_seconds": 0.1})
+    said = tmp_path / "said.log"
+    with process("-c", HANGING, env=environment(impatient), log=said) as hanging:
+        eventually(lambda: hanging.poll() is not None)
+    assert hanging.returncode == HUNG
+    child = int(said.read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert "made no step" in ledger.log.read(job.id)
+    assert "DEARKD_STALL_SECONDS" in exit_clause(HUNG)
+
+
+def test_the_time_that_a_step_may_take_grows_with_its_size(ledger: Ledger) -> None:
+    small = synthesis(ledger.store, shards=1)
+    spec = {**small.spec, "batch_size": 4 * small.spec["batch_size"]}
+    large = small.model_copy(update={"spec": spec})
+    assert slow_step_seconds(large) == pytest.approx(4 * slow_step_seconds(small))
+    run = ledger.store.create_training(training_spec("ds"), epochs=1, waits_for=None)
+    side = run.spec["student"]["image_size"]
+    assert slow_step_seconds(run) == pytest.approx(10 * run.spec["batch_size"] * side**2 / 224**2)
+
+
+def test_what_does_not_notice_a_cancel_is_killed_with_all_it_started(
+    ledger: Ledger, settings: Settings, tmp_path: Path
+) -> None:
+    job = synthesis(ledger.store, shards=1)
+    said = tmp_path / "said.log"
+    quick = settings.model_copy(update={"heartbeat_seconds": 0.2, "lease_seconds": 3.0})
+    with process("-c", HANGING, env=environment(quick), log=said) as hanging:
+        eventually(lambda: said.read_text().strip())
+        child = int(said.read_text())
+        assert psutil.pid_exists(child)
+        assert ledger.store.cancel(job.id).status == "canceling"
+        eventually(lambda: hanging.poll() is not None)
+        assert hanging.returncode == -signal.SIGKILL
+    eventually(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+    def ended() -> bool:
+        ledger.reap(max_deaths=3)
+        return ledger.store.get(job.id).status == "canceled"
+
+    eventually(ended)
+    assert "did not stop within" in ledger.log.read(job.id)

@@ -1,0 +1,166 @@
+"""The main job as a client sees it: real processes, a real Redis, files, HTTP; as small as it can be and still fail."""
+
+import contextlib
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dearkd.client import Client, Json
+from dearkd.errors import Conflict, NotFound
+from dearkd.local.up import UpTree
+from dearkd.specs import TeacherSpec
+from tests.support.services import eventually
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+
+SYNTHESIS = {
+    "images_per_class": 8,
+    "batch_size": 40,
+    "shard_samples": 40,
+    "phases": [{"resolution": 12, "iterations": 12}],
+}
+TRAINING = {"stage_one": {"epochs": 2}, "stage_two": {"epochs": 1}, "batch_size": 16, "checkpoint_every": 1}
+
+
+@pytest.fixture(scope="module")
+def metrics_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("metrics")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory, metrics_dir: Path) -> Iterator[Client]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEARKD_METRICS_SINKS", "tensorboard")
+        patch.setenv("DEARKD_METRICS_DIR", str(metrics_dir))
+        with UpTree(tmp_path_factory.mktemp("up"), port=0) as tree, Client(tree.url) as client:
+            yield client
+
+
+@pytest.fixture(scope="module")
+def teacher(client: Client, digits_teacher: tuple[TeacherSpec, Path]) -> Json:
+    spec, weights = digits_teacher
+    return client.create_teacher(spec.model_dump(), weights)
+
+
+def work_horses() -> list[int]:
+    """Processes below this one that perform work: the children that rq workers fork."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = process.parent()
+            listens = parent is not None and "--multiprocessing-fork" in parent.cmdline()
+            if listens and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+def test_from_a_teacher_to_a_student(client: Client, teacher: Json, metrics_dir: Path, tmp_path: Path) -> None:
+    assert teacher["batch_norm_layers"] > 5
+    job = client.create_synthesis_job({"teacher": teacher["id"], **SYNTHESIS})
+    run = client.create_training_run({"dataset": job["id"], **TRAINING})
+    assert run["status"] == "blocked"
+    assert job["progress"] == {"done": 0, "total": 80, "unit": "images", "per_second": None, "eta_seconds": None}
+
+    job = client.wait_for_job(job["id"])
+    assert job["status"] == "succeeded", job["error"]
+    assert (job["progress"]["done"], job["progress"]["total"]) == (80, 80)
+    dataset = client.get_dataset(job["result"]["dataset"])
+    assert dataset["num_samples"] == 80
+    assert [c["samples"] for c in dataset["classes"]] == [8] * 10
+    assert dataset["teacher"] == teacher["id"]
+    assert 0 <= dataset["quality"]["teacher_accuracy"] <= 1
+    assert [shard["samples"] for shard in dataset["shards"]] == [40, 40]
+
+    shard = tmp_path / "shard.tar"
+    client.download_dataset_file(dataset["id"], dataset["shards"][0]["name"], shard)
+    assert shard.stat().st_size == dataset["shards"][0]["bytes"]
+    with tarfile.open(shard) as tar:
+        assert len([name for name in tar.getnames() if name.endswith(".png")]) == 40
+    client.download_preview(job["id"], tmp_path / "preview.png")
+    assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
+
+    run = client.wait_for_job(run["id"])
+    assert run["status"] == "succeeded", run["error"]
+    rows = list(client.list_metrics(run["id"]))
+    assert [(row["epoch"], row["stage"]) for row in rows] == [(1, 1), (2, 1), (3, 2)]
+    assert {"loss", "classification", "distillation", "hidden"} <= rows[0].keys()
+    assert "distillation" not in rows[2]
+    shown = EventAccumulator(str(metrics_dir / run["id"]))
+    shown.Reload()
+    assert [(point.step, point.value) for point in shown.Scalars("loss")] == [
+        (row["epoch"], pytest.approx(row["loss"])) for row in rows
+    ]
+    model = client.get_model(run["result"]["model"])
+    assert {file["name"] for file in model["files"]} >= {"model.safetensors", "config.json"}
+    assert model["dataset"] == dataset["id"]
+
+    with pytest.raises(Conflict):
+        client.cancel_job(run["id"])
+    with pytest.raises(Conflict):
+        client.retry_job(job["id"])
+
+
+def test_the_same_spec_twice_gives_the_same_bytes(client: Client, teacher: Json) -> None:
+    spec = {"teacher": teacher["id"], **SYNTHESIS, "seed": 7}
+    ended = [client.wait_for_job(client.create_synthesis_job(spec)["id"]) for _ in range(2)]
+    first, second = (client.get_dataset(job["result"]["dataset"])["shards"] for job in ended)
+    assert first == second
+    assert len({shard["sha256"] for shard in first}) == len(first)
+
+
+def test_cancel_in_the_middle_leaves_no_process_and_no_dataset(client: Client, teacher: Json) -> None:
+    eventually(lambda: not work_horses(), seconds=240)
+    before = {dataset["id"] for dataset in client.list_datasets()}
+    endless = {**SYNTHESIS, "phases": [{"resolution": 12, "iterations": 50_000}]}
+    job = client.create_synthesis_job({"teacher": teacher["id"], **endless})
+    run = client.create_training_run({"dataset": job["id"], **TRAINING})
+    eventually(lambda: client.get_job(job["id"])["metrics"].get("iteration", 0) > 0, seconds=240)
+    assert work_horses()
+    assert client.cancel_job(job["id"])["status"] == "canceling"
+    assert client.cancel_job(job["id"])["status"] in ("canceling", "canceled")
+    assert client.wait_for_job(job["id"])["status"] == "canceled"
+    failed = client.wait_for_job(run["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "dataset_failed")
+    eventually(lambda: not work_horses(), seconds=240)
+    assert {dataset["id"] for dataset in client.list_datasets()} == before
+    with pytest.raises(NotFound):
+        client.get_dataset("ds-" + job["id"].partition("-")[2])
+    with pytest.raises(Conflict, match="canceled"):
+        client.create_training_run({"dataset": job["id"], **TRAINING})
+
+
+def test_a_canceled_training_run_goes_on_from_its_checkpoint(client: Client, teacher: Json) -> None:
+    made = client.wait_for_job(client.create_synthesis_job({"teacher": teacher["id"], **SYNTHESIS})["id"])
+    spec = {"dataset": made["result"]["dataset"], **TRAINING, "stage_one": {"epochs": 60}}
+    run = client.create_training_run(spec)
+    eventually(lambda: len(list(client.list_metrics(run["id"]))) >= 3, seconds=240)
+    client.cancel_job(run["id"])
+    assert client.wait_for_job(run["id"])["status"] == "canceled"
+    again = client.retry_job(run["id"])
+    assert (again["status"], again["attempt"]) == ("queued", 2)
+    ended = client.wait_for_job(run["id"])
+    assert ended["status"] == "succeeded", ended["error"]
+    rows = list(client.list_metrics(run["id"]))
+    assert [row["epoch"] for row in rows] == list(range(1, 62))
+    notes = [e["data"]["message"] for e in client.list_events(run["id"]) if e["type"] == "log"]
+    assert any("goes on after epoch" in note for note in notes)
+
+
+def test_a_resource_in_use_cannot_be_deleted(client: Client, teacher: Json) -> None:
+    endless = {**SYNTHESIS, "phases": [{"resolution": 12, "iterations": 50_000}]}
+    job = client.create_synthesis_job({"teacher": teacher["id"], **endless})
+    with pytest.raises(Conflict):
+        client.delete_teacher(teacher["id"])
+    client.cancel_job(job["id"])
+    assert client.wait_for_job(job["id"])["status"] == "canceled"
+
+
+def test_the_dashboard_is_there(client: Client) -> None:
+    page = httpx.get(client.url)
+    assert page.status_code == 200
+    assert "dearkd" in page.text

@@ -1,0 +1,85 @@
+"""What the papers and the cards show runs in a process of its own, and never imports timm before dearkd."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dearkd.specs import StudentSpec
+from dearkd_trainer.model.export import model_config, save_model
+from dearkd_trainer.model.student import create_student
+from dearkd_trainer.record import card
+from tests.support.documents import ROOT, blocks, read
+
+PAPERS = ("README.md", "DESIGN.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
+
+STUDENT = StudentSpec(
+    architecture="dearkd_micro_patch8_32",
+    image_size=32,
+    patch_size=8,
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    mhca_blocks=1,
+    drop_path_rate=0.0,
+    distilled=True,
+)
+
+
+def run(code: str, folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with an exported student in `student`."""
+    student = create_student(STUDENT, num_classes=10, in_chans=3)
+    config = model_config(STUDENT, num_classes=10, in_chans=3, mean=[0.5] * 3, std=[0.5] * 3, class_names=None)
+    save_model(tmp_path / "student", student, config)
+    return tmp_path
+
+
+@pytest.mark.parametrize("paper", [*PAPERS, "the model's card"])
+def test_no_snippet_imports_timm_before_dearkd(paper: str) -> None:
+    text = card.USE if paper == "the model's card" else read(paper)
+    for block in blocks(text, "python"):
+        modules = re.findall(r"^(?:from|import) (\w+)", block, re.MULTILINE)
+        if "timm" in modules:
+            assert any(name.startswith("dearkd_") for name in modules[: modules.index("timm")]), block
+
+
+def test_the_readmes_export_loads_as_shown(folder: Path) -> None:
+    (snippet,) = (block for block in blocks(read("README.md"), "python") if "local-dir:" in block)
+    run(snippet.replace('"deit_tiny_patch16_224", pretrained=True', '"deit_tiny_patch16_224"'), folder)  # no download
+
+
+def test_a_models_card_loads_it_as_shown(folder: Path) -> None:
+    (snippet,) = blocks(card.USE, "python")
+    run(snippet.replace("FOLDER", "student"), folder)
+
+
+@pytest.mark.parametrize("way", ["dearkd", "safetensors"])
+def test_a_teacher_in_channels_last_is_saved_as_shown(tmp_path: Path, way: str) -> None:
+    text = read("README.md")
+    if way == "dearkd":
+        (snippet,) = (block for block in blocks(text, "python") if "save_teacher(model" in block)
+    else:
+        (line,) = re.findall(r"^`(save_file\(.*\))`\.$", text, re.MULTILINE)
+        snippet = f"from safetensors.torch import save_file\n{line}"
+    model = """
+import dearkd.vision
+import timm, torch
+model = timm.create_model("test_resnet", num_classes=5).to(memory_format=torch.channels_last)
+"""
+    check = """
+from pathlib import Path
+from dearkd.specs import TeacherSpec
+from dearkd.vision.teachers import describe_teacher
+numbers = {"num_classes": 5, "in_chans": 3, "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+spec = TeacherSpec(name="t", architecture="test_resnet", **numbers)
+describe_teacher(spec, Path("teacher.safetensors"))
+"""
+    run(model + snippet + check, tmp_path)

@@ -1,0 +1,145 @@
+import json
+import os
+from email import message_from_bytes
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dearkd.client import Client
+from dearkd.errors import Conflict, DearKDError, FieldError, InvalidInput, NotFound, TooLarge, Unavailable
+from dearkd.local.embedded_redis import free_port
+from tests.support.stand_in_api import StandInApi, a_job
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidInput),
+        (404, NotFound),
+        (409, Conflict),
+        (413, TooLarge),
+        (422, InvalidInput),
+        (503, Unavailable),
+        (500, DearKDError),
+    ],
+)
+def test_a_problem_becomes_the_error_of_its_status(api: StandInApi, status: int, kind: type[DearKDError]) -> None:
+    fields = [{"pointer": "/a/0", "detail": "too many"}]
+    api.problem("POST /v1/synthesis-jobs/syn-1/cancel", status, "the_code", "what is wrong", fields)
+    with Client(api.url) as client, pytest.raises(DearKDError, match=r"^what is wrong$") as raised:
+        client.cancel_job("syn-1")
+    assert type(raised.value) is kind
+    assert raised.value.code == "the_code"
+    assert raised.value.errors == (FieldError("/a/0", "too many"),)
+
+
+def test_a_get_is_tried_again_when_the_api_is_unavailable_and_a_post_is_not(api: StandInApi) -> None:
+    for call in ("GET /v1/teachers/tch-1", "POST /v1/datasets"):
+        api.problem(call, 503, "redis_unavailable", "Redis is away")
+        api.answer(call, {"id": "it"})
+    with Client(api.url) as client:
+        assert client.get_teacher("tch-1") == {"id": "it"}
+        with pytest.raises(Unavailable, match="Redis is away"):
+            client.create_dataset("a/b", "name")
+    assert [request.method for request in api.requests] == ["GET", "GET", "POST"]
+
+
+def test_where_no_api_answers_the_error_names_the_address_and_the_remedy() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with Client(url) as client, pytest.raises(Unavailable, match=rf"cannot reach {url} .*`dearkd up`") as raised:
+        client.create_training_run({"dataset": "ds-1"})
+    assert raised.value.code == "unreachable"
+
+
+def test_what_is_no_api_of_ours_is_named_as_such(api: StandInApi) -> None:
+    api.answer("GET /v1/models/mdl-1", b"<html>It works!</html>")
+    with Client(api.url) as client, pytest.raises(DearKDError, match="does not speak dearkd's API"):
+        client.get_model("mdl-1")
+    with pytest.raises(InvalidInput, match="no URL of an API"):
+        Client("localhost:8000")
+
+
+def test_pages_are_followed_from_the_last_id(api: StandInApi) -> None:
+    api.answer("GET /v1/training-runs", {"data": [a_job("run-3"), a_job("run-2")], "has_more": True})
+    api.answer("GET /v1/training-runs", {"data": [a_job("run-1")], "has_more": False})
+    with Client(api.url) as client:
+        found = [job["id"] for job in client.list_jobs("training", status="running")]
+    assert found == ["run-3", "run-2", "run-1"]
+    first, second = (request.query for request in api.requests)
+    assert "after" not in first
+    assert second["after"] == "run-2"
+    assert first["status"] == second["status"] == "running"
+
+
+def test_an_upload_carries_the_spec_and_the_very_bytes(api: StandInApi, tmp_path: Path) -> None:
+    weights = tmp_path / "net.safetensors"
+    weights.write_bytes(os.urandom(3 * 2**20))
+    api.answer("POST /v1/teachers", {"id": "tch-1"}, status=201)
+    spec = {"name": "größer", "mean": [0.5]}
+    with Client(api.url, api_key="secret") as client:
+        assert client.create_teacher(spec, weights) == {"id": "tch-1"}
+    (request,) = api.requests
+    assert request.headers["Authorization"] == "Bearer secret"
+    # Python's own MIME parser, as an independent reader of multipart bodies.
+    head = f"Content-Type: {request.headers['Content-Type']}\r\n\r\n".encode()
+    parts = {_name_of(part): part for part in message_from_bytes(head + request.body).walk() if not part.is_multipart()}
+    assert set(parts) == {"teacher", "weights"}
+    assert json.loads(_payload(parts["teacher"])) == spec
+    assert parts["weights"].get_filename() == "net.safetensors"
+    assert _payload(parts["weights"]) == weights.read_bytes()
+
+
+def test_what_the_inspector_refuses_after_the_first_answer_is_an_error_all_the_same(api: StandInApi) -> None:
+    api.answer("POST /v1/datasets", {"id": "ds-1", "status": "registering"}, status=202)
+    refusal = {"code": "invalid_input", "message": "shard 7 is cut short", "retryable": False, "errors": []}
+    api.answer("GET /v1/datasets/ds-1", {"id": "ds-1", "status": "failed", "error": refusal})
+    with Client(api.url) as client, pytest.raises(InvalidInput, match="shard 7 is cut short"):
+        client.create_dataset("a/b", "name")
+
+
+def test_waiting_for_a_job_survives_an_outage_of_the_api(api: StandInApi) -> None:
+    call = "GET /v1/synthesis-jobs/syn-1"
+    api.answer(call, a_job(status="queued"))
+    for _ in range(6):  # more than a single GET's own tries
+        api.problem(call, 503, "redis_unavailable", "away")
+    api.answer(call, a_job(status="running"))
+    api.answer(call, a_job(status="succeeded", result={"dataset": "ds-1"}))
+    seen: list[str] = []
+    with Client(api.url) as client:
+        job = client.wait_for_job("syn-1", interval=0.01, on_update=lambda job: seen.append(job["status"]))
+    assert seen == ["queued", "running", "succeeded"]
+    assert job["result"] == {"dataset": "ds-1"}
+    assert api.requests[-1].query["wait"] == "0.01"
+
+
+def test_a_download_is_whole_or_not_at_all(api: StandInApi, tmp_path: Path) -> None:
+    call = "GET /v1/datasets/ds-1/files/train-000000.tar"
+    api.answer(call, b"half of", headers={"Content-Length": "1000"})
+    api.answer(call, b"all of it")
+    target = tmp_path / "shard.tar"
+    with Client(api.url) as client:
+        with pytest.raises(Unavailable):
+            client.download_dataset_file("ds-1", "train-000000.tar", target)
+        assert list(tmp_path.iterdir()) == []
+        client.download_dataset_file("ds-1", "train-000000.tar", target)
+    assert target.read_bytes() == b"all of it"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("odd", ["../../healthz", "syn-1/../../x", "syn-1?wait=9", "syn-#"])
+def test_an_odd_id_never_leaves_its_place_in_the_path(api: StandInApi, odd: str) -> None:
+    with Client(api.url) as client, pytest.raises(DearKDError):
+        client.get_teacher(odd)
+    assert all(request.path.startswith("/v1/teachers/") and not request.query for request in api.requests)
+
+
+def _name_of(part: Message) -> Any:
+    return part.get_param("name", header="content-disposition")
+
+
+def _payload(part: Message) -> bytes:
+    payload = part.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    return payload

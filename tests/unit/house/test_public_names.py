@@ -1,0 +1,37 @@
+"""The names that the packages show: who removes or adds one does so on purpose."""
+
+import importlib
+
+import pytest
+
+PUBLIC = {
+    "dearkd_synth": {"DeepInversion"},
+    "dearkd_trainer": {"DearKDTrainer"},
+    "dearkd.specs": {
+        "AugmentationSpec",
+        "DatasetFacts",
+        "Limits",
+        "Name",
+        "OptimizerSpec",
+        "PairSpec",
+        "Phase",
+        "Precision",
+        "Priority",
+        "Spec",
+        "StageOneSpec",
+        "StageOneWeights",
+        "StageTwoSpec",
+        "StudentSpec",
+        "SynthesisSpec",
+        "SynthesisWeights",
+        "TeacherSpec",
+        "TrainingSpec",
+    },
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_a_package_shows_these_names_and_has_them(package: str) -> None:
+    module = importlib.import_module(package)
+    assert set(module.__all__) == PUBLIC[package]
+    assert all(hasattr(module, name) for name in PUBLIC[package])
