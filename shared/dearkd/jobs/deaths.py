@@ -9,9 +9,8 @@ from typing import Any, cast
 
 import psutil
 from pydantic import BaseModel, ConfigDict
-from redis import Redis
 
-from dearkd.redis_client import reachable
+from dearkd.redis_client import Redis
 
 HUNG = 113
 """Exit code of a process that ended itself since its work hung."""
@@ -59,14 +58,12 @@ def end_this_process(code: int = -signal.SIGKILL) -> None:
 
 def note_inspector_death(redis: Redis, ticket: str, death: InspectorDeath) -> None:
     """Leave word for whoever has storage at hand: the API that waits for the answer, or the reaper."""
-    with reachable():
-        redis.hset(INSPECTOR_DEATHS, ticket, death.model_dump_json())
+    redis.hset(INSPECTOR_DEATHS, ticket, death.model_dump_json())
 
 
 def inspector_death(redis: Redis, ticket: str) -> InspectorDeath | None:
     """The note, if there is one."""
-    with reachable():
-        text = cast("bytes | None", redis.hget(INSPECTOR_DEATHS, ticket))
+    text = cast("bytes | None", redis.hget(INSPECTOR_DEATHS, ticket))
     return None if text is None else InspectorDeath.model_validate_json(text)
 
 

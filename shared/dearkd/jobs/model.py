@@ -1,4 +1,4 @@
-"""Job records: what a job is, which states it has, and which steps between them are allowed."""
+"""Job records, the states of a job, and the steps between them that are allowed."""
 
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from dearkd.identifiers import is_id, sibling
+from dearkd.specs import SynthesisSpec, TrainingSpec
 
 Kind = Literal["synthesis", "training"]
 Status = Literal["blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled"]
@@ -28,7 +29,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     "canceled": frozenset(("blocked", "queued")),
     "succeeded": frozenset(),
 }
-"""The only steps there are; the store takes each by compare-and-set."""
+"""The only steps there are: each is taken by a transition in `lua/`, which compares before it sets."""
 
 
 def sources_of(target: Status) -> list[Status]:
@@ -120,18 +121,13 @@ def model_of(job: str) -> str:
     return sibling(job, "mdl")
 
 
-def units_of(job: Job) -> list[str]:
-    """All of a synthesis job's units but the last: its shards, and the student that it trains, if it does."""
-    shards = -(-(job.progress.total or 0) // int(job.spec["shard_samples"]))
-    return [*(str(index) for index in range(shards)), *(["student"] if job.spec.get("adaptive_every") else [])]
+def units_of(job: Job) -> list[list[str]]:
+    """The units of a job, in groups of which each begins when the one before it is done.
 
-
-def place_of(unit: str, student_every: int | None) -> float:
-    """The order of units, as `scripts` has it: first those that the student is trained on, then the student."""
-    if unit == "student":
-        return -0.5
-    number = int(unit) if unit.isdigit() else 0
-    return number - 1e12 if student_every and number % student_every == 0 else number
+    Raises:
+        ValidationError: if its record holds no spec.
+    """
+    return (SynthesisSpec if job.kind == "synthesis" else TrainingSpec).stored(job.spec).units
 
 
 def now() -> datetime:

@@ -7,13 +7,12 @@ argument, one queue a worker, an explicit timeout, and no use of rq's results, d
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from redis import Redis
-from redis.client import Pipeline
 from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 
 from dearkd.errors import Unavailable
 from dearkd.jobs.model import Kind
+from dearkd.redis_client import Pipeline, Redis
 
 QueueName = Literal["synth", "train", "inspect"]
 
