@@ -175,9 +175,8 @@ class Registrations:
 
         def beat() -> None:
             while not stop.wait(settings.heartbeat_seconds):
-                with suppress(
-                    Unavailable
-                ):  # an outage as long as the lease ends the registration; a shorter one does not
+                # An outage as long as the lease ends the registration; a shorter one does not.
+                with suppress(Unavailable):
                     self.redis.set(_beat_key(ticket.id), 1, px=int(settings.lease_seconds * 1000))
 
         pipe = self.redis.pipeline(transaction=True)

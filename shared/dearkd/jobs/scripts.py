@@ -30,7 +30,7 @@ class Transition:
         self._script = redis.register_script(source(name))
 
     def __call__(self, **args: object) -> Any:
-        """Take the step; returns what its file says, with text in place of bytes. Arguments that are None are left out."""
+        """Take the step; returns what its file says. Arguments that are None are left out."""
         return answer(self._script(args=[_packed(args)]))
 
     def within(self, pipeline: Pipeline, **args: object) -> None:
