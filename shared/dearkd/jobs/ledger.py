@@ -26,7 +26,7 @@ from dearkd.redaction import public
 from dearkd.redis_client import job_key
 
 LAST_LINES = 8
-"""Of a job's log, in the error of one that killed its workers."""
+"""Lines of a job's log that stand in the error of one that killed its workers."""
 SILENT = "fell silent: it was stopped, or its machine or its connection to Redis was lost"
 
 
@@ -188,7 +188,7 @@ class Ledger(Leases):
         return taken
 
     def _take_back(self, identifier: str, unit: str, status: str, deaths: int, death: str, max_deaths: int) -> None:
-        """What follows when a unit lost its holder: a line in the log; after too many in a row the job's failure."""
+        """Tell the log that a unit lost its holder; after too many in a row, fail the job."""
         self.log.add(identifier, f"unit {unit} lost its worker: {death}")
         if deaths < max_deaths or status not in ("queued", "running"):
             return

@@ -38,7 +38,7 @@ def sources_of(target: Status) -> list[Status]:
 
 
 class Progress(BaseModel):
-    """How far a job is, in `unit`; rates are per second, the estimate in seconds."""
+    """Progress of a job, in `unit`; rates are per second, the estimate in seconds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,7 +50,7 @@ class Progress(BaseModel):
 
 
 class JobError(BaseModel):
-    """Why a job failed. `retryable`: the same spec may succeed when it is retried."""
+    """The reason why a job failed. `retryable`: the same spec may succeed when it is retried."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -84,7 +84,7 @@ class Job(BaseModel):
         return self.status in TERMINAL
 
     def visible_to(self, owner: str | None) -> bool:
-        """Whether it is its own, or everyone's; who asks without a key, where none is needed, sees all."""
+        """Say whether it is `owner`'s, or everyone's. Who asks without a key, where none is needed, sees all."""
         return owner is None or self.owner in (None, owner)
 
 

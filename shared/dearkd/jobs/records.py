@@ -11,7 +11,7 @@ from dearkd.redis_client import Pipeline, Redis, job_index, job_key
 
 
 class JobRecords:
-    """What is known of jobs.
+    """Records of jobs, to be read.
 
     Every method raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached, and those that name a job
     `NotFound` when there is none of that id.

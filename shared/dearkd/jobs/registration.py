@@ -62,10 +62,10 @@ class Ticket(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    """Of the teacher or dataset to come."""
+    """The id of the teacher or dataset to come."""
     state: Literal["waiting", "inspecting", "ready", "failed"] = "waiting"
     request: dict[str, Any]
-    """What to register; the inspector knows its form."""
+    """The request, in a form that the inspector knows."""
     owner: str | None = None
     """Whose it will be: as of a job."""
     refusal: Refusal | None = None
@@ -195,7 +195,7 @@ class Registrations:
 
 
 def upload_prefix(identifier: str) -> str:
-    """Where an upload lies until its registration ended."""
+    """The folder in storage that holds an upload until its registration ended."""
     return f"tmp/{identifier}"
 
 

@@ -149,7 +149,7 @@ class JobStore(Settlement):
             job = self.get(identifier, owner=owner)
         except NotFound:
             return self._restore(self._stored(identifier, owner), from_beginning=from_beginning)
-        step = {"id": identifier, "at": at(), "attempt": job.attempt, "from_beginning": from_beginning}
+        step: dict[str, Any] = {"id": identifier, "attempt": job.attempt, "from_beginning": from_beginning}
         outcome, *details = self._start_again(**step, only_ask=True)
         if outcome == "ok":
             if from_beginning:
@@ -157,7 +157,7 @@ class JobStore(Settlement):
             kept, gone = self._checked(job)
             # Before the record says so: without `final.json` nothing of the job can be cleaned away.
             self.storage.delete(final_key(identifier))
-            step |= {"gone": sorted(gone), "done_samples": sum(kept.values())}
+            step |= {"at": at(), "gone": sorted(gone), "done_samples": sum(kept.values())}
             fresh = Progress(total=job.progress.total, unit=job.progress.unit)
             outcome, *details = self._woken(self._start_again, job, step | {"progress": fresh.model_dump_json()})
             if outcome != "ok":  # somebody else was faster

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 BROKEN_SECONDS = 1.0
 WATCH_SECONDS = 1
-"""How often this process looks after its supervisor, and after an inspection's time."""
+"""Time between two looks after the supervisor, and after an inspection's time."""
 
 
 class ListeningWorker(Worker):
@@ -51,9 +51,9 @@ class ListeningWorker(Worker):
     supervisor = 0
     """The process with which this one ends."""
     step_seconds: float | None = None
-    """What a task may take for each of its steps; None: as long as its lease lives."""
+    """The time that a task may take for each of its steps; None: as long as its lease lives."""
     overdue = False
-    """Whether the horse was killed for taking longer."""
+    """True if the horse was killed for taking longer."""
 
     @property
     def dequeue_timeout(self) -> int:

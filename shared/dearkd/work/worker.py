@@ -51,7 +51,7 @@ GRACE_SECONDS = 8.0
 """Less than what `up` and a container engine give this process before they kill it."""
 
 UPLOAD_COPIES = 3
-"""Of an uploaded file that an inspection may hold: the file, the network, and what its check computes."""
+"""Copies of an uploaded file that an inspection may hold: the file, the network, and what its check computes."""
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ def drain(kind: Kind, perform: Perform, settings: Settings | None = None) -> int
 
 
 def _outlast(action: Callable[[], T], handing_back: threading.Event) -> T | None:
-    """What `action` returns, once Redis and storage can be reached; None if the process is asked to end before that."""
+    """Return what `action` does, once Redis and storage can be reached; None if the process is asked to end first."""
     while True:
         try:
             return action()
