@@ -5,8 +5,6 @@ import time
 from dataclasses import dataclass
 from typing import cast
 
-from pydantic import ValidationError
-
 from dearkd.jobs.deaths import holder
 from dearkd.jobs.model import Kind, units_of
 from dearkd.jobs.records import at, parse
@@ -48,7 +46,7 @@ class Leases:
         """Give a job that an earlier version accepted the units of its spec, as jobs have them from the beginning."""
         try:
             groups = units_of(parse(cast("dict[bytes, bytes]", self.redis.hgetall(job_key(identifier)))))
-        except ValidationError:
+        except ValueError:
             groups = [["unreadable"]]  # who claims it reads the record too, and fails the job with what is wrong
         self._plan(id=identifier, at=at(), groups=groups)
 
