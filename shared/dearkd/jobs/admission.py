@@ -3,7 +3,7 @@
 from dearkd.errors import Conflict, DearKDError, InvalidInput, LimitReached
 from dearkd.identifiers import sibling
 from dearkd.jobs.model import Job
-from dearkd.specs import REFERENCES
+from dearkd.specs.base import REFERENCES
 
 
 def refusal(job: Job, waits_for: str | None, outcome: str, detail: str = "") -> DearKDError:

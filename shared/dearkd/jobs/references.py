@@ -2,7 +2,7 @@
 
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.model import Job
-from dearkd.specs import REFERENCES
+from dearkd.specs.base import REFERENCES
 
 
 def reads(job: Job) -> set[str]:

@@ -5,7 +5,7 @@ preset's or recipe's values, explicit fields win) and checks it as a whole; what
 resolves to itself.
 """
 
-from dearkd.specs.base import REFERENCES, Limits, Name, Precision, Priority, Spec
+from dearkd.specs.base import Limits, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.synthesis import Phase, SynthesisSpec, SynthesisWeights
 from dearkd.specs.teacher import TeacherSpec
@@ -21,7 +21,6 @@ from dearkd.specs.training import (
 )
 
 __all__ = [
-    "REFERENCES",
     "AugmentationSpec",
     "DatasetFacts",
     "Limits",
