@@ -47,9 +47,11 @@ def drain(job):
 def worker(kind: WorkerKind, settings: Settings, folder: Path) -> Iterator[psutil.Process]:
     """A real worker whose jobs only touch storage."""
     for module, name in (("dearkd_synth", "synthesis"), ("dearkd_trainer", "training")):
-        (folder / "code" / module).mkdir(parents=True)
-        (folder / "code" / module / "__init__.py").touch()
-        (folder / "code" / module / "job.py").write_text(WORKS.replace("KIND", repr(name)))
+        service = folder / "code" / module / "service"
+        service.mkdir(parents=True)
+        for package in (service.parent, service):
+            (package / "__init__.py").touch()
+        (service / "job.py").write_text(WORKS.replace("KIND", repr(name)))
     command = f"import sys; from dearkd.work.worker import main; sys.exit(main({kind!r}))"
     env = environment(settings, PYTHONPATH=f"{folder / 'code'}:{os.environ.get('PYTHONPATH', '')}")
     with process("-c", command, env=env, log=folder / "worker.log") as started:
