@@ -20,9 +20,12 @@ from dearkd.jobs.queue import QueueName, require_worker
 from dearkd.jobs.registration import OPEN, Registrations, Ticket
 from dearkd.settings import Settings
 from dearkd.work.worker import WorkerKind
+from tests.services.core.conftest import ledger, redis_url, settings
 from tests.support.ledger_steps import synthesis
 from tests.support.services import Api, environment, eventually, process, serving
 from tests.support.specs import training_spec
+
+__all__ = ["ledger", "redis_url", "settings"]
 
 pytestmark = [pytest.mark.faults, pytest.mark.services, pytest.mark.timeout(600)]
 
