@@ -155,7 +155,7 @@ def fill(store: JobStore, teacher: str, count: int) -> None:
     spec = SynthesisSpec.resolve({"teacher": teacher, "images_per_class": 1}, TEACHER)
     have = int(store.redis.zcard("dearkd:jobs:synthesis"))  # type: ignore[arg-type]  # the sync client's answer
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: store.create_synthesis(spec, images=10, shards=1), range(count - have)))
+        list(pool.map(lambda _: store.create_synthesis(spec, images=10), range(count - have)))
 
 
 def measure(folder: Path, clients: int, rounds: int, many: int) -> dict[str, Any]:

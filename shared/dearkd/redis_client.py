@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
-from redis import Redis
+import redis
+from redis.client import Pipeline as RedisPipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from dearkd.errors import Unavailable
@@ -16,35 +18,75 @@ from dearkd.settings import Settings
 log = logging.getLogger(__name__)
 
 
+class RedisUnavailable(Unavailable, RedisConnectionError):
+    """Redis cannot be reached. rq, which shares the client, takes it for the lost connection that it is."""
+
+
+class RedisRefused(Unavailable, ResponseError):
+    """Redis answered a command with an error: it has no memory left, or loads, or is read-only."""
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise `Unavailable` in place of redis-py's errors, but for the two by which it and rq steer."""
+    try:
+        yield
+    except (Unavailable, NoScriptError, WatchError):
+        raise
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        message = "Redis cannot be reached; check DEARKD_REDIS_URL and that it runs"
+        raise _logged(RedisUnavailable, message, error) from error
+    except RedisError as error:
+        raise _logged(RedisRefused, "Redis refused a command; see the log for what it says", error) from error
+
+
+def _logged(kind: type[Unavailable], message: str, error: RedisError) -> Unavailable:
+    cause = without_credentials(str(error))
+    log.info("%s: %s", message, cause)
+    return kind(message, code="redis_unavailable", cause=cause)
+
+
+class Pipeline(RedisPipeline):
+    """Commands that are sent together; raises as `Redis` does."""
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        with _translated():
+            return super().execute(raise_on_error)
+
+    def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        with _translated():
+            return super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+
+class Redis(redis.Redis):
+    """redis-py's client, of which every command raises `Unavailable` (`redis_unavailable`) when it cannot be done.
+
+    What it raises is redis-py's error too (`RedisUnavailable`, `RedisRefused`), for rq, which works with this client
+    and waits out a connection that is lost. Scripts and blocking commands are commands; PubSub, which nothing here
+    uses, is as redis-py has it.
+    """
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        with _translated():
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
 def connect(settings: Settings) -> Redis:
     """A client of the configured Redis; nothing is sent yet.
 
     A call that finds no Redis fails within seconds, so that a request can answer 503 at once.
     """
-    return Redis.from_url(
+    client = Redis.from_url(
         settings.redis_url,
         socket_connect_timeout=2,
         socket_timeout=15,
         health_check_interval=30,
         decode_responses=False,
     )
-
-
-@contextmanager
-def reachable() -> Iterator[None]:
-    """Turn what the Redis client raises into `Unavailable` (`redis_unavailable`)."""
-    try:
-        yield
-    except (RedisConnectionError, RedisTimeoutError) as error:
-        raise _unavailable("Redis cannot be reached; check DEARKD_REDIS_URL and that it runs", error) from error
-    except RedisError as error:
-        raise _unavailable("Redis refused a command; see the log for what it says", error) from error
-
-
-def _unavailable(message: str, error: RedisError) -> Unavailable:
-    cause = without_credentials(str(error))
-    log.info("%s: %s", message, cause)
-    return Unavailable(message, code="redis_unavailable", cause=cause)
+    return cast(Redis, client)
 
 
 def job_key(identifier: str) -> str:

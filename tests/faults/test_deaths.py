@@ -7,7 +7,6 @@ import psutil
 import pytest
 
 from dearkd.client import Json
-from dearkd.jobs import scripts
 from dearkd.specs import TeacherSpec
 from tests.support.services import eventually
 from tests.support.world import SYNTHESIS, TRAINING, Workers, World, alive, at_work, kill, workers, world
@@ -47,11 +46,11 @@ def test_a_death_costs_one_unit_at_most(
     spec = {"teacher": teacher, **SYNTHESIS}
     eventually(lambda: not workers())
     if where == "before the claim":
-        here.hold_at(scripts.CLAIM)
+        here.hold_at("claim")
     elif where == "before the mark":
-        here.hold_at(scripts.DONE)
+        here.hold_at("done")
     elif where == "before the end":
-        here.hold_at(scripts.TRANSITION)
+        here.hold_at("end_job")
     elif where == "before the manifest":
         proxy.hold(b"unit finish begins")
     job = here.client.create_synthesis_job(spec)
@@ -84,7 +83,7 @@ def test_a_death_costs_one_unit_at_most(
 def test_a_run_that_dies_after_its_model_was_stored_stores_no_other(shared_world: World, undisturbed_run: Json) -> None:
     here, client = shared_world, shared_world.client
     eventually(lambda: not workers())
-    here.hold_at(scripts.TRANSITION)
+    here.hold_at("end_job")
     run = client.create_training_run({"dataset": undisturbed_run["spec"]["dataset"], **TRAINING})["id"]
     assert here.proxy.held.wait(300)
     manifest = f"models/mdl-{run.partition('-')[2]}/model.json"
@@ -103,7 +102,7 @@ def test_a_death_costs_a_run_no_more_than_its_checkpoint_interval(
 ) -> None:
     client = shared_world.client
     eventually(lambda: not workers())
-    shared_world.hold_at(scripts.ADD_ROW, skip=10 * stage - 7)
+    shared_world.hold_at("add_row", skip=10 * stage - 7)
     run = client.create_training_run({"dataset": undisturbed_run["spec"]["dataset"], **TRAINING})["id"]
     assert shared_world.proxy.held.wait(300)
     done = len(list(client.list_metrics(run)))

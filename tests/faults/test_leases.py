@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from dearkd.client import Json
-from dearkd.jobs import scripts
 from tests.support.services import eventually
 from tests.support.world import SYNTHESIS, TRAINING, World, another_worker, workers
 
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.mark.parametrize("script", [scripts.DONE, scripts.TRANSITION], ids=["before the mark", "before the end"])
+@pytest.mark.parametrize("script", ["done", "end_job"], ids=["before the mark", "before the end"])
 def test_who_comes_back_too_late_publishes_nothing(
     shared_world: World, teacher: str, undisturbed: Json, tmp_path: Path, script: str
 ) -> None:

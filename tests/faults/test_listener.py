@@ -20,9 +20,12 @@ from dearkd.jobs.queue import QueueName, require_worker
 from dearkd.jobs.registration import OPEN, Registrations, Ticket
 from dearkd.settings import Settings
 from dearkd.work.worker import WorkerKind
+from tests.services.core.conftest import ledger, redis_url, settings
 from tests.support.ledger_steps import synthesis
 from tests.support.services import Api, environment, eventually, process, serving
 from tests.support.specs import training_spec
+
+__all__ = ["ledger", "redis_url", "settings"]
 
 pytestmark = [pytest.mark.faults, pytest.mark.services, pytest.mark.timeout(600)]
 
@@ -47,9 +50,11 @@ def drain(job):
 def worker(kind: WorkerKind, settings: Settings, folder: Path) -> Iterator[psutil.Process]:
     """A real worker whose jobs only touch storage."""
     for module, name in (("dearkd_synth", "synthesis"), ("dearkd_trainer", "training")):
-        (folder / "code" / module).mkdir(parents=True)
-        (folder / "code" / module / "__init__.py").touch()
-        (folder / "code" / module / "job.py").write_text(WORKS.replace("KIND", repr(name)))
+        service = folder / "code" / module / "service"
+        service.mkdir(parents=True)
+        for package in (service.parent, service):
+            (package / "__init__.py").touch()
+        (service / "job.py").write_text(WORKS.replace("KIND", repr(name)))
     command = f"import sys; from dearkd.work.worker import main; sys.exit(main({kind!r}))"
     env = environment(settings, PYTHONPATH=f"{folder / 'code'}:{os.environ.get('PYTHONPATH', '')}")
     with process("-c", command, env=env, log=folder / "worker.log") as started:

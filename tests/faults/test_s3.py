@@ -13,7 +13,6 @@ import pytest
 from dearkd.client import Json
 from dearkd.errors import DearKDError
 from dearkd.identifiers import new_id
-from dearkd.jobs import scripts
 from dearkd.local.garbage import ABANDONED_SECONDS, Collector
 from dearkd.specs import TeacherSpec
 from tests.support.proxy import FaultProxy
@@ -52,7 +51,7 @@ def bucket_job(bucket_world: World, bucket_teacher: str) -> Json:
     return bucket_world.synthesise(bucket_teacher)
 
 
-@pytest.mark.parametrize("script", [scripts.DONE, scripts.TRANSITION], ids=["after the upload", "after the manifest"])
+@pytest.mark.parametrize("script", ["done", "end_job"], ids=["after the upload", "after the manifest"])
 def test_a_death_between_storage_and_mark_makes_nothing_twice(
     bucket_world: World, bucket_teacher: str, script: str
 ) -> None:
@@ -82,7 +81,7 @@ def test_who_is_stopped_in_mid_upload_publishes_nothing_when_let_go_on(
 ) -> None:
     here = bucket_world
     eventually(lambda: not workers())
-    here.hold_at(scripts.CLAIM)
+    here.hold_at("claim")
     job = here.client.create_synthesis_job({"teacher": bucket_teacher, **SYNTHESIS})["id"]
     assert here.proxy.held.wait(120)
     prefix = f"datasets/ds-{job.partition('-')[2]}"

@@ -149,7 +149,7 @@ def finish_synthesis(api: Api, job: Json, tmp_path: Path) -> str:
     ledger = Ledger(api.store)
     shards = -(-job["progress"]["total"] // job["spec"]["shard_samples"])
     for _ in range(shards):
-        ledger.done(claim(api), Payload(samples=10), units=shards)
+        ledger.done(claim(api), Payload(samples=10))
     last = claim(api)
     identifier = f"ds-{job['id'].partition('-')[2]}"
     put_dataset(api, tmp_path, id=identifier, images=400, teacher=job["spec"]["teacher"], spec=job["spec"])

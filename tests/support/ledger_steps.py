@@ -20,7 +20,7 @@ def make_shard(index: int, samples: int = 10) -> Shard:
 def synthesis(store: JobStore, shards: int = 3, owner: str | None = None, **fields: object) -> Job:
     spec = synthesis_spec(images_per_class=shards, batch_size=10, shard_samples=10, **fields)
     assert spec.num_shards == shards
-    return store.create_synthesis(spec, images=spec.num_samples, shards=shards, owner=owner)
+    return store.create_synthesis(spec, images=spec.num_samples, owner=owner)
 
 
 def claim(ledger: Ledger, kind: str = "synthesis") -> Claim:
@@ -29,11 +29,11 @@ def claim(ledger: Ledger, kind: str = "synthesis") -> Claim:
     return found
 
 
-def mark(ledger: Ledger, unit: Claim, *, units: int) -> None:
+def mark(ledger: Ledger, unit: Claim) -> None:
     """What a worker does: the shard, or the student, goes to storage, then the unit is marked."""
     made = STUDENT if unit.unit == "student" else make_shard(int(unit.unit))
     ledger.store.storage.put(f"datasets/{dataset_of(unit.job)}/{made.name}", b"x")
-    ledger.done(unit, made, units=units)
+    ledger.done(unit, made)
 
 
 def expire_all(ledger: Ledger) -> None:

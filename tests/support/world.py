@@ -15,6 +15,7 @@ import psutil
 
 from dearkd.client import Client, Json
 from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.scripts import source
 from dearkd.local.embedded_redis import EmbeddedRedis
 from dearkd.local.up import UpTree
 from dearkd.settings import Settings
@@ -86,9 +87,9 @@ class World:
     def storage(self) -> Storage:
         return Storage.open(self.settings)
 
-    def hold_at(self, script: str, *, skip: int = 0) -> None:
-        """Keep whoever calls this script of the ledger from going on; `proxy.held` says that somebody is there."""
-        self.proxy.hold(sha1(script.encode()).hexdigest().encode(), skip=skip)
+    def hold_at(self, transition: str, *, skip: int = 0) -> None:
+        """Keep whoever takes this step of the ledger from going on; `proxy.held` says that somebody is there."""
+        self.proxy.hold(sha1(source(transition).encode()).hexdigest().encode(), skip=skip)
 
     def log(self, job: str) -> list[str]:
         return [line.partition(" ")[2] for line in self.ledger.log.read(job).splitlines()]

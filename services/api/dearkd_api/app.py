@@ -7,7 +7,6 @@ from fastapi.security import HTTPBearer
 import dearkd
 from dearkd.errors import DearKDError
 from dearkd.jobs.queue import QueueName, alive
-from dearkd.redis_client import reachable
 from dearkd.settings import Settings
 from dearkd_api import dashboard, datasets, jobs, models, problems, teachers
 from dearkd_api.backend import Backend, Uses
@@ -62,9 +61,8 @@ def _ready(request: Request, backend: Uses) -> Response:
     down: dict[str, str] = {}
     workers: dict[str, int] = {}
     try:
-        with reachable():
-            backend.store.redis.ping()
-            workers = {kind: alive(backend.store.redis, name) for kind, name in KINDS.items()}
+        backend.store.redis.ping()
+        workers = {kind: alive(backend.store.redis, name) for kind, name in KINDS.items()}
     except DearKDError as error:
         down["redis"] = error.message
     try:

@@ -188,7 +188,6 @@ def synthesise(body: JsonBody, backend: Uses, caller: Caller, dry_run: DryRun = 
         backend.store.create_synthesis(
             spec,
             images=spec.num_samples,
-            shards=spec.num_shards,
             max_queued=backend.settings.max_queued_jobs,
             owner=caller,
         )

@@ -1,15 +1,19 @@
-"""Why a job is not accepted, in words for who asked for it."""
+"""Errors that say why a job is not accepted, or not retried."""
 
 from dearkd.errors import Conflict, DearKDError, InvalidInput, LimitReached
 from dearkd.identifiers import sibling
 from dearkd.jobs.model import Job
-from dearkd.jobs.references import REFERENCES
+from dearkd.specs.base import REFERENCES
 
 
 def refusal(job: Job, waits_for: str | None, outcome: str, detail: str = "") -> DearKDError:
-    """The error that says why `scripts.CREATE` refused a job: what it answered, and the one detail beside it."""
+    """The error that says why `create.lua` refused a job: what it answered, and the one detail beside it."""
     if outcome == "full":
-        return too_many(int(detail))
+        return LimitReached(
+            f"{detail} jobs and runs wait already: let some of them start, cancel some, or ask the operator for a "
+            "higher limit (DEARKD_MAX_QUEUED_JOBS)",
+            code="too_many_jobs",
+        )
     if outcome == "exists":
         return Conflict(f"{job.id} is being restored by another request: look at it again")
     if outcome == "dead":
@@ -22,9 +26,14 @@ def refusal(job: Job, waits_for: str | None, outcome: str, detail: str = "") -> 
     return InvalidInput.at(f"/{field}", f"{detail} is being deleted: name another")
 
 
-def too_many(waiting: int) -> LimitReached:
-    return LimitReached(
-        f"{waiting} jobs and runs wait already: let some of them start, cancel some, or ask the operator for a higher "
-        "limit (DEARKD_MAX_QUEUED_JOBS)",
-        code="too_many_jobs",
-    )
+def retry_refusal(identifier: str, outcome: str, *details: str) -> Conflict:
+    """The error that says why `retry.lua` refused to start a job again: what it answered, and the details beside it."""
+    if outcome == "under_way":
+        return Conflict(f"a retry of {identifier} from its beginning is under way: wait until that has begun")
+    if outcome == "dead":
+        awaited, status = details
+        return Conflict(
+            f"{awaited}, which makes its dataset, is {status}: retry that first",
+            code="dataset_failed",
+        )
+    return Conflict(f"{identifier} is {details[0]}: only a failed or canceled job can be retried")

@@ -1,4 +1,4 @@
-"""How processes of a worker end, and how it is told. Nothing here touches storage: see `dearkd.work.listener`."""
+"""Ends of a worker's processes, and words for them. Nothing here touches storage: see `dearkd.work.listener`."""
 
 import os
 import signal
@@ -9,9 +9,8 @@ from typing import Any, cast
 
 import psutil
 from pydantic import BaseModel, ConfigDict
-from redis import Redis
 
-from dearkd.redis_client import reachable
+from dearkd.redis_client import Redis
 
 HUNG = 113
 """Exit code of a process that ended itself since its work hung."""
@@ -20,13 +19,13 @@ INSPECTOR_DEATHS = "dearkd:registration:deaths"
 
 
 class InspectorDeath(BaseModel):
-    """Why an inspector did not answer on its ticket."""
+    """The reason why an inspector did not answer on its ticket."""
 
     model_config = ConfigDict(frozen=True)
 
     cause: str
     too_large: bool = False
-    """Whether what it inspected asked for more memory or time than is allowed."""
+    """True if what it inspected asked for more memory or time than is allowed."""
 
 
 def holder(*pids: int) -> str:
@@ -35,7 +34,7 @@ def holder(*pids: int) -> str:
 
 
 def exit_clause(code: int) -> str:
-    """How a process ended, by its exit code, negative for a signal."""
+    """Tell how a process ended by its exit code, which is negative for a signal."""
     if code == HUNG:
         return "made no step for too long (DEARKD_STALL_SECONDS) and was ended"
     if code >= 0:
@@ -45,7 +44,7 @@ def exit_clause(code: int) -> str:
 
 
 def end_this_process(code: int = -signal.SIGKILL) -> None:
-    """At once, and every other that it started: those in sessions of their own (torchrun's) would go on without it."""
+    """End it at once, with all that it started: those in sessions of their own (torchrun's) would go on without it."""
     below = [process.pid for process in psutil.Process().children(recursive=True)]
     # No other thread may run from here on: the main thread would take the end of its children for a fault of the job.
     sys.setswitchinterval(3600)
@@ -59,14 +58,12 @@ def end_this_process(code: int = -signal.SIGKILL) -> None:
 
 def note_inspector_death(redis: Redis, ticket: str, death: InspectorDeath) -> None:
     """Leave word for whoever has storage at hand: the API that waits for the answer, or the reaper."""
-    with reachable():
-        redis.hset(INSPECTOR_DEATHS, ticket, death.model_dump_json())
+    redis.hset(INSPECTOR_DEATHS, ticket, death.model_dump_json())
 
 
 def inspector_death(redis: Redis, ticket: str) -> InspectorDeath | None:
     """The note, if there is one."""
-    with reachable():
-        text = cast("bytes | None", redis.hget(INSPECTOR_DEATHS, ticket))
+    text = cast("bytes | None", redis.hget(INSPECTOR_DEATHS, ticket))
     return None if text is None else InspectorDeath.model_validate_json(text)
 
 
@@ -76,5 +73,5 @@ def peak_clause(usage: Any) -> str:
 
 
 def peak_bytes(usage: Any) -> int:
-    """The same, in bytes."""
+    """The most memory that a process had, in bytes."""
     return int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)

@@ -5,13 +5,11 @@ import time
 from dataclasses import dataclass
 from typing import cast
 
-from redis import Redis
-
-from dearkd.jobs import scripts
 from dearkd.jobs.deaths import holder
-from dearkd.jobs.model import Kind
-from dearkd.jobs.records import at
-from dearkd.redis_client import reachable
+from dearkd.jobs.model import Kind, units_of
+from dearkd.jobs.records import at, parse
+from dearkd.jobs.scripts import Transition
+from dearkd.redis_client import Redis, job_key
 
 BLAMED_SECONDS = 5.0
 """The lease of a unit that is claimed only to say who died before claiming it; it is over at once."""
@@ -31,19 +29,29 @@ class Leases:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
-        self._claim = redis.register_script(scripts.CLAIM)
-        self._bury = redis.register_script(scripts.BURY)
+        self._claim = Transition(redis, "claim")
+        self._plan = Transition(redis, "plan")
+        self._expire = Transition(redis, "expire")
 
     def claim(self, kind: Kind, lease_seconds: float, *, who: str | None = None) -> Claim | None:
         """The best open unit of that kind, by priority and turn; None if there is nothing to do."""
-        with reachable():
-            who = who or holder(os.getppid(), os.getpid())
-            args: list[str | int] = [kind, at(), milliseconds(), int(lease_seconds * 1000), who]
-            found = self._claim(args=args)
-        return Claim(*(part.decode() for part in cast("list[bytes]", found))) if found else None
+        who = who or holder(os.getppid(), os.getpid())
+        while found := self._claim(kind=kind, at=at(), now=milliseconds(), lease=int(lease_seconds * 1000), holder=who):
+            if len(found) == 3:
+                return Claim(*found)
+            self._record_units(*found)
+        return None
 
-    def bury(self, name: str, cause: str) -> int:
-        """A process has ended, with those below it: what it held is open to others at the next reaping.
+    def _record_units(self, identifier: str) -> None:
+        """Give a job that an earlier version accepted the units of its spec, as jobs have them from the beginning."""
+        try:
+            groups = units_of(parse(cast("dict[bytes, bytes]", self.redis.hgetall(job_key(identifier)))))
+        except ValueError:
+            groups = [["unreadable"]]  # who claims it reads the record too, and fails the job with what is wrong
+        self._plan(id=identifier, at=at(), groups=groups)
+
+    def expire(self, name: str, cause: str) -> int:
+        """End the leases of a process that has ended, and of those below it: others have them at the next reaping.
 
         Args:
             name: `holder` of it; of an rq worker it covers the horses below.
@@ -52,8 +60,7 @@ class Leases:
         Returns:
             How many units it held.
         """
-        with reachable():
-            return int(cast(int, self._bury(args=[name, cause])))
+        return int(self._expire(holder=name, cause=cause))
 
     def blame(self, kind: Kind, name: str, cause: str) -> None:
         """A process that was to work on that kind ended without claiming anything: a death of the unit that is next.
@@ -65,10 +72,10 @@ class Leases:
             name: `holder` of it.
             cause: how it ended, as a clause.
         """
-        if self.bury(name, cause) == 0 and self.claim(kind, BLAMED_SECONDS, who=name) is not None:
-            self.bury(name, cause)
+        if self.expire(name, cause) == 0 and self.claim(kind, BLAMED_SECONDS, who=name) is not None:
+            self.expire(name, cause)
 
 
 def milliseconds() -> int:
-    """Of the time now."""
+    """The time now, since the epoch."""
     return time.time_ns() // 1_000_000

@@ -12,37 +12,38 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from dearkd.errors import Conflict, LostLease, NotFound
-from dearkd.jobs import scripts
 from dearkd.jobs.deaths import holder as holder
 from dearkd.jobs.leases import Claim as Claim
 from dearkd.jobs.leases import Leases, milliseconds
 from dearkd.jobs.log import JobLog
-from dearkd.jobs.model import STATUSES, JobError, Progress, Status, kind_of, sources_of
+from dearkd.jobs.model import JobError, Progress, Status, sources_of
 from dearkd.jobs.queue import QUEUES, wake
 from dearkd.jobs.records import add_event, at
+from dearkd.jobs.scripts import Transition
 from dearkd.jobs.settlement import UNSETTLED
 from dearkd.jobs.store import JobStore
 from dearkd.redaction import public
-from dearkd.redis_client import job_index, job_key, reachable
+from dearkd.redis_client import job_key
 
 LAST_LINES = 8
-"""Of a job's log, in the error of one that killed its workers."""
+"""Lines of a job's log that stand in the error of one that killed its workers."""
 SILENT = "fell silent: it was stopped, or its machine or its connection to Redis was lost"
 
 
 class Ledger(Leases):
-    """What workers do with jobs. Raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached."""
+    """Steps of workers at jobs. Raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached."""
 
     def __init__(self, store: JobStore) -> None:
         super().__init__(store.redis)
         self.store = store
         self.log = JobLog(store.redis, store.storage)
-        self._beat = store.redis.register_script(scripts.BEAT)
-        self._done = store.redis.register_script(scripts.DONE)
-        self._release = store.redis.register_script(scripts.RELEASE)
-        self._add_row = store.redis.register_script(scripts.ADD_ROW)
-        self._expire = store.redis.register_script(scripts.EXPIRE)
-        self._transition = store.redis.register_script(scripts.TRANSITION)
+        self._beat = Transition(store.redis, "beat")
+        self._done = Transition(store.redis, "done")
+        self._release = Transition(store.redis, "release")
+        self._add_row = Transition(store.redis, "add_row")
+        self._reclaim = Transition(store.redis, "reclaim")
+        self._end = Transition(store.redis, "end_job")
+        self._discard = Transition(store.redis, "discard")
 
     def beat(self, claim: Claim, lease_seconds: float) -> Status:
         """Prolong a lease; returns the job's status.
@@ -50,9 +51,7 @@ class Ledger(Leases):
         Raises:
             LostLease: if another attempt holds the unit now.
         """
-        with reachable():
-            args: list[str | int] = [claim.job, claim.unit, claim.token, milliseconds(), int(lease_seconds * 1000)]
-            status = cast(bytes, self._beat(args=args)).decode()
+        status = self._beat(**_named(claim), now=milliseconds(), lease=int(lease_seconds * 1000))
         if status == "lost":
             raise LostLease(f"{claim.job} unit {claim.unit}: the lease was lost, another attempt works on it")
         return cast(Status, status)
@@ -76,57 +75,51 @@ class Ledger(Leases):
             base: what was done before, where finished units do not say so themselves.
         """
         key = job_key(claim.job)
-        with reachable():
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.hset(f"{key}:partial", claim.unit, json.dumps({"done": done, "per_second": per_second}))
-            pipe.hvals(f"{key}:partial")
-            # Counted as units end: a job may have a hundred thousand of them, and this runs each second.
-            pipe.hmget(key, "progress", "done_samples")
-            _, partial, (progress, finished) = pipe.execute()
-            if progress is None:
-                return
-            parts = [json.loads(value) for value in partial]
-            before = Progress.model_validate_json(progress)
-            count = base + sum(part["done"] for part in parts)
-            count += int(finished or 0)
-            count = min(count, before.total) if before.total is not None else count
-            rate = sum(part["per_second"] or 0.0 for part in parts) or None
-            left = None if rate is None or before.total is None else (before.total - count) / rate
-            after = before.model_copy(update={"done": count, "per_second": rate, "eta_seconds": left})
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.hset(key, "progress", after.model_dump_json())
-            add_event(pipe, claim.job, "progress", after.model_dump())
-            if metrics:
-                pipe.hset(key, "metrics", json.dumps(metrics))
-                add_event(pipe, claim.job, "metrics", metrics)
-            pipe.execute()
+        pipe = self.redis.pipeline(transaction=True)
+        pipe.hset(f"{key}:partial", claim.unit, json.dumps({"done": done, "per_second": per_second}))
+        pipe.hvals(f"{key}:partial")
+        # Counted as units end: a job may have a hundred thousand of them, and this runs each second.
+        pipe.hmget(key, "progress", "done_samples")
+        _, partial, (progress, finished) = pipe.execute()
+        if progress is None:
+            return
+        parts = [json.loads(value) for value in partial]
+        before = Progress.model_validate_json(progress)
+        count = base + sum(part["done"] for part in parts)
+        count += int(finished or 0)
+        count = min(count, before.total) if before.total is not None else count
+        rate = sum(part["per_second"] or 0.0 for part in parts) or None
+        left = None if rate is None or before.total is None else (before.total - count) / rate
+        after = before.model_copy(update={"done": count, "per_second": rate, "eta_seconds": left})
+        pipe = self.redis.pipeline(transaction=True)
+        pipe.hset(key, "progress", after.model_dump_json())
+        add_event(pipe, claim.job, "progress", after.model_dump())
+        if metrics:
+            pipe.hset(key, "metrics", json.dumps(metrics))
+            add_event(pipe, claim.job, "metrics", metrics)
+        pipe.execute()
 
-    def done(self, claim: Claim, payload: BaseModel, *, units: int) -> None:
-        """Mark a unit as done; after the last of `units`, `finish` opens.
+    def done(self, claim: Claim, payload: BaseModel) -> None:
+        """Mark a unit as done; with the last of its group the next group can be claimed.
 
         Raises:
             LostLease: if the claim is not the current one; nothing was marked.
         """
-        with reachable():
-            samples = int(getattr(payload, "samples", 0))
-            text = payload.model_dump_json()
-            args: list[str | int] = [claim.job, claim.unit, claim.token, text, units, at(), samples]
-            status = cast(bytes, self._done(args=args))
-        if status == b"lost":
+        samples = int(getattr(payload, "samples", 0))
+        status = self._done(**_named(claim), at=at(), payload=payload.model_dump_json(), samples=samples)
+        if status == "lost":
             raise LostLease(f"{claim.job} unit {claim.unit}: another attempt works on it; this one marks nothing")
-        if status == b"canceled":
+        if status == "canceled":
             self.store.settle(self.store.get(claim.job))
 
     def payloads(self, identifier: str) -> dict[str, bytes]:
         """Payloads of the units that are done, as they were written."""
-        with reachable():
-            found = cast("dict[bytes, bytes]", self.redis.hgetall(f"{job_key(identifier)}:done"))
+        found = cast("dict[bytes, bytes]", self.redis.hgetall(f"{job_key(identifier)}:done"))
         return {unit.decode(): payload for unit, payload in found.items()}
 
     def payload(self, identifier: str, unit: str) -> bytes | None:
         """The payload of one unit; None where it is not done."""
-        with reachable():
-            return cast("bytes | None", self.redis.hget(f"{job_key(identifier)}:done", unit))
+        return cast("bytes | None", self.redis.hget(f"{job_key(identifier)}:done", unit))
 
     def complete(self, claim: Claim, result: dict[str, str]) -> None:
         """End a job as succeeded; runs that were blocked on its dataset are queued in the same step.
@@ -143,65 +136,59 @@ class Ledger(Leases):
 
     def release(self, claim: Claim) -> None:
         """Give a unit back without blame: on SIGTERM, on an outage, when canceled. A lost claim is no error."""
-        with reachable():
-            status = cast(bytes, self._release(args=[claim.job, claim.unit, claim.token, at()])).decode()
-        if status == "canceled":
+        if self._release(**_named(claim), at=at()) == "canceled":
             self.store.settle(self.store.get(claim.job))
 
     def set_rows(self, identifier: str, rows: Sequence[dict[str, Any]]) -> None:
         """Replace a run's metrics: what a resumed run starts from."""
-        with reachable():
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.delete(f"{job_key(identifier)}:rows")
-            if rows:
-                pipe.rpush(f"{job_key(identifier)}:rows", *(json.dumps(row) for row in rows))
-            pipe.execute()
+        pipe = self.redis.pipeline(transaction=True)
+        pipe.delete(f"{job_key(identifier)}:rows")
+        if rows:
+            pipe.rpush(f"{job_key(identifier)}:rows", *(json.dumps(row) for row in rows))
+        pipe.execute()
 
     def forgive(self, claim: Claim) -> None:
         """Forget the deaths of a unit that has got further, to a checkpoint: only deaths in a row count."""
-        with reachable():
-            self.redis.hdel(f"{job_key(claim.job)}:deaths", claim.unit)
+        self.redis.hdel(f"{job_key(claim.job)}:deaths", claim.unit)
 
     def add_row(self, claim: Claim, row: dict[str, Any]) -> None:
         """Append a row of metrics, if the claim is the current one."""
-        with reachable():
-            self._add_row(args=[claim.job, claim.unit, claim.token, json.dumps(row)])
+        self._add_row(**_named(claim), row=json.dumps(row))
 
     def reap(self, *, max_deaths: int, silent_too: bool = True) -> list[tuple[Claim, str]]:
         """Take back units whose lease ran out, end jobs whose unit keeps killing its worker, and wake the queues.
 
         Args:
             max_deaths: in a row, after which a job fails.
-            silent_too: also those of whom nothing was heard for too long, not only those that were buried.
+            silent_too: also those of whom nothing was heard for too long, not only those that `expire` named.
 
         Returns:
             What was taken back, and the job's status afterwards.
         """
         taken: list[tuple[Claim, str]] = []
-        with reachable():
-            until = milliseconds() if silent_too else 0
-            for member in cast("list[bytes]", self.redis.zrangebyscore("dearkd:leases", "-inf", until)):
-                identifier, _, unit = member.decode().partition("#")
-                outcome = self._expire(args=[identifier, unit, at(), milliseconds()])
-                if outcome is None:
-                    continue
-                status, deaths, who, cause = (part.decode() for part in cast("list[bytes]", outcome))
-                self._take_back(identifier, unit, status, int(deaths), f"{who} {cause or SILENT}", max_deaths)
-                taken.append((Claim(identifier, unit, ""), self.store.get(identifier).status))
-            for kind, name in QUEUES.items():
-                waiting = cast("list[bytes]", self.redis.zrange(f"dearkd:open:{kind}", 0, 0))
-                if waiting and not self.redis.llen(f"rq:queue:{name}"):
-                    wake(self.redis, name, waiting[0].decode())
-            # Last, since it needs storage: while that is away, the rest must go on.
-            for ended in cast("set[bytes]", self.redis.smembers(UNSETTLED)):
-                try:
-                    self.store.settle(self.store.get(ended.decode()))
-                except NotFound:
-                    self.redis.srem(UNSETTLED, ended)
+        until = milliseconds() if silent_too else 0
+        for member in cast("list[bytes]", self.redis.zrangebyscore("dearkd:leases", "-inf", until)):
+            identifier, _, unit = member.decode().partition("#")
+            outcome = self._reclaim(id=identifier, unit=unit, at=at(), now=milliseconds())
+            if outcome is None:
+                continue
+            status, deaths, who, cause = outcome
+            self._take_back(identifier, unit, status, int(deaths), f"{who} {cause or SILENT}", max_deaths)
+            taken.append((Claim(identifier, unit, ""), self.store.get(identifier).status))
+        for kind, name in QUEUES.items():
+            waiting = cast("list[bytes]", self.redis.zrange(f"dearkd:open:{kind}", 0, 0))
+            if waiting and not self.redis.llen(f"rq:queue:{name}"):
+                wake(self.redis, name, waiting[0].decode())
+        # Last, since it needs storage: while that is away, the rest must go on.
+        for ended in cast("set[bytes]", self.redis.smembers(UNSETTLED)):
+            try:
+                self.store.settle(self.store.get(ended.decode()))
+            except NotFound:
+                self.redis.srem(UNSETTLED, ended)
         return taken
 
     def _take_back(self, identifier: str, unit: str, status: str, deaths: int, death: str, max_deaths: int) -> None:
-        """What follows when a unit lost its holder: a line in the log; after too many in a row the job's failure."""
+        """Tell the log that a unit lost its holder; after too many in a row, fail the job."""
         self.log.add(identifier, f"unit {unit} lost its worker: {death}")
         if deaths < max_deaths or status not in ("queued", "running"):
             return
@@ -218,21 +205,7 @@ class Ledger(Leases):
 
         That happens when Redis carries out what it was sent, but is lost before it says so.
         """
-        key, kind = job_key(identifier), kind_of(identifier)
-        assert kind is not None
-        with reachable():
-            claimed = cast("list[bytes]", self.redis.hkeys(f"{key}:claims"))
-            owner = (cast("bytes | None", self.redis.hget(key, "owner")) or b"").decode()
-            indexes = [f"dearkd:open:{kind}"]
-            indexes += [job_index(kind, status, whose) for status in (None, *STATUSES) for whose in (None, owner)]
-            pipe = self.redis.pipeline(transaction=True)
-            for unit in claimed:
-                pipe.zrem("dearkd:leases", f"{identifier}#{unit.decode()}")
-            for index in indexes:
-                pipe.zrem(index, identifier)
-            pipe.srem(UNSETTLED, identifier)
-            pipe.delete(key, *(f"{key}:{part}" for part in scripts.PARTS))
-            pipe.execute()
+        self._discard(id=identifier)
 
     def fail(self, identifier: str, error: JobError, claim: Claim | None = None) -> None:
         """End a job as failed, and with it the runs that wait for its dataset.
@@ -247,14 +220,16 @@ class Ledger(Leases):
         self.store.settle(self.store.get(identifier))
 
     def _step(self, identifier: str, target: Status, fields: dict[str, str], claim: Claim | None) -> None:
-        unit, token = (claim.unit, claim.token) if claim else ("", "")
-        pairs = [part for pair in fields.items() for part in pair]
-        args = [identifier, target, at(), ",".join(sources_of(target)), unit, token, *pairs]
-        with reachable():
-            outcome = [part.decode() for part in cast("list[bytes]", self._transition(args=args))]
-        if outcome[0] == "missing":
+        held = _named(claim) if claim else {"id": identifier}
+        outcome, *details = self._end(**held, status=target, at=at(), sources=sources_of(target), fields=fields)
+        if outcome == "missing":
             raise NotFound(f"there is no job {identifier!r}")
-        if outcome[0] == "lost":
-            raise LostLease(f"{identifier} unit {unit}: another attempt works on it; this one changes nothing")
-        if outcome[0] == "refused":
-            raise Conflict(f"{identifier} is {outcome[1]} and cannot become {target}")
+        if outcome == "lost" and claim:
+            raise LostLease(f"{identifier} unit {claim.unit}: another attempt works on it; this one changes nothing")
+        if outcome == "refused":
+            raise Conflict(f"{identifier} is {details[0]} and cannot become {target}")
+
+
+def _named(claim: Claim) -> dict[str, str]:
+    """A claim, as transitions take it."""
+    return {"id": claim.job, "unit": claim.unit, "token": claim.token}

@@ -6,12 +6,10 @@ it outlives Redis.
 
 from typing import cast
 
-from redis import Redis
-
 from dearkd.errors import NotFound
 from dearkd.jobs.records import add_event, at
 from dearkd.redaction import public
-from dearkd.redis_client import job_key, reachable
+from dearkd.redis_client import Redis, job_key
 from dearkd.storage.objects import Storage
 
 LINES = 5000
@@ -28,12 +26,11 @@ class JobLog:
     def add(self, identifier: str, message: str) -> None:
         """A line, or several; an event of the job says the same. Paths of this machine and passwords are left out."""
         message = public(message)
-        with reachable():
-            pipe = self.redis.pipeline(transaction=True)
-            add_event(pipe, identifier, "log", {"message": message})
-            pipe.rpush(_key(identifier), f"{at()} {message}")
-            pipe.ltrim(_key(identifier), -LINES, -1)
-            pipe.execute()
+        pipe = self.redis.pipeline(transaction=True)
+        add_event(pipe, identifier, "log", {"message": message})
+        pipe.rpush(_key(identifier), f"{at()} {message}")
+        pipe.ltrim(_key(identifier), -LINES, -1)
+        pipe.execute()
 
     def keep(self, identifier: str) -> None:
         """Store what there is. Of two at once the earlier may win; the end of the job writes it again."""
@@ -52,13 +49,11 @@ class JobLog:
 
     def end(self, identifier: str, lines: int) -> str:
         """The last lines, as far as Redis has them."""
-        with reachable():
-            found = cast("list[bytes]", self.redis.lrange(_key(identifier), -lines, -1))
+        found = cast("list[bytes]", self.redis.lrange(_key(identifier), -lines, -1))
         return "\n".join(line.decode() for line in found)
 
     def _live(self, identifier: str) -> str:
-        with reachable():
-            lines = cast("list[bytes]", self.redis.lrange(_key(identifier), 0, -1))
+        lines = cast("list[bytes]", self.redis.lrange(_key(identifier), 0, -1))
         return "".join(line.decode() + "\n" for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""Job records: what a job is, which states it has, and which steps between them are allowed."""
+"""Job records, the states of a job, and the steps between them that are allowed."""
 
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from dearkd.identifiers import is_id, sibling
+from dearkd.specs import SynthesisSpec, TrainingSpec
 
 Kind = Literal["synthesis", "training"]
 Status = Literal["blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled"]
@@ -28,7 +29,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     "canceled": frozenset(("blocked", "queued")),
     "succeeded": frozenset(),
 }
-"""The only steps there are; the store takes each by compare-and-set."""
+"""The only steps there are: each is taken by a transition in `lua/`, which compares before it sets."""
 
 
 def sources_of(target: Status) -> list[Status]:
@@ -37,7 +38,7 @@ def sources_of(target: Status) -> list[Status]:
 
 
 class Progress(BaseModel):
-    """How far a job is, in `unit`; rates are per second, the estimate in seconds."""
+    """Progress of a job, in `unit`; rates are per second, the estimate in seconds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,7 +50,7 @@ class Progress(BaseModel):
 
 
 class JobError(BaseModel):
-    """Why a job failed. `retryable`: the same spec may succeed when it is retried."""
+    """The reason why a job failed. `retryable`: the same spec may succeed when it is retried."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,7 +84,7 @@ class Job(BaseModel):
         return self.status in TERMINAL
 
     def visible_to(self, owner: str | None) -> bool:
-        """Whether it is its own, or everyone's; who asks without a key, where none is needed, sees all."""
+        """Say whether it is `owner`'s, or everyone's. Who asks without a key, where none is needed, sees all."""
         return owner is None or self.owner in (None, owner)
 
 
@@ -120,18 +121,13 @@ def model_of(job: str) -> str:
     return sibling(job, "mdl")
 
 
-def units_of(job: Job) -> list[str]:
-    """All of a synthesis job's units but the last: its shards, and the student that it trains, if it does."""
-    shards = -(-(job.progress.total or 0) // int(job.spec["shard_samples"]))
-    return [*(str(index) for index in range(shards)), *(["student"] if job.spec.get("adaptive_every") else [])]
+def units_of(job: Job) -> list[list[str]]:
+    """The units of a job, in groups of which each begins when the one before it is done.
 
-
-def place_of(unit: str, student_every: int | None) -> float:
-    """The order of units, as `scripts` has it: first those that the student is trained on, then the student."""
-    if unit == "student":
-        return -0.5
-    number = int(unit) if unit.isdigit() else 0
-    return number - 1e12 if student_every and number % student_every == 0 else number
+    Raises:
+        ValidationError: if its record holds no spec.
+    """
+    return (SynthesisSpec if job.kind == "synthesis" else TrainingSpec).stored(job.spec).units
 
 
 def now() -> datetime:

@@ -7,13 +7,12 @@ argument, one queue a worker, an explicit timeout, and no use of rq's results, d
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from redis import Redis
-from redis.client import Pipeline
 from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 
 from dearkd.errors import Unavailable
 from dearkd.jobs.model import Kind
+from dearkd.redis_client import Pipeline, Redis
 
 QueueName = Literal["synth", "train", "inspect"]
 
@@ -51,12 +50,12 @@ def wake(redis: Redis, name: QueueName, argument: str, *, pipeline: Pipeline | N
 
 
 def step_key(argument: str) -> str:
-    """What a task that has a time for each of its steps changes at each: see `dearkd.work.listener`."""
+    """The key that a task with a time limit for each step changes at each step: see `dearkd.work.listener`."""
     return f"dearkd:step:{argument}"
 
 
 def alive(redis: Redis, name: QueueName) -> int:
-    """How many workers that listen on a queue were heard of lately."""
+    """Count the workers that listen on a queue and were heard of lately."""
     # rq keeps the name of a worker that was killed until another one tidies up.
     since = datetime.now(UTC) - timedelta(seconds=SILENCE_SECONDS)
     heard = [worker.last_heartbeat for worker in Worker.all(queue=queue(redis, name))]

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dearkd.errors import Unavailable
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.registration import Registrations
-from dearkd.redis_client import reachable
 from dearkd.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -70,11 +69,10 @@ class Reaper:
             self.step()
 
     def _leads(self) -> bool:
-        with reachable():
-            redis = self.ledger.redis
-            if redis.set(LOCK, self._name, nx=True, ex=LOCK_SECONDS):
-                return True
-            if redis.get(LOCK) == self._name.encode():
-                redis.expire(LOCK, LOCK_SECONDS)
-                return True
-            return False
+        redis = self.ledger.redis
+        if redis.set(LOCK, self._name, nx=True, ex=LOCK_SECONDS):
+            return True
+        if redis.get(LOCK) == self._name.encode():
+            redis.expire(LOCK, LOCK_SECONDS)
+            return True
+        return False

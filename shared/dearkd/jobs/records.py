@@ -5,16 +5,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, cast
 
-from redis import Redis
-from redis.client import Pipeline
-
 from dearkd.errors import NotFound
 from dearkd.jobs.model import ACTIVE, Event, EventType, Job, Kind, Status, kind_of, now
-from dearkd.redis_client import job_index, job_key, reachable
+from dearkd.redis_client import Pipeline, Redis, job_index, job_key
 
 
 class JobRecords:
-    """What is known of jobs.
+    """Records of jobs, to be read.
 
     Every method raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached, and those that name a job
     `NotFound` when there is none of that id.
@@ -25,8 +22,7 @@ class JobRecords:
 
     def get(self, identifier: str, *, owner: str | None = None) -> Job:
         """The job; one that `owner` may not see is as one that does not exist."""
-        with reachable():
-            values = self.redis.hgetall(job_key(identifier)) if kind_of(identifier) else {}
+        values = self.redis.hgetall(job_key(identifier)) if kind_of(identifier) else {}
         job = parse(cast("dict[bytes, bytes]", values)) if values else None
         if job is None or not job.visible_to(owner):
             raise NotFound(f"there is no job {identifier!r}")
@@ -47,12 +43,11 @@ class JobRecords:
         """
         index = job_index(kind, status, owner)
         top = f"({after}" if after else "+"
-        with reachable():
-            found = cast("list[bytes]", self.redis.zrevrangebylex(index, top, "-", 0, limit + 1))
-            pipe = self.redis.pipeline(transaction=False)
-            for identifier in found[:limit]:
-                pipe.hgetall(job_key(identifier.decode()))
-            records = pipe.execute() if found else []
+        found = cast("list[bytes]", self.redis.zrevrangebylex(index, top, "-", 0, limit + 1))
+        pipe = self.redis.pipeline(transaction=False)
+        for identifier in found[:limit]:
+            pipe.hgetall(job_key(identifier.decode()))
+        records = pipe.execute() if found else []
         return [parse(values) for values in records if values], len(found) > limit
 
     def active(self, kind: Kind) -> Iterator[Job]:
@@ -69,11 +64,10 @@ class JobRecords:
     def events(self, identifier: str, *, after: str | None = None, limit: int = 50) -> tuple[list[Event], bool]:
         """Up to `limit` events, oldest first, later than `after`; and whether there are more."""
         self.get(identifier)
-        with reachable():
-            rows = cast(
-                "list[tuple[bytes, dict[bytes, bytes]]]",
-                self.redis.xrange(f"{job_key(identifier)}:events", f"({after}" if after else "-", "+", limit + 1),
-            )
+        rows = cast(
+            "list[tuple[bytes, dict[bytes, bytes]]]",
+            self.redis.xrange(f"{job_key(identifier)}:events", f"({after}" if after else "-", "+", limit + 1),
+        )
         return [
             Event(
                 id=row.decode(),
@@ -86,8 +80,7 @@ class JobRecords:
 
     def rows(self, identifier: str, *, after: int = 0, limit: int = 50) -> tuple[list[dict[str, Any]], bool]:
         """Up to `limit` rows of a run's metrics after row `after` (they count from 1); and whether there are more."""
-        with reachable():
-            found = cast("list[bytes]", self.redis.lrange(f"{job_key(identifier)}:rows", after, after + limit))
+        found = cast("list[bytes]", self.redis.lrange(f"{job_key(identifier)}:rows", after, after + limit))
         numbered = enumerate(found[:limit], after + 1)
         return [{"id": str(i), **json.loads(row)} for i, row in numbered], len(found) > limit
 

@@ -1,10 +1,8 @@
-"""Which stored resources a job reads and makes, by what its spec names."""
+"""The stored resources that a job reads and makes, by what its spec names."""
 
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.model import Job
-
-REFERENCES = ("teacher", "dataset", "eval_dataset", "adaptive_student", "init")
-"""Fields of a spec that name a stored resource."""
+from dearkd.specs.base import REFERENCES
 
 
 def reads(job: Job) -> set[str]:

@@ -12,14 +12,12 @@ from datetime import datetime
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
-from redis import Redis
-from redis.exceptions import RedisError
 
 from dearkd.errors import Conflict, CorruptData, DearKDError, FieldError, InvalidInput, Unavailable
 from dearkd.jobs.deaths import INSPECTOR_DEATHS, InspectorDeath, inspector_death
 from dearkd.jobs.model import now
 from dearkd.jobs.queue import TIMEOUT_SECONDS, queue, require_worker, step_key, wake
-from dearkd.redis_client import reachable
+from dearkd.redis_client import Redis
 from dearkd.settings import Settings
 from dearkd.storage.objects import Storage
 
@@ -64,10 +62,10 @@ class Ticket(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    """Of the teacher or dataset to come."""
+    """The id of the teacher or dataset to come."""
     state: Literal["waiting", "inspecting", "ready", "failed"] = "waiting"
     request: dict[str, Any]
-    """What to register; the inspector knows its form."""
+    """The request, in a form that the inspector knows."""
     owner: str | None = None
     """Whose it will be: as of a job."""
     refusal: Refusal | None = None
@@ -87,8 +85,7 @@ class Registrations:
 
     def require_inspector(self) -> None:
         """Raises `Unavailable` (`inspector_unavailable`) if no inspector was heard of lately."""
-        with reachable():
-            require_worker(self.redis, "inspect")
+        require_worker(self.redis, "inspect")
 
     def open(self, ticket: Ticket) -> None:
         """Write a ticket and wake the inspector, both or neither.
@@ -99,21 +96,19 @@ class Registrations:
         standing = self.get(ticket.id)
         if standing is not None and standing.registering:
             raise Conflict(f"{ticket.id} is being registered already: wait for that", code="already_registering")
-        with reachable():
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.multi()  # said aloud, or rq would say it after our first command
-            pipe.set(_key(ticket.id), ticket.model_dump_json(), ex=TICKET_SECONDS)
-            pipe.set(_awake_key(ticket.id), 1, ex=AWAKE_SECONDS)
-            pipe.delete(_beat_key(ticket.id))
-            pipe.hdel(INSPECTOR_DEATHS, ticket.id)
-            pipe.sadd(OPEN, ticket.id)
-            wake(self.redis, "inspect", ticket.id, pipeline=pipe)
-            pipe.execute()
+        pipe = self.redis.pipeline(transaction=True)
+        pipe.multi()  # said aloud, or rq would say it after our first command
+        pipe.set(_key(ticket.id), ticket.model_dump_json(), ex=TICKET_SECONDS)
+        pipe.set(_awake_key(ticket.id), 1, ex=AWAKE_SECONDS)
+        pipe.delete(_beat_key(ticket.id))
+        pipe.hdel(INSPECTOR_DEATHS, ticket.id)
+        pipe.sadd(OPEN, ticket.id)
+        wake(self.redis, "inspect", ticket.id, pipeline=pipe)
+        pipe.execute()
 
     def get(self, identifier: str) -> Ticket | None:
         """The ticket, or None if there is none (any more). One whose inspector died has failed."""
-        with reachable():
-            text, beat = cast("list[bytes | None]", self.redis.mget(_key(identifier), _beat_key(identifier)))
+        text, beat = cast("list[bytes | None]", self.redis.mget(_key(identifier), _beat_key(identifier)))
         if text is None:
             return None
         ticket = Ticket.model_validate_json(text)
@@ -131,26 +126,23 @@ class Registrations:
         ticket = self.get(identifier)
         if ticket is None or ticket.state != "waiting":
             return None
-        with reachable():
-            taken = self.redis.set(_beat_key(identifier), 1, px=int(settings.lease_seconds * 1000), nx=True)
+        taken = self.redis.set(_beat_key(identifier), 1, px=int(settings.lease_seconds * 1000), nx=True)
         return ticket if taken else None
 
     def sweep(self) -> None:
         """See to tickets that nobody asks for: close those whose inspector died, and wake it for those it missed."""
-        with reachable():
-            identifiers = sorted(cast("set[bytes]", self.redis.smembers(OPEN)))
+        identifiers = sorted(cast("set[bytes]", self.redis.smembers(OPEN)))
         for identifier in (member.decode() for member in identifiers):
             ticket = self.get(identifier)
-            with reachable():
-                if ticket is None or not ticket.registering:
-                    self.redis.srem(OPEN, identifier)
-                elif (
-                    # Its worker was killed between taking the task and beginning it, or is about to begin.
-                    ticket.state == "waiting"
-                    and not queue(self.redis, "inspect").count
-                    and self.redis.set(_awake_key(identifier), 1, ex=AWAKE_SECONDS, nx=True)
-                ):
-                    wake(self.redis, "inspect", identifier)
+            if ticket is None or not ticket.registering:
+                self.redis.srem(OPEN, identifier)
+            elif (
+                # Its worker was killed between taking the task and beginning it, or is about to begin.
+                ticket.state == "waiting"
+                and not queue(self.redis, "inspect").count
+                and self.redis.set(_awake_key(identifier), 1, ex=AWAKE_SECONDS, nx=True)
+            ):
+                wake(self.redis, "inspect", identifier)
 
     def close(self, ticket: Ticket, error: DearKDError | None = None) -> Ticket:
         """Say how a registration ended; what was uploaded for it is deleted first."""
@@ -158,26 +150,23 @@ class Registrations:
         closed = ticket.model_copy(
             update={"state": "failed" if error else "ready", "refusal": Refusal.of(error) if error else None}
         )
-        with reachable():
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.set(_key(ticket.id), closed.model_dump_json(), ex=TICKET_SECONDS)
-            pipe.delete(_beat_key(ticket.id), step_key(ticket.id))
-            pipe.hdel(INSPECTOR_DEATHS, ticket.id)
-            pipe.srem(OPEN, ticket.id)
-            pipe.execute()
+        pipe = self.redis.pipeline(transaction=True)
+        pipe.set(_key(ticket.id), closed.model_dump_json(), ex=TICKET_SECONDS)
+        pipe.delete(_beat_key(ticket.id), step_key(ticket.id))
+        pipe.hdel(INSPECTOR_DEATHS, ticket.id)
+        pipe.srem(OPEN, ticket.id)
+        pipe.execute()
         return closed
 
     def forget(self, identifier: str) -> None:
-        with reachable():
-            self.redis.delete(_key(identifier), _beat_key(identifier))
+        self.redis.delete(_key(identifier), _beat_key(identifier))
 
     def step(self, ticket: Ticket) -> None:
         """Say that the inspector has come further: what it does next has a time of its own."""
-        with reachable():
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.incr(step_key(ticket.id))
-            pipe.expire(step_key(ticket.id), TICKET_SECONDS)
-            pipe.execute()
+        pipe = self.redis.pipeline(transaction=True)
+        pipe.incr(step_key(ticket.id))
+        pipe.expire(step_key(ticket.id), TICKET_SECONDS)
+        pipe.execute()
 
     @contextmanager
     def inspecting(self, ticket: Ticket, settings: Settings) -> Iterator[None]:
@@ -186,18 +175,16 @@ class Registrations:
 
         def beat() -> None:
             while not stop.wait(settings.heartbeat_seconds):
-                with suppress(
-                    RedisError
-                ):  # an outage as long as the lease ends the registration; a shorter one does not
+                # An outage as long as the lease ends the registration; a shorter one does not.
+                with suppress(Unavailable):
                     self.redis.set(_beat_key(ticket.id), 1, px=int(settings.lease_seconds * 1000))
 
-        with reachable():
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.set(_beat_key(ticket.id), 1, px=int(settings.lease_seconds * 1000))
-            pipe.set(
-                _key(ticket.id), ticket.model_copy(update={"state": "inspecting"}).model_dump_json(), ex=TICKET_SECONDS
-            )
-            pipe.execute()
+        pipe = self.redis.pipeline(transaction=True)
+        pipe.set(_beat_key(ticket.id), 1, px=int(settings.lease_seconds * 1000))
+        pipe.set(
+            _key(ticket.id), ticket.model_copy(update={"state": "inspecting"}).model_dump_json(), ex=TICKET_SECONDS
+        )
+        pipe.execute()
         thread = threading.Thread(target=beat, name=f"inspecting-{ticket.id}", daemon=True)
         thread.start()
         try:
@@ -208,7 +195,7 @@ class Registrations:
 
 
 def upload_prefix(identifier: str) -> str:
-    """Where an upload lies until its registration ended."""
+    """The folder in storage that holds an upload until its registration ended."""
     return f"tmp/{identifier}"
 
 
@@ -230,8 +217,7 @@ def _awake_key(identifier: str) -> str:
 
 def uploaded_bytes(redis: Redis, identifier: str) -> int:
     """The size of the file that a ticket is for; 0 where it is for none."""
-    with reachable():
-        text = cast("bytes | None", redis.get(_key(identifier)))
+    text = cast("bytes | None", redis.get(_key(identifier)))
     return 0 if text is None else int(Ticket.model_validate_json(text).request.get("bytes", 0))
 
 

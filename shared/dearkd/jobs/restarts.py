@@ -1,21 +1,13 @@
 """Starting a job over: what it made is deleted before it is queued again, and nobody else starts it meanwhile."""
 
-from redis.client import Pipeline
-
 from dearkd.errors import Conflict
-from dearkd.jobs.model import Job, Progress, dataset_of, model_of
-from dearkd.jobs.records import add_event
-from dearkd.redis_client import job_key
+from dearkd.jobs.model import Job, dataset_of, model_of
 from dearkd.storage.objects import Storage
 
 
 def starting_over(identifier: str) -> str:
     """The key that is there while what a job made is deleted."""
     return f"dearkd:starting-over:{identifier}"
-
-
-def under_way(identifier: str) -> Conflict:
-    return Conflict(f"a retry of {identifier} from its beginning is under way: wait until that has begun")
 
 
 def delete_made(storage: Storage, job: Job) -> None:
@@ -33,13 +25,3 @@ def delete_made(storage: Storage, job: Job) -> None:
         )
     for prefix in (result, f"jobs/{job.id}/shards" if synthesis else f"runs/{job.id}"):
         storage.delete_prefix(prefix)
-
-
-def forget_progress(pipe: Pipeline, job: Job) -> None:
-    """Let the record say that nothing is done."""
-    key = job_key(job.id)
-    pipe.delete(f"{key}:done", f"{key}:rows")
-    pipe.hdel(key, "metrics")
-    fresh = Progress(total=job.progress.total, unit=job.progress.unit)
-    pipe.hset(key, "progress", fresh.model_dump_json())
-    add_event(pipe, job.id, "progress", fresh.model_dump())

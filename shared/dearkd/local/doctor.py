@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from redis import Redis
-from redis.exceptions import RedisError
 
 from dearkd.addresses import StorageAddress
 from dearkd.client import Client
-from dearkd.errors import DearKDError, InvalidInput, NotFound, Unreadable
+from dearkd.errors import DearKDError, InvalidInput, NotFound, Unavailable, Unreadable
 from dearkd.identifiers import new_id
 from dearkd.jobs.model import Job, kind_of, owner_of
 from dearkd.jobs.settlement import read_job
@@ -141,11 +140,12 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
             with connect(settings) as redis:
                 version = redis.info("server")["redis_version"]
                 forgets = _forgetful(redis)
-        except (RedisError, ValueError) as error:
+        except (Unavailable, ValueError) as error:
+            why = error.cause if isinstance(error, Unavailable) else error
             yield Finding(
                 "Redis",
                 "problem",
-                f"the one at DEARKD_REDIS_URL does not answer: {error}",
+                f"the one at DEARKD_REDIS_URL does not answer: {why}",
                 "start it, mend the URL, or unset DEARKD_REDIS_URL so that `dearkd up` starts its own",
             )
         else:
@@ -183,7 +183,7 @@ def _forgetful(redis: Redis) -> list[str]:
         # One at a time: Redis before 7 takes no more.
         keeps = cast("dict[str, str]", redis.config_get("appendonly")).get("appendonly")
         policy = cast("dict[str, str]", redis.config_get("maxmemory-policy")).get("maxmemory-policy", "noeviction")
-    except RedisError:
+    except Unavailable:
         return []
     found = ["it keeps no append-only file"] if keeps == "no" else []
     if policy != "noeviction":
@@ -220,7 +220,7 @@ def _answers(settings: Settings) -> bool:
     try:
         with connect(settings) as redis:
             return bool(redis.ping())
-    except (RedisError, ValueError):
+    except (Unavailable, ValueError):
         return False
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Self
 
 import httpx
-from redis.exceptions import RedisError
 
 from dearkd.errors import Conflict, DearKDError, Unavailable
 from dearkd.folders import private_folder
@@ -375,9 +374,10 @@ def _require_redis(settings: Settings) -> None:
     try:
         with connect(settings) as redis:
             redis.ping()
-    except (RedisError, ValueError) as error:
+    except (Unavailable, ValueError) as error:
+        why = error.cause if isinstance(error, Unavailable) else error
         raise Unavailable(
-            f"the Redis that DEARKD_REDIS_URL names does not answer ({error}): start it, mend the URL, or unset it so "
+            f"the Redis that DEARKD_REDIS_URL names does not answer ({why}): start it, mend the URL, or unset it so "
             "that one is started here",
             code="redis_unavailable",
         ) from error

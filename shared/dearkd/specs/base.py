@@ -27,6 +27,9 @@ def _check_name(text: str, info: ValidationInfo) -> str:
     return text if info.context == _STORED else check_name(text)
 
 
+REFERENCES = ("teacher", "dataset", "eval_dataset", "adaptive_student", "init")
+"""Fields of specs that name a stored resource."""
+
 Precision = Literal["float32", "bfloat16"]
 Priority = Literal["low", "normal", "high"]
 Name = Annotated[str, AfterValidator(_check_name)]

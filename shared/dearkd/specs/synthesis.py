@@ -181,9 +181,15 @@ class SynthesisSpec(Spec):
         return self.adaptive_iterations * self.batch_size if self.adaptive_every else 0
 
     @property
-    def num_units(self) -> int:
-        """What has to be done before the manifest can be written: the shards, and the student where one is trained."""
-        return self.num_shards + bool(self.adaptive_every)
+    def units(self) -> list[list[str]]:
+        """Names of the job's units of work, in groups of which each begins when the one before it is done.
+
+        The shards (`"0"`, `"1"`, …), and then `"finish"`, which writes the manifest. Where a student is trained, the
+        shards that it is trained on come first, then `"student"`, then the other shards.
+        """
+        shards, first = range(self.num_shards), self.student_shards
+        groups = [first, ["student"], [shard for shard in shards if shard not in first]] if first else [shards]
+        return [[str(unit) for unit in group] for group in [*groups, ["finish"]]]
 
     def competes(self, shard: int) -> bool:
         """Whether the adaptive term takes part in a shard."""

@@ -230,6 +230,11 @@ class TrainingSpec(Spec):
         return spec
 
     @property
+    def units(self) -> list[list[str]]:
+        """Names of the job's units of work, in groups as of a synthesis job: it is one piece."""
+        return [["run"]]
+
+    @property
     def epochs(self) -> int:
         return self.stage_one.epochs + self.stage_two.epochs
 

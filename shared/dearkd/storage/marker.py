@@ -11,10 +11,8 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol, cast
 
-from redis import Redis
-
 from dearkd.errors import Unavailable
-from dearkd.redis_client import job_index, reachable
+from dearkd.redis_client import Redis, job_index
 from dearkd.storage.object_stores import AlreadyExists
 
 KEY = "dearkd-storage.json"
@@ -54,23 +52,19 @@ class KnownStorage:
         self._redis = redis
 
     def identifier(self) -> str | None:
-        with reachable():
-            found = cast("bytes | None", self._redis.get(REDIS_KEY))
+        found = cast("bytes | None", self._redis.get(REDIS_KEY))
         return found.decode() if found else None
 
     def learn(self, identifier: str) -> str:
         """Remember an id, unless one is known; returns the one that is known afterwards."""
-        with reachable():
-            self._redis.set(REDIS_KEY, identifier, nx=True)
+        self._redis.set(REDIS_KEY, identifier, nx=True)
         return self.identifier() or identifier
 
     def replace(self, identifier: str) -> None:
-        with reachable():
-            self._redis.set(REDIS_KEY, identifier)
+        self._redis.set(REDIS_KEY, identifier)
 
     def has_jobs(self) -> bool:
-        with reachable():
-            return bool(self._redis.exists(*(job_index(kind) for kind in ("synthesis", "training"))))
+        return bool(self._redis.exists(*(job_index(kind) for kind in ("synthesis", "training"))))
 
 
 class Marker:

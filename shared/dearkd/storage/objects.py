@@ -17,12 +17,12 @@ from pathlib import Path
 
 import obstore
 from obstore.store import LocalStore
-from redis import Redis
 
 from dearkd.addresses import StorageAddress
 from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound
 from dearkd.identifiers import new_id
 from dearkd.redaction import without_credentials
+from dearkd.redis_client import Redis
 from dearkd.settings import Settings
 from dearkd.storage.marker import KnownStorage, Marker
 from dearkd.storage.object_stores import REQUEST_SECONDS, AlreadyExists, ObjectStore, errors_told, is_disk_full

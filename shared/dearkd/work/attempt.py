@@ -27,10 +27,10 @@ REPORT_SECONDS = 1.0
 OUTAGE_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 30.0
 STOP_SECONDS = 15.0
-"""What a unit that was canceled or taken away gets to notice it, before its process is ended with all it started."""
+"""The time in which a canceled or lost unit has to notice it, before its process is ended with all it started."""
 
 SLOW_PASS_SECONDS = 10.0
-"""Of one image of 224×224 pixels through the largest network on the slowest machine: our choice [R], far too long."""
+"""One image of 224×224 pixels, the largest network, the slowest machine: our choice [R], far too long."""
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Attempt:
     Attributes:
         job: the record as it was when the unit was claimed.
         cache: local copies of what it reads, there until the attempt ends, and scratch folders.
-        unit: which part of the job this is: a shard's index, `student`, `finish` or `run`.
+        unit: the part of the job that this is, by its name in the spec's `units`.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Attempt:
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     def publish_last(self, action: Callable[[], T]) -> T:
-        """As `publish`, but while the work is handed back: once, since the process has seconds left.
+        """Publish while the work is handed back: try once, since the process has seconds left.
 
         Raises:
             Unavailable: if Redis or storage cannot be reached.
@@ -206,7 +206,7 @@ class Attempt:
 
 
 def slow_step_seconds(job: Job) -> float:
-    """How long a step of a job may take on the slowest machine, by the size of its batch and of its images."""
+    """The time that a step of a job may take on the slowest machine, by the size of its batch and of its images."""
     sizes = (
         [phase["input_size"] for phase in job.spec["phases"]]
         if job.kind == "synthesis"

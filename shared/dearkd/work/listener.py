@@ -14,7 +14,6 @@ import time
 from functools import partial
 from typing import Any, cast
 
-from redis import Redis
 from redis.exceptions import RedisError
 from rq import Worker, worker_registration
 from rq.exceptions import AbandonedJobError
@@ -33,14 +32,14 @@ from dearkd.jobs.deaths import (
 from dearkd.jobs.leases import Leases
 from dearkd.jobs.queue import QUEUES, QueueName, queue, step_key
 from dearkd.names import log_to_stderr
-from dearkd.redis_client import connect
+from dearkd.redis_client import Redis, connect
 from dearkd.settings import Settings
 
 log = logging.getLogger(__name__)
 
 BROKEN_SECONDS = 1.0
 WATCH_SECONDS = 1
-"""How often this process looks after its supervisor, and after an inspection's time."""
+"""Time between two looks after the supervisor, and after an inspection's time."""
 
 
 class ListeningWorker(Worker):
@@ -52,9 +51,9 @@ class ListeningWorker(Worker):
     supervisor = 0
     """The process with which this one ends."""
     step_seconds: float | None = None
-    """What a task may take for each of its steps; None: as long as its lease lives."""
+    """The time that a task may take for each of its steps; None: as long as its lease lives."""
     overdue = False
-    """Whether the horse was killed for taking longer."""
+    """True if the horse was killed for taking longer."""
 
     @property
     def dequeue_timeout(self) -> int:
@@ -123,7 +122,7 @@ def listen(name: QueueName, supervisor: int) -> None:
         job_monitoring_interval=WATCH_SECONDS,
         exception_handlers=[partial(_blame_task, name, redis)],
     )
-    worker._work_horse_killed_handler = partial(_bury_horse, name, worker, settings)
+    worker._work_horse_killed_handler = partial(_expire_horse, name, worker, settings)
     worker.supervisor = supervisor
     worker.step_seconds = settings.inspect_timeout_seconds if name == "inspect" else None
     worker.work(logging_level=settings.log_level)
@@ -155,7 +154,7 @@ def _end_with(parent: int) -> None:
         time.sleep(0.2)
 
 
-def _bury_horse(
+def _expire_horse(
     name: QueueName, worker: ListeningWorker, settings: Settings, job: Any, pid: int, status: int, usage: Any
 ) -> None:
     """rq calls this when a work-horse ended by anything but the end of its task."""
@@ -166,13 +165,20 @@ def _bury_horse(
     elif name == "inspect" and usage is not None and peak_bytes(usage) > 0.8 * settings.inspect_memory_bytes:
         # Native code that is refused memory often ends its process.
         too_large = os.waitstatus_to_exitcode(status) != -signal.SIGKILL
-    _blame(name, worker.connection, job, holder(os.getpid(), pid), cause + peak_clause(usage), too_large=too_large)
+    _blame(
+        name,
+        cast(Redis, worker.connection),
+        job,
+        holder(os.getpid(), pid),
+        cause + peak_clause(usage),
+        too_large=too_large,
+    )
 
 
 def _blame_task(name: QueueName, redis: Redis, job: Any, kind: type[BaseException], error: Any, trace: Any) -> bool:
     """rq calls this, in the work-horse, when a task raised: its code does not import, or it has an error of its own."""
     if issubclass(kind, AbandonedJobError):
-        return True  # rq, tidying up, found the task of a worker that was killed: whoever saw that has buried it
+        return True  # rq, tidying up, found the task of a worker that was killed: whoever saw that has ended its leases
     cause = f"could not do its task: {kind.__name__}: {error}"
     _blame(name, redis, job, holder(os.getppid(), os.getpid()), cause)
     # The next one would meet the same at once: a pause leaves the jobs to workers that can.

@@ -34,7 +34,7 @@ from dearkd.jobs.registration import uploaded_bytes
 from dearkd.jobs.store import JobStore, refusal_key
 from dearkd.key_variables import drop_keys
 from dearkd.names import log_to_stderr
-from dearkd.redis_client import connect, reachable
+from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.storage.objects import AlreadyExists, Storage, is_disk_full
 from dearkd.work.attempt import OUTAGE_SECONDS, Attempt, Died, HandBack
@@ -51,7 +51,7 @@ GRACE_SECONDS = 8.0
 """Less than what `up` and a container engine give this process before they kill it."""
 
 UPLOAD_COPIES = 3
-"""Of an uploaded file that an inspection may hold: the file, the network, and what its check computes."""
+"""Copies of an uploaded file that an inspection may hold: the file, the network, and what its check computes."""
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def _begin(kind: Kind, module: str, job: str) -> None:
 
     By name, since `dearkd` imports no service; and here, since rq hides why a module does not import.
     """
-    with suppress(Unavailable), reachable():
+    with suppress(Unavailable):
         if not connect(Settings()).zcard(f"dearkd:open:{kind}"):
             return
     importlib.import_module(module).drain(job)
@@ -126,11 +126,10 @@ def drain(kind: Kind, perform: Perform, settings: Settings | None = None) -> int
 
 
 def _outlast(action: Callable[[], T], handing_back: threading.Event) -> T | None:
-    """What `action` returns, once Redis and storage can be reached; None if the process is asked to end before that."""
+    """Return what `action` does, once Redis and storage can be reached; None if the process is asked to end first."""
     while True:
         try:
-            with reachable():
-                return action()
+            return action()
         except Unavailable as error:
             log.warning("waiting: %s", error)
         if handing_back.wait(OUTAGE_SECONDS):
@@ -194,7 +193,7 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
             failure = JobError(code="internal_error", message=f"{type(error).__name__}: {error}", retryable=True)
     attempt.stop_reporting()
     if death is not None:
-        _outlast(partial(ledger.bury, holder(os.getppid(), os.getpid()), death), handing_back)
+        _outlast(partial(ledger.expire, holder(os.getppid(), os.getpid()), death), handing_back)
     elif not marked:
         _outlast(lambda: _end_attempt(ledger, claim, failure), handing_back)
     try:
@@ -239,7 +238,7 @@ def main(kind: WorkerKind) -> int:
             if (child is None or not child.is_alive()) and time.monotonic() - started[name] > 1.0:
                 if child is not None:
                     log.warning("the %s worker %s; it is started again", name, exit_clause(child.exitcode or 0))
-                    _bury(
+                    _expire(
                         reaper.ledger,
                         holder(child.pid or 0),
                         f"ended with its rq worker, which {exit_clause(child.exitcode or 0)}",
@@ -278,9 +277,9 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         return
 
 
-def _bury(ledger: Ledger, name: str, cause: str) -> None:
+def _expire(ledger: Ledger, name: str, cause: str) -> None:
     try:
-        if ledger.bury(name, cause):
+        if ledger.expire(name, cause):
             log.warning("%s %s in the middle of its work", name, cause)
     except Unavailable as error:
         log.warning("%s; the leases of %s will run out", error, name)

@@ -192,7 +192,7 @@ def test_each_key_has_its_own_limit_on_what_waits(keyed: Keyed) -> None:
 
 def test_jobs_from_before_there_were_keys_are_everyones_and_in_nobodys_listing(keyed: Keyed) -> None:
     spec = keyed.a.store.get(post_synthesis(keyed.a)["id"]).spec
-    ownerless = keyed.a.store.create_synthesis(SynthesisSpec.check(spec), images=20, shards=2)
+    ownerless = keyed.a.store.create_synthesis(SynthesisSpec.check(spec), images=20)
     keyed.a.store.redis.hdel(f"dearkd:job:{ownerless.id}", "owner")  # as a record of an earlier version
     path = f"/v1/synthesis-jobs/{ownerless.id}"
     assert all(api.http.get(path).json()["status"] == "queued" for api in (keyed.a, keyed.b))
@@ -214,7 +214,7 @@ def test_nobody_is_told_the_owner(keyed: Keyed) -> None:
 def test_without_keys_nothing_is_asked_for_and_all_is_shown(api: Api) -> None:
     job = post_synthesis(api)
     assert api.store.get(job["id"]).owner is None
-    job_of_a_key = api.store.create_synthesis(SynthesisSpec.check(job["spec"]), images=20, shards=2, owner=owner(A))
+    job_of_a_key = api.store.create_synthesis(SynthesisSpec.check(job["spec"]), images=20, owner=owner(A))
     assert listed(api) == [job_of_a_key.id, job["id"]]
     assert api.http.get(f"/v1/synthesis-jobs/{job_of_a_key.id}", headers={"Authorization": "x"}).status_code == 200
 

@@ -18,7 +18,7 @@ def failed(api: Api) -> dict[str, Any]:
     job = post_synthesis(api)
     ledger = Ledger(api.store)
     api.storage.put(f"datasets/{dataset_of(job['id'])}/train-000000.tar", b"first")
-    ledger.done(claim(api), Made(samples=10, name="train-000000.tar", bytes=5), units=2)
+    ledger.done(claim(api), Made(samples=10, name="train-000000.tar", bytes=5))
     ledger.fail(job["id"], JobError(code="corrupt_data", message="x", retryable=False), claim(api))
     return job
 

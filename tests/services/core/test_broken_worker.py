@@ -1,5 +1,6 @@
 """A worker that cannot start its task: jobs must fail with the cause, not be woken for ever."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -39,10 +40,11 @@ def test_a_task_that_cannot_begin_fails_its_job_with_the_cause(
 ) -> None:
     broken = tmp_path / "broken" / module
     broken.parent.mkdir(parents=True)
-    broken.with_name("__init__.py").touch()
+    for folder in (broken.parent, broken.parents[1]):
+        (folder / "__init__.py").touch()
     broken.write_text(code)
     job = synthesis(ledger.store, shards=1)
-    env = environment(settings, PYTHONPATH=str(tmp_path / "broken"))
+    env = environment(settings, PYTHONPATH=f"{tmp_path / 'broken'}:{os.environ.get('PYTHONPATH', '')}")
     with process("-c", WORKER, env=env, log=tmp_path / "worker.log"):
         eventually(lambda: ledger.store.get(job.id).terminal)
     ended = ledger.store.get(job.id)
@@ -63,7 +65,7 @@ def test_an_inspector_that_cannot_begin_answers_on_the_ticket(
     registrations = Registrations(ledger.redis, ledger.store.storage)
     identifier = new_id("tch")
     registrations.open(Ticket(id=identifier, request={"spec": {}, "sha256": "", "bytes": 0}))
-    env = environment(settings, PYTHONPATH=str(tmp_path / "broken"))
+    env = environment(settings, PYTHONPATH=f"{tmp_path / 'broken'}:{os.environ.get('PYTHONPATH', '')}")
 
     def refusal() -> DearKDError | None:
         ticket = registrations.get(identifier)

@@ -70,7 +70,7 @@ class JobMachine(RuleBasedStateMachine):
                 self.publications += 1
                 self.held.clear()
             else:
-                mark(self.ledger, claim, units=self.units)
+                mark(self.ledger, claim)
                 self.done.add(claim.unit)
                 del self.held[claim.unit]
         except LostLease:
@@ -153,7 +153,7 @@ class JobMachine(RuleBasedStateMachine):
             if found.unit == "finish":
                 self.ledger.complete(found, {"dataset": "ds"})
             else:
-                mark(self.ledger, found, units=self.units)
+                mark(self.ledger, found)
         assert self.store.get(self.job).status == "succeeded"
 
 
@@ -167,7 +167,7 @@ class StudentMachine(JobMachine):
         super().__init__()
         found = self.ledger.claim("synthesis", 60.0)
         assert found is not None
-        mark(self.ledger, found, units=self.units)
+        mark(self.ledger, found)
         self.done.add(found.unit)
         self.status = "running"
 

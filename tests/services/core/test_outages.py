@@ -98,13 +98,13 @@ def reap_until(reaper: Reaper, condition: Callable[[], bool]) -> None:
 def test_after_an_outage_the_living_may_prolong_their_leases_before_the_silent_are_taken_for_dead(
     ledger: Ledger, store: JobStore, settings: Settings
 ) -> None:
-    silent, buried = synthesis(store, shards=1, priority="high"), synthesis(store, shards=1)
+    silent, dead = synthesis(store, shards=1, priority="high"), synthesis(store, shards=1)
     gone = open_ledger(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"}))
     patient = Reaper(ledger, settings.model_copy(update={"lease_seconds": 3600.0}))
     assert ledger.claim("synthesis", 0.001, who="host/1/2") is not None
     assert ledger.claim("synthesis", 3600.0, who="host/3/4") is not None
-    ledger.bury("host/3", "was killed")
-    reap_until(patient, lambda: store.get(buried.id).status == "queued")
+    ledger.expire("host/3", "was killed")
+    reap_until(patient, lambda: store.get(dead.id).status == "queued")
     assert store.get(silent.id).status == "running", "one that has just begun cannot know of an outage"
 
     ledger.redis.delete(LOCK)
@@ -127,7 +127,7 @@ def test_a_record_that_cannot_be_read_does_not_end_the_reaper(
     ledger.redis.sadd(UNSETTLED, strange)
     for _ in range(2):
         assert ledger.claim("synthesis", 3600.0, who="host/3/4") is not None
-        ledger.bury("host/3", "was killed")
+        ledger.expire("host/3", "was killed")
         reap_until(Reaper(ledger, settings), lambda: ledger.redis.zcard("dearkd:leases") == 0)
         ledger.redis.delete(LOCK)
     assert store.get(job.id).attempt == 3

@@ -17,7 +17,7 @@ def test_what_is_left_is_told_by_the_rates_of_all_who_work(ledger: Ledger, store
     assert told() == (5, 2.0, 12.5)
     ledger.report(second, done=4, per_second=1.0, metrics={})
     assert told() == (9, 3.0, 7.0)
-    mark(ledger, first, units=3)
+    mark(ledger, first)
     ledger.report(second, done=6, per_second=1.0, metrics={})
     assert told() == (16, 1.0, 14.0), "who is done works no more"
     third = claim(ledger)

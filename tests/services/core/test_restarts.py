@@ -17,7 +17,7 @@ def half_made(ledger: Ledger, store: JobStore) -> Job:
     """A synthesis job with two of four units done, that failed then."""
     job = synthesis(store, **ADAPTIVE)
     for _ in range(2):
-        mark(ledger, claim(ledger), units=4)
+        mark(ledger, claim(ledger))
     store.storage.put(f"jobs/{job.id}/shards/train-000000-x.json", b"{}")
     store.storage.put(f"datasets/{dataset_of(job.id)}/preview.png", b"picture")
     ledger.report(claim(ledger), done=3, per_second=1.0, metrics={"loss": 1.0})
@@ -50,7 +50,7 @@ def test_a_synthesis_job_makes_every_shard_anew(ledger: Ledger, store: JobStore,
     for expected in ("0", "2", "student", "1"):
         unit = claim(ledger)
         assert unit.unit == expected
-        mark(ledger, unit, units=4)
+        mark(ledger, unit)
     assert claim(ledger).unit == "finish"
 
 
@@ -95,7 +95,7 @@ def test_what_is_complete_stays_and_is_named(ledger: Ledger, store: JobStore) ->
 
 def test_only_what_has_ended_starts_over_and_nothing_of_another_is_touched(ledger: Ledger, store: JobStore) -> None:
     job = synthesis(store)
-    mark(ledger, claim(ledger), units=3)
+    mark(ledger, claim(ledger))
     with pytest.raises(Conflict, match="only a failed or canceled job"):
         store.retry(job.id, from_beginning=True)
     assert store.storage.exists(f"datasets/{dataset_of(job.id)}/train-000000.tar")

@@ -20,7 +20,7 @@ def test_a_student_that_is_gone_from_storage_is_trained_again_on_retry(ledger: L
     for expected in ("0", "2", "student"):
         unit = claim(ledger)
         assert unit.unit == expected
-        mark(ledger, unit, units=4)
+        mark(ledger, unit)
     ledger.fail(job.id, JobError(code="x", message="x", retryable=True), claim(ledger))
     store.storage.delete(f"datasets/{dataset_of(job.id)}/{STUDENT.name}")
     store.storage.delete(f"datasets/{dataset_of(job.id)}/{make_shard(2).name}")
@@ -28,13 +28,13 @@ def test_a_student_that_is_gone_from_storage_is_trained_again_on_retry(ledger: L
     for expected in ("2", "student", "1"):
         unit = claim(ledger)
         assert unit.unit == expected
-        mark(ledger, unit, units=4)
+        mark(ledger, unit)
     assert claim(ledger).unit == "finish"
 
 
 def test_retry_does_only_what_is_missing(ledger: Ledger, store: JobStore) -> None:
     job = synthesis(store)
-    mark(ledger, claim(ledger), units=3)
+    mark(ledger, claim(ledger))
     ledger.fail(job.id, JobError(code="x", message="x", retryable=True), claim(ledger))
     again = store.retry(job.id)
     assert (again.status, again.attempt, again.error) == ("queued", 2, None)
@@ -47,7 +47,7 @@ def test_retry_does_only_what_is_missing(ledger: Ledger, store: JobStore) -> Non
 def test_retry_makes_again_what_is_not_in_storage_any_more(ledger: Ledger, store: JobStore) -> None:
     job = synthesis(store)
     for _ in range(3):
-        mark(ledger, claim(ledger), units=3)
+        mark(ledger, claim(ledger))
     ledger.fail(job.id, JobError(code="x", message="x", retryable=True), claim(ledger))
     prefix = f"datasets/{dataset_of(job.id)}"
     store.storage.delete(f"{prefix}/train-000001.tar")
@@ -57,7 +57,7 @@ def test_retry_makes_again_what_is_not_in_storage_any_more(ledger: Ledger, store
     for expected in ("1", "2"):
         unit = claim(ledger)
         assert unit.unit == expected
-        mark(ledger, unit, units=3)
+        mark(ledger, unit)
     assert claim(ledger).unit == "finish"
 
 
@@ -101,7 +101,7 @@ def test_jobs_that_redis_lost_are_retried_from_storage(ledger: Ledger, store: Jo
     run = store.create_training(training_spec(job.id), epochs=48, waits_for=job.id)
     competing = synthesis(store, priority="low", **ADAPTIVE)
     over = synthesis(store, shards=1)
-    mark(ledger, claim(ledger), units=2)
+    mark(ledger, claim(ledger))
     stale = claim(ledger)
     store.cancel(over.id)
     ledger.redis.flushall()
@@ -119,7 +119,7 @@ def test_jobs_that_redis_lost_are_retried_from_storage(ledger: Ledger, store: Jo
     with pytest.raises(LostLease):
         ledger.beat(stale, LEASE)
     for unit in (first, second):
-        mark(ledger, unit, units=2)
+        mark(ledger, unit)
     ledger.complete(claim(ledger), {"dataset": "ds"})
     assert store.get(run.id).status == "queued"
     store.cancel(over.id)
@@ -127,7 +127,7 @@ def test_jobs_that_redis_lost_are_retried_from_storage(ledger: Ledger, store: Jo
     for expected in ("0", "2", "student", "1"):
         unit = claim(ledger)
         assert (unit.job, unit.unit) == (competing.id, expected)
-        mark(ledger, unit, units=4)
+        mark(ledger, unit)
     ledger.redis.flushall()
     with pytest.raises(Conflict, match="succeeded"):
         store.retry(job.id)
@@ -140,7 +140,7 @@ def test_a_blocked_run_is_queued_when_its_dataset_is_there(ledger: Ledger, store
     run = store.create_training(training_spec(job.id), epochs=48, waits_for=job.id)
     assert run.status == "blocked"
     assert ledger.claim("training", LEASE) is None
-    mark(ledger, claim(ledger), units=1)
+    mark(ledger, claim(ledger))
     ledger.complete(claim(ledger), {"dataset": "ds"})
     assert store.get(run.id).status == "queued"
     assert claim(ledger, "training").job == run.id
@@ -186,7 +186,7 @@ def test_pages_are_newest_first_and_complete(store: JobStore) -> None:
 
 def test_events_tell_the_story_in_order(ledger: Ledger, store: JobStore) -> None:
     job = synthesis(store, shards=1)
-    mark(ledger, claim(ledger), units=1)
+    mark(ledger, claim(ledger))
     ledger.complete(claim(ledger), {"dataset": "ds"})
     events, more = store.events(job.id)
     assert [event.data["status"] for event in events if event.type == "status"] == ["queued", "running", "succeeded"]
@@ -202,7 +202,7 @@ def test_no_more_jobs_wait_than_may_however_many_ask_at_once(ledger: Ledger, sto
 
     def ask(_: int) -> str:
         try:
-            return store.create_synthesis(spec, images=10, shards=1, max_queued=5).id
+            return store.create_synthesis(spec, images=10, max_queued=5).id
         except LimitReached as refused:
             return refused.code
 
@@ -213,7 +213,7 @@ def test_no_more_jobs_wait_than_may_however_many_ask_at_once(ledger: Ledger, sto
     assert {stored.key for stored in store.storage.objects("jobs")} == {f"jobs/{job}/job.json" for job in accepted}
     assert {job.id for job in store.page("synthesis")[0]} == set(accepted)
     claim(ledger)
-    assert store.create_synthesis(spec, images=10, shards=1, max_queued=5).status == "queued", "one of them has begun"
+    assert store.create_synthesis(spec, images=10, max_queued=5).status == "queued", "one of them has begun"
 
 
 def test_what_is_being_deleted_takes_no_more_jobs(ledger: Ledger, store: JobStore) -> None:

@@ -68,7 +68,7 @@ def test_a_job_that_shall_be_compiled_where_there_is_no_compiler_fails_with_the_
     ledger = open_ledger(settings)
     teacher = store_teacher(ledger, small_teacher, tmp_path)
     spec = SynthesisSpec.resolve({"teacher": teacher.id, "images_per_class": 2, "compile": True}, teacher.spec)
-    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples)
     with ShardMaker() as maker, torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         drain("synthesis", maker.perform, settings)
     ended = ledger.store.get(job.id)
@@ -99,7 +99,7 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
         "restart_rate_factor": 1e-20,
     }
     spec = SynthesisSpec.resolve(posted, teacher.spec)
-    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards, owner=OWNER)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples, owner=OWNER)
     with ShardMaker() as maker:
         assert drain("synthesis", maker.perform, settings) == 3
     ended = ledger.store.get(job.id)
@@ -150,7 +150,7 @@ def test_the_preview_is_there_with_the_first_shard_and_grows_with_each(
     ledger = open_ledger(settings)
     storage = ledger.store.storage
     spec = plain(store_teacher(ledger, small_teacher, tmp_path))
-    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples)
     prefix = f"datasets/{dataset_of(job.id)}"
     widths: list[tuple[str, int]] = []
     with ShardMaker() as maker:
@@ -172,7 +172,7 @@ def test_shards_that_were_made_differently_say_so_each_for_itself(
     """A job that two kinds of workers share: here the number of threads changes between its shards."""
     ledger = open_ledger(settings)
     spec = plain(store_teacher(ledger, small_teacher, tmp_path))
-    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples)
     threads = torch.get_num_threads()
     try:
         with ShardMaker() as maker:
@@ -196,14 +196,14 @@ def test_shards_of_which_nothing_is_known_but_their_bytes_make_a_dataset_without
     ledger = open_ledger(settings)
     storage = ledger.store.storage
     spec = plain(store_teacher(ledger, small_teacher, tmp_path))
-    jobs = [ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards) for _ in range(2)]
+    jobs = [ledger.store.create_synthesis(spec, images=spec.num_samples) for _ in range(2)]
     with ShardMaker() as maker:
         assert drain("synthesis", maker.perform, settings) == 8
     made, other = (datasets(storage).get(dataset_of(job.id)) for job in jobs)
     assert made.shards == other.shards
     assert made.made_with == made.shards[0].made_with is not None
 
-    third = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    third = ledger.store.create_synthesis(spec, images=spec.num_samples)
     for shard in made.shards:
         storage.download(f"{made.prefix}/{shard.name}", tmp_path / shard.name)
         storage.put(f"datasets/{dataset_of(third.id)}/{shard.name}", tmp_path / shard.name)
@@ -234,7 +234,7 @@ def test_a_job_of_large_images_of_many_classes_ends_with_a_picture(
         "jitter": 0,
     }
     spec = SynthesisSpec.resolve(posted, teacher.spec)
-    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples)
     with ShardMaker() as maker:
         assert drain("synthesis", maker.perform, settings) == 2
     ended = ledger.store.get(job.id)
@@ -250,7 +250,7 @@ def test_a_preview_that_cannot_be_made_is_noted_and_ends_no_job(
     ledger = open_ledger(settings)
     storage = ledger.store.storage
     spec = plain(store_teacher(ledger, small_teacher, tmp_path))
-    job = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples)
     with ShardMaker() as maker:
 
         def perform(attempt: Attempt) -> None:
@@ -271,7 +271,7 @@ def test_who_comes_too_late_leaves_the_winners_figures_alone(settings: Settings,
     storage = ledger.store.storage
     spec = plain(store_teacher(ledger, small_teacher, tmp_path))
     first, late = (
-        ledger.store.create_synthesis(each, images=spec.num_samples, shards=spec.num_shards)
+        ledger.store.create_synthesis(each, images=spec.num_samples)
         for each in (spec, spec.model_copy(update={"seed": 1}))
     )
     with ShardMaker() as maker:
@@ -279,7 +279,7 @@ def test_who_comes_too_late_leaves_the_winners_figures_alone(settings: Settings,
     winner, other = (datasets(storage).get(dataset_of(job.id)) for job in (first, late))
     assert winner.shards[0].sha256 != other.shards[0].sha256
 
-    third = ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    third = ledger.store.create_synthesis(spec, images=spec.num_samples)
     claim = ledger.claim("synthesis", 60.0)
     assert claim is not None
     name = winner.shards[0].name

@@ -49,13 +49,13 @@ POSTED: dict[str, Any] = {
 def submit(ledger: Ledger, small_teacher: Any, folder: Path) -> Job:
     teacher = store_teacher(ledger, small_teacher, folder)
     spec = SynthesisSpec.resolve(POSTED | {"teacher": teacher.id}, teacher.spec)
-    return ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    return ledger.store.create_synthesis(spec, images=spec.num_samples)
 
 
 def again(ledger: Ledger, job: Job) -> Job:
     """The same spec once more."""
     spec = SynthesisSpec.check(job.spec)
-    return ledger.store.create_synthesis(spec, images=spec.num_samples, shards=spec.num_shards)
+    return ledger.store.create_synthesis(spec, images=spec.num_samples)
 
 
 def dataset(ledger: Ledger, job: Job) -> DatasetManifest:

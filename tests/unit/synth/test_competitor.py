@@ -184,5 +184,8 @@ def test_without_more_being_said_there_are_first_shards_and_others(
     spec = SynthesisSpec.resolve({"teacher": "t", "weights": {"adaptive": 1.0}} | posted, teacher)
     assert (spec.num_shards, spec.adaptive_every) == (shards, every)
     assert 0 < len(spec.student_shards) < spec.num_shards
-    assert spec.num_units == shards + 1
+    first, student, others, end = spec.units
+    assert (student, end) == (["student"], ["finish"])
+    assert first == [str(index) for index in range(0, shards, every)]
+    assert sorted(first + others, key=int) == [str(index) for index in range(shards)]
     assert SynthesisSpec.resolve(spec.model_dump(mode="json"), teacher) == spec

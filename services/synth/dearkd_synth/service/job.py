@@ -119,13 +119,13 @@ class ShardMaker:
                 strip = write_strip(made.images, made.labels)
                 shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
         attempt.stop_reporting()
-        attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard, units=spec.num_units))
+        attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard))
         update_preview(attempt, spec, teacher, index)
 
     def _train_student(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         student = make_student(attempt, spec, teacher, self._load_teacher(attempt, teacher))
         attempt.stop_reporting()
-        attempt.publish(lambda: attempt.ledger.done(attempt.claim, student, units=spec.num_units))
+        attempt.publish(lambda: attempt.ledger.done(attempt.claim, student))
 
     def _load_teacher(self, attempt: Attempt, teacher: Teacher) -> nn.Module:
         weights = fetch_weights(attempt.storage, teacher, attempt.cache)

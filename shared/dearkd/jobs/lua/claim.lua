@@ -1,0 +1,23 @@
+-- Claim the first open unit of the first job, by priority and turn.
+-- args: kind, at, now (ms), lease (ms), holder. Returns {id, unit, token}, or {id} of a job that is to be planned
+-- before, or nil.
+local index = 'dearkd:open:' .. args.kind
+for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+  local k = key(id)
+  if not claimable(id) then
+    redis.call('ZREM', index, id) -- it is listed again when one of its units ends
+  elseif claims(id) < tonumber(field(id, 'parallelism') or '1') then
+    if redis.call('EXISTS', k .. ':units') == 0 then return {id} end
+    local unit = redis.call('ZPOPMIN', k .. ':open')[1]
+    -- Starts at the time, so that a Redis that was emptied gives no token that an old attempt may hold.
+    redis.call('SET', 'dearkd:fence', string.format('%.0f', args.now * 1000), 'NX')
+    local token = string.format('%.0f', redis.call('INCR', 'dearkd:fence'))
+    redis.call('HSET', k .. ':claims', unit, token)
+    redis.call('HSET', k .. ':holders', unit, args.holder)
+    redis.call('ZADD', 'dearkd:leases', args.now + args.lease, id .. '#' .. unit)
+    if field(id, 'status') == 'queued' then set_status(id, 'running') end
+    list(id, redis.call('INCR', 'dearkd:turn'))
+    return {id, unit, token}
+  end
+end
+return nil

@@ -1,0 +1,116 @@
+-- Begins every transition: `args` is the JSON object that Python sends, and these are the words the steps are told in.
+--
+-- A job's work is cut into units, and they into groups: a unit can be claimed once all groups before its own are done.
+-- A unit is open, claimed under a lease, or done. A claim carries a fencing token that grows: whoever holds an older
+-- one is told so and publishes nothing.
+--
+-- Keys of a job: `{job}` (hash; `done_samples` counts those of the units that are done), and beside it
+--   `:units` (hash unit -> place: its group * 2^32 + its number in it), `:open` (sorted set of units, by place),
+--   `:claims` (hash unit -> token), `:holders` (hash unit -> process that claimed it), `:done` (hash unit -> payload),
+--   `:deaths` (hash unit -> count), `:causes` (hash unit -> what ended its last holder), `:partial` (hash unit ->
+--   progress), `:rows` (list of a run's metrics), `:waiting` (set of runs blocked on it), `:events` (stream),
+--   `:log` (list of lines).
+-- Keys of all: `dearkd:open:{kind}` (jobs of which a unit can be claimed, by priority and turn), `dearkd:leases`
+--   (unit -> expiry in ms), `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences
+--   to come), `dearkd:jobs:{kind}[:{status}][@{owner}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes,
+--   and for a while after), `dearkd:starting-over:{id}` (set while what a job made is deleted, before it is retried).
+local args = cjson.decode(ARGV[1])
+local GROUP = 2^32
+
+local function key(id) return 'dearkd:job:' .. id end
+local function field(id, name) return redis.call('HGET', key(id), name) end
+local function ended(status) return status == 'succeeded' or status == 'failed' or status == 'canceled' end
+local function claims(id) return redis.call('HLEN', key(id) .. ':claims') end
+local function held(id, unit, token) return redis.call('HGET', key(id) .. ':claims', unit) == token end
+
+-- A job stands in the indexes of all jobs, and in those of its owner; without one these are the same.
+local function of(owner) return owner and owner ~= '' and '@' .. owner or '' end
+local function enter(id, index)
+  redis.call('ZADD', index, 0, id)
+  redis.call('ZADD', index .. of(field(id, 'owner')), 0, id)
+end
+local function leave(id, index)
+  redis.call('ZREM', index, id)
+  redis.call('ZREM', index .. of(field(id, 'owner')), id)
+end
+
+local function add_event(id, type, data)
+  redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', 2000, '*', 'type', type, 'at', args.at, 'data', data)
+end
+
+local function set_status(id, status)
+  local k, kind, old = key(id), field(id, 'kind'), field(id, 'status')
+  if old then leave(id, 'dearkd:jobs:' .. kind .. ':' .. old) end
+  enter(id, 'dearkd:jobs:' .. kind .. ':' .. status)
+  redis.call('HSET', k, 'status', status)
+  if status == 'running' then redis.call('HSETNX', k, 'started_at', args.at) end
+  if ended(status) then
+    redis.call('HSET', k, 'finished_at', args.at)
+    redis.call('ZREM', 'dearkd:open:' .. kind, id)
+    for _, unit in ipairs(redis.call('HKEYS', k .. ':claims')) do
+      redis.call('ZREM', 'dearkd:leases', id .. '#' .. unit)
+    end
+    redis.call('DEL', k .. ':claims', k .. ':holders', k .. ':causes', k .. ':partial')
+    redis.call('SADD', 'dearkd:unsettled', id)
+  end
+  add_event(id, 'status', cjson.encode({status = status}))
+end
+
+-- Whether the first open unit may be claimed: what is claimed must be of its group. (An earlier one is then done.)
+-- A job accepted by an earlier version has no `:units`: whoever claims of it records them first (see `plan`).
+local function claimable(id)
+  local k, status = key(id), field(id, 'status')
+  if status ~= 'queued' and status ~= 'running' then return false end
+  if redis.call('EXISTS', k .. ':units') == 0 then return true end
+  local first = redis.call('ZRANGE', k .. ':open', 0, 0, 'WITHSCORES')
+  local claimed = redis.call('HKEYS', k .. ':claims')
+  if #first == 0 or #claimed == 0 then return #first > 0 end
+  local function group(place) return math.floor(tonumber(place) / GROUP) end
+  return group(first[2]) == group(redis.call('HGET', k .. ':units', claimed[1]))
+end
+
+-- Where its turn is over, a job goes behind the others of its priority; where it was not listed, before them.
+local function list(id, turn)
+  local index = 'dearkd:open:' .. field(id, 'kind')
+  local first = tonumber(field(id, 'rank')) * 2^40
+  if not claimable(id) then redis.call('ZREM', index, id)
+  elseif turn then redis.call('ZADD', index, first + turn, id)
+  else redis.call('ZADD', index, 'NX', first, id) end
+end
+
+local function record_units(id, groups)
+  for number, units in ipairs(groups) do
+    for place, unit in ipairs(units) do
+      redis.call('HSET', key(id) .. ':units', unit, (number - 1) * GROUP + place)
+    end
+  end
+end
+
+-- Open every unit that is neither done nor claimed.
+local function open_units(id)
+  local k = key(id)
+  redis.call('DEL', k .. ':open')
+  local units = redis.call('HGETALL', k .. ':units')
+  for i = 1, #units, 2 do
+    local unit = units[i]
+    if redis.call('HEXISTS', k .. ':done', unit) + redis.call('HEXISTS', k .. ':claims', unit) == 0 then
+      redis.call('ZADD', k .. ':open', units[i + 1], unit)
+    end
+  end
+  list(id)
+end
+
+local function drop_claim(id, unit)
+  for _, part in ipairs({':claims', ':holders', ':partial'}) do redis.call('HDEL', key(id) .. part, unit) end
+  redis.call('ZREM', 'dearkd:leases', id .. '#' .. unit)
+end
+
+-- What follows when a unit lost its holder without being done.
+local function reopen(id, unit)
+  local status, place = field(id, 'status'), redis.call('HGET', key(id) .. ':units', unit)
+  if place then redis.call('ZADD', key(id) .. ':open', place, unit) end
+  list(id)
+  if claims(id) > 0 then return end
+  if status == 'canceling' then set_status(id, 'canceled') end
+  if status == 'running' then set_status(id, 'queued') end
+end
