@@ -35,8 +35,8 @@ class _Member(tarfile.TarInfo):
         return found
 
 
-def read_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """The regular files of a tar that lies locally, counted and capped.
+def read_members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Go through the regular files of a tar that lies locally, counted and capped; only headers are read.
 
     Raises:
         CorruptData: if it is no tar, is cut short or damaged anywhere, or holds links, devices, sparse files, names
@@ -50,7 +50,7 @@ def read_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]
                 count += 1
                 _check_member(path, member, count=count, tar_bytes=size)
                 if not member.isdir():
-                    yield member, tar
+                    yield member
                 tar.members = []  # type: ignore[attr-defined]  # of each it would keep a kilobyte
             end = tar.offset
     # What tarfile raises by the kind of damage, besides its own errors.

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from dearkd.data.manifests import DatasetManifest, count_classes, datasets
-from dearkd.data.shard_files import Sample, Shard, shard_name, write_shard
+from dearkd.data.shard_files import LOGITS, Sample, Shard, shard_name
 from dearkd.data.shard_info import info_json
 from dearkd.data.shard_reader import ShardContents, inspect_shard
 from dearkd.errors import CorruptData, NotFound, Unavailable
@@ -31,6 +31,7 @@ from dearkd.storage.catalog import StoredFile, Teacher, describe_file, fetch_wei
 from dearkd.storage.objects import AlreadyExists
 from dearkd.vision.devices import choose_device, made_with
 from dearkd.vision.images import SUFFIXES, encode
+from dearkd.vision.tar_writer import write_shard
 from dearkd.vision.teachers import load_teacher
 from dearkd.work.attempt import Attempt
 from dearkd.work.worker import drain as drain_units
@@ -198,7 +199,7 @@ def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Sh
                     "teacher_confidence": round(confidence, 6),
                     "teacher_margin": round(margin, 6),
                 },
-                arrays={"logits.npy": _npy(logits)} if spec.store_logits else {},
+                arrays={LOGITS: _npy(logits)} if spec.store_logits else {},
             )
             for index, file, label, predicted, confidence, margin, logits in zip(
                 made.samples,
