@@ -16,7 +16,7 @@ from dearkd.jobs.registration import Ticket
 from dearkd.specs import Name, Spec
 from dearkd.specs.class_order import ClassOrder
 from dearkd.storage.catalog import StoredFile
-from dearkd.storage.objects import check_key
+from dearkd.storage.keys import check_key
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonBody, body_schema

@@ -123,8 +123,8 @@ def write_shard(path: Path, samples: Iterable[Sample], pack: Pack = pack) -> Sha
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with path.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
     return Shard(
         name=path.name,
         bytes=path.stat().st_size,

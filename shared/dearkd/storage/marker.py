@@ -33,7 +33,7 @@ _REMEDY = (
 
 
 class Root(Protocol):
-    """What a marker needs of a storage root. Each method raises `Unavailable` when the store cannot be reached."""
+    """The side of a storage root that its marker sees. Methods raise `Unavailable` when it cannot be reached."""
 
     trust_seconds: float
     """How long the root is believed to be what it was when it was looked at last."""
@@ -48,7 +48,7 @@ class Root(Protocol):
 
 
 class KnownStorage:
-    """What Redis knows of the storage. Raises `Unavailable` (`redis_unavailable`) when it cannot be reached."""
+    """The id of the storage as Redis remembers it. Raises `Unavailable` (`redis_unavailable`) without Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis

@@ -5,7 +5,8 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -45,6 +46,14 @@ REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 class AlreadyExists(Conflict):
     default_code = "already_exists"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    key: str
+    size: int
+    modified: datetime
+    """When it was written, with its zone."""
 
 
 def open_bucket(address: StorageAddress, settings: Settings, **limits: timedelta) -> BucketStore:

@@ -96,7 +96,6 @@ class ShardMaker:
         key = f"datasets/{dataset_of(attempt.job.id)}/{shard_name(index)}"
         if attempt.storage.exists(key):
             shard = adopt(attempt, spec, index)
-            attempt.note(f"shard {index} lies in storage already: verified and adopted")
         else:
             made = self._synthesise(attempt, spec, teacher, index)
             if made.halved:
@@ -164,15 +163,11 @@ class ShardMaker:
 
 
 def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path, shard: Shard, strip: bytes) -> Shard:
-    """Store a shard, or adopt the one that lies there. What its maker says of it comes first."""
+    """Store a shard, or adopt the one that lies there. Its description and its strip are stored first."""
     attempt.storage.put(_side_key(attempt, shard, "png"), strip)
     attempt.storage.put(_side_key(attempt, shard, "json"), manifest_bytes(shard))
-    try:
-        attempt.storage.create(f"datasets/{dataset_of(attempt.job.id)}/{path.name}", path)
-    except AlreadyExists:
-        attempt.note(f"shard {index} lay in storage before this upload ended: verified and adopted")
-        return adopt(attempt, spec, index)
-    return shard
+    key = f"datasets/{dataset_of(attempt.job.id)}/{path.name}"
+    return attempt.storage.create_or_adopt(key, path, shard, lambda: adopt(attempt, spec, index))
 
 
 def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Shard:
@@ -261,6 +256,7 @@ def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
         attempt.storage.download(f"datasets/{dataset_of(attempt.job.id)}/{name}", path)
         found = check_contents(path, spec, index)
         stored = describe_file(path)
+    attempt.note(f"shard {index} lies in storage already: verified and adopted")
     shard = Shard(**stored.model_dump(), samples=found.samples, classes=dict(sorted(found.classes.items())))
     try:
         return Shard.model_validate_json(attempt.storage.read(_side_key(attempt, shard, "json")))
