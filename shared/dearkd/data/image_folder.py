@@ -27,14 +27,14 @@ SHARD_BYTES = 2**28
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a folder is to be read, where it does not say so itself."""
+    """Choices about the reading of a folder, for what it does not say itself."""
 
     split: str | None = None
     class_order: ClassOrder | None = None
     class_names: Sequence[str] | None = None
-    """In the order of their labels; before a `class_names.json` in the folder."""
+    """Names in the order of their labels; they come before a `class_names.json` in the folder."""
     usual_names: Sequence[str] = ()
-    """In the order of their labels; used where nothing else gives an order and all class folders are among them."""
+    """Names in label order, used where nothing else gives an order and all class folders are among them."""
     in_chans: Channels | None = None
     """Default: 3, or 1 where all images are grey."""
     resize: int | None = None
@@ -46,7 +46,7 @@ class Source(Protocol):
 
     @property
     def total(self) -> int:
-        """How much there is to check and to copy, in the unit that both count."""
+        """The amount that there is to check and to copy, in the unit that both count."""
         ...
 
     def check(self) -> Iterator[int]:
@@ -58,7 +58,7 @@ class Source(Protocol):
         ...
 
     def summary(self) -> dict[str, Any]:
-        """What will be copied and what will not, once all is checked; a JSON object."""
+        """A summary of what will be copied and what will not, once all is checked; a JSON object."""
         ...
 
     def copy_to(self, storage: Storage, prefix: str) -> Iterator[int]:
@@ -67,7 +67,7 @@ class Source(Protocol):
 
 
 def read_folder(folder: Path, reading: Reading | None = None) -> Source:
-    """What a folder holds: shards (`*.tar`), or else class folders of images.
+    """Find what can be copied from a folder: shards (`*.tar`), or else class folders of images.
 
     Class folders count in the order of the names that were given, or that are in `class_names.json` beside them, else
     in that of their own names. One that is named so and is not there is a class without images.
@@ -103,7 +103,7 @@ def read_folder(folder: Path, reading: Reading | None = None) -> Source:
 
 
 def is_listed(source: Source) -> bool:
-    """Whether a list of names, given or beside class folders, decided on their labels."""
+    """Tell whether a list of names, given or beside class folders, decided on their labels."""
     return isinstance(source, ImageFolder) and source.reading.class_names is not None
 
 
@@ -200,7 +200,7 @@ class ImageFolder:
 
     @property
     def channels(self) -> Channels:
-        """Of all images as stored: what was asked for, else colour unless all are grey."""
+        """The channels of all images as stored: what was asked for, else colour unless all are grey."""
         return self.reading.in_chans or (1 if all(image.grey for _, image in self.images) else 3)
 
     def summary(self) -> dict[str, Any]:

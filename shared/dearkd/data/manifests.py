@@ -39,13 +39,13 @@ class DatasetManifest(Manifest):
     classes: list[DatasetClass]
     shards: list[Shard]
     prefix: str
-    """Where the shards lie under the storage root."""
+    """The folder of the shards, as a path under the storage root."""
     teacher: str | None = None
     teacher_sha256: str | None = None
     spec: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
     class_order: ClassOrder | None = None
-    """How whoever registered it says that its labels follow; None where nobody did."""
+    """The order of its labels as its owner declared it; None where nobody did."""
     converted: dict[str, int] = Field(default_factory=dict)
     """Images of other channels than `in_chans`, which readers convert as Pillow does, by what they are."""
     job: str | None = None
@@ -55,7 +55,7 @@ class DatasetManifest(Manifest):
     shards differ in them, or nothing is known: see each."""
 
     def conversions(self, in_chans: int) -> list[str]:
-        """What becomes of images of other channels where they are read with so many, in words."""
+        """Sentences on the images that are converted where the dataset is read with so many channels."""
         grey = self.num_samples if self.in_chans == 1 else self.converted.get("grey", 0)
         colour = self.num_samples - grey
         if in_chans == 3:

@@ -1,4 +1,4 @@
-"""`_info.json` and `class_names.json`: what lies beside shards that other tools made. No torch here."""
+"""`_info.json` and `class_names.json`, which lie beside shards, read and written without torch."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from dearkd.specs import Name
 from dearkd.specs.class_order import stored_name
 
 INFO = "_info.json"
-"""Which shards there are and how many samples each holds, in timm's form."""
+"""The list of the shards and of the samples that each holds, in timm's form."""
 CLASS_NAMES = "class_names.json"
 """A JSON list beside shards of unnamed classes, or beside class folders: a name for each index."""
 
@@ -26,17 +26,17 @@ SPLITS = {
     "eval": "eval(?:uation)?",
     "holdout": "hold[-_ ]?out",
 }
-"""How names tell of splits, as regular expressions."""
+"""Regular expressions of the words by which names tell of splits."""
 ANY_SPLIT = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in SPLITS.items())
 
 _IN_NAME = re.compile(rf"(?<![a-z])(?:{ANY_SPLIT})(?:set)?(?![a-z])", re.IGNORECASE)
 
 MAX_BYTES = 2**24
-"""Of either file: room for as many names as there may be, of 160 bytes each."""
+"""Most bytes of either file: room for as many names as there may be, of 160 bytes each."""
 MAX_CLASSES = 100_000
-"""As of teachers; a label beyond that is a mistake, not a class."""
+"""Most classes, as of teachers; a label beyond that is a mistake, not a class."""
 MAX_SHARDS = 100_000
-"""Of a dataset: each is an entry of its manifest."""
+"""Most shards of a dataset: each is an entry of its manifest."""
 MAX_NAME = 900
 """Characters of a name, of a class or a shard."""
 MAX_SPLITS = 20
@@ -64,7 +64,7 @@ class _Info(BaseModel):
 
 
 def read_info(text: bytes, where: str) -> dict[str, int | None]:
-    """The shards that an `_info.json` names, in order, and the samples it says they hold, where it does.
+    """Read the shards that an `_info.json` names, in order, and the samples that it says each holds.
 
     Raises:
         InvalidInput: naming the file (`where`), if it is not as timm writes it, contradicts itself, or has several
@@ -93,7 +93,7 @@ def read_info(text: bytes, where: str) -> dict[str, int | None]:
 
 
 def read_class_names(text: bytes, where: str) -> list[str]:
-    """Raises `InvalidInput`, naming the file (`where`), if it is no list of names."""
+    """Read a list of names. Raises `InvalidInput`, naming the file (`where`), if it is none."""
     what, remedy = "a list of names", "give a JSON list of strings, one for each class, in order"
     names: list[str] = read_json(_Names, text, where=where, what=what, remedy=remedy)
     if not names:
@@ -102,13 +102,13 @@ def read_class_names(text: bytes, where: str) -> list[str]:
 
 
 def split_of_shard(name: str) -> str | None:
-    """Which split the name of a shard tells (imagenet-train-000.tar, val/0.tar), or None."""
+    """The split that the name of a shard tells (imagenet-train-000.tar, val/0.tar), or None."""
     found = _IN_NAME.search(name)
     return found.lastgroup if found else None
 
 
 def info_json(shards: Iterable[Shard]) -> bytes:
-    """`_info.json`, as timm's `wds/` reader wants it."""
+    """The content of `_info.json`, as timm's `wds/` reader wants it."""
     listed = list(shards)
     train = {
         "name": "train",

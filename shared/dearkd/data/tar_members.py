@@ -12,7 +12,7 @@ MAX_MEMBERS = 10_000_000
 MAX_NAME = 1000
 """Bytes of a member's name, which a tar's extensions let be as long as the file."""
 MAX_ABOUT_BYTES = 2**20
-"""Of the attributes or the long name of a member, which are read whole."""
+"""Most bytes of the attributes or the long name of a member, which are read whole."""
 
 _ABOUT_MEMBERS = (
     tarfile.XHDTYPE,
@@ -24,7 +24,7 @@ _ABOUT_MEMBERS = (
 
 
 class _Member(tarfile.TarInfo):
-    """Refuses, before it is read into memory, what a tar says of a member at more length than any needs."""
+    """A header that refuses attributes of more length than any member needs, before they are read into memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.size < 0:
@@ -90,7 +90,7 @@ def _check_member(path: Path, member: tarfile.TarInfo, *, count: int, tar_bytes:
 
 
 def _check_end(path: Path, end: int, size: int) -> None:
-    """Python's tarfile takes a missing end for an end, and so a header that is damaged: what follows would be lost.
+    """Refuse a tar without its end: Python's tarfile takes a missing or damaged header for the end.
 
     A whole tar closes with two blocks of zeros or more, and nothing comes behind them.
     """
@@ -110,6 +110,6 @@ def _check_end(path: Path, end: int, size: int) -> None:
 
 
 def split_member(name: str) -> tuple[str, str]:
-    """WebDataset's key and suffix: the name is split at the first dot of its last segment, suffixes in lower case."""
+    """Split a name at the first dot of its last segment into WebDataset's key and, in lower case, suffix."""
     match = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", name)
     return (match[1], match[2].lower()) if match else (name, "")

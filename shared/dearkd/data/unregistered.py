@@ -1,4 +1,4 @@
-"""Shards in storage that no manifest names yet: which of them are a dataset."""
+"""Shards in storage that no manifest names yet, and the choice of those that become a dataset."""
 
 from dearkd.data.shard_info import INFO, MAX_BYTES, MAX_SHARDS, read_info, split_of_shard
 from dearkd.errors import CorruptData, InvalidInput, Unavailable
@@ -8,7 +8,7 @@ PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".
 
 
 def read_beside_shards(storage: Storage, prefix: str, name: str) -> bytes:
-    """One of these files, under a prefix.
+    """Read `_info.json` or `class_names.json` under a prefix.
 
     Raises:
         NotFound: if it is not there.
@@ -24,7 +24,7 @@ def read_beside_shards(storage: Storage, prefix: str, name: str) -> bytes:
 
 
 def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
-    """The shards of an unregistered set: those that `_info.json` names, else every `*.tar` under the prefix.
+    """List the shards of an unregistered set: those that `_info.json` names, else every `*.tar` under the prefix.
 
     Returns:
         Names, and the samples that `_info.json` says each holds; None without it.

@@ -3,9 +3,9 @@
 from dearkd.errors import InvalidInput
 
 MAX_KEY_BYTES = 900
-"""In UTF-8; S3 takes 1024, of which the storage root may use some."""
+"""Most bytes of a key in UTF-8; S3 takes 1024, of which the storage root may use some."""
 MAX_SEGMENT_BYTES = 255
-"""In UTF-8; no file system takes a longer name."""
+"""Most bytes of a name between slashes in UTF-8; no file system takes a longer name."""
 
 
 def check_key(key: str, *, pointer: str) -> str:

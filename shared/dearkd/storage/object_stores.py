@@ -35,7 +35,7 @@ BucketStore = S3Store | GCSStore | AzureStore
 ObjectStore = LocalStore | BucketStore
 
 REQUEST_SECONDS = 30.0
-"""For a request to a bucket and its answer, on top of the time that its bytes need."""
+"""The limit of a request to a bucket and its answer, on top of the time that its bytes need."""
 
 # Long enough for a hiccup; an outage is the caller's to wait out, and a request's to report.
 _RETRIES: "RetryConfig" = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
@@ -53,7 +53,7 @@ class StoredObject:
     key: str
     size: int
     modified: datetime
-    """When it was written, with its zone."""
+    """The time at which it was written, with its zone."""
 
 
 def open_bucket(address: StorageAddress, settings: Settings, **limits: timedelta) -> BucketStore:
@@ -154,12 +154,12 @@ def _unavailable(message: str, error: BaseException) -> Unavailable:
 
 
 def _words(error: BaseException) -> str:
-    """What an error says, in one line and without its internals in Rust."""
+    """The text of an error, in one line and without its internals in Rust."""
     return without_credentials(" ".join(str(error).partition("Debug source:")[0].split()))
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error of the operating system, or of the store, says that no room is left."""
+    """Tell whether an error of the operating system, or of the store, says that no room is left."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
 

@@ -43,13 +43,13 @@ SLOWEST_BYTES_PER_SECOND = 2**20
 MAX_PUT_BYTES = 5 * 2**30
 """S3 takes no more in one request."""
 PROBE_BYTES = 2**16
-"""Of what `ping` writes: more than a file system keeps in the entry of a folder."""
+"""The bytes that `ping` writes: more than a file system keeps in the entry of a folder."""
 PROBE_SECONDS = 2.0
-"""So long the answer of a `ping` holds: anybody may ask for it."""
+"""The time for which the answer of a `ping` is kept: anybody may ask for it."""
 
 
 class Storage:
-    """One root, local or in a bucket.
+    """The objects under one root, a local folder or a bucket.
 
     Every method raises `Unavailable` when the store cannot be reached, refuses its credentials or is not the one that
     is known (`marker`), and `NotFound` for a key that does not exist.

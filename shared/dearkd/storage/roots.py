@@ -34,7 +34,7 @@ class Root(marker.Root, Protocol):
         """The store, with time enough for an object of any size."""
 
     def changed_at(self, key: str) -> int | None:
-        """When a file was changed, in nanoseconds, by a clock that no program can set; None where there is no such."""
+        """The time of the last change of a file in ns, which no program can set; None where there is no such time."""
 
     def presign(self, key: str, duration: timedelta) -> str | None:
         """A URL from which an object can be fetched without credentials; None where there is no such."""
@@ -59,7 +59,7 @@ class FolderRoot:
         self._store: LocalStore | None = None
 
     def store(self, **limits: timedelta) -> LocalStore:
-        """Raises FileNotFoundError if there is no such folder: it is made with its marker."""
+        """The store. Raises FileNotFoundError if there is no such folder: it is made with its marker."""
         if self._store is None:
             self.folder.stat()
             self._store = LocalStore(prefix=self.folder)
@@ -126,7 +126,7 @@ class BucketRoot:
     is_local = False
 
     def __init__(self, address: StorageAddress, settings: Settings) -> None:
-        """Raises InvalidInput if the environment lacks what the store needs."""
+        """Open the store. Raises InvalidInput if the environment lacks what it needs."""
         self._address, self._settings = address, settings
         self._store = open_bucket(address, settings)
         # obstore's limit is for a request as a whole, which 30 s are too little for.

@@ -1,4 +1,4 @@
-"""Which device the work runs on, and the record of what made a result."""
+"""The device that the work runs on, and the record of what made a result."""
 
 import platform
 from importlib.metadata import version

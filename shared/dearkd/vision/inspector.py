@@ -63,7 +63,7 @@ def inspect(identifier: str) -> None:
 
 
 def _refusal_of(error: Exception, ticket: Ticket) -> DearKDError:
-    """What went wrong as the answer to who asked."""
+    """The error as it is told to who asked."""
     if _ran_out_of_memory(error):
         return too_large_to_inspect(ticket, "inspecting it takes more memory than is allowed")
     if isinstance(error, JobTimeoutException):
@@ -77,7 +77,7 @@ def _refusal_of(error: Exception, ticket: Ticket) -> DearKDError:
 
 
 def _ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether it was for that, or in consequence of it."""
+    """Tell whether an error is one of missing memory, or its consequence."""
     while error is not None:
         full = isinstance(error, OSError) and error.errno == errno.ENOMEM
         if full or isinstance(error, MemoryError) or "can't allocate memory" in str(error):

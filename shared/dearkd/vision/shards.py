@@ -82,7 +82,7 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def has_logits(self) -> bool:
-        """Whether the teacher's logits lie beside every image."""
+        """True if the teacher's logits lie beside every image."""
         return bool((self._logits_sizes > 0).all())
 
     def logits(self, index: int) -> Tensor:
