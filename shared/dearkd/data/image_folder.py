@@ -49,6 +49,11 @@ class Source(Protocol):
         """The amount that there is to check and to copy, in the unit that both count."""
         ...
 
+    @property
+    def is_listed(self) -> bool:
+        """True if a list of class names, given or beside class folders, decided on the labels."""
+        ...
+
     def check(self) -> Iterator[int]:
         """Read everything once, before anything is copied; yields how much each step did.
 
@@ -102,11 +107,6 @@ def read_folder(folder: Path, reading: Reading | None = None) -> Source:
     return ImageFolder(listed, reading, skipped)
 
 
-def is_listed(source: Source) -> bool:
-    """Tell whether a list of names, given or beside class folders, decided on their labels."""
-    return isinstance(source, ImageFolder) and source.reading.class_names is not None
-
-
 def _shard_folder(folder: Path, reading: Reading, skipped: Skipped) -> "ShardFolder":
     for flag, given in (
         ("--class-order", reading.class_order),
@@ -150,6 +150,7 @@ class ShardFolder:
     files: Sequence[Path]
     names: Sequence[str] | None
     skipped: Skipped
+    is_listed = False
 
     @property
     def total(self) -> int:
@@ -184,6 +185,10 @@ class ImageFolder:
     @property
     def total(self) -> int:
         return 2 * sum(len(files) for _, files in self.classes)
+
+    @property
+    def is_listed(self) -> bool:
+        return self.reading.class_names is not None
 
     def check(self) -> Iterator[int]:
         for label, (name, files) in enumerate(self.classes):

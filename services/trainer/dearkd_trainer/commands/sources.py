@@ -19,7 +19,7 @@ from dearkd.data.class_folders import ClassOrder
 from dearkd.data.dataset_splits import choose_shards
 from dearkd.data.folder_walk import Skipped, kind_of_name
 from dearkd.data.image_files import is_grey
-from dearkd.data.image_folder import Reading, is_listed, read_folder
+from dearkd.data.image_folder import Reading, read_folder
 from dearkd.data.json_files import read_json
 from dearkd.data.manifests import DatasetManifest
 from dearkd.data.shard_files import Shard
@@ -203,7 +203,7 @@ def open_dataset(
             note(f"{reference}: {what}: {count:,}")
         for _ in source.copy_to(Storage.open(Settings(storage_url=f"file://{scratch}")), "packed"):
             pass
-        order = class_order or ("given" if is_listed(source) else None)
+        order = class_order or ("given" if source.is_listed else None)
         paths = _local_shards(Path(scratch) / "packed", reference, model, None, order=order)
         yield _dataset(paths, model)
 
