@@ -12,7 +12,7 @@ from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_js
 from dearkd.client import Client, Json
 from dearkd.data.class_folders import ClassOrder, read_names_file
 from dearkd.data.file_names import require_kept_name
-from dearkd.data.image_folder import Reading, is_listed, read_folder
+from dearkd.data.image_folder import Reading, read_folder
 from dearkd.data.image_intake import Channels, shown
 from dearkd.errors import DearKDError, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
@@ -116,7 +116,7 @@ def add(
             if as_json:
                 print_json(summary)
             return
-        order = _said_order(reading, given=class_names is not None or teacher is not None or is_listed(source))
+        order = _said_order(reading, given=class_names is not None or teacher is not None or source.is_listed)
         dataset = _register(client, storage, prefix, name, order, settings)
     if as_json:
         print_json(dataset | {"copied": summary, "skipped": summary["skipped"]})

@@ -18,11 +18,11 @@ from dearkd.specs.class_order import natural_order, parted_orders, stored_name
 
 class ClassOrder(StrEnum):
     name = "name"
-    """As torchvision sorts folders: 1, 10, 2."""
+    """The order in which torchvision sorts folders: 1, 10, 2."""
     number = "number"
-    """By the whole numbers that all names are; label 0 is the least of them."""
+    """The order of the whole numbers that all names are; label 0 is the least of them."""
     natural = "natural"
-    """As timm sorts folders: digits as numbers, text in lower case."""
+    """The order in which timm sorts folders: digits as numbers, text in lower case."""
 
 
 def find_classes(folder: Path, split: str | None, skipped: Skipped) -> dict[str, Path]:
@@ -83,7 +83,7 @@ def read_names_file(path: Path) -> list[str]:
 
 
 def _looks_like_image(path: Path) -> bool:
-    """Whether a loose file is an image or is named as one."""
+    """Tell whether a loose file is an image or is named as one."""
     try:
         return examine(path, 1) is not None
     except typer.BadParameter:

@@ -14,18 +14,18 @@ _FOLDER = re.compile(rf"(?:{ANY_SPLIT})[-_ ]?(?:set|data|images|imgs|split)?[-_ 
 
 
 def split_of_folder(name: str) -> str | None:
-    """Which split a folder's name means (train2017 is train), or None."""
+    """The split that a folder's name means (train2017 is train), or None."""
     found = _FOLDER.fullmatch(name)
     return found.lastgroup if found else None
 
 
 def is_chosen(name: str, kind: str | None, split: str) -> bool:
-    """Whether a split of this name and kind is the one that was asked for; train asks for training too."""
+    """Tell whether a split of this name and kind is the one that was asked for; train asks for training too."""
     return name.lower() == split.lower() or (kind is not None and kind == split_of_folder(split))
 
 
 def choose_shards(shards: Sequence[Path], split: str | None, folder: Path, skipped: Skipped) -> list[Path]:
-    """Those of one split; the rest is counted.
+    """Choose the shards of one split; the others are counted as skipped.
 
     Raises:
         typer.BadParameter: if the names tell of several splits and none is chosen, or none is of the chosen one.
@@ -117,7 +117,7 @@ def _split_folders(folder: Path, depth: int) -> list[Path]:
 
 
 def _class_splits(folder: Path) -> bool:
-    """Whether every one of several class folders is divided into splits (cat/train, cat/val, dog/train …)."""
+    """Tell whether every one of several class folders is divided into splits (cat/train, cat/val, dog/train …)."""
     folders, _ = entries(folder, Skipped())
     if len(folders) < 2:
         return False

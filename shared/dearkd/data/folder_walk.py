@@ -1,4 +1,4 @@
-"""What lies in a folder: files to take, and a count, by reason, of those that are left out."""
+"""The walk through a folder: files to take, and a count, by reason, of those that are left out."""
 
 import os
 import stat
@@ -51,7 +51,7 @@ class Skipped:
 
 
 def kind_of_name(name: str) -> str | None:
-    """Why what is so named is left out: "hidden", "system file", or None where it is not."""
+    """The reason why what is so named is left out: "hidden", "system file", or None where it is not."""
     if name.lower() in SYSTEM_NAMES:
         return "system file"
     return "hidden" if name.startswith(".") else None

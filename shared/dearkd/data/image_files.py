@@ -12,7 +12,7 @@ from dearkd.errors import CorruptData
 
 IMAGE_FORMATS = ("PNG", "WEBP", "JPEG")
 MAX_PIXELS = 2**24
-"""Of one image."""
+"""Most pixels of one image that are decoded."""
 
 # Pillow opens a grey PNG of 16 bits as "I;16", and did as "I".
 _GREY_MODES = frozenset(("1", "L", "LA", "I", "I;16", "I;16B", "I;16L"))
@@ -57,12 +57,12 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether it has one channel, with or without alpha. Palettes count as colour, whatever colours they hold."""
+    """Tell whether an image has one channel, with or without alpha. Palettes count as colour, even grey ones."""
     return image.mode in _GREY_MODES
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF says that the picture stands otherwise than its pixels do. Loads the pixels."""
+    """Tell whether EXIF says that the picture is to be turned or mirrored. Loads the pixels."""
     return _turn(image) is not None
 
 

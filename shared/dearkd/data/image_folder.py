@@ -12,11 +12,11 @@ import typer
 
 from dearkd.data.class_folders import ClassOrder, find_classes, label_names
 from dearkd.data.dataset_splits import choose_shards, split_level
-from dearkd.data.datasets import Sample, Shard, info_json, shard_name, write_shard
 from dearkd.data.file_names import require_kept_name
 from dearkd.data.folder_walk import Skipped, entries, walk
 from dearkd.data.image_intake import Channels, ImageFile, examine, shown
-from dearkd.data.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
+from dearkd.data.shard_files import Sample, Shard, shard_name, write_shard
+from dearkd.data.shard_info import CLASS_NAMES, INFO, info_json, read_class_names, read_info
 from dearkd.specs.class_order import stored_name
 from dearkd.storage.objects import Storage
 
@@ -27,14 +27,14 @@ SHARD_BYTES = 2**28
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a folder is to be read, where it does not say so itself."""
+    """Choices about the reading of a folder, for what it does not say itself."""
 
     split: str | None = None
     class_order: ClassOrder | None = None
     class_names: Sequence[str] | None = None
-    """In the order of their labels; before a `class_names.json` in the folder."""
+    """Names in the order of their labels; they come before a `class_names.json` in the folder."""
     usual_names: Sequence[str] = ()
-    """In the order of their labels; used where nothing else gives an order and all class folders are among them."""
+    """Names in label order, used where nothing else gives an order and all class folders are among them."""
     in_chans: Channels | None = None
     """Default: 3, or 1 where all images are grey."""
     resize: int | None = None
@@ -46,7 +46,12 @@ class Source(Protocol):
 
     @property
     def total(self) -> int:
-        """How much there is to check and to copy, in the unit that both count."""
+        """The amount that there is to check and to copy, in the unit that both count."""
+        ...
+
+    @property
+    def is_listed(self) -> bool:
+        """True if a list of class names, given or beside class folders, decided on the labels."""
         ...
 
     def check(self) -> Iterator[int]:
@@ -58,7 +63,7 @@ class Source(Protocol):
         ...
 
     def summary(self) -> dict[str, Any]:
-        """What will be copied and what will not, once all is checked; a JSON object."""
+        """A summary of what will be copied and what will not, once all is checked; a JSON object."""
         ...
 
     def copy_to(self, storage: Storage, prefix: str) -> Iterator[int]:
@@ -67,7 +72,7 @@ class Source(Protocol):
 
 
 def read_folder(folder: Path, reading: Reading | None = None) -> Source:
-    """What a folder holds: shards (`*.tar`), or else class folders of images.
+    """Find what can be copied from a folder: shards (`*.tar`), or else class folders of images.
 
     Class folders count in the order of the names that were given, or that are in `class_names.json` beside them, else
     in that of their own names. One that is named so and is not there is a class without images.
@@ -100,11 +105,6 @@ def read_folder(folder: Path, reading: Reading | None = None) -> Source:
     names = label_names(level, list(classes), reading.class_names, reading.class_order)
     listed = [(name, list(walk(classes[name], skipped)) if name in classes else []) for name in names]
     return ImageFolder(listed, reading, skipped)
-
-
-def is_listed(source: Source) -> bool:
-    """Whether a list of names, given or beside class folders, decided on their labels."""
-    return isinstance(source, ImageFolder) and source.reading.class_names is not None
 
 
 def _shard_folder(folder: Path, reading: Reading, skipped: Skipped) -> "ShardFolder":
@@ -150,6 +150,7 @@ class ShardFolder:
     files: Sequence[Path]
     names: Sequence[str] | None
     skipped: Skipped
+    is_listed = False
 
     @property
     def total(self) -> int:
@@ -185,6 +186,10 @@ class ImageFolder:
     def total(self) -> int:
         return 2 * sum(len(files) for _, files in self.classes)
 
+    @property
+    def is_listed(self) -> bool:
+        return self.reading.class_names is not None
+
     def check(self) -> Iterator[int]:
         for label, (name, files) in enumerate(self.classes):
             before = len(self.images)
@@ -200,7 +205,7 @@ class ImageFolder:
 
     @property
     def channels(self) -> Channels:
-        """Of all images as stored: what was asked for, else colour unless all are grey."""
+        """The channels of all images as stored: what was asked for, else colour unless all are grey."""
         return self.reading.in_chans or (1 if all(image.grey for _, image in self.images) else 3)
 
     def summary(self) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Literal
 import typer
 from PIL import Image, UnidentifiedImageError
 
-from dearkd.data.datasets import MAX_MEMBER_BYTES
 from dearkd.data.image_files import IMAGE_FORMATS, MAX_PIXELS, in_channels, is_grey, is_turned, upright
+from dearkd.data.tar_members import MAX_MEMBER_BYTES
 
 STORED_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-"""By Pillow's format: files of these are stored as they are. MPO is JPEG with more pictures behind the first."""
+"""Suffixes by Pillow's formats; such files are stored as they are. MPO is JPEG with more pictures behind the first."""
 CONVERTED_FORMATS = ("GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
 """Read here and stored as PNG. Formats that Pillow knows by a weak sign only (TGA) are left out."""
 
@@ -41,16 +41,16 @@ class ImageFile:
     """Pillow's name for it."""
     grey: bool
     turned: bool
-    """By EXIF."""
+    """True if its EXIF orientation turns or mirrors it."""
     frames: int
-    """Of which only the first is used."""
+    """The number of its frames; only the first is used."""
     shrunk: bool
-    """By the resizing that was asked for."""
+    """True if the resizing that was asked for makes it smaller."""
     pixels: int
-    """As stored."""
+    """The number of its pixels as stored."""
 
     def is_kept(self, channels: Channels) -> bool:
-        """Whether the file itself is stored."""
+        """Tell whether the file itself is stored."""
         fitting = self.grey == (channels == 1)
         return self.format in STORED_SUFFIXES and fitting and not self.turned and not self.shrunk
 
@@ -78,7 +78,7 @@ class ImageFile:
 
 
 def examine(path: Path, resize: int | None) -> ImageFile | None:
-    """What an image file is, by its content; all its pixels are decoded. None where it is no image.
+    """Examine an image file by its content; all its pixels are decoded. None where it is no image.
 
     Args:
         path: a regular file.

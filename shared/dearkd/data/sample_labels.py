@@ -8,7 +8,7 @@ MAX_LABEL_BYTES = 64
 
 
 def parse_label(text: bytes) -> int:
-    """Raises `ValueError` if it is not a whole number in plain digits; Python's `int` would take 1_0 for ten."""
+    """Read a label. Raises `ValueError` if it is no whole number in plain digits; `int` would take 1_0 for ten."""
     text = text.removeprefix(codecs.BOM_UTF8)
     if len(text) > MAX_LABEL_BYTES or re.fullmatch(rb"-?[0-9]+", text.strip()) is None:
         raise ValueError(f"{text[:40]!r} is no whole number")
@@ -16,7 +16,7 @@ def parse_label(text: bytes) -> int:
 
 
 def no_label(suffixes: Iterable[str]) -> str:
-    """What to say of a sample without a `.cls`: where a label may stand elsewhere, that it is not read from there."""
+    """Say that a sample has no `.cls`, and which other members might hold a label, but are not read."""
     elsewhere = sorted(f".{suffix}" for suffix in suffixes if suffix in ("txt", "json", "label", "class", "target"))
     unread = f" (none is read from {', '.join(elsewhere)})" if elsewhere else ""
     return f"has no label{unread}; add a .cls with its class index"

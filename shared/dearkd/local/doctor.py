@@ -1,4 +1,4 @@
-"""What a machine needs for dearkd, checked one by one; each finding says how to mend what is wrong."""
+"""The checks of what a machine needs for dearkd, one by one; each finding says how to mend what is wrong."""
 
 import json
 import platform
@@ -178,7 +178,7 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
 
 
 def _forgetful(redis: Redis) -> list[str]:
-    """What in a Redis's configuration lets it forget; nothing where it does not show its configuration."""
+    """The settings by which a Redis forgets what it holds; none where it does not show its configuration."""
     try:
         # One at a time: Redis before 7 takes no more.
         keeps = cast("dict[str, str]", redis.config_get("appendonly")).get("appendonly")
@@ -216,7 +216,7 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
 
 
 def _answers(settings: Settings) -> bool:
-    """Whether there is a Redis that could know the storage; that there is none is said by the check of Redis."""
+    """Tell whether there is a Redis that could know the storage; that there is none is said by the check of Redis."""
     try:
         with connect(settings) as redis:
             return bool(redis.ping())

@@ -61,7 +61,7 @@ def free_port(host: str = HOST) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedRedis:
-    """How to start one: loopback only, behind a password, an append-only file in `directory` flushed every second.
+    """A Redis server to start: on loopback, behind a password, its append-only file in `directory` flushed each second.
 
     TCP rather than a Unix socket, since a socket's path may have 107 bytes at most and not every file system has them.
     """
@@ -85,7 +85,7 @@ class EmbeddedRedis:
 
     @property
     def configuration(self) -> bytes:
-        """Of a server that runs in `directory`."""
+        """The settings of a server that runs in `directory`."""
         lines = [
             f"bind {HOST}",
             f"port {self.port}",

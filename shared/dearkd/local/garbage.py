@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
-from dearkd.data.datasets import datasets
+from dearkd.data.manifests import datasets
 from dearkd.errors import CorruptData, NotFound
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.model import Job, kind_of
@@ -21,10 +21,10 @@ from dearkd.storage.marker import ROOTS
 from dearkd.storage.objects import Storage, StoredObject
 
 ABANDONED_SECONDS = float(TICKET_SECONDS)
-"""After so long without a write nobody works on an upload, a registration, or a file that is being written."""
+"""The age after which nobody works on an upload, a registration, or a file that is being written."""
 
 UPLOADED = ("teachers", "tmp")
-"""What no job writes: there, age decides."""
+"""Folders that no job writes to: there, age decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Garbage:
     bytes: int
     reason: str
     leftover: StoredObject | None = None
-    """Set where it is no object, but a file of a write that never ended."""
+    """The file, where it is no object but what a write that never ended left."""
 
 
 class Collector:
-    """Looks through a storage once; `find` names what may go, `remove` removes it after looking again.
+    """One look through a storage: `find` names what may go, `remove` removes it after looking again.
 
     Args:
         storage: where to look.
@@ -82,7 +82,7 @@ class Collector:
         return True
 
     def _reason(self, root: str, identifier: str) -> str | None:
-        """Why what lies under an identifier may go (of a job: its notes on shards); None if it may not."""
+        """The reason why what lies under an identifier may go (of a job: its notes on shards); None if it may not."""
         if root in UPLOADED:
             finished = root == "teachers" and teachers(self.storage).exists(identifier)
             return None if finished else "of an upload that was never registered"
@@ -101,7 +101,7 @@ class Collector:
         return f"left by {maker}, which {'was canceled' if end.status == 'canceled' else 'failed'}"
 
     def _end(self, job: str) -> Job | None:
-        """How a job ended; None for one that has not, or of which that cannot be read."""
+        """The final record of a job; None where it has not ended, or the record cannot be read."""
         try:
             ended = Job.model_validate_json(self.storage.read(f"jobs/{job}/final.json"))
         except (NotFound, ValidationError):

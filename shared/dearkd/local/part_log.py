@@ -1,4 +1,4 @@
-"""What a part of the tree prints: all of it to its log file, its warnings and errors also to the terminal."""
+"""The output of a part of the tree: all of it to its log file, its warnings and errors also to the terminal."""
 
 import logging
 import re

@@ -54,7 +54,7 @@ def members(families: Collection[Family]) -> list[psutil.Process]:
 def terminate(
     families: Collection[Family], *, grace_seconds: float = GRACE_SECONDS, hurry: threading.Event | None = None
 ) -> list[psutil.Process]:
-    """SIGTERM to the heads; after the grace period, or once `hurry` is set, SIGKILL to every member.
+    """Send SIGTERM to the heads; after the grace period, or once `hurry` is set, SIGKILL to every member.
 
     Heads alone are told, since they know how to end their own children in good order.
 
@@ -75,7 +75,7 @@ def terminate(
 
 
 def kill(families: Collection[Family]) -> list[psutil.Process]:
-    """SIGKILL to every member until none is left; what survives even that is returned."""
+    """Send SIGKILL to every member until none is left; what survives even that is returned."""
     deadline = time.monotonic() + KILL_SECONDS
     while alive := members(families):
         for process in alive:
@@ -99,7 +99,7 @@ class Guardian:
         self._process: subprocess.Popen[str] | None = None
 
     def guard(self, waves: Sequence[Sequence[Family]]) -> None:
-        """From now on these are what there is to end, one wave after another."""
+        """Name the processes to end from now on, one wave after another."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "dearkd.local.process_tree"],
@@ -116,7 +116,7 @@ class Guardian:
         self._process.stdin.flush()
 
     def close(self) -> None:
-        """Let it end; what it was to end and is still alive ends too."""
+        """End the guardian, and whatever it guards that is still alive."""
         if self._process is None:
             return
         assert self._process.stdin is not None

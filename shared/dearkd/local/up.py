@@ -46,9 +46,9 @@ class Part:
     directory: Path | None = None
     """Working directory; None: that of `up` itself, so that relative paths in the settings mean the same."""
     show_warnings: bool = True
-    """Whether its warnings go to the terminal too."""
+    """True if its warnings go to the terminal too."""
     checks_keys: bool = False
-    """Whether it is started with the API keys that are configured; no other part is."""
+    """True if it is started with the API keys that are configured; no other part is."""
 
 
 def _module(*arguments: str) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ class UpTree:
 
     @property
     def _settings(self) -> Settings:
-        """As the parts read them from their environment."""
+        """The settings as the parts read them from their environment."""
         prefix = "DEARKD_"
         given = {key: value for key, value in self._environment.items() if key.startswith(prefix)}
         return Settings.model_validate({key.removeprefix(prefix).lower(): value for key, value in given.items()})
@@ -314,7 +314,7 @@ class UpTree:
         return process
 
     def _waves(self) -> list[list[Family]]:
-        """In the order in which they end: Redis after those who still write to it."""
+        """The parts in the order in which they end: Redis after those who still write to it."""
         parts = [family for name, family in self._families.items() if name != REDIS]
         redis = [family for name, family in self._families.items() if name == REDIS]
         return [parts, redis]

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Manifest(BaseModel):
-    """What every manifest starts with. Unknown fields are ignored: a newer version may have written them."""
+    """The fields that every manifest starts with. Unknown fields are ignored: a newer version may have written them."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -31,7 +31,7 @@ class Manifest(BaseModel):
     name: str | None = None
     created_at: datetime
     owner: SkipJsonSchema[str | None] = None
-    """As of a job: who may delete it. None: nobody, or so old that it was not recorded. Clients do not see it."""
+    """Who may delete it, as of a job. None: nobody, or it is older than this field. Clients do not see it."""
 
 
 class StoredFile(BaseModel):
@@ -67,7 +67,7 @@ class Teacher(Manifest):
 
     @property
     def spec(self) -> TeacherSpec:
-        """Raises `Unreadable` if the manifest was altered into what no teacher is."""
+        """The teacher's spec. Raises `Unreadable` if the manifest was altered into what no teacher is."""
         try:
             return TeacherSpec.stored(self.model_dump(include=set(TeacherSpec.model_fields)))
         except ValidationError as error:
@@ -106,7 +106,7 @@ class Model(Manifest):
 ManifestT = TypeVar("ManifestT", bound=Manifest)
 
 
-class Shelf(Generic[ManifestT]):
+class Catalog(Generic[ManifestT]):
     """All resources of one sort: `{root}/{id}/{manifest}` and what lies beside it."""
 
     def __init__(self, storage: Storage, root: str, kind: Kind, manifest: str, model: type[ManifestT]) -> None:
@@ -127,7 +127,7 @@ class Shelf(Generic[ManifestT]):
         return f"{self.root}/{identifier}/{name}"
 
     def get(self, identifier: str) -> ManifestT:
-        """Raises `NotFound`, or `Unreadable` for a manifest that cannot be read."""
+        """Read the manifest of a resource. Raises `NotFound`, or `Unreadable` for one that cannot be read."""
         key = self.key(identifier, self.manifest)
         try:
             text = self.storage.read(key)
@@ -168,7 +168,7 @@ class Shelf(Generic[ManifestT]):
         self.storage.create(self.key(item.id, self.manifest), manifest_bytes(item))
 
     def delete(self, identifier: str) -> None:
-        """Manifest first, whatever it holds, then the objects. Raises `NotFound`."""
+        """Delete the manifest first, whatever it holds, then the objects. Raises `NotFound`."""
         if not self.exists(identifier):
             raise NotFound(f"there is no {identifier!r} in {self.root}")
         self.storage.delete(self.key(identifier, self.manifest))
@@ -179,13 +179,13 @@ def _remedy(identifier: str) -> str:
     return f"restore it from a backup, or delete {identifier} and make it again"
 
 
-def teachers(storage: Storage) -> Shelf[Teacher]:
-    return Shelf(storage, "teachers", "tch", "teacher.json", Teacher)
+def teachers(storage: Storage) -> Catalog[Teacher]:
+    return Catalog(storage, "teachers", "tch", "teacher.json", Teacher)
 
 
-def models(storage: Storage) -> Shelf[Model]:
+def models(storage: Storage) -> Catalog[Model]:
     # The manifest is a name of ours beside `config.json`, which is timm's.
-    return Shelf(storage, "models", "mdl", "model.json", Model)
+    return Catalog(storage, "models", "mdl", "model.json", Model)
 
 
 def manifest_bytes(item: BaseModel) -> bytes:

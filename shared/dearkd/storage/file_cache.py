@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class FileCache:
-    """What is fetched through it stays until it is closed; other processes may have the same files open.
+    """A user of the cache: files that are fetched through it stay until it is closed. Others may use the same files.
 
     Args:
         root: the folder that the processes of this host share.
@@ -50,12 +50,12 @@ class FileCache:
         self.close()
 
     def close(self) -> None:
-        """From now on the files that were fetched may be removed."""
+        """Let the files that were fetched be removed from now on."""
         while self._held:
             _let_go(self._held.pop())
 
     def place(self, *, name: str, sha256: str) -> Path:
-        """Where a copy lies, if it is there."""
+        """The path of a copy, if there is one."""
         return self.root / "files" / sha256 / name
 
     def fetch(self, storage: Storage, key: str, *, name: str, sha256: str, size: int) -> Path:
@@ -75,7 +75,7 @@ class FileCache:
         return self.obtain(lambda path: storage.download(key, path, sha256=sha256), name=name, sha256=sha256, size=size)
 
     def obtain(self, download: Callable[[Path], None], *, name: str, sha256: str, size: int) -> Path:
-        """As `fetch`, of what `download` writes to the path that it is given, whole or not at all.
+        """Fetch like `fetch`, through a `download` that writes to the path it is given, whole or not at all.
 
         Raises:
             CorruptData: if that is something else, or `name` and `sha256`, which may be a stranger's, are no such.
@@ -98,7 +98,7 @@ class FileCache:
         return path
 
     def _fill(self, path: Path, download: Callable[[Path], None], *, sha256: str, size: int) -> None:
-        """A copy gets its name when it is whole, and none is taken away under its readers. A bad one is replaced."""
+        """Download a copy beside its place and move it there once it is whole and verified; a bad one is replaced."""
         self._make_room(size)
         part = path.with_name(new_id("tmp"))
         try:
@@ -182,7 +182,7 @@ def _let_go(descriptor: int) -> None:
 
 @contextmanager
 def _filling(folder: Path) -> Iterator[None]:
-    """One process at a time fills a folder, so that those who want the same copy at once fetch it once."""
+    """Let one process at a time fill a folder, so that those who want the same copy at once fetch it once."""
     descriptor = os.open(folder / "filling.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -22,7 +22,7 @@ ROOTS = ("datasets", "jobs", "models", "runs", "teachers", "tmp")
 """The folders of a root in which dearkd keeps its objects."""
 
 REMEMBERED_SECONDS = 30.0
-"""After so long Redis is told the id again, in case that it was emptied."""
+"""The time after which Redis is told the id again, in case that it was emptied."""
 
 _REMEDY = (
     "mount the disk or bring the folder back; if it is meant to be another storage from now on, say so with "
@@ -31,10 +31,10 @@ _REMEDY = (
 
 
 class Root(Protocol):
-    """What a marker needs of a storage root. Each method raises `Unavailable` when the store cannot be reached."""
+    """The side of a storage root that its marker sees. Methods raise `Unavailable` when it cannot be reached."""
 
     trust_seconds: float
-    """How long the root is believed to be what it was when it was looked at last."""
+    """The seconds for which the root is believed to be what it was when it was looked at last."""
 
     def read_marker(self) -> bytes | None: ...
 
@@ -46,7 +46,7 @@ class Root(Protocol):
 
 
 class KnownStorage:
-    """What Redis knows of the storage. Raises `Unavailable` (`redis_unavailable`) when it cannot be reached."""
+    """The id of the storage as Redis remembers it. Raises `Unavailable` (`redis_unavailable`) without Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -68,7 +68,7 @@ class KnownStorage:
 
 
 class Marker:
-    """Proves a root, again and again.
+    """The proof that a root is the storage, made again whenever it is due.
 
     Args:
         root: to be proved.

@@ -5,7 +5,8 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -34,7 +35,7 @@ BucketStore = S3Store | GCSStore | AzureStore
 ObjectStore = LocalStore | BucketStore
 
 REQUEST_SECONDS = 30.0
-"""For a request to a bucket and its answer, on top of the time that its bytes need."""
+"""The limit of a request to a bucket and its answer, on top of the time that its bytes need."""
 
 # Long enough for a hiccup; an outage is the caller's to wait out, and a request's to report.
 _RETRIES: "RetryConfig" = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
@@ -45,6 +46,14 @@ REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 class AlreadyExists(Conflict):
     default_code = "already_exists"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    key: str
+    size: int
+    modified: datetime
+    """The time at which it was written, with its zone."""
 
 
 def open_bucket(address: StorageAddress, settings: Settings, **limits: timedelta) -> BucketStore:
@@ -145,12 +154,12 @@ def _unavailable(message: str, error: BaseException) -> Unavailable:
 
 
 def _words(error: BaseException) -> str:
-    """What an error says, in one line and without its internals in Rust."""
+    """The text of an error, in one line and without its internals in Rust."""
     return without_credentials(" ".join(str(error).partition("Debug source:")[0].split()))
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error of the operating system, or of the store, says that no room is left."""
+    """Tell whether an error of the operating system, or of the store, says that no room is left."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
 

@@ -6,17 +6,15 @@ written last and with `create`, so that exactly one writer wins and a reader nev
 
 import hashlib
 import os
-import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import obstore
-from obstore.store import LocalStore
 
 from dearkd.addresses import StorageAddress
 from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound
@@ -25,11 +23,19 @@ from dearkd.redaction import without_credentials
 from dearkd.redis_client import Redis
 from dearkd.settings import Settings
 from dearkd.storage.marker import KnownStorage, Marker
-from dearkd.storage.object_stores import REQUEST_SECONDS, AlreadyExists, ObjectStore, errors_told, is_disk_full
-from dearkd.storage.roots import BucketRoot, FolderRoot
+from dearkd.storage.object_stores import (
+    REQUEST_SECONDS,
+    AlreadyExists,
+    ObjectStore,
+    StoredObject,
+    errors_told,
+    is_disk_full,
+)
+from dearkd.storage.roots import BucketRoot, FolderRoot, Root
 
-__all__ = ["AlreadyExists", "Storage", "StoredObject", "check_key", "is_disk_full"]
+__all__ = ["AlreadyExists", "Storage", "StoredObject", "is_disk_full"]
 
+T = TypeVar("T")
 Data = bytes | Path | Iterator[bytes]
 
 SLOWEST_BYTES_PER_SECOND = 2**20
@@ -37,31 +43,19 @@ SLOWEST_BYTES_PER_SECOND = 2**20
 MAX_PUT_BYTES = 5 * 2**30
 """S3 takes no more in one request."""
 PROBE_BYTES = 2**16
-"""Of what `ping` writes: more than a file system keeps in the entry of a folder."""
+"""The bytes that `ping` writes: more than a file system keeps in the entry of a folder."""
 PROBE_SECONDS = 2.0
-"""So long the answer of a `ping` holds: anybody may ask for it."""
-MAX_KEY_BYTES = 900
-"""In UTF-8; S3 takes 1024, of which the storage root may use some."""
-MAX_SEGMENT_BYTES = 255
-"""In UTF-8; no file system takes a longer name."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    key: str
-    size: int
-    modified: datetime
-    """When it was written, with its zone."""
+"""The time for which the answer of a `ping` is kept: anybody may ask for it."""
 
 
 class Storage:
-    """One root, local or in a bucket.
+    """The objects under one root, a local folder or a bucket.
 
     Every method raises `Unavailable` when the store cannot be reached, refuses its credentials or is not the one that
     is known (`marker`), and `NotFound` for a key that does not exist.
     """
 
-    def __init__(self, root: FolderRoot | BucketRoot, known: KnownStorage | None = None, *, fresh: bool = True) -> None:
+    def __init__(self, root: Root, known: KnownStorage | None = None, *, fresh: bool = True) -> None:
         self._root = root
         self._marker = Marker(root, known, fresh=fresh)
         self._probing = threading.Lock()
@@ -93,7 +87,7 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self._root, FolderRoot)
+        return self._root.is_local
 
     @property
     def _store(self) -> ObjectStore:
@@ -101,7 +95,7 @@ class Storage:
 
     @contextmanager
     def _asking(self, key: str, *, writing: bool = False) -> Iterator[None]:
-        """Between a proof that this is the storage and, where something is not there, another."""
+        """Prove first that this is the storage, and once more where the key is not there; tell errors as ours."""
         self._marker.prove(writing=writing)
         try:
             with errors_told(key):
@@ -120,7 +114,7 @@ class Storage:
         To a bucket in one request, which leaves nothing behind if this process is killed meanwhile; but in parts what
         is a stream, or more than S3 takes at once.
         """
-        size = None if isinstance(data, Iterator) else _size(data)
+        size = _size(data)
         with self._asking(key, writing=True):
             if self.is_local or size is None or size > MAX_PUT_BYTES:
                 obstore.put(self._store, key, data)
@@ -134,7 +128,22 @@ class Storage:
             AlreadyExists: if the key exists; nothing was written.
         """
         with self._asking(key, writing=True):
-            obstore.put(self._for_upload(_size(data)), key, data, mode="create", use_multipart=False)
+            obstore.put(self._for_upload(_size(data) or 0), key, data, mode="create", use_multipart=False)
+
+    def create_or_adopt(self, key: str, data: bytes | Path, made: T, adopt: Callable[[], T]) -> T:
+        """Create an object, or adopt the one that another writer was first to store: it stays as it is.
+
+        Args:
+            key: where it is to lie.
+            data: to write.
+            made: the description of `data`, returned where that was written.
+            adopt: reads and checks the object that is there, and returns its description.
+        """
+        try:
+            self.create(key, data)
+        except AlreadyExists:
+            return adopt()
+        return made
 
     def read(self, key: str) -> bytes:
         with self._asking(key):
@@ -162,11 +171,8 @@ class Storage:
         """
         with self._asking(key):
             found = obstore.head(self._store, key)
-        changed = None
-        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
-            with suppress(OSError):
-                changed = (Path(self._store.prefix) / key).stat().st_ctime_ns
-        return int(found["size"]), (found["e_tag"], found["version"], found["last_modified"], changed)
+        marks = (found["e_tag"], found["version"], found["last_modified"], self._root.changed_at(key))
+        return int(found["size"]), marks
 
     def exists(self, key: str) -> bool:
         try:
@@ -214,30 +220,16 @@ class Storage:
     def delete_prefix(self, prefix: str) -> None:
         for stored in self.objects(prefix):
             self.delete(stored.key)
-        if isinstance(self._root, FolderRoot):
-            _remove_empty_folders(self._root.folder / prefix)
+        self._root.tidy(prefix)
 
     def leftovers(self) -> Iterator[StoredObject]:
-        """What writes that never ended left on a local store: obstore writes to `key#1` and renames that.
-
-        A bucket keeps such parts out of sight; a lifecycle rule removes them (AbortIncompleteMultipartUpload).
-        """
-        if not isinstance(self._root, FolderRoot):
-            return
+        """The parts of writes that never ended, which no other method sees. Only a folder shows any."""
         self._marker.prove()
-        root = self._root.folder
-        for path in sorted(root.rglob("*#*")):
-            if re.fullmatch(r".+#\d+", path.name) and path.is_file():
-                found = path.stat()
-                yield StoredObject(
-                    path.relative_to(root).as_posix(), found.st_size, datetime.fromtimestamp(found.st_mtime, UTC)
-                )
+        yield from self._root.leftovers()
 
     def delete_leftover(self, stored: StoredObject) -> None:
-        """Delete one of `leftovers`, which no other method sees."""
-        if isinstance(self._root, FolderRoot):
-            self._marker.prove()
-            (self._root.folder / stored.key).unlink(missing_ok=True)
+        self._marker.prove()
+        self._root.delete_leftover(stored)
 
     def copy(self, source: str, target: str) -> None:
         with self._asking(source, writing=True):
@@ -269,10 +261,7 @@ class Storage:
     def presign(self, key: str, *, seconds: int = 3600) -> str | None:
         """A URL from which the object can be fetched without credentials; None on a local store, which has none."""
         with self._asking(key):
-            store = self._store
-            if isinstance(store, LocalStore):
-                return None
-            return obstore.sign(store, "GET", key, timedelta(seconds=seconds))
+            return self._root.presign(key, timedelta(seconds=seconds))
 
     def ping(self) -> None:
         """Write and delete a small object; the answer holds for a moment, however often it is asked for.
@@ -309,37 +298,14 @@ class Storage:
         return self._root.store(timeout=timedelta(seconds=REQUEST_SECONDS + seconds))
 
 
-def _size(data: bytes | Path) -> int:
-    return data.stat().st_size if isinstance(data, Path) else len(data)
-
-
-def check_key(key: str, *, pointer: str) -> str:
-    """A key or prefix that came from outside, without surrounding slashes.
-
-    Raises:
-        InvalidInput: if it is a URL, absolute, too long as a whole or in a segment, has empty or dotted segments, or
-            odd characters.
-    """
-    text = key.strip("/")
-    segments = text.split("/")
-    if key.startswith("/") or "://" in key or any(s in ("", ".", "..") for s in segments):
-        raise InvalidInput.at(
-            pointer, f"{key!r:.200} is no key under the storage root: use names joined by single slashes"
-        )
-    if not text.isprintable() or "\\" in text:
-        raise InvalidInput.at(
-            pointer, f"{key!r:.200} holds characters that a key may not have: control characters or a backslash"
-        )
-    if (size := len(text.encode())) > MAX_KEY_BYTES:
-        raise InvalidInput.at(pointer, f"{key!r:.200} has {size} bytes; a key has {MAX_KEY_BYTES} at most")
-    for segment in segments:
-        if len(segment.encode()) > MAX_SEGMENT_BYTES:
-            raise InvalidInput.at(
-                pointer,
-                f"{segment!r:.200} has {len(segment.encode())} bytes; a name between slashes has {MAX_SEGMENT_BYTES} "
-                "at most, as file systems have it",
-            )
-    return text
+def _size(data: Data) -> int | None:
+    """Bytes of what is to be written; None of a stream."""
+    match data:
+        case bytes():
+            return len(data)
+        case Path():
+            return data.stat().st_size
+    return None
 
 
 def _guarded(key: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -349,11 +315,3 @@ def _guarded(key: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
         if chunk is None:
             return
         yield bytes(chunk)
-
-
-def _remove_empty_folders(root: Path) -> None:
-    for folder, _, _ in os.walk(root, topdown=False):
-        try:
-            os.rmdir(folder)
-        except OSError:
-            continue  # not empty: somebody else's objects lie there

@@ -1,4 +1,4 @@
-"""Which device the work runs on, and the record of what made a result."""
+"""The device that the work runs on, and the record of what made a result."""
 
 import platform
 from importlib.metadata import version
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dearkd import __version__
+from dearkd.data.shard_files import SHARD_FORMAT
 
 
 def choose_device() -> torch.device:
@@ -15,16 +16,18 @@ def choose_device() -> torch.device:
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
-    """What decides every byte of a result, beside its spec: versions of code and libraries, device and thread count.
+    """Everything that decides the bytes of a shard beside its spec: versions of code and libraries, device, threads.
 
-    timm builds the teacher and Pillow the image files; kernels differ with the device's name, or, on a CPU, with the
-    instructions that torch found.
+    timm builds the teacher, Pillow writes the image files and webdataset the tars; kernels differ with the device's
+    name, or, on a CPU, with the instructions that torch found.
     """
     return {
         "dearkd": __version__,
         "torch": torch.__version__,
         "timm": version("timm"),
         "pillow": version("pillow"),
+        "webdataset": version("webdataset"),
+        "shard_format": SHARD_FORMAT,
         "python": platform.python_version(),
         "device": device.type,
         "device_name": (

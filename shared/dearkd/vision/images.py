@@ -40,7 +40,7 @@ def quantise(inputs: Tensor, teacher: TeacherSpec) -> Tensor:
 
 
 def pixel_range(teacher: TeacherSpec, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What black and white are in normalised space: two tensors (1, C, 1, 1) of the type and device of `like`."""
+    """The values of black and white in normalised space: two tensors (1, C, 1, 1) of the type and device of `like`."""
     mean, std = _mean_and_std(teacher, like)
     return (0 - mean) / std, (1 - mean) / std
 

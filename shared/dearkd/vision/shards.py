@@ -1,11 +1,11 @@
-"""Reading a dataset's shards: verified tars that lie locally → images and labels, by sample number."""
+"""Verified shards that lie locally, as a torch dataset: images and labels by sample number."""
 
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,44 +13,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dearkd.data.datasets import IMAGE_SUFFIXES, read_members, split_member
-from dearkd.data.sample_labels import MAX_LABEL_BYTES, no_label, parse_label
+from dearkd.data.shard_files import LOGITS
+from dearkd.data.shard_reader import Reader
 from dearkd.errors import CorruptData
 from dearkd.specs.dataset_facts import kept_samples
 from dearkd.vision.images import decode
 
 Indices = NDArray[np.int64]
 
-LOGITS = "logits.npy"
-"""Suffix of the member that holds the teacher's logits of a sample, where there are any."""
-
-
-class _Entry(NamedTuple):
-    """Where a sample's image lies in its shard, and its teacher's logits (size 0: nowhere)."""
-
-    key: str
-    label: int
-    offset: int
-    size: int
-    logits_offset: int
-    logits_size: int
-
 
 class Held(Iterator[None]):
-    """Comes to its next element once the shards of the next batch are there. Those that are files always are."""
+    """An iterator over batches that waits for the shards of each; those of local files are always there."""
 
     def __next__(self) -> None:
         return None
 
     def close(self) -> None:
-        """None is needed any more. Another thread that waits for some is woken by an error."""
+        """Let all shards go. Another thread that waits for some gets an error."""
 
 
 class ShardDataset(Dataset[tuple[Tensor, int]]):
     """The samples of some shards, in the shards' order. Indexing reads labels only; images are decoded when asked for.
 
     Args:
-        paths: tars whose size and sha256 were checked already (`dearkd.data.datasets.fetch_shard`), in the
+        paths: tars whose size and sha256 were checked already (`dearkd.data.manifests.fetch_shard`), in the
             manifest's order; each is read before the next is asked for.
         num_classes: labels must be below it.
         in_chans: images are converted to grey (1) or RGB (3).
@@ -64,22 +50,22 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self._paths: list[Path] = []
-        shards = []
+        keys, tables = [np.empty(0, dtype="S1")], [np.empty((5, 0), dtype=np.int64)]
         for path in paths:
             self._paths.append(path)
-            shards.append(_index_shard(path, num_classes))
-        entries = [entry for shard in shards for entry in shard]
+            records = list(Reader(path, num_classes=num_classes))
+            rows = [(record.label, *record.image, *(record.logits or (0, 0))) for record in records]
+            keys.append(np.array([record.key.encode() for record in records], dtype=np.bytes_))
+            tables.append(np.array(rows, dtype=np.int64).reshape(-1, 5).T)
         # Arrays, not objects: a forked loader worker touches the reference count of every object that it looks at,
         # and so copies it.
-        self.labels: Indices = np.array([entry.label for entry in entries], dtype=np.int64)
+        self._keys = np.concatenate(keys)
+        table = np.concatenate(tables, axis=1)
+        self.labels: Indices = table[0]
         """(N,) class indices."""
-        self.shards: Indices = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
+        self.shards: Indices = np.repeat(np.arange(len(self._paths)), [each.shape[1] for each in tables[1:]])
         """(N,) the number of each sample's shard."""
-        self._offsets = np.array([entry.offset for entry in entries], dtype=np.int64)
-        self._sizes = np.array([entry.size for entry in entries], dtype=np.int64)
-        self._logits_offsets = np.array([entry.logits_offset for entry in entries], dtype=np.int64)
-        self._logits_sizes = np.array([entry.logits_size for entry in entries], dtype=np.int64)
-        self._keys = np.array([entry.key.encode() for entry in entries], dtype=np.bytes_)
+        self._offsets, self._sizes, self._logits_offsets, self._logits_sizes = table[1:]
         self._pixels: Tensor | None = None
 
     def __len__(self) -> int:
@@ -96,7 +82,7 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def has_logits(self) -> bool:
-        """Whether the teacher's logits lie beside every image."""
+        """True if the teacher's logits lie beside every image."""
         return bool((self._logits_sizes > 0).all())
 
     def logits(self, index: int) -> Tensor:
@@ -147,17 +133,17 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
         return True
 
     def hold(self, batches: Iterable[Indices], *, most: int = 2, workers: int = 0) -> Held:
-        """See to it that the shards of each batch are there while it is read, and those after it soon. Close it.
+        """Keep the shards of each batch here while it is read, and fetch those of the next. Close what is returned.
 
         Args:
             batches: sample numbers.
-            most: shards that are to be there at a time.
+            most: shards that are kept at a time.
             workers: of the DataLoader that reads the batches; it must ask for each before it hands it out.
         """
         return Held()
 
     def visit(self, places: Indices) -> Iterator[int]:
-        """Sample numbers, each while its shard is there."""
+        """Yield sample numbers, each while its shard is here."""
         with closing(self.hold(places[:, None])) as held:
             for place, _ in zip(places, held, strict=False):
                 yield int(place)
@@ -210,52 +196,3 @@ def split(labels: Indices, *, fraction: float, holdout: float, seed: int) -> tup
 
 def _merged(parts: list[Indices]) -> Indices:
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
-
-
-def _index_shard(path: Path, num_classes: int) -> list[_Entry]:
-    entries = []
-    seen: set[str] = set()
-    for key, label, images, logits in _samples(path):
-        where = f"{path.name}: sample {key!r}"
-        if key in seen:
-            raise CorruptData(f"{where} stands there twice, apart: its members must follow each other")
-        seen.add(key)
-        if len(images) != 1:
-            raise CorruptData(f"{where} has {len(images)} images; it needs one of {', '.join(IMAGE_SUFFIXES)}")
-        if label is None:
-            raise CorruptData(f"{where} {no_label(())}")
-        try:
-            index = parse_label(label)
-        except ValueError:
-            raise CorruptData(f"{where} has label {label[:40]!r}, which is no whole number") from None
-        if not 0 <= index < num_classes:
-            raise CorruptData(f"{where} has label {index}; labels are at least 0 and below {num_classes}")
-        entries.append(_Entry(key, index, *images[0], *logits))
-    return entries
-
-
-def _samples(path: Path) -> Iterator[tuple[str, bytes | None, list[tuple[int, int]], tuple[int, int]]]:
-    """Key, label text, and offset and size of the images and of the logits, of each run of members with one key."""
-    current = ""
-    label: bytes | None = None
-    images: list[tuple[int, int]] = []
-    logits = (0, 0)
-    for member, tar in read_members(path):
-        key, suffix = split_member(member.name)
-        if not suffix:
-            continue
-        if current and key != current:
-            yield current, label, images, logits
-            label, images, logits = None, [], (0, 0)
-        current = key
-        if suffix == "cls":
-            file = tar.extractfile(member)
-            if label is not None or file is None:
-                raise CorruptData(f"{path.name}: sample {key!r} has two labels")
-            label = file.read(MAX_LABEL_BYTES + 1)
-        elif suffix in IMAGE_SUFFIXES:
-            images.append((member.offset_data, member.size))
-        elif suffix == LOGITS:
-            logits = (member.offset_data, member.size)
-    if current:
-        yield current, label, images, logits

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from dearkd.data.datasets import DatasetManifest, fetch_shard
+from dearkd.data.manifests import DatasetManifest, fetch_shard
 from dearkd.errors import DiskFull, Unavailable
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage
@@ -45,14 +45,15 @@ class HeldShards(Held):
         self._ahead: deque[Collection[int]] = deque()
         self._passed: deque[Collection[int]] = deque()
         self._uses: Counter[int] = Counter()
-        """Of each shard that is held: batches ahead and passed."""
+        """The batches, ahead and passed, that use each held shard."""
         self._held: dict[int, Future[FileCache]] = {}
         self._over: Future[Any] = Future()
         self._lock = threading.Lock()
         self._fetcher = ThreadPoolExecutor(1, "shards")
 
     def __next__(self) -> None:
-        """
+        """Wait for the shards of the next batch.
+
         Raises:
             CorruptData: naming a shard that is not what the manifest says, or gone.
             Unavailable: if storage stays away.
@@ -77,7 +78,7 @@ class HeldShards(Held):
             shard.result()
 
     def close(self) -> None:
-        """A download that has begun goes on to its end, for which nobody waits."""
+        """Let all shards go; a download that has begun goes on to its end, for which nobody waits."""
         with self._lock:
             if not self._over.done():
                 self._over.set_result(None)
@@ -161,11 +162,11 @@ class StoredShards(ShardDataset):
         return HeldShards(self._fetch, shards, most=most, behind=max(1, PREFETCH * workers))
 
     def preload(self, max_bytes: int = 0) -> bool:
-        """Images stay where they are: not even their files fit on this machine."""
+        """Decode nothing: not even the image files fit on this machine."""
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a loader's process, which opens what this one holds and fetches nothing itself."""
+        """The state for a loader's process, which reads the shards that this one holds and fetches none itself."""
         return {**self.__dict__, "_storage": None, "_open_cache": None}
 
     def _one_by_one(self, cache: FileCache, check: Callable[[], None]) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Whether BatchNorm statistics can be those of the weights beside them. Images are made from nothing else."""
+"""The check of a teacher's BatchNorm statistics against its weights. Images are made from nothing else."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from dearkd.specs import TeacherSpec
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
 
 MOST = 1e4
-"""Of a layer's normalised activations on noise, the mean square of the median channel [our choice].
+"""Bounds for a layer's normalised activations on noise: the mean square of the median channel [our choice].
 
 Where statistics and weights belong together it is about 1. Measured on noise: at most 5 in all layers of ImageNet's
 EfficientNet-Lite0 at 32 to 224 px, and 100 in CNNs of five families trained on digits (RegNet's; on white noise alone
@@ -26,7 +26,7 @@ weights let activations vanish from layer to layer, to 1e-12."""
 
 
 def require_possible(layers: Sequence[tuple[str, BatchNorm]]) -> None:
-    """Whether the running statistics could be those of any data.
+    """Check that the running statistics could be those of any data.
 
     Raises:
         InvalidInput: at `/weights`, naming the layer, if they are of no floating-point type of 16 bits or more, or a
@@ -84,7 +84,7 @@ def check_statistics(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]]
 
 
 class _Activations:
-    """Of a layer's input: variance of each channel, and the median channel's mean square once normalised."""
+    """Figures of a layer's input: variance of each channel, and the median channel's mean square once normalised."""
 
     def __init__(self, layer: BatchNorm, values: Tensor) -> None:
         by_channel = values.detach().transpose(0, 1).flatten(1).double()

@@ -22,7 +22,7 @@ from dearkd.vision.weight_files import StoredTensor, read_header, require_fit, s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherDescription:
-    """What registering a teacher finds out about it."""
+    """The findings about a teacher at its registration."""
 
     parameters: int
     batch_norm_layers: int
@@ -99,7 +99,7 @@ def _refused_input_sizes(teacher: nn.Module, spec: TeacherSpec) -> list[int]:
 
 
 def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, pointer: str = "/image_size") -> None:
-    """Whether a teacher can be inverted at this input size.
+    """Check that a teacher can be inverted at this input size.
 
     Raises:
         InvalidInput: if it is in training mode, has a weight that is not finite or no floating-point number, has no
@@ -269,7 +269,7 @@ def _in_words(spec: TeacherSpec) -> str:
 
 
 def _known_arguments(spec: TeacherSpec) -> str:
-    """What was probably meant by those arguments that the architecture's class does not have."""
+    """A guess at what was meant by those arguments that the architecture's class does not have."""
     try:
         with ParametersOnMeta():  # it may be the largest of all networks
             known = inspect.signature(type(_create(spec)).__init__).parameters

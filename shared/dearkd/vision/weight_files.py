@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dearkd.errors import InvalidInput
 
 MAX_TENSORS = 10_000
-"""In one file. The CNN of timm with most has fewer than 3,000 [our choice]."""
+"""Most tensors of one file. The CNN of timm with most has fewer than 3,000 [our choice]."""
 
 REMEDY = (
     "save the teacher with dearkd.vision.teachers.save_teacher, or its state_dict() with safetensors.torch.save_file"
@@ -70,7 +70,7 @@ def read_header(weights: Path) -> dict[str, StoredTensor]:
 
 
 def require_fit(network: str, wanted: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    """Whether a file holds exactly a network's tensors, in types that mean the same there.
+    """Check that a file holds exactly a network's tensors, in types that mean the same there.
 
     Floating-point tensors may be stored in 16, 32 or 64 bits. `num_batches_tracked` may be missing, as for torch: no
     answer depends on it.
@@ -114,7 +114,7 @@ def require_fit(network: str, wanted: Mapping[str, Tensor], stored: Mapping[str,
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor only counts the batches that a BatchNorm layer has seen in training."""
+    """Tell whether a tensor only counts the batches that a BatchNorm layer has seen in training."""
     return name.rpartition(".")[2] == _COUNTER
 
 
@@ -128,7 +128,7 @@ def _kinds(name: str, tensor: Tensor) -> tuple[str, ...]:
 
 
 def _torch_name(kind: str) -> str:
-    """What torch calls a type: `BF16` is bfloat16, `F8_E4M3` float8_e4m3."""
+    """Torch's name of a type: `BF16` is bfloat16, `F8_E4M3` float8_e4m3."""
     letters = kind.rstrip("0123456789") if "_" not in kind else kind.partition("8")[0]
     long = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex"}.get(letters)
     return kind.lower() if long is None else long + kind.removeprefix(letters).lower()

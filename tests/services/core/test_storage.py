@@ -10,7 +10,8 @@ import pytest
 
 from dearkd.errors import CorruptData, InvalidInput, NotFound, Unavailable
 from dearkd.settings import Settings
-from dearkd.storage.objects import AlreadyExists, Storage, check_key
+from dearkd.storage.keys import check_key
+from dearkd.storage.objects import AlreadyExists, Storage
 from tests.support.s3 import S3Server
 
 

@@ -4,23 +4,21 @@ import io
 import json
 import tarfile
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from dearkd.data.datasets import (
-    DatasetManifest,
-    Sample,
-    Shard,
-    fetch_shard,
-    info_json,
-    inspect_shard,
-    split_member,
-    write_shard,
-)
-from dearkd.data.shard_info import listed_shards, read_class_names, read_info
+from dearkd.data.manifests import DatasetManifest, fetch_shard
+from dearkd.data.shard_files import IMAGE_SUFFIXES, Sample, Shard, write_shard
+from dearkd.data.shard_info import info_json, read_class_names, read_info
+from dearkd.data.shard_reader import inspect_shard
+from dearkd.data.tar_members import split_member
+from dearkd.data.unregistered import listed_shards
 from dearkd.errors import CorruptData, InvalidInput
 from dearkd.settings import Settings
 from dearkd.storage.file_cache import FileCache
@@ -60,13 +58,51 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.samples == 5
 
 
-def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
+suffixes = st.lists(st.text("abcnpy._", min_size=1, max_size=9).filter(lambda text: text[0] not in "._"), max_size=3)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    made=st.lists(
+        st.builds(
+            Sample,
+            # Longer than the hundred bytes of a header, or not ASCII: then an extended header holds the name.
+            key=st.text("0aé/", min_size=1, max_size=150),
+            image=st.binary(max_size=600),
+            suffix=st.sampled_from(IMAGE_SUFFIXES),
+            label=st.integers(0, 1000),
+            fields=st.dictionaries(st.text(max_size=3), st.floats(allow_nan=False, allow_infinity=False), max_size=2),
+            arrays=st.dictionaries(suffixes.map(".".join).filter(bool), st.binary(max_size=5), max_size=2),
+        ),
+        max_size=3,
+    )
+)
+def test_both_writers_write_the_same_bytes(tmp_path: Path, made: list[Sample]) -> None:
+    from dearkd.vision import tar_writer
+
+    plain = write_shard(tmp_path / "train-000000.tar", made)
+    data = (tmp_path / "train-000000.tar").read_bytes()
+    assert tar_writer.write_shard(tmp_path / "train-000000.tar", made) == plain
+    assert (tmp_path / "train-000000.tar").read_bytes() == data
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_members_stand_by_suffix_with_fixed_time_owner_and_mode(tmp_path: Path, suffix: str) -> None:
+    write_shard(tmp_path / "a.tar", [Sample("7", b"image", suffix, 3, {}, {"logits.npy": b"x"})])
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members] == sorted(f"7.{part}" for part in ("cls", "json", "logits.npy", suffix))
+    assert {(m.mtime, m.mode, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0o644, 0, 0, "", "")}
+
+
+@pytest.mark.parametrize("write", ["dearkd.data.shard_files", "dearkd.vision.tar_writer"])
+def test_an_error_while_writing_leaves_no_file(tmp_path: Path, write: str) -> None:
     def broken() -> object:
         yield samples(0, 1)[0]
         raise RuntimeError("lost")
 
     with pytest.raises(RuntimeError, match="lost"):
-        write_shard(tmp_path / "a.tar", broken())  # type: ignore[arg-type]  # a generator that fails is the point
+        import_module(write).write_shard(tmp_path / "a.tar", broken())
     assert list(tmp_path.iterdir()) == []
 
 

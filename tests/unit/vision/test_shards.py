@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import CorruptData
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset, split
@@ -96,7 +96,7 @@ def test_other_tools_shards_are_read(tar: Callable[[Members], Path]) -> None:
         ([("a.png", png())], "sample 'a' has no label"),
         ([("a.cls", b"0")], "sample 'a' has 0 images"),
         ([("a.cls", b"0"), ("a.png", png()), ("a.jpg", png())], "sample 'a' has 2 images"),
-        ([("a.cls", b"0"), ("a.cls", b"1"), ("a.png", png())], "sample 'a' has two labels"),
+        ([("a.cls", b"0"), ("a.cls", b"1"), ("a.png", png())], "sample 'a' has two members .cls"),
         ([("a.cls", b"cat"), ("a.png", png())], "sample 'a' has label b'cat', which is no whole number"),
         ([("a.cls", b"2"), ("a.png", png())], "sample 'a' has label 2; labels are at least 0 and below 2"),
         ([("a.cls", b"-1"), ("a.png", png())], "sample 'a' has label -1"),

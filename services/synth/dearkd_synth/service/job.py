@@ -19,18 +19,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from dearkd.data.datasets import (
-    DatasetManifest,
-    Sample,
-    Shard,
-    ShardContents,
-    count_classes,
-    datasets,
-    info_json,
-    inspect_shard,
-    shard_name,
-    write_shard,
-)
+from dearkd.data.manifests import DatasetManifest, count_classes, datasets
+from dearkd.data.shard_files import LOGITS, Sample, Shard, shard_name
+from dearkd.data.shard_info import info_json
+from dearkd.data.shard_reader import ShardContents, inspect_shard
 from dearkd.errors import CorruptData, NotFound, Unavailable
 from dearkd.jobs.model import dataset_of, now
 from dearkd.settings import Settings
@@ -39,6 +31,7 @@ from dearkd.storage.catalog import StoredFile, Teacher, describe_file, fetch_wei
 from dearkd.storage.objects import AlreadyExists
 from dearkd.vision.devices import choose_device, made_with
 from dearkd.vision.images import SUFFIXES, encode
+from dearkd.vision.tar_writer import write_shard
 from dearkd.vision.teachers import load_teacher
 from dearkd.work.attempt import Attempt
 from dearkd.work.worker import drain as drain_units
@@ -103,7 +96,6 @@ class ShardMaker:
         key = f"datasets/{dataset_of(attempt.job.id)}/{shard_name(index)}"
         if attempt.storage.exists(key):
             shard = adopt(attempt, spec, index)
-            attempt.note(f"shard {index} lies in storage already: verified and adopted")
         else:
             made = self._synthesise(attempt, spec, teacher, index)
             if made.halved:
@@ -171,15 +163,11 @@ class ShardMaker:
 
 
 def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path, shard: Shard, strip: bytes) -> Shard:
-    """Store a shard, or adopt the one that lies there. What its maker says of it comes first."""
+    """Store a shard, or adopt the one that lies there. Its description and its strip are stored first."""
     attempt.storage.put(_side_key(attempt, shard, "png"), strip)
     attempt.storage.put(_side_key(attempt, shard, "json"), manifest_bytes(shard))
-    try:
-        attempt.storage.create(f"datasets/{dataset_of(attempt.job.id)}/{path.name}", path)
-    except AlreadyExists:
-        attempt.note(f"shard {index} lay in storage before this upload ended: verified and adopted")
-        return adopt(attempt, spec, index)
-    return shard
+    key = f"datasets/{dataset_of(attempt.job.id)}/{path.name}"
+    return attempt.storage.create_or_adopt(key, path, shard, lambda: adopt(attempt, spec, index))
 
 
 def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Shard:
@@ -206,7 +194,7 @@ def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Sh
                     "teacher_confidence": round(confidence, 6),
                     "teacher_margin": round(margin, 6),
                 },
-                arrays={"logits.npy": _npy(logits)} if spec.store_logits else {},
+                arrays={LOGITS: _npy(logits)} if spec.store_logits else {},
             )
             for index, file, label, predicted, confidence, margin, logits in zip(
                 made.samples,
@@ -268,6 +256,7 @@ def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
         attempt.storage.download(f"datasets/{dataset_of(attempt.job.id)}/{name}", path)
         found = check_contents(path, spec, index)
         stored = describe_file(path)
+    attempt.note(f"shard {index} lies in storage already: verified and adopted")
     shard = Shard(**stored.model_dump(), samples=found.samples, classes=dict(sorted(found.classes.items())))
     try:
         return Shard.model_validate_json(attempt.storage.read(_side_key(attempt, shard, "json")))

@@ -1,18 +1,16 @@
 """The unit that trains a job's own student, and the student as the job's other shards get it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dearkd.data.datasets import Shard
+from dearkd.data.shard_files import Shard
 from dearkd.errors import CorruptData, NotFound
 from dearkd.jobs.model import dataset_of
 from dearkd.specs import SynthesisSpec
 from dearkd.storage.catalog import StoredFile, Teacher, describe_file
-from dearkd.storage.objects import AlreadyExists
 from dearkd.vision.shards import Indices, ShardDataset
 from dearkd.work.attempt import Attempt
 from dearkd_synth.student.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
@@ -34,7 +32,6 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
         network: the teacher itself, frozen, on the device to compute on.
     """
     if attempt.storage.exists(_key(attempt)):
-        attempt.note("the student lies in storage already: verified and adopted")
         return _adopt(attempt, teacher)
     images = _images(attempt, spec, teacher)
     device = next(network.parameters()).device
@@ -53,7 +50,10 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
     with attempt.cache.scratch("student") as folder:
         path = folder / NAME
         save_competitor(student.cpu(), path)
-        return attempt.publish(lambda: _publish(attempt, teacher, path))
+        made = describe_file(path)
+        return attempt.publish(
+            lambda: attempt.storage.create_or_adopt(_key(attempt), path, made, lambda: _adopt(attempt, teacher))
+        )
 
 
 def fetch_student(attempt: Attempt, teacher: Teacher) -> Competitor:
@@ -70,21 +70,14 @@ def fetch_student(attempt: Attempt, teacher: Teacher) -> Competitor:
     return load_competitor(path, teacher.spec)
 
 
-def _publish(attempt: Attempt, teacher: Teacher, path: Path) -> StoredFile:
-    try:
-        attempt.storage.create(_key(attempt), path)
-    except AlreadyExists:
-        attempt.note("the student lay in storage before this upload ended: verified and adopted")
-        return _adopt(attempt, teacher)
-    return describe_file(path)
-
-
 def _adopt(attempt: Attempt, teacher: Teacher) -> StoredFile:
     with attempt.cache.scratch("student") as folder:
         path = folder / NAME
         attempt.storage.download(_key(attempt), path)
         load_competitor(path, teacher.spec)
-        return describe_file(path)
+        stored = describe_file(path)
+    attempt.note("the student lies in storage already: verified and adopted")
+    return stored
 
 
 def _images(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> Tensor:

@@ -17,12 +17,14 @@ from dearkd.cli.output import note
 from dearkd.client import Client
 from dearkd.data.class_folders import ClassOrder
 from dearkd.data.dataset_splits import choose_shards
-from dearkd.data.datasets import IMAGE_SUFFIXES, DatasetManifest, Shard, read_members, split_member
 from dearkd.data.folder_walk import Skipped, kind_of_name
-from dearkd.data.image_files import is_grey, open_image
-from dearkd.data.image_folder import Reading, is_listed, read_folder
+from dearkd.data.image_files import is_grey
+from dearkd.data.image_folder import Reading, read_folder
 from dearkd.data.json_files import read_json
+from dearkd.data.manifests import DatasetManifest
+from dearkd.data.shard_files import Shard
 from dearkd.data.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
+from dearkd.data.shard_reader import Reader
 from dearkd.errors import CorruptData, InvalidInput, NotFound
 from dearkd.identifiers import is_id
 from dearkd.settings import Settings
@@ -201,7 +203,7 @@ def open_dataset(
             note(f"{reference}: {what}: {count:,}")
         for _ in source.copy_to(Storage.open(Settings(storage_url=f"file://{scratch}")), "packed"):
             pass
-        order = class_order or ("given" if is_listed(source) else None)
+        order = class_order or ("given" if source.is_listed else None)
         paths = _local_shards(Path(scratch) / "packed", reference, model, None, order=order)
         yield _dataset(paths, model)
 
@@ -240,14 +242,10 @@ def _local_shards(
 
 def _channels(shard: Path) -> Iterator[int]:
     """1 or 3 for each image of a shard, by its header alone."""
-    for member, tar in read_members(shard):
-        file = tar.extractfile(member)
-        if split_member(member.name)[1] in IMAGE_SUFFIXES and file is not None:
-            try:
-                with open_image(file.read()) as image:
-                    yield 1 if is_grey(image) else 3
-            except CorruptData as error:
-                raise CorruptData(f"{shard.name}: {member.name}: {error.message}") from None
+    reader = Reader(shard)
+    for record in reader:
+        with reader.open_image(record) as image:
+            yield 1 if is_grey(image) else 3
 
 
 def _require_same_task(reference: str, dataset: DatasetManifest, model: TrainedModel) -> None:

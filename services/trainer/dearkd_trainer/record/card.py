@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from dearkd.data.datasets import DatasetManifest
+from dearkd.data.manifests import DatasetManifest
 from dearkd.names import markdown, markdown_code
 from dearkd.storage.catalog import Accuracy, Model
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
-from dearkd.data.datasets import DatasetManifest, datasets
+from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.errors import CorruptData, NotFound, Unavailable, Unreadable
 from dearkd.jobs.model import dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
@@ -330,7 +330,7 @@ def publish(
     card = result.weights.with_name("README.md")
     card.write_text(model_card(model, dataset, result.metrics), encoding="utf-8")
     beside = [path for name in (METRICS, EVALUATION, ATTENTION) if (path := result.weights.with_name(name)).exists()]
-    files = [_create_or_adopt(attempt.storage, identifier, path) for path in (result.weights, config, card, *beside)]
+    files = [_publish_file(attempt.storage, identifier, path) for path in (result.weights, config, card, *beside)]
     attempt.storage.put(f"runs/{attempt.job.id}/{METRICS}", json_lines(result.history))
     attempt.confirm()
     try:
@@ -339,14 +339,15 @@ def publish(
         attempt.note("the model's manifest lies in storage already: an earlier attempt wrote it")
 
 
-def _create_or_adopt(storage: Storage, model: str, path: Path) -> StoredFile:
+def _publish_file(storage: Storage, model: str, path: Path) -> StoredFile:
     """Store a file of a model; one that an earlier attempt at the run stored stays, for a manifest may name it."""
     key = f"models/{model}/{path.name}"
-    try:
-        storage.create(key, path)
-    except AlreadyExists:
+
+    def adopt() -> StoredFile:
         storage.download(key, path)
-    return describe_file(path)
+        return describe_file(path)
+
+    return storage.create_or_adopt(key, path, describe_file(path), adopt)
 
 
 def _pointer_key(run: str) -> str:
