@@ -18,7 +18,7 @@ from dearkd_trainer.commands.sources import TrainedModel, open_dataset, open_mod
 from dearkd_trainer.evaluate.attention import head_distances, recorded_distances
 from dearkd_trainer.evaluate.evaluation import evaluate, normalised_sample
 from dearkd_trainer.evaluate.pictures import attention_distance_picture, confusion_picture
-from dearkd_trainer.evaluate.report import ATTENTION, report_of, write_report
+from dearkd_trainer.evaluate.report import ATTENTION, report_of, write_evaluation
 from dearkd_trainer.model.export import new_folder
 from dearkd_trainer.model.student import DearKDViT
 
@@ -77,7 +77,7 @@ def _report(
 
 
 def _write(folder: Path, report: dict[str, Any], model: TrainedModel) -> None:
-    write_report(folder, report)
+    write_evaluation(folder, report)
     names = [row["name"] for row in report["per_class"]]
     if report["confusion"] is not None:
         (folder / "confusion.png").write_bytes(confusion_picture(report["confusion"], names))

@@ -58,13 +58,13 @@ def report_of(
     return report
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+def write_evaluation(folder: Path, report: Mapping[str, Any]) -> None:
     """Write what `report_of` gave, and what was added to it, as `evaluation.json`."""
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / EVALUATION, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def write_findings(
+def write_run_report(
     folder: Path,
     spec: TrainingSpec,
     config: Mapping[str, Any],
@@ -96,7 +96,7 @@ def write_findings(
     accuracy = None
     if evaluation is not None and samples is not None:
         report = report_of(evaluation, heads, names, samples)
-        write_report(folder, report | {"dataset": on})
+        write_evaluation(folder, report | {"dataset": on})
         accuracy = Accuracy(top1=evaluation.top1, top5=evaluation.top5, dataset=on)
     (folder / ATTENTION).write_bytes(attention_distance_picture(recorded_distances(rows), heads))
     card = run_card(

@@ -24,7 +24,7 @@ PLACES = {"storage_url", "s3_endpoint", "s3_region", "cache_dir", "cache_bytes"}
 """The settings that `open_shards` looks at."""
 
 
-def bring(
+def fetch_datasets(
     attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, evaluated: DatasetManifest | None
 ) -> tuple[Source, Source | None]:
     """The shards to train on and those to evaluate on, where there are any: fetched and held, if all of them fit.

@@ -1,4 +1,4 @@
-"""All that a run needs, as files of this machine: from it a trainer is made, here or in each process of a gang."""
+"""All that a run needs, as files of this machine: from it a trainer is made, here or in each process of a group."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -37,9 +37,9 @@ from dearkd_trainer.model.export import CONFIG, WEIGHTS
 from dearkd_trainer.record.card import model_card
 from dearkd_trainer.record.checkpoint import BEST, LAST
 from dearkd_trainer.record.meter import json_row
-from dearkd_trainer.service.data import PLACES, bring, open_shards, pixel_statistics
-from dearkd_trainer.service.gang import Gang
+from dearkd_trainer.service.data import PLACES, fetch_datasets, open_shards, pixel_statistics
 from dearkd_trainer.service.inputs import RunInputs
+from dearkd_trainer.service.process_group import ProcessGroup
 from dearkd_trainer.service.sinks import RunInfo, Sinks
 from dearkd_trainer.train.failures import LoaderLost
 from dearkd_trainer.train.trainer import Metrics, TrainingResult
@@ -61,7 +61,7 @@ def perform(attempt: Attempt) -> None:
     manifest = datasets(storage).get(identifier)
     teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
     evaluated = datasets(storage).get(spec.eval_dataset) if spec.eval_dataset else None
-    shards, eval_shards = bring(attempt, spec, manifest, evaluated)
+    shards, eval_shards = fetch_datasets(attempt, spec, manifest, evaluated)
     in_chans = cast(Literal[1, 3], manifest.in_chans if teacher is None else teacher.in_chans)
     for role, data in (("dataset", manifest), ("eval_dataset", evaluated)):
         for line in data.conversions(in_chans) if data is not None else ():
@@ -100,7 +100,7 @@ def perform(attempt: Attempt) -> None:
         stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
         reporter = RunReporter(attempt, spec, stored)
         try:
-            result = train_here(inputs, reporter) if spec.processes == 1 else train_in_gang(attempt, inputs, reporter)
+            result = train_here(inputs, reporter) if spec.processes == 1 else train_in_group(attempt, inputs, reporter)
         finally:
             reporter.sinks.close()
         attempt.publish(lambda: publish(attempt, spec, manifest, in_chans, result))
@@ -132,12 +132,12 @@ def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
         raise Died(f"lost a process that read its images: {error}") from error
 
 
-def train_in_gang(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
+def train_in_group(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
     """The run in processes of their own, which share the CPU threads that this one would have."""
     threads = max(1, torch.get_num_threads() // inputs.spec.processes)
     device = cast(Literal["cpu", "cuda"], choose_device().type)
-    with Gang(inputs, device=device, threads=threads, check=attempt.check, note=attempt.note) as gang:
-        return gang.run(reporter)
+    with ProcessGroup(inputs, device=device, threads=threads, check=attempt.check, note=attempt.note) as group:
+        return group.run(reporter)
 
 
 class StoredCheckpoint(BaseModel):

@@ -29,7 +29,7 @@ from dearkd_trainer.data import loader
 from dearkd_trainer.data.recipe import eval_crop_pct, train_transform
 from dearkd_trainer.evaluate.attention import head_distances, layer_means, to_row
 from dearkd_trainer.evaluate.evaluation import Evaluation, evaluate, normalised_sample
-from dearkd_trainer.evaluate.report import write_findings, write_rows
+from dearkd_trainer.evaluate.report import write_rows, write_run_report
 from dearkd_trainer.model.export import WEIGHTS, model_config, save_model
 from dearkd_trainer.model.student import DearKDViT
 from dearkd_trainer.record.checkpoint import BEST, comparable, load_checkpoint, save_best, save_checkpoint
@@ -386,7 +386,7 @@ class DearKDTrainer:
             save_model(self.directory, self.evaluated, config)
             write_rows(self.directory, self.history)
             data = self.eval_dataset
-            write_findings(
+            write_run_report(
                 self.directory,
                 self.spec,
                 config,

@@ -1,6 +1,6 @@
 """A run of several processes on this machine: torchrun starts them, and this process answers for them.
 
-Only this one holds the attempt: it tells Redis and storage what the gang does, and ends it. The gang's processes
+Only this one holds the attempt: it tells Redis and storage what the group does, and ends it. The group's processes
 (`dearkd_trainer.service.rank`) each hold a connection to it, and end when that ends, whatever became of this process.
 Rank 0 tells what happens; each tells why it fails. One that is gone without a word was killed, or crashed: then the
 others are ended too, and the attempt counts as a death, after which the run goes on from its last checkpoint.
@@ -35,7 +35,7 @@ from dearkd_trainer.train.trainer import Metrics, TrainingResult
 
 POLL_SECONDS = 0.2
 SAVE_SECONDS = GRACE_SECONDS - 2
-"""How long a gang that has to end may take for a last checkpoint: less than its worker waits before it kills."""
+"""How long a group that has to end may take for a last checkpoint: less than its worker waits before it kills."""
 WORD_SECONDS = 2.0
 """A process that loses another fails as well: for so long its error may come before the news that the other is gone."""
 EXIT_SECONDS = 60.0
@@ -53,7 +53,7 @@ class Reporter(Protocol):
 
 
 class Orders(BaseModel):
-    """What each process of the gang reads when it starts."""
+    """What each process of the group reads when it starts."""
 
     inputs: RunInputs
     device: Literal["cpu", "cuda"]
@@ -62,7 +62,7 @@ class Orders(BaseModel):
     """Where to connect; then lines of JSON go both ways."""
 
 
-class Gang:
+class ProcessGroup:
     """The processes of a run, for as long as the block runs.
 
     Args:
@@ -101,7 +101,7 @@ class Gang:
         """By when a last checkpoint must have come; 0 once it has."""
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="gang-")  # ours alone, and of a short name
+        self._folder = tempfile.TemporaryDirectory(prefix="group-")  # ours alone, and of a short name
         address = Path(self._folder.name) / "socket"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(address))
@@ -109,7 +109,7 @@ class Gang:
         orders = Orders(inputs=self.inputs, device=self.device, threads=self.threads, socket=address)
         path = Path(self._folder.name) / "orders.json"
         path.write_text(orders.model_dump_json(), encoding="utf-8")
-        threading.Thread(target=self._accept, name="gang", daemon=True).start()
+        threading.Thread(target=self._accept, name="process-group", daemon=True).start()
         count = str(self.inputs.spec.processes)
         self._torchrun = subprocess.Popen(
             [
@@ -152,8 +152,8 @@ class Gang:
         Raises:
             Died: if a process was killed or crashed.
             HandBack: if this process has to end, after a last checkpoint where there was time for one.
-            DearKDError: which ended a process of the gang, or the attempt.
-            RuntimeError: any other error of a process of the gang.
+            DearKDError: which ended a process of the group, or the attempt.
+            RuntimeError: any other error of a process of the group.
         """
         while True:
             try:
@@ -226,9 +226,9 @@ class Gang:
             self._connections[0].sendall(json.dumps(word).encode() + b"\n")
 
     def _fail(self, rank: int, message: Message) -> None:
-        """Raise what ended the gang: a typed error of any of its processes, else a death among them, else this one.
+        """Raise what ended the group: a typed error of any of its processes, else a death among them, else this one.
 
-        One that loses another, or whose loader torchrun ended with the gang, fails of that: its word is not the reason.
+        One that loses another, or whose loader torchrun ended with the group, fails of that: its word is not the reason.
         """
         failed = {rank: message}
         until = time.monotonic() + WORD_SECONDS
@@ -296,5 +296,5 @@ def _result(found: dict[str, Any]) -> TrainingResult:
 
 
 def as_json(result: TrainingResult) -> dict[str, Any]:
-    """What `Gang.run` makes a result of again."""
+    """What `ProcessGroup.run` makes a result of again."""
     return {**asdict(result), "weights": str(result.weights)}
