@@ -27,7 +27,7 @@ from dearkd_trainer.service.inputs import RunInputs
 from dearkd_trainer.service.job import perform
 from dearkd_trainer.service.process_group import ProcessGroup
 from tests.services.trainer.test_process_group import Diary
-from tests.support.bars import CLASSES, SIDE, bars
+from tests.support.bars import CLASSES, SIDE, TASK, bars
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
@@ -148,11 +148,7 @@ def test_processes_read_through_one_cache(settings: Settings, dataset: DatasetMa
         shards=dataset,
         eval_shards=dataset,
         settings=settings.model_dump(mode="json", include=PLACES),
-        num_classes=CLASSES,
-        in_chans=1,
-        mean=[0.4],
-        std=[0.3],
-        class_names=["low", "middle", "high"],
+        task=TASK.at(spec.student.image_size).model_copy(update={"class_names": ["low", "middle", "high"]}),
         teacher=None,
         teacher_weights=None,
     )

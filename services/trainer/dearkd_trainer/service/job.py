@@ -6,7 +6,7 @@ model goes to `models/{id}/`, its manifest last.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +17,7 @@ from dearkd.data.datasets import DatasetManifest, datasets
 from dearkd.errors import CorruptData, NotFound, Unavailable, Unreadable
 from dearkd.jobs.model import dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
-from dearkd.specs import TrainingSpec
+from dearkd.specs import Task, TrainingSpec
 from dearkd.storage.catalog import (
     Accuracy,
     Model,
@@ -34,7 +34,8 @@ from dearkd.work.attempt import Attempt, Died, HandBack
 from dearkd.work.worker import drain as drain_units
 from dearkd_trainer.evaluate.report import ATTENTION, EVALUATION, METRICS, json_lines
 from dearkd_trainer.model.export import CONFIG, WEIGHTS
-from dearkd_trainer.record.card import model_card
+from dearkd_trainer.model.student import family_of
+from dearkd_trainer.record.card import run_card
 from dearkd_trainer.record.checkpoint import BEST, LAST
 from dearkd_trainer.record.meter import json_row
 from dearkd_trainer.service.data import PLACES, fetch_datasets, open_shards, pixel_statistics
@@ -80,11 +81,16 @@ def perform(attempt: Attempt) -> None:
             shards=shards,
             eval_shards=eval_shards,
             settings=attempt.settings.model_dump(mode="json", include=PLACES),
-            num_classes=manifest.num_classes,
-            in_chans=in_chans,
-            mean=mean,
-            std=std,
-            class_names=[c.name for c in manifest.classes],
+            task=Task.stored(
+                {
+                    "num_classes": manifest.num_classes,
+                    "in_chans": in_chans,
+                    "image_size": spec.student.image_size,
+                    "mean": mean,
+                    "std": std,
+                    "class_names": [c.name for c in manifest.classes],
+                }
+            ),
             teacher=teacher.spec if teacher is not None and spec.needs_teacher else None,
             teacher_weights=(
                 fetch_weights(storage, teacher, attempt.cache) if teacher is not None and spec.needs_teacher else None
@@ -337,6 +343,31 @@ def publish(
         models(attempt.storage).create(model.model_copy(update={"files": files}))
     except AlreadyExists:
         attempt.note("the model's manifest lies in storage already: an earlier attempt wrote it")
+
+
+def model_card(model: Model, dataset: DatasetManifest, metrics: Mapping[str, int | float]) -> str:
+    """`README.md` of a stored model: teacher, data, spec, accuracy."""
+    data = (
+        f"{dataset.num_samples} synthetic images (`{dataset.id}`), made from the teacher alone"
+        if dataset.spec is not None
+        else f"{dataset.num_samples} images of `{dataset.id}`"
+    )
+    found = model.accuracy
+    return run_card(
+        model.name or model.id,
+        model.spec,
+        kind=family_of(model.architecture).kind,
+        architecture=model.architecture,
+        image_size=model.image_size,
+        in_chans=model.in_chans,
+        num_classes=model.num_classes,
+        data=data,
+        teacher=model.teacher,
+        accuracy={"top-1": found.top1, "top-5": found.top5} if found is not None else {},
+        evaluated_on=found.dataset if found is not None else None,
+        metrics=metrics,
+        run=model.run,
+    )
 
 
 def _create_or_adopt(storage: Storage, model: str, path: Path) -> StoredFile:

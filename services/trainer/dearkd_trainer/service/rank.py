@@ -1,4 +1,4 @@
-"""One process of a group, started by torchrun: `python -m dearkd_trainer.service.rank orders.json`."""
+"""One process of a run's group, started by torchrun: `python -m dearkd_trainer.service.rank orders.json`."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from dearkd_trainer.train.trainer import Metrics
 
 
 class ParentLink:
-    """The process that answers for the group. When it is gone, so is this one."""
+    """A connection to the process that watches over the group: when that is gone, this one ends."""
 
     def __init__(self, orders: Orders, rank: int) -> None:
         self._connection = socket.socket(socket.AF_UNIX)
@@ -37,7 +37,7 @@ class ParentLink:
         self._send({"what": what, **more})
 
     def tell_and_wait(self, what: str, **more: Any) -> None:
-        """Until it was heard."""
+        """Send, and wait until it was heard."""
         self.tell(what, **more)
         self._heard.get()
 
@@ -76,7 +76,7 @@ def train(orders: Orders, parent: ParentLink, device: torch.device) -> dict[str,
 
 
 def main() -> None:
-    # torchrun passes it on, but the parent decides, and a process that ends without a word counts as a death.
+    # torchrun passes it on, but the parent decides, and a process that ends without a report counts as a death.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     orders = Orders.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(orders.threads)
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def fail(parent: ParentLink, error: Exception) -> NoReturn:
-    """Say why, and end at once: the others may wait for this one for ever."""
+    """Report why, and end at once: the others may wait for this one for ever."""
     traceback.print_exc()
     if is_disk_full(error):
         error = DiskFull(f"no room is left on this worker's disk ({error}): make room and retry")
