@@ -17,7 +17,7 @@ from tasks import Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.specs import DatasetFacts, SynthesisSpec, TeacherSpec, TrainingSpec
 from dearkd.vision.images import encode, to_input
 from dearkd.vision.shards import ShardDataset

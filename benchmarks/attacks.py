@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import psutil
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.local.up import UpTree
 from dearkd.specs import TeacherSpec
 from dearkd.vision.teachers import build_teacher, save_teacher

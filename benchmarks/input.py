@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.specs import AugmentationSpec, DatasetFacts, TeacherSpec, TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset

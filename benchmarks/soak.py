@@ -31,7 +31,7 @@ import torch
 from safetensors.torch import save_file
 
 from dearkd.client import Client
-from dearkd.data.datasets import datasets
+from dearkd.data.manifests import datasets
 from dearkd.errors import DearKDError, NotFound
 from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger
@@ -232,8 +232,8 @@ def account_for_jobs(ledger: Ledger, accepted: list[str], found: Report) -> tupl
             said = Job.model_validate_json(storage.read(final)).status
             found.expect(said == job.status, f"{identifier} is {job.status}, its final.json says {said}")
         made = _made(job)
-        shelf = datasets(storage) if job.kind == "synthesis" else models(storage)
-        there = shelf.exists(made)
+        catalog = datasets(storage) if job.kind == "synthesis" else models(storage)
+        there = catalog.exists(made)
         found.expect(
             there == (job.status == "succeeded"), f"{identifier} {job.status}: the manifest of {made} is {there}"
         )

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.specs import DatasetFacts, TeacherSpec, TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset

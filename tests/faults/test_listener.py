@@ -11,7 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from dearkd.data.datasets import IMAGE_SUFFIXES, MAX_MEMBER_BYTES, Sample, write_shard
+from dearkd.data.shard_files import IMAGE_SUFFIXES, Sample, write_shard
+from dearkd.data.tar_members import MAX_MEMBER_BYTES
 from dearkd.errors import Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger

@@ -13,7 +13,9 @@ import httpx
 from PIL import Image
 from pydantic import BaseModel
 
-from dearkd.data.datasets import DatasetManifest, Sample, Shard, count_classes, datasets, info_json, write_shard
+from dearkd.data.manifests import DatasetManifest, count_classes, datasets
+from dearkd.data.shard_files import Sample, Shard, write_shard
+from dearkd.data.shard_info import info_json
 from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Claim, Ledger
 from dearkd.storage.catalog import Model, StoredFile, Teacher, models, teachers
@@ -55,9 +57,9 @@ def put_teacher(
         batch_norm_layers=1,
         refused_input_sizes=[*refused_input_sizes],
     )
-    shelf = teachers(api.storage)
-    api.storage.put(shelf.key(teacher.id, "weights.safetensors"), b"abc")
-    shelf.create(teacher)
+    catalog = teachers(api.storage)
+    api.storage.put(catalog.key(teacher.id, "weights.safetensors"), b"abc")
+    catalog.create(teacher)
     return teacher.id
 
 
@@ -87,9 +89,9 @@ def put_dataset(
     """A finished dataset of one real shard."""
     made = shard(tmp_path / "train-000000.tar", [i % num_classes for i in range(images)])
     identifier = fields.pop("id", None) or new_id("ds")
-    shelf = datasets(api.storage)
-    api.storage.put(shelf.key(identifier, made.name), tmp_path / made.name)
-    api.storage.put(shelf.key(identifier, "_info.json"), info_json([made]))
+    catalog = datasets(api.storage)
+    api.storage.put(catalog.key(identifier, made.name), tmp_path / made.name)
+    api.storage.put(catalog.key(identifier, "_info.json"), info_json([made]))
     manifest = DatasetManifest(
         id=identifier,
         created_at=datetime.now(UTC),
@@ -102,15 +104,15 @@ def put_dataset(
         prefix=f"datasets/{identifier}",
         **fields,
     )
-    shelf.create(manifest)
+    catalog.create(manifest)
     return identifier
 
 
 def put_model(api: Api, **fields: Any) -> str:
     identifier = fields.pop("id", None) or new_id("mdl")
-    shelf = models(api.storage)
-    api.storage.put(shelf.key(identifier, "config.json"), b"{}")
-    shelf.create(
+    catalog = models(api.storage)
+    api.storage.put(catalog.key(identifier, "config.json"), b"{}")
+    catalog.create(
         Model(
             id=identifier,
             created_at=datetime.now(UTC),

@@ -1,6 +1,6 @@
 """What clients, workers and the clock do to jobs, in one call each."""
 
-from dearkd.data.datasets import Shard
+from dearkd.data.shard_files import Shard
 from dearkd.jobs.ledger import Claim, Ledger
 from dearkd.jobs.model import Job, dataset_of
 from dearkd.jobs.store import JobStore

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.specs import DatasetFacts, TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset

@@ -1,4 +1,4 @@
-"""What the endpoints work on: storage, the job store, the three shelves of resources, and pending registrations."""
+"""What the endpoints work on: storage, the job store, the three catalogs of resources, and pending registrations."""
 
 import asyncio
 import threading
@@ -8,13 +8,13 @@ from typing import Annotated, cast
 import anyio
 from fastapi import Depends, Request
 
-from dearkd.data.datasets import DatasetManifest, datasets
+from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.jobs.log import JobLog
 from dearkd.jobs.registration import Registrations
 from dearkd.jobs.store import JobStore
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
-from dearkd.storage.catalog import Model, Shelf, Teacher, models, teachers
+from dearkd.storage.catalog import Catalog, Model, Teacher, models, teachers
 from dearkd.storage.objects import Storage
 from dearkd_api.keys import Keys
 from dearkd_api.verification import Verification
@@ -32,9 +32,9 @@ class Backend:
     store: JobStore
     log: JobLog
     registrations: Registrations
-    teachers: Shelf[Teacher]
-    datasets: Shelf[DatasetManifest]
-    models: Shelf[Model]
+    teachers: Catalog[Teacher]
+    datasets: Catalog[DatasetManifest]
+    models: Catalog[Model]
     verification: Verification
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the server was asked to end: whoever waits for something answers at once."""

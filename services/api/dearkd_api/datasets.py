@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from dearkd.data.datasets import DatasetManifest
-from dearkd.data.shard_info import listed_shards
+from dearkd.data.manifests import DatasetManifest
+from dearkd.data.unregistered import listed_shards
 from dearkd.errors import Conflict, InvalidInput, NotFound
 from dearkd.identifiers import is_id, new_id, sibling
 from dearkd.jobs.registration import Ticket

@@ -13,7 +13,7 @@ from dearkd.jobs.model import Kind
 from dearkd.jobs.references import uses
 from dearkd.jobs.registration import Ticket
 from dearkd.jobs.store import JobStore
-from dearkd.storage.catalog import Manifest, ManifestT, Shelf
+from dearkd.storage.catalog import Catalog, Manifest, ManifestT
 from dearkd_api.backend import Backend
 
 POLL_SECONDS = 0.1
@@ -23,14 +23,14 @@ def render(manifest: Manifest) -> dict[str, Any]:
     return {"status": "ready"} | manifest.model_dump(mode="json", exclude={"owner"})
 
 
-async def answer(request: Request, backend: Backend, shelf: Shelf[ManifestT], identifier: str) -> Response:
+async def answer(request: Request, backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> Response:
     """Wait for the inspector: 201 with what it registered, its refusal, or 202 if it takes longer."""
-    headers = {"Location": f"/v1/{shelf.root}/{identifier}"}
+    headers = {"Location": f"/v1/{catalog.root}/{identifier}"}
     until = asyncio.get_running_loop().time() + backend.settings.inspect_seconds
     while True:
         ticket = await run_in_threadpool(backend.registrations.get, identifier)
         if ticket is None or ticket.state == "ready":
-            manifest = await run_in_threadpool(shelf.get, identifier)
+            manifest = await run_in_threadpool(catalog.get, identifier)
             return JSONResponse(render(manifest), status_code=201, headers=headers)
         if ticket.refusal is not None:
             raise ticket.refusal.error
@@ -40,23 +40,23 @@ async def answer(request: Request, backend: Backend, shelf: Shelf[ManifestT], id
         await asyncio.sleep(POLL_SECONDS)
 
 
-def look_up(backend: Backend, shelf: Shelf[ManifestT], identifier: str) -> dict[str, Any]:
+def look_up(backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> dict[str, Any]:
     """The manifest, or how far the registration is. Raises `NotFound`."""
     try:
-        return render(shelf.get(identifier))
+        return render(catalog.get(identifier))
     except NotFound:
-        ticket = backend.registrations.get(identifier) if is_id(identifier, shelf.kind) else None
+        ticket = backend.registrations.get(identifier) if is_id(identifier, catalog.kind) else None
         if ticket is None or ticket.state == "ready":
             raise
         return _render_ticket(ticket)
 
 
-def remove(backend: Backend, shelf: Shelf[ManifestT], identifier: str, caller: str | None) -> None:
+def remove(backend: Backend, catalog: Catalog[ManifestT], identifier: str, caller: str | None) -> None:
     """Delete a resource, also one whose manifest cannot be read.
 
     Args:
         backend: where it is.
-        shelf: of its sort.
+        catalog: of its sort.
         identifier: of the resource.
         caller: whose key asks; None where no keys are configured, and anybody may.
 
@@ -65,12 +65,12 @@ def remove(backend: Backend, shelf: Shelf[ManifestT], identifier: str, caller: s
         Forbidden: if it is another key's, or nobody's, and the caller is no administrator.
         Conflict: `in_use`, while a job that has not ended refers to it, or it is being registered.
     """
-    if is_id(identifier, shelf.kind):
+    if is_id(identifier, catalog.kind):
         ticket = backend.registrations.get(identifier)
         if ticket is not None and ticket.registering:
             raise Conflict(f"{identifier} is being registered: wait until that has ended", code="in_use")
     try:
-        owner = shelf.get(identifier).owner
+        owner = catalog.get(identifier).owner
     except Unreadable:
         owner = None
     if backend.keys and caller != owner and not backend.keys.is_admin(caller):
@@ -83,7 +83,7 @@ def remove(backend: Backend, shelf: Shelf[ManifestT], identifier: str, caller: s
     except BaseException:
         backend.store.withdraw_deletion(identifier)
         raise
-    shelf.delete(identifier)
+    catalog.delete(identifier)
 
 
 def _render_ticket(ticket: Ticket) -> dict[str, Any]:

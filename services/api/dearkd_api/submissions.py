@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dearkd.data.datasets import DatasetManifest
+from dearkd.data.manifests import DatasetManifest
 from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, Unreadable, json_pointer
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.model import Job, dataset_of
 from dearkd.specs import DatasetFacts, Limits, Spec, StudentSpec, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import require_object
 from dearkd.specs.class_order import other_order, share_names, uncertain_order
-from dearkd.storage.catalog import ManifestT, Model, Shelf, Teacher
+from dearkd.storage.catalog import Catalog, ManifestT, Model, Teacher
 from dearkd_api.backend import Backend
 from dearkd_api.bodies import Findings
 
@@ -248,28 +248,28 @@ def _require_same_labels(student: Model, teacher: Teacher) -> None:
     _require_same_order("/adaptive_student", student.id, student.class_names, teacher.class_names, whose="the teacher")
 
 
-def _required(body: dict[str, Any], field: str, shelf: Shelf[ManifestT], remedy: str) -> ManifestT:
+def _required(body: dict[str, Any], field: str, catalog: Catalog[ManifestT], remedy: str) -> ManifestT:
     if body.get(field) is None:
         raise InvalidInput.at(f"/{field}", f"required, but missing: {remedy}")
-    return _find(body[field], f"/{field}", shelf)
+    return _find(body[field], f"/{field}", catalog)
 
 
-def _find(reference: Any, pointer: str, shelf: Shelf[ManifestT]) -> ManifestT:
+def _find(reference: Any, pointer: str, catalog: Catalog[ManifestT]) -> ManifestT:
     """What a field of a body refers to; that it does not exist is the body's fault, not the address's."""
     if not isinstance(reference, str):
-        raise InvalidInput.at(pointer, f"expected the id of one of {shelf.root}, got {reference!r:.80}")
+        raise InvalidInput.at(pointer, f"expected the id of one of {catalog.root}, got {reference!r:.80}")
     try:
-        return _readable(reference, pointer, shelf)
+        return _readable(reference, pointer, catalog)
     except NotFound:
         raise InvalidInput.at(
-            pointer, f"there is no {reference!r:.80} in {shelf.root}; GET /v1/{shelf.root} lists them"
+            pointer, f"there is no {reference!r:.80} in {catalog.root}; GET /v1/{catalog.root} lists them"
         ) from None
 
 
-def _readable(identifier: str, pointer: str, shelf: Shelf[ManifestT]) -> ManifestT:
+def _readable(identifier: str, pointer: str, catalog: Catalog[ManifestT]) -> ManifestT:
     """What a body refers to, by whatever way; raises `NotFound`, and `InvalidInput` where its manifest is damaged."""
     try:
-        manifest = shelf.get(identifier)
+        manifest = catalog.get(identifier)
         if isinstance(manifest, Teacher):
             manifest.spec  # noqa: B018  # what a manifest says need not be what a teacher may be
     except Unreadable as error:

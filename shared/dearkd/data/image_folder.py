@@ -12,11 +12,11 @@ import typer
 
 from dearkd.data.class_folders import ClassOrder, find_classes, label_names
 from dearkd.data.dataset_splits import choose_shards, split_level
-from dearkd.data.datasets import Sample, Shard, info_json, shard_name, write_shard
 from dearkd.data.file_names import require_kept_name
 from dearkd.data.folder_walk import Skipped, entries, walk
 from dearkd.data.image_intake import Channels, ImageFile, examine, shown
-from dearkd.data.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
+from dearkd.data.shard_files import Sample, Shard, shard_name, write_shard
+from dearkd.data.shard_info import CLASS_NAMES, INFO, info_json, read_class_names, read_info
 from dearkd.specs.class_order import stored_name
 from dearkd.storage.objects import Storage
 

@@ -11,8 +11,8 @@ from typing import Literal
 import typer
 from PIL import Image, UnidentifiedImageError
 
-from dearkd.data.datasets import MAX_MEMBER_BYTES
 from dearkd.data.image_files import IMAGE_FORMATS, MAX_PIXELS, in_channels, is_grey, is_turned, upright
+from dearkd.data.tar_members import MAX_MEMBER_BYTES
 
 STORED_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """By Pillow's format: files of these are stored as they are. MPO is JPEG with more pictures behind the first."""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
-from dearkd.data.datasets import datasets
+from dearkd.data.manifests import datasets
 from dearkd.errors import CorruptData, NotFound
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.model import Job, kind_of

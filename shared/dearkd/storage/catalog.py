@@ -106,7 +106,7 @@ class Model(Manifest):
 ManifestT = TypeVar("ManifestT", bound=Manifest)
 
 
-class Shelf(Generic[ManifestT]):
+class Catalog(Generic[ManifestT]):
     """All resources of one sort: `{root}/{id}/{manifest}` and what lies beside it."""
 
     def __init__(self, storage: Storage, root: str, kind: Kind, manifest: str, model: type[ManifestT]) -> None:
@@ -179,13 +179,13 @@ def _remedy(identifier: str) -> str:
     return f"restore it from a backup, or delete {identifier} and make it again"
 
 
-def teachers(storage: Storage) -> Shelf[Teacher]:
-    return Shelf(storage, "teachers", "tch", "teacher.json", Teacher)
+def teachers(storage: Storage) -> Catalog[Teacher]:
+    return Catalog(storage, "teachers", "tch", "teacher.json", Teacher)
 
 
-def models(storage: Storage) -> Shelf[Model]:
+def models(storage: Storage) -> Catalog[Model]:
     # The manifest is a name of ours beside `config.json`, which is timm's.
-    return Shelf(storage, "models", "mdl", "model.json", Model)
+    return Catalog(storage, "models", "mdl", "model.json", Model)
 
 
 def manifest_bytes(item: BaseModel) -> bytes:

@@ -12,16 +12,11 @@ from types import FrameType
 
 from rq.timeouts import JobTimeoutException
 
-from dearkd.data.datasets import (
-    DatasetManifest,
-    Shard,
-    ShardContents,
-    count_classes,
-    datasets,
-    info_json,
-    inspect_shard,
-)
-from dearkd.data.shard_info import CLASS_NAMES, INFO, MAX_CLASSES, listed_shards, read_beside_shards, read_class_names
+from dearkd.data.manifests import DatasetManifest, count_classes, datasets
+from dearkd.data.shard_files import Shard
+from dearkd.data.shard_info import CLASS_NAMES, INFO, MAX_CLASSES, info_json, read_class_names
+from dearkd.data.shard_reader import ShardContents, inspect_shard
+from dearkd.data.unregistered import listed_shards, read_beside_shards
 from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound, Unavailable
 from dearkd.identifiers import is_id
 from dearkd.jobs.model import now
@@ -106,7 +101,7 @@ def register_teacher(ticket: Ticket, storage: Storage, folder: Path) -> Teacher:
     weights = folder / "weights.safetensors"
     storage.download(upload_key(ticket.id), weights, sha256=ticket.request["sha256"])
     description = describe_teacher(spec, weights)
-    shelf = teachers(storage)
+    catalog = teachers(storage)
     teacher = Teacher(
         id=ticket.id,
         created_at=now(),
@@ -119,10 +114,10 @@ def register_teacher(ticket: Ticket, storage: Storage, folder: Path) -> Teacher:
         **spec.model_dump(),
     )
     try:
-        storage.copy(upload_key(ticket.id), shelf.key(ticket.id, "weights.safetensors"))
-        shelf.create(teacher)
+        storage.copy(upload_key(ticket.id), catalog.key(ticket.id, "weights.safetensors"))
+        catalog.create(teacher)
     except BaseException:
-        storage.delete_prefix(f"{shelf.root}/{ticket.id}")
+        storage.delete_prefix(f"{catalog.root}/{ticket.id}")
         raise
     return teacher
 
@@ -186,14 +181,14 @@ def register_dataset(
         class_order=order,
         converted={"grey": modes["L"]} if modes["L"] and modes["RGB"] else {},
     )
-    shelf = datasets(storage)
+    catalog = datasets(storage)
     # With it, what the API serves of a dataset loads as it is in timm.
-    info = shelf.key(ticket.id, INFO)
+    info = catalog.key(ticket.id, INFO)
     lacks_info = not storage.exists(f"{prefix}/{INFO}")
     try:
         if lacks_info:
             storage.put(info, info_json(shards))
-        shelf.create(manifest)
+        catalog.create(manifest)
     except BaseException:
         if lacks_info:
             storage.delete(info)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dearkd.data.datasets import IMAGE_SUFFIXES, read_members, split_member
 from dearkd.data.sample_labels import MAX_LABEL_BYTES, no_label, parse_label
+from dearkd.data.shard_files import IMAGE_SUFFIXES
+from dearkd.data.tar_members import read_members, split_member
 from dearkd.errors import CorruptData
 from dearkd.specs.dataset_facts import kept_samples
 from dearkd.vision.images import decode
@@ -50,7 +51,7 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
     """The samples of some shards, in the shards' order. Indexing reads labels only; images are decoded when asked for.
 
     Args:
-        paths: tars whose size and sha256 were checked already (`dearkd.data.datasets.fetch_shard`), in the
+        paths: tars whose size and sha256 were checked already (`dearkd.data.manifests.fetch_shard`), in the
             manifest's order; each is read before the next is asked for.
         num_classes: labels must be below it.
         in_chans: images are converted to grey (1) or RGB (3).

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from dearkd.data.datasets import DatasetManifest, fetch_shard
+from dearkd.data.manifests import DatasetManifest, fetch_shard
 from dearkd.errors import DiskFull, Unavailable
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from dearkd.data.datasets import datasets
+from dearkd.data.manifests import datasets
 from dearkd.jobs.model import owner_of
 from dearkd.jobs.queue import require_worker
 from dearkd.settings import Settings
@@ -64,10 +64,10 @@ def listening(api: Api) -> None:
 
 def set_owner(api: Api, identifier: str, value: str | None) -> None:
     """As who made it would have written."""
-    for shelf in (teachers(api.storage), datasets(api.storage), models(api.storage)):
-        if shelf.exists(identifier):
-            item = shelf.get(identifier).model_copy(update={"owner": value})
-            api.storage.put(shelf.key(identifier, shelf.manifest), item.model_dump_json().encode())
+    for catalog in (teachers(api.storage), datasets(api.storage), models(api.storage)):
+        if catalog.exists(identifier):
+            item = catalog.get(identifier).model_copy(update={"owner": value})
+            api.storage.put(catalog.key(identifier, catalog.manifest), item.model_dump_json().encode())
 
 
 def made(api: Api, tmp_path: Path, value: str | None) -> list[str]:

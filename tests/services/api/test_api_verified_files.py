@@ -35,12 +35,12 @@ def put_files(api: Api, tmp_path: Path) -> list[tuple[str, Path]]:
     dataset = put_dataset(api, tmp_path, images=10)
     model = put_model(api)
     weights = bytes(range(256)) * 10_000
-    shelf = models(api.storage)
+    catalog = models(api.storage)
     listed = StoredFile(name="model.safetensors", bytes=len(weights), sha256=hashlib.sha256(weights).hexdigest())
-    api.storage.put(shelf.key(model, listed.name), weights)
-    item = shelf.get(model)
+    api.storage.put(catalog.key(model, listed.name), weights)
+    item = catalog.get(model)
     manifest = item.model_copy(update={"files": [*item.files, listed]}).model_dump_json()
-    api.storage.put(shelf.key(model, "model.json"), manifest.encode())
+    api.storage.put(catalog.key(model, "model.json"), manifest.encode())
     return [
         (f"/v1/datasets/{dataset}/files/train-000000.tar", local(api, f"datasets/{dataset}/train-000000.tar")),
         (f"/v1/models/{model}/files/model.safetensors", local(api, f"models/{model}/model.safetensors")),

@@ -10,18 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dearkd.data.datasets import MAX_NAME, MAX_PARTS, inspect_shard
 from dearkd.data.sample_labels import MAX_LABEL_BYTES
-from dearkd.data.shard_info import (
-    INFO,
-    MAX_BYTES,
-    MAX_CLASSES,
-    MAX_SPLITS,
-    listed_shards,
-    read_beside_shards,
-    read_class_names,
-    read_info,
-)
+from dearkd.data.shard_info import INFO, MAX_BYTES, MAX_CLASSES, MAX_SPLITS, read_class_names, read_info
+from dearkd.data.shard_reader import MAX_PARTS, inspect_shard
+from dearkd.data.tar_members import MAX_NAME
+from dearkd.data.unregistered import listed_shards, read_beside_shards
 from dearkd.errors import CorruptData, InvalidInput
 from dearkd.jobs.store import JobStore
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dearkd.data.datasets import datasets
+from dearkd.data.manifests import datasets
 from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import dataset_of
@@ -56,9 +56,9 @@ def store_teacher(ledger: Ledger, small_teacher, folder: Path) -> Teacher:
         parameters=1,
         batch_norm_layers=1,
     )
-    shelf = teachers(ledger.store.storage)
-    ledger.store.storage.put(shelf.key(teacher.id, "weights.safetensors"), weights)
-    shelf.create(teacher)
+    catalog = teachers(ledger.store.storage)
+    ledger.store.storage.put(catalog.key(teacher.id, "weights.safetensors"), weights)
+    catalog.create(teacher)
     return teacher
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dearkd.data.datasets import DatasetManifest, datasets
+from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.errors import CorruptData, NotFound
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import TERMINAL, Job, dataset_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dearkd.data.datasets import DatasetManifest
+from dearkd.data.manifests import DatasetManifest
 from dearkd.jobs.model import Job, model_of
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec

@@ -17,14 +17,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from dearkd.cli import main
-from dearkd.data.datasets import (
-    DatasetManifest,
-    Sample,
-    Shard,
-    count_classes,
-    datasets,
-    write_shard,
-)
+from dearkd.data.manifests import DatasetManifest, count_classes, datasets
+from dearkd.data.shard_files import Sample, Shard, write_shard
 from dearkd.identifiers import new_id
 from dearkd.settings import Settings
 from dearkd.specs import StudentSpec, Task

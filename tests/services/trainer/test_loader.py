@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import CorruptData
 from dearkd.specs import AugmentationSpec
 from dearkd.vision.images import encode

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import CorruptData, Diverged, InvalidInput
 from dearkd.specs import TrainingSpec
 from dearkd.vision.images import encode

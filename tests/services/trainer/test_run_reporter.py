@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dearkd.data.datasets import DatasetManifest, Sample, count_classes, datasets, write_shard
+from dearkd.data.manifests import DatasetManifest, count_classes, datasets
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.identifiers import new_id
 from dearkd.jobs.model import Job
 from dearkd.jobs.reaper import Reaper

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dearkd.data.datasets import DatasetManifest, Sample, count_classes, datasets, write_shard
+from dearkd.data.manifests import DatasetManifest, count_classes, datasets
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.identifiers import new_id
 from dearkd.jobs.model import Job
 from dearkd.local.embedded_redis import embedded_redis

@@ -15,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dearkd.data.datasets import DatasetManifest, Sample, count_classes, write_shard
+from dearkd.data.manifests import DatasetManifest, count_classes
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import CorruptData, DiskFull, Unavailable
 from dearkd.settings import Settings
 from dearkd.storage import file_cache

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dearkd.data.datasets import inspect_shard
+from dearkd.data.shard_reader import inspect_shard
 from dearkd.errors import CorruptData
 from tests.support.damaged_tars import KINDS, header, last_header, named, tar
 

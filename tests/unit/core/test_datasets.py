@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dearkd.data.datasets import (
-    DatasetManifest,
-    Sample,
-    Shard,
-    fetch_shard,
-    info_json,
-    inspect_shard,
-    split_member,
-    write_shard,
-)
-from dearkd.data.shard_info import listed_shards, read_class_names, read_info
+from dearkd.data.manifests import DatasetManifest, fetch_shard
+from dearkd.data.shard_files import Sample, Shard, write_shard
+from dearkd.data.shard_info import info_json, read_class_names, read_info
+from dearkd.data.shard_reader import inspect_shard
+from dearkd.data.tar_members import split_member
+from dearkd.data.unregistered import listed_shards
 from dearkd.errors import CorruptData, InvalidInput
 from dearkd.settings import Settings
 from dearkd.storage.file_cache import FileCache

@@ -10,7 +10,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dearkd.data.datasets import DatasetManifest, Shard
+from dearkd.data.manifests import DatasetManifest
+from dearkd.data.shard_files import Shard
 from dearkd.identifiers import new_id, sibling
 from dearkd.jobs.model import Job, Progress
 from dearkd.local.garbage import ABANDONED_SECONDS, Collector

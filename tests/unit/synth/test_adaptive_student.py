@@ -53,10 +53,10 @@ def store_student(storage: Storage, folder: Path, *, num_classes: int = 5) -> tu
     config = model_config(spec, student, task)
     save_model(folder, student, config)
     files = [folder / "model.safetensors", folder / "config.json"]
-    shelf, identifier = models(storage), new_id("mdl")
+    catalog, identifier = models(storage), new_id("mdl")
     for path in files:
-        storage.put(shelf.key(identifier, path.name), path)
-    shelf.create(
+        storage.put(catalog.key(identifier, path.name), path)
+    catalog.create(
         Model(
             id=identifier,
             created_at=datetime.now(UTC),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard
 
-from dearkd.data.datasets import DatasetManifest, Sample, Shard, count_classes, write_shard
+from dearkd.data.manifests import DatasetManifest, count_classes
+from dearkd.data.shard_files import Sample, Shard, write_shard
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.storage.catalog import Teacher
 from dearkd.vision.images import encode

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dearkd.data.datasets import Shard
+from dearkd.data.shard_files import Shard
 from dearkd_synth.service.preview import COLUMNS, MAX_CLASSES, compose_preview, read_strip, write_strip
 
 SIDE = 8

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dearkd.data.datasets import Sample, info_json, inspect_shard, write_shard
+from dearkd.data.shard_files import Sample, write_shard
+from dearkd.data.shard_info import info_json
+from dearkd.data.shard_reader import inspect_shard
 from dearkd.errors import CorruptData
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.vision.images import encode, to_input
@@ -121,7 +123,7 @@ def test_every_reader_takes_shards_with_logits(small_teacher, tmp_path: Path) ->
         np.testing.assert_allclose(logits, made.logits[index].numpy(), rtol=2e-3, atol=1e-3)
         np.testing.assert_allclose(loaded[index]["logits.npy"], logits)
 
-    from dearkd.data.datasets import Shard
+    from dearkd.data.shard_files import Shard
 
     shard = Shard(name=path.name, bytes=path.stat().st_size, sha256="0" * 64, samples=20, classes={})
     (folder / "_info.json").write_bytes(info_json([shard]))

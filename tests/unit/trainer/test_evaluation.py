@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset

@@ -10,7 +10,7 @@ import typer
 from PIL import Image
 
 from dearkd.data.class_folders import ClassOrder
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.storage.file_cache import FileCache
 from dearkd_trainer.commands.sources import StudentConfig, TrainedModel, open_dataset, open_model, recorded_rows

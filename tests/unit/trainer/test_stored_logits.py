@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.specs import DatasetFacts, TrainingSpec
 from dearkd.vision.images import encode, to_input

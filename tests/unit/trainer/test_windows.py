@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from dearkd.data.datasets import DatasetManifest, Sample, count_classes, write_shard
+from dearkd.data.manifests import DatasetManifest, count_classes
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import CorruptData
 from dearkd.settings import Settings
 from dearkd.storage import file_cache

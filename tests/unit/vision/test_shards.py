@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dearkd.data.datasets import Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import CorruptData
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset, split

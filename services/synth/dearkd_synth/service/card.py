@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dearkd.data.datasets import DatasetManifest
+from dearkd.data.manifests import DatasetManifest
 from dearkd.names import markdown, markdown_code, printable
 from dearkd.storage.catalog import Teacher
 

@@ -19,18 +19,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from dearkd.data.datasets import (
-    DatasetManifest,
-    Sample,
-    Shard,
-    ShardContents,
-    count_classes,
-    datasets,
-    info_json,
-    inspect_shard,
-    shard_name,
-    write_shard,
-)
+from dearkd.data.manifests import DatasetManifest, count_classes, datasets
+from dearkd.data.shard_files import Sample, Shard, shard_name, write_shard
+from dearkd.data.shard_info import info_json
+from dearkd.data.shard_reader import ShardContents, inspect_shard
 from dearkd.errors import CorruptData, NotFound, Unavailable
 from dearkd.jobs.model import dataset_of, now
 from dearkd.settings import Settings

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from dearkd.data.datasets import Shard
+from dearkd.data.shard_files import Shard
 from dearkd.vision.images import decode, encode
 from dearkd_synth.engine.resizing import resize
 from dearkd_synth.quality import LARGEST_CELL, sample_grid

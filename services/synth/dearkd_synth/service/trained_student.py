@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dearkd.data.datasets import Shard
+from dearkd.data.shard_files import Shard
 from dearkd.errors import CorruptData, NotFound
 from dearkd.jobs.model import dataset_of
 from dearkd.specs import SynthesisSpec

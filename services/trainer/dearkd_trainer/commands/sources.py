@@ -17,12 +17,14 @@ from dearkd.cli.output import note
 from dearkd.client import Client
 from dearkd.data.class_folders import ClassOrder
 from dearkd.data.dataset_splits import choose_shards
-from dearkd.data.datasets import IMAGE_SUFFIXES, DatasetManifest, Shard, read_members, split_member
 from dearkd.data.folder_walk import Skipped, kind_of_name
 from dearkd.data.image_files import is_grey, open_image
 from dearkd.data.image_folder import Reading, is_listed, read_folder
 from dearkd.data.json_files import read_json
+from dearkd.data.manifests import DatasetManifest
+from dearkd.data.shard_files import IMAGE_SUFFIXES, Shard
 from dearkd.data.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
+from dearkd.data.tar_members import read_members, split_member
 from dearkd.errors import CorruptData, InvalidInput, NotFound
 from dearkd.identifiers import is_id
 from dearkd.settings import Settings

@@ -11,7 +11,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 
-from dearkd.data.datasets import Sample, Shard, info_json, shard_name, write_shard
+from dearkd.data.shard_files import Sample, Shard, shard_name, write_shard
+from dearkd.data.shard_info import info_json
 from dearkd.identifiers import new_id
 from dearkd.specs import TeacherSpec
 from dearkd.storage.objects import Storage

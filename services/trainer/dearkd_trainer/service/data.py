@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dearkd.data.datasets import DatasetManifest, fetch_shard
+from dearkd.data.manifests import DatasetManifest, fetch_shard
 from dearkd.errors import InvalidInput
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec

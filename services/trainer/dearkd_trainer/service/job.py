@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
-from dearkd.data.datasets import DatasetManifest, datasets
+from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.errors import CorruptData, NotFound, Unavailable, Unreadable
 from dearkd.jobs.model import dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
