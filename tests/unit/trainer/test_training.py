@@ -327,6 +327,27 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_task_is_the_teachers_at_the_students_size_unless_it_is_given(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, teacher: nn.Module
+) -> None:
+    spec = make_spec(student={"image_size": 8, "patch_size": 2})
+    named = TEACHER.model_copy(update={"class_names": ["low", "middle", "high"]})
+    task = make_trainer(spec, task=None, teacher=FrozenTeacher(teacher, named)).task
+    assert type(task) is Task
+    assert task.model_dump() == {
+        "num_classes": CLASSES,
+        "in_chans": 1,
+        "image_size": 8,
+        "mean": TEACHER.mean,
+        "std": TEACHER.std,
+        "class_names": ["low", "middle", "high"],
+    }
+    for changes, pointer in (({"task": None, "teacher": None}, "/task"), ({"task": TASK}, "/task/image_size")):
+        with pytest.raises(InvalidInput) as caught:
+            make_trainer(spec, **changes)
+        assert [error.pointer for error in caught.value.errors] == [pointer]
+
+
 def test_a_teacher_of_another_size_sees_resized_images(
     make_spec: MakeSpec, make_trainer: MakeTrainer, teacher: nn.Module
 ) -> None:
