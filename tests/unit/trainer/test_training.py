@@ -418,7 +418,7 @@ def test_pairs_are_those_that_were_asked_for(
     trainer = make_trainer(make_spec(stage_one={"pairs": asked}))
     images = torch.randn(3, 1, 16, 16)
     maps = teacher.forward_intermediates(images, intermediates_only=True)
-    output = trainer.student.eval()(images, [0, 1])
+    output = trainer.student.eval().forward_training(images, [0, 1])
     hidden = [
         (aligner(output.hidden[pair["block"]]) - maps[pair["stage"]]).square().mean()
         for pair, aligner in zip(asked, trainer.learner.aligners, strict=True)
