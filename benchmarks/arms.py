@@ -24,8 +24,8 @@ from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import features_and_logits
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.student.stored import StudentView
+from dearkd_trainer import DearKDTrainer, FrozenTeacher
 from dearkd_trainer.model.export import load_model
-from dearkd_trainer.train.trainer import DearKDTrainer
 
 TEACHER, STRANGER = "resnet10t", "regnety_002"
 """The network that is inverted, and the independent one that judges the images: another family, another seed."""
@@ -158,13 +158,9 @@ def train_on(
         result = DearKDTrainer(
             spec,
             data,
-            num_classes=classes,
-            in_chans=chans,
-            mean=teacher.spec.mean,
-            std=teacher.spec.std,
             directory=Path(folder) / "run",
-            teacher=teacher.model if spec.needs_teacher else None,
-            teacher_spec=teacher.spec if spec.needs_teacher else None,
+            task=teacher.spec.at(spec.student.image_size),
+            teacher=FrozenTeacher(teacher.model, teacher.spec) if spec.needs_teacher else None,
             eval_dataset=real,
         ).fit()
         config = json.loads(result.weights.with_name("config.json").read_text())

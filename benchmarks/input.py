@@ -27,9 +27,9 @@ from dearkd.specs import AugmentationSpec, DatasetFacts, TeacherSpec, TrainingSp
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import build_teacher
+from dearkd_trainer import DearKDTrainer, FrozenTeacher
 from dearkd_trainer.data.loader import EpochBatches, create_loader
 from dearkd_trainer.data.recipe import train_transform
-from dearkd_trainer.train.trainer import DearKDTrainer
 
 CLASSES, MEAN, STD = 10, [0.3], [0.35]
 
@@ -90,13 +90,8 @@ def waits(dataset: ShardDataset, size: int, workers: int, epochs: int, folder: P
         DearKDTrainer(
             spec,
             dataset,
-            num_classes=CLASSES,
-            in_chans=1,
-            mean=MEAN,
-            std=STD,
             directory=folder,
-            teacher=build_teacher(teacher_spec),
-            teacher_spec=teacher_spec,
+            teacher=FrozenTeacher(build_teacher(teacher_spec), teacher_spec),
         )
         .fit()
         .history

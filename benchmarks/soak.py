@@ -73,7 +73,7 @@ BESIDE = {
 
 
 @dataclass
-class Findings:
+class Report:
     """What went wrong; nothing, if all is well."""
 
     wrong: list[str] = field(default_factory=list)
@@ -205,7 +205,7 @@ def wait(ledger: Ledger, accepted: list[str], killer: Killer, minutes: float, tr
         time.sleep(1.0)
 
 
-def account_for_jobs(ledger: Ledger, accepted: list[str], found: Findings) -> tuple[list[Job], Counter[str]]:
+def account_for_jobs(ledger: Ledger, accepted: list[str], found: Report) -> tuple[list[Job], Counter[str]]:
     """Every accepted job has one end, with a cause where it failed, and storage says the same."""
     jobs: list[Job] = []
     outcomes: Counter[str] = Counter()
@@ -244,7 +244,7 @@ def _made(job: Job) -> str:
     return dataset_of(job.id) if job.kind == "synthesis" else model_of(job.id)
 
 
-def compare_storage(storage: Storage, jobs: list[Job], found: Findings) -> int:
+def compare_storage(storage: Storage, jobs: list[Job], found: Report) -> int:
     """After the clean-up, exactly what the manifests name, byte for byte; how many objects went."""
     now = datetime.now(UTC) + timedelta(seconds=2 * ABANDONED_SECONDS)
     collector = Collector(storage, retention_seconds=0, now=now)
@@ -273,7 +273,7 @@ def compare_storage(storage: Storage, jobs: list[Job], found: Findings) -> int:
     return removed
 
 
-def look_for_leases(ledger: Ledger, found: Findings) -> None:
+def look_for_leases(ledger: Ledger, found: Report) -> None:
     redis = ledger.redis
     for key in ("dearkd:leases", "dearkd:open:synthesis", "dearkd:open:training"):
         left: Any = redis.zrange(key, 0, -1)
@@ -302,7 +302,7 @@ def soak(folder: Path, *, jobs: int, seed: int, kill_every: tuple[float, float],
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DEARKD_")}
     environment = clean | {"DEARKD_TORCH_THREADS": "1", MARK: mark}
     second = Part("synth-2", next(part.command for part in PARTS if part.name == "synth"), queues=("synth",))
-    found = Findings()
+    found = Report()
     killer = Killer(seed, kill_every, mark)
     tree = UpTree(folder / "up", 0, parts=(*PARTS, second), environment=environment, say=lambda line: None)
     began = time.monotonic()

@@ -28,8 +28,8 @@ from dearkd.specs import DatasetFacts, TeacherSpec, TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import build_teacher
+from dearkd_trainer import DearKDTrainer, FrozenTeacher
 from dearkd_trainer.data.recipe import autocast, create_optimizer
-from dearkd_trainer.train.trainer import DearKDTrainer
 
 WARM_UP = 3
 CLASSES = 10
@@ -58,7 +58,7 @@ class Stopwatch:
     def __call__(self, done: int, total: int) -> None:
         ended = self.now()
         with autocast(self.device, self.spec.precision):
-            output = self.student(self.x, [])
+            output = self.student.forward_training(self.x, [])
         loss = F.cross_entropy(output.logits.float(), self.labels)
         if output.dist_logits is not None:
             loss = loss + F.cross_entropy(output.dist_logits.float(), self.labels)
@@ -119,13 +119,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     trainer = DearKDTrainer(
         spec,
         ShardDataset([folder / "train.tar"], num_classes=CLASSES, in_chans=3),
-        num_classes=CLASSES,
-        in_chans=3,
-        mean=teacher_spec.mean,
-        std=teacher_spec.std,
         directory=folder / "run",
-        teacher=teacher,
-        teacher_spec=teacher_spec,
+        teacher=FrozenTeacher(teacher, teacher_spec),
         device=device,
         on_step=stopwatch,
     )

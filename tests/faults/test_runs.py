@@ -1,4 +1,4 @@
-"""Training runs that are disturbed: SIGTERM costs one nothing, and a gang ends as one and goes on."""
+"""Training runs that are disturbed: SIGTERM costs one nothing, and a group ends as one and goes on."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ def start(here: World, undisturbed: Json, **spec: object) -> str:
 
 
 def ranks(horse: int) -> dict[int, int]:
-    """Pids of the processes of a gang, by rank."""
+    """Pids of the processes of a group, by rank."""
     found: dict[int, int] = {}
     for process in psutil.Process(horse).children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -79,9 +79,9 @@ def test_a_gang_that_loses_a_process_ends_and_goes_on_from_its_checkpoint(
     run = start(here, undisturbed, **{**TRAINING, "stage_one": {"epochs": 20}, "processes": 2})
     eventually(lambda: len(losses(here, run)) >= 2)
     horse = here.holder(run).horse
-    gang = below(horse)
+    group = below(horse)
     kill(ranks(horse)[1] if victim == "rank 1" else torchrun(horse))
-    eventually(lambda: not alive(gang))
+    eventually(lambda: not alive(group))
     ended = here.client.wait_for_job(run)
     assert ended["status"] == "succeeded", ended["error"]
     assert ended["attempt"] == 2
@@ -101,14 +101,14 @@ def test_a_gang_ends_with_whoever_answers_for_it_and_when_it_is_canceled(
     run = start(here, undisturbed, **{**TRAINING, "stage_one": {"epochs": 500}, "processes": 2})
     eventually(lambda: len(losses(here, run)) >= 1)
     first = here.holder(run).horse
-    gang = below(first)
+    group = below(first)
     kill(first)
-    eventually(lambda: not alive(gang))
+    eventually(lambda: not alive(group))
     before = len(losses(here, run))
     eventually(lambda: len(here.begins(run)) == 2 and len(losses(here, run)) > before)
     second = here.holder(run).horse
     assert len(ranks(second)) == 2
-    gang = below(second)
+    group = below(second)
     here.client.cancel_job(run)
     assert here.client.wait_for_job(run)["status"] == "canceled"
-    eventually(lambda: not alive(gang))
+    eventually(lambda: not alive(group))

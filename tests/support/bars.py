@@ -24,6 +24,7 @@ TEACHER = TeacherSpec(
     mean=[0.4],
     std=[0.3],
 )
+TASK = TEACHER.at(SIDE)
 
 
 def bars(count: int) -> list[tuple[torch.Tensor, int]]:

@@ -13,8 +13,8 @@ from dearkd.data.shard_files import Sample, write_shard
 from dearkd.specs import DatasetFacts, TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
-from dearkd_trainer.train.trainer import DearKDTrainer
-from tests.support.bars import CLASSES, SIDE, TEACHER, MakeSpec, bars
+from dearkd_trainer import DearKDTrainer, FrozenTeacher
+from tests.support.bars import CLASSES, SIDE, TASK, TEACHER, MakeSpec, bars
 
 
 @pytest.fixture(scope="session")
@@ -75,13 +75,9 @@ def make_spec() -> MakeSpec:
 def make_trainer(dataset: ShardDataset, teacher: nn.Module, tmp_path: Path) -> Callable[..., DearKDTrainer]:
     def make(spec: TrainingSpec, **changes: Any) -> DearKDTrainer:
         arguments: dict[str, Any] = {
-            "num_classes": CLASSES,
-            "in_chans": 1,
-            "mean": TEACHER.mean,
-            "std": TEACHER.std,
             "directory": tmp_path / "run",
-            "teacher": teacher,
-            "teacher_spec": TEACHER,
+            "task": TASK.at(spec.student.image_size),
+            "teacher": FrozenTeacher(teacher, TEACHER),
         }
         return DearKDTrainer(spec, changes.pop("dataset", dataset), **(arguments | changes))
 

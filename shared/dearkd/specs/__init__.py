@@ -8,6 +8,7 @@ resolves to itself.
 from dearkd.specs.base import Limits, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.synthesis import Phase, SynthesisSpec, SynthesisWeights
+from dearkd.specs.task import Task
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.training import (
     AugmentationSpec,
@@ -37,6 +38,7 @@ __all__ = [
     "StudentSpec",
     "SynthesisSpec",
     "SynthesisWeights",
+    "Task",
     "TeacherSpec",
     "TrainingSpec",
 ]

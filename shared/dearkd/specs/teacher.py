@@ -1,10 +1,11 @@
 """The spec of a teacher: how to rebuild the CNN around its weights, and what its inputs are."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from dearkd.specs.base import FIRST_ERROR, MAX_FIELDS, Name, Spec
+from dearkd.specs.base import FIRST_ERROR, MAX_FIELDS, Name
+from dearkd.specs.task import Task
 
 Number = bool | int | float
 
@@ -25,7 +26,6 @@ def _bounded(value: Number | list[Number]) -> Number | list[Number]:
 
 ArgumentName = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Argument = Annotated[Number | Annotated[list[Number], FIRST_ERROR], AfterValidator(_bounded)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 RESERVED = {
@@ -34,7 +34,7 @@ RESERVED = {
 }
 
 
-class TeacherSpec(Spec):
+class TeacherSpec(Task):
     """A timm model and its preprocessing. Weights travel beside it, as safetensors."""
 
     name: Name = Field(min_length=1, max_length=200)
@@ -42,15 +42,6 @@ class TeacherSpec(Spec):
     """A name of `timm.list_models()`."""
     model_args: dict[ArgumentName, Argument] = Field(default_factory=dict, max_length=MOST_ARGUMENTS)
     """Further arguments of `timm.create_model`: numbers, booleans and lists of numbers."""
-    num_classes: int = Field(ge=2, le=100_000)
-    in_chans: Literal[1, 3]
-    image_size: int = Field(ge=8, le=4096)
-    """Side of the square input in pixels."""
-    mean: Annotated[list[float], FIRST_ERROR] = Field(min_length=1)
-    """Per channel, of pixels in [0, 1]: `input = (pixel - mean) / std`."""
-    std: Annotated[list[Positive], FIRST_ERROR] = Field(min_length=1)
-    """0.0039 (1/255) where the network wants pixels of 0 to 255."""
-    class_names: Annotated[list[Name], FIRST_ERROR] | None = None
 
     @field_validator("model_args", mode="before")
     @classmethod
@@ -69,14 +60,6 @@ class TeacherSpec(Spec):
 
     @field_validator("mean", "std")
     @classmethod
-    def _one_a_channel(cls, value: list[float], info: ValidationInfo) -> list[float]:
-        channels = info.data.get("in_chans")
-        if channels is not None and len(value) != channels:
-            raise ValueError(f"{len(value)} values, but in_chans is {channels}: give one a channel")
-        return value
-
-    @field_validator("mean", "std")
-    @classmethod
     def _of_pixels_up_to_one(cls, value: list[float], info: ValidationInfo) -> list[float]:
         low, high = {"mean": (0.0, 1.0), "std": (0.001, 2.0)}[str(info.field_name)]
         for number in value:
@@ -85,12 +68,4 @@ class TeacherSpec(Spec):
                     f"{number:g} does not lie in [{low:g}, {high:g}]: pixels lie in [0, 1], so divide by 255 what is "
                     "meant for 0 to 255"
                 )
-        return value
-
-    @field_validator("class_names")
-    @classmethod
-    def _one_a_class(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
-        classes = info.data.get("num_classes")
-        if value is not None and classes is not None and len(value) != classes:
-            raise ValueError(f"{len(value)} names, but num_classes is {classes}: give one a class, or leave it out")
         return value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dearkd.specs import StudentSpec
+from dearkd.specs import StudentSpec, Task
 from dearkd_trainer.model.export import model_config, save_model
 from dearkd_trainer.model.student import create_student
 from dearkd_trainer.record import card
@@ -37,7 +37,8 @@ def run(code: str, folder: Path) -> None:
 def folder(tmp_path: Path) -> Path:
     """A folder with an exported student in `student`."""
     student = create_student(STUDENT, num_classes=10, in_chans=3)
-    config = model_config(STUDENT, num_classes=10, in_chans=3, mean=[0.5] * 3, std=[0.5] * 3, class_names=None)
+    task = Task(num_classes=10, in_chans=3, image_size=32, mean=[0.5] * 3, std=[0.5] * 3)
+    config = model_config(STUDENT, student, task)
     save_model(tmp_path / "student", student, config)
     return tmp_path
 

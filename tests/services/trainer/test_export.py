@@ -21,7 +21,7 @@ from dearkd.data.manifests import DatasetManifest, count_classes, datasets
 from dearkd.data.shard_files import Sample, Shard, write_shard
 from dearkd.identifiers import new_id
 from dearkd.settings import Settings
-from dearkd.specs import StudentSpec
+from dearkd.specs import StudentSpec, Task
 from dearkd.storage.catalog import Accuracy, Model, describe_file, models
 from dearkd.storage.objects import Storage
 from dearkd.vision.images import encode
@@ -30,8 +30,8 @@ from dearkd_trainer.data.loader import to_picture
 from dearkd_trainer.data.recipe import eval_transform
 from dearkd_trainer.model.export import model_config, save_model
 from dearkd_trainer.model.onnx_export import export_onnx
-from dearkd_trainer.model.student import DearKDViT, create_student
-from dearkd_trainer.record.card import model_card
+from dearkd_trainer.model.student import Student, create_student
+from dearkd_trainer.service.job import model_card
 from tests.support.bars import CLASSES, SIDE, bars
 from tests.support.services import database, redis_server, serving
 
@@ -69,7 +69,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return run
 
 
-def make_student(mix: str = "logits") -> tuple[StudentSpec, DearKDViT]:
+def make_student(mix: str = "logits") -> tuple[StudentSpec, Student]:
     spec = StudentSpec(
         architecture="dearkd_micro_patch8_32",
         image_size=SIDE,
@@ -88,7 +88,7 @@ def make_student(mix: str = "logits") -> tuple[StudentSpec, DearKDViT]:
 
 
 @pytest.fixture
-def student() -> DearKDViT:
+def student() -> Student:
     return make_student()[1]
 
 
@@ -96,7 +96,8 @@ def student() -> DearKDViT:
 def folder(tmp_path: Path) -> Path:
     """What a run leaves behind."""
     spec, student = make_student()
-    config = model_config(spec, num_classes=CLASSES, in_chans=1, mean=MEAN, std=STD, class_names=NAMES)
+    task = Task(num_classes=CLASSES, in_chans=1, image_size=SIDE, mean=MEAN, std=STD, class_names=NAMES)
+    config = model_config(spec, student, task)
     save_model(tmp_path / "model", student, config)
     return tmp_path / "model"
 
@@ -119,7 +120,7 @@ def tree(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("to", ["safetensors", "hf"])
 def test_timm_loads_an_export_in_a_fresh_process(
-    run: Run, folder: Path, student: DearKDViT, tmp_path: Path, to: str
+    run: Run, folder: Path, student: Student, tmp_path: Path, to: str
 ) -> None:
     outcome = run("export", folder, tmp_path / "out", "--to", to, "--json")
     assert outcome.code == 0, outcome.err

@@ -20,7 +20,7 @@ from dearkd.specs import TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.train.trainer import TrainingResult
-from tests.support.bars import CLASSES, STEPS, MakeSpec, MakeTrainer, bars, curve, stop_at
+from tests.support.bars import CLASSES, STEPS, TASK, MakeSpec, MakeTrainer, bars, curve, stop_at
 
 OPTIMIZER = {"lr": 3e-3, "warmup_epochs": 1, "model_ema_half_life": 1.0}
 ALWAYS: dict[str, Any] = {"optimizer": OPTIMIZER, "checkpoint_seconds": 1e-9}
@@ -122,8 +122,8 @@ import dearkd.vision, timm, torch
 from tests.support.bars import CLASSES, TEACHER
 from dearkd.specs import TrainingSpec
 from dearkd.vision.shards import ShardDataset
+from dearkd_trainer import DearKDTrainer, FrozenTeacher
 from dearkd_trainer.train.learner import Learner
-from dearkd_trainer.train.trainer import DearKDTrainer
 
 shard, spec, directory, where, number = sys.argv[1:]
 number = int(number)
@@ -149,8 +149,8 @@ torch.set_num_threads(int(os.environ["THREADS"]))
 DearKDTrainer(
     TrainingSpec.model_validate_json(spec),
     ShardDataset([Path(shard)], num_classes=CLASSES, in_chans=1),
-    num_classes=CLASSES, in_chans=1, mean=TEACHER.mean, std=TEACHER.std, directory=Path(directory),
-    teacher=teacher, teacher_spec=TEACHER,
+    directory=Path(directory),
+    teacher=FrozenTeacher(teacher, TEACHER),
     on_step=lambda done, _: die() if where == "step" and done == number else None,
 ).fit()
 """
@@ -269,7 +269,7 @@ def test_a_run_goes_on_with_the_data_that_it_began_with_alone(
     with pytest.raises(KeyboardInterrupt):
         make_trainer(plain, on_step=stop_at(STEPS + 1)).fit()
     with pytest.raises(InvalidInput, match=r"last.pt was made from other data \(mean was \[0.4\], is \[0.5\]\): use"):
-        make_trainer(plain, mean=[0.5])
+        make_trainer(plain, task=TASK.model_copy(update={"mean": [0.5]}))
     for other in (
         relabelled(tmp_path / "labels.tar", turn=1),
         relabelled(tmp_path / "keys.tar", key="{:05d}"),

@@ -24,11 +24,11 @@ from dearkd.storage.objects import Storage
 from dearkd.vision.images import encode
 from dearkd.work.worker import drain, open_ledger
 from dearkd_trainer.service.data import PLACES
-from dearkd_trainer.service.gang import Gang
 from dearkd_trainer.service.inputs import RunInputs
 from dearkd_trainer.service.job import perform
-from tests.services.trainer.test_gang import Diary
-from tests.support.bars import CLASSES, SIDE, bars
+from dearkd_trainer.service.process_group import ProcessGroup
+from tests.services.trainer.test_process_group import Diary
+from tests.support.bars import CLASSES, SIDE, TASK, bars
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
@@ -149,17 +149,13 @@ def test_processes_read_through_one_cache(settings: Settings, dataset: DatasetMa
         shards=dataset,
         eval_shards=dataset,
         settings=settings.model_dump(mode="json", include=PLACES),
-        num_classes=CLASSES,
-        in_chans=1,
-        mean=[0.4],
-        std=[0.3],
-        class_names=["low", "middle", "high"],
+        task=TASK.at(spec.student.image_size).model_copy(update={"class_names": ["low", "middle", "high"]}),
         teacher=None,
         teacher_weights=None,
     )
     inputs.directory.mkdir()
-    with Gang(inputs, device="cpu", threads=1, check=lambda: None, note=print) as gang:
-        found = gang.run(Diary())
+    with ProcessGroup(inputs, device="cpu", threads=1, check=lambda: None, note=print) as group:
+        found = group.run(Diary())
     files = [tmp_path / shard.name for shard in dataset.shards]
     changes = {"spec": spec.model_copy(update={"processes": 1}), "shards": files, "eval_shards": files}
     one = inputs.model_copy(update={**changes, "directory": tmp_path / "alone"})

@@ -6,7 +6,14 @@ import pytest
 
 PUBLIC = {
     "dearkd_synth": {"DeepInversion"},
-    "dearkd_trainer": {"DearKDTrainer"},
+    "dearkd_trainer": {
+        "DearKDTrainer",
+        "FrozenTeacher",
+        "Student",
+        "StudentOutput",
+        "TrainingResult",
+        "register_student",
+    },
     "dearkd.specs": {
         "AugmentationSpec",
         "DatasetFacts",
@@ -24,6 +31,7 @@ PUBLIC = {
         "StudentSpec",
         "SynthesisSpec",
         "SynthesisWeights",
+        "Task",
         "TeacherSpec",
         "TrainingSpec",
     },

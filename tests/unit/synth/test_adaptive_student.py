@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dearkd.errors import CorruptData, InvalidInput, NotFound
 from dearkd.identifiers import new_id
 from dearkd.settings import Settings
-from dearkd.specs import StudentSpec, SynthesisSpec, SynthesisWeights, TeacherSpec
+from dearkd.specs import StudentSpec, SynthesisSpec, SynthesisWeights, Task, TeacherSpec
 from dearkd.storage.catalog import Model, describe_file, models
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage
@@ -49,7 +49,8 @@ def store_student(storage: Storage, folder: Path, *, num_classes: int = 5) -> tu
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = create_student(spec, num_classes, 3).eval()
-    config = model_config(spec, num_classes=num_classes, in_chans=3, mean=MEAN, std=STD, class_names=None)
+    task = Task(num_classes=num_classes, in_chans=3, image_size=SIZE, mean=MEAN, std=STD)
+    config = model_config(spec, student, task)
     save_model(folder, student, config)
     files = [folder / "model.safetensors", folder / "config.json"]
     catalog, identifier = models(storage), new_id("mdl")

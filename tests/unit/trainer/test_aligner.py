@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dearkd.errors import InvalidInput
-from dearkd_trainer.model.student import DearKDViT
-from dearkd_trainer.train.aligner import Aligner, Stage, choose_pairs, teacher_forward, teacher_stages
+from dearkd.specs import TeacherSpec
+from dearkd_trainer.model.dearkd_vit import DearKDViT
+from dearkd_trainer.train.aligner import Aligner, choose_pairs
+from dearkd_trainer.train.teacher import FrozenTeacher, Stage
 
 FAMILIES = ["resnet10t", "regnety_002", "mobilenetv3_small_050", "repvgg_a0", "dla46_c"]
 
@@ -19,33 +21,40 @@ def student(image_size: int, patch_size: int, depth: int = 4, mhca_blocks: int =
     )
 
 
-def teacher(name: str, in_chans: int = 3) -> nn.Module:
+def teacher(name: str, image_size: int) -> FrozenTeacher:
     torch.manual_seed(0)
-    return timm.create_model(name, num_classes=4, in_chans=in_chans).eval()
+    return of(timm.create_model(name, num_classes=4).eval(), image_size)
+
+
+def of(module: nn.Module, image_size: int) -> FrozenTeacher:
+    spec = TeacherSpec(
+        name="t", architecture="a", num_classes=4, in_chans=3, image_size=image_size, mean=[0.5] * 3, std=[0.5] * 3
+    )
+    return FrozenTeacher(module, spec)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(("image_size", "patch_size"), [(32, 8), (64, 8)])
 def test_every_pair_has_maps_of_the_teachers_shape(name: str, image_size: int, patch_size: int) -> None:
-    cnn, vit = teacher(name), student(image_size, patch_size)
+    cnn, vit = teacher(name, image_size), student(image_size, patch_size)
     images = torch.randn(2, 3, image_size, image_size)
-    pairs = choose_pairs(vit, teacher_stages(cnn, 3, image_size))
+    pairs = choose_pairs(vit, cnn.stages())
     assert pairs
-    _, features = teacher_forward(cnn, images, [pair.stage.index for pair in pairs])
-    output = vit(images, hidden_blocks=[pair.block for pair in pairs])
+    _, features = cnn.forward(images, [pair.stage.index for pair in pairs])
+    output = vit.forward_training(images, [pair.block for pair in pairs])
     for pair, hidden, feature in zip(pairs, output.hidden, features, strict=True):
         assert Aligner(16, pair.stage)(hidden).shape == feature.shape
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_features_and_logits_come_from_one_forward(name: str) -> None:
-    cnn = teacher(name)
-    images = torch.randn(2, 3, 64, 64)
+    frozen = teacher(name, 64)
+    cnn, images = frozen.module, torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     seen: list[Tensor] = []
     for index in (1, 2):
         module = cnn.get_submodule(cnn.feature_info[index]["module"])
         module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    logits, features = teacher_forward(cnn, images, [1, 2])
+    logits, features = frozen.forward(images, [1, 2])
     assert not logits.requires_grad
     assert len(seen) == 2
     for feature, hooked in zip(features, seen, strict=True):
@@ -102,7 +111,7 @@ def test_pairs_follow_from_strides(
 
 def test_a_teacher_whose_features_cannot_be_read_is_refused() -> None:
     with pytest.raises(InvalidInput, match="forward_intermediates") as caught:
-        teacher_stages(nn.Sequential(nn.Conv2d(3, 4, 3)), 3, 32)
+        of(nn.Sequential(nn.Conv2d(3, 4, 3)), 32).stages()
     assert caught.value.errors[0].pointer == "/stage_one/weights/hidden"
 
 
@@ -110,5 +119,5 @@ def test_a_teacher_that_cannot_take_the_size_is_refused_with_its_reason() -> Non
     # Built for one size, as window transformers are.
     teacher = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3).eval()
     with pytest.raises(InvalidInput, match=r"no feature maps of an image of 40×40 pixels: Input height") as caught:
-        teacher_stages(teacher, 3, 40)
+        of(teacher, 40).stages()
     assert [error.pointer for error in caught.value.errors] == ["/stage_one/weights/hidden"]

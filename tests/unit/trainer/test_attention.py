@@ -8,18 +8,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dearkd_trainer.evaluate import attention
-from dearkd_trainer.evaluate.attention import (
-    attention_distance,
-    attention_weights,
-    head_distances,
-    patch_distances,
-    recorded_distances,
-    to_row,
-)
+from dearkd_trainer.evaluate.attention import recorded_distances, to_row
 from dearkd_trainer.evaluate.pictures import attention_distance_picture, confusion_picture
+from dearkd_trainer.model import attention
+from dearkd_trainer.model.attention import attention_distance, attention_weights, head_distances, patch_distances
+from dearkd_trainer.model.dearkd_vit import DearKDViT
 from dearkd_trainer.model.mhca import MHCA
-from dearkd_trainer.model.student import DearKDViT
 
 SIZES = {
     "img_size": (24, 32),

@@ -8,8 +8,7 @@ import torch
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import DatasetFacts, StudentSpec, TrainingSpec
-from dearkd_trainer.model.pretrained import begin_from
-from dearkd_trainer.model.student import DearKDViT, create_student
+from dearkd_trainer.model.student import Student, create_student
 from tests.support.bars import CLASSES, MakeSpec, MakeTrainer
 
 TRAINED = StudentSpec(
@@ -25,14 +24,14 @@ TRAINED = StudentSpec(
 )
 
 
-def student(num_classes: int = CLASSES, **changes: object) -> DearKDViT:
+def student(num_classes: int = CLASSES, **changes: object) -> Student:
     return create_student(TRAINED.model_copy(update=changes), num_classes, in_chans=1).eval()
 
 
 def test_at_its_own_size_it_computes_the_same() -> None:
     trained, fresh = student(), student()
     before = copy.deepcopy(trained.state_dict())
-    begin_from(fresh, trained)
+    fresh.begin_from(trained)
     images = torch.randn(2, 1, 16, 16)
     assert torch.equal(fresh(images), trained(images))
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
@@ -41,7 +40,7 @@ def test_at_its_own_size_it_computes_the_same() -> None:
 def test_at_another_size_and_with_other_classes_only_the_heads_are_new() -> None:
     trained, fresh = student(), student(num_classes=5, image_size=32)
     heads = copy.deepcopy({name: tensor for name, tensor in fresh.state_dict().items() if name.startswith("head")})
-    begin_from(fresh, trained)
+    fresh.begin_from(trained)
     resampled = copy.deepcopy(trained)
     resampled.set_input_size(img_size=(32, 32))
     images = torch.randn(2, 1, 32, 32)
@@ -53,7 +52,7 @@ def test_at_another_size_and_with_other_classes_only_the_heads_are_new() -> None
 
 def test_other_dimensions_are_refused() -> None:
     with pytest.raises(InvalidInput, match=r"other dimensions: .*blocks\.1") as caught:
-        begin_from(student(), student(depth=1))
+        student().begin_from(student(depth=1))
     assert [error.pointer for error in caught.value.errors] == ["/init"]
 
 

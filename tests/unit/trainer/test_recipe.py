@@ -21,7 +21,7 @@ from dearkd_trainer.data.recipe import (
     eval_transform,
     train_transform,
 )
-from dearkd_trainer.model.student import DearKDViT
+from dearkd_trainer.model.dearkd_vit import DearKDViT
 from dearkd_trainer.train.aligner import Aligner, Stage
 
 OPTIMIZER = OptimizerSpec(

@@ -22,8 +22,7 @@ def config(in_chans: int) -> dict[str, object]:
     return {
         "num_classes": 3,
         "label_names": NAMES,
-        "model_args": {"in_chans": in_chans, "img_size": 8},
-        "pretrained_cfg": {"mean": [0.5] * in_chans, "std": [0.5] * in_chans},
+        "pretrained_cfg": {"input_size": [in_chans, 8, 8], "mean": [0.5] * in_chans, "std": [0.5] * in_chans},
     }
 
 

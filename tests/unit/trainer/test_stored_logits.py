@@ -84,7 +84,7 @@ def test_losses_are_those_of_asking_the_teacher(
     spec = resolve(stage_one={"distillation": distillation}, grad_accum_steps=parts)
     data = with_logits()
     asked = make_trainer(computed(spec), dataset=data, directory=tmp_path / "asked").fit().history
-    read = make_trainer(spec, dataset=data, teacher=None, teacher_spec=None).fit().history
+    read = make_trainer(spec, dataset=data, teacher=None).fit().history
     assert [set(row) - {"teacher_share"} for row in asked] == [set(row) for row in read]
     assert "distillation" in read[0]
     for theirs, ours in zip(asked, read, strict=True):
@@ -97,7 +97,7 @@ def test_half_precision_is_near_and_a_restart_changes_nothing(
 ) -> None:
     data, spec = with_logits("float16"), resolve(workers=1)
     asked = make_trainer(computed(spec), dataset=data, directory=tmp_path / "asked").fit().history
-    whole = make_trainer(spec, dataset=data, teacher=None, teacher_spec=None).fit().history
+    whole = make_trainer(spec, dataset=data, teacher=None).fit().history
     assert whole[0]["distillation"] == pytest.approx(asked[0]["distillation"], rel=2e-2)
     cut = {"dataset": data, "teacher": None, "teacher_spec": None, "directory": tmp_path / "cut"}
     with pytest.raises(KeyboardInterrupt):
@@ -110,7 +110,7 @@ def test_one_image_without_logits_is_one_too_few(
     make_trainer: MakeTrainer, with_logits: Callable[..., ShardDataset]
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
-        make_trainer(resolve(), dataset=with_logits(without=7), teacher=None, teacher_spec=None)
+        make_trainer(resolve(), dataset=with_logits(without=7), teacher=None)
     assert caught.value.errors[0].pointer == "/stage_one/teacher_logits"
 
 

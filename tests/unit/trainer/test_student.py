@@ -9,8 +9,9 @@ from torch import nn
 
 from dearkd.specs import StudentSpec
 from dearkd.specs.recipes import STUDENTS
+from dearkd_trainer.model.dearkd_vit import DearKDViT
 from dearkd_trainer.model.mhca import MHCA
-from dearkd_trainer.model.student import DearKDViT, StudentOutput, create_student
+from dearkd_trainer.model.student import StudentOutput, create_student
 
 SMALL = {
     "img_size": 32,
@@ -55,7 +56,7 @@ def test_with_a_distillation_token_it_is_deit_but_for_the_mean_of_the_heads() ->
     student = small(distilled=True)
     student.load_state_dict(deit.state_dict())
     by_class, by_distillation = deit.train()(images())
-    output = student(images(), hidden_blocks=[])
+    output = student.forward_training(images(), [])
     torch.testing.assert_close(output.logits, by_class)
     torch.testing.assert_close(output.dist_logits, by_distillation)
     torch.testing.assert_close(student(images()), by_class)
@@ -72,7 +73,7 @@ def test_deit_weights_load_but_for_the_positional_ones() -> None:
 @pytest.mark.parametrize("distilled", [False, True])
 def test_training_sees_the_patch_tokens_of_the_blocks_it_asks_for(distilled: bool) -> None:
     student = small(mhca_blocks=2, distilled=distilled)
-    output = student(images(), hidden_blocks=[0, 2])
+    output = student.forward_training(images(), [0, 2])
     assert isinstance(output, StudentOutput)
     assert (output.dist_logits is not None) == distilled
     expected = student.forward_intermediates(images(), indices=[0, 2], intermediates_only=True)
@@ -100,7 +101,7 @@ def test_it_goes_on_at_another_resolution() -> None:
 def test_new_classes_come_with_new_heads() -> None:
     student = small(distilled=True)
     student.reset_classifier(3)
-    output = student(images(), hidden_blocks=[])
+    output = student.forward_training(images(), [])
     assert output.logits.shape == output.dist_logits.shape == (2, 3)
 
 

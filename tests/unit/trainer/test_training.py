@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dearkd.errors import InvalidInput
+from dearkd.specs import Task
 from dearkd.vision.shards import ShardDataset
+from dearkd_trainer import FrozenTeacher
 from dearkd_trainer.evaluate.attention import recorded_distances
 from dearkd_trainer.model.export import load_model
 from dearkd_trainer.train.trainer import Metrics
-from tests.support.bars import CLASSES, SIDE, STEPS, TEACHER, TIMED, MakeSpec, MakeTrainer, curve, stop_at
+from tests.support.bars import CLASSES, SIDE, STEPS, TASK, TEACHER, TIMED, MakeSpec, MakeTrainer, curve, stop_at
 
 
 def test_it_learns(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
@@ -92,7 +94,9 @@ def test_after_the_switch_nothing_keeps_the_memory_of_stage_one(make_spec: MakeS
         learner = trainer.learner
         if done == 2 * STEPS - 1:
             aligners = list(learner.aligners.parameters())
-            kept["teacher"] = [weakref.ref(thing) for thing in (learner.teacher, *learner.teacher.parameters())]
+            kept["teacher"] = [
+                weakref.ref(thing) for thing in (learner.teacher.module, *learner.teacher.module.parameters())
+            ]
             kept["aligners"] = [weakref.ref(thing) for thing in (*learner.aligners, *aligners)]
             kept["moments"] = [
                 weakref.ref(value) for weight in aligners for value in learner.optimizer.state[weight].values()
@@ -101,7 +105,9 @@ def test_after_the_switch_nothing_keeps_the_memory_of_stage_one(make_spec: MakeS
             left.extend(sum(ref() is not None for ref in refs) for refs in kept.values())
 
     trainer = make_trainer(
-        make_spec(), teacher=timm.create_model("resnet10t", num_classes=CLASSES, in_chans=1), on_step=on_step
+        make_spec(),
+        teacher=FrozenTeacher(timm.create_model("resnet10t", num_classes=CLASSES, in_chans=1), TEACHER),
+        on_step=on_step,
     )
     trainer.fit()
     assert [len(refs) > 3 for refs in kept.values()] == [True] * 3
@@ -119,7 +125,7 @@ def test_after_the_switch_nothing_keeps_the_memory_of_stage_one(make_spec: MakeS
 def test_a_run_that_distils_nothing_needs_no_teacher(
     make_spec: MakeSpec, make_trainer: MakeTrainer, stage_one: dict[str, Any]
 ) -> None:
-    trainer = make_trainer(make_spec(stage_one=stage_one), teacher=None, teacher_spec=None)
+    trainer = make_trainer(make_spec(stage_one=stage_one), teacher=None)
     assert len(trainer.learner.aligners) == 0
     rows = trainer.fit().history
     assert all(not {"distillation", "hidden"} & set(row) for row in rows)
@@ -145,7 +151,7 @@ def test_logits_alone_are_distilled_by_a_plain_forward(
 def test_past_stage_one_a_restart_needs_no_teacher(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
     with pytest.raises(KeyboardInterrupt):
         make_trainer(make_spec(), on_step=stop_at(2 * STEPS + 1)).fit()
-    assert len(make_trainer(make_spec(), teacher=None, teacher_spec=None).fit().history) == 4
+    assert len(make_trainer(make_spec(), teacher=None).fit().history) == 4
 
 
 def test_a_finished_run_only_writes_its_model_again(
@@ -195,7 +201,7 @@ def test_averaged_weights_are_what_is_evaluated_and_exported(make_spec: MakeSpec
 
 
 def test_the_exported_model_is_rebuilt_from_its_files(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(make_spec(), class_names=["low", "middle", "high"])
+    trainer = make_trainer(make_spec(), task=TASK.model_copy(update={"class_names": ["low", "middle", "high"]}))
     result = trainer.fit()
     config = json.loads((result.weights.parent / "config.json").read_text())
     assert config == result.config
@@ -227,6 +233,7 @@ def test_the_exported_model_is_rebuilt_from_its_files(make_spec: MakeSpec, make_
 def test_labels_are_the_teachers_as_far_as_names_tell(
     make_trainer: MakeTrainer,
     make_spec: MakeSpec,
+    teacher: nn.Module,
     theirs: list[str] | None,
     ours: list[str],
     order: str | None,
@@ -234,7 +241,12 @@ def test_labels_are_the_teachers_as_far_as_names_tell(
 ) -> None:
     named = TEACHER.model_copy(update={"class_names": theirs})
     with pytest.raises(InvalidInput, match=says) if says else nullcontext():
-        make_trainer(make_spec(), teacher_spec=named, class_names=ours, class_order=order)
+        make_trainer(
+            make_spec(),
+            teacher=FrozenTeacher(teacher, named),
+            task=TASK.model_copy(update={"class_names": ours}),
+            class_order=order,
+        )
 
 
 def test_best_is_chosen_on_the_holdout(make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -267,9 +279,9 @@ def test_a_checkpoint_of_another_spec_is_refused(make_spec: MakeSpec, make_train
     ("change", "pointers", "says"),
     [
         ({"teacher": None}, ["/teacher"], "there is no teacher"),
-        ({"mean": [0.5]}, ["/teacher"], r"its mean is \[0.4\], the student's \[0.5\]"),
-        ({"mean": [0.4] * 3}, ["/mean"], "3 values, but in_chans is 1"),
-        ({"class_names": ["one"]}, ["/class_names"], "1 names, but num_classes is 3"),
+        ({"task": {"mean": [0.5]}}, ["/teacher"], r"its mean is \[0.4\], the student's \[0.5\]"),
+        ({"task": {"mean": [0.4] * 3}}, ["/mean"], "3 values, but in_chans is 1"),
+        ({"task": {"class_names": ["one"]}}, ["/class_names"], "1 names, but num_classes is 3"),
         ({"dataset": {}}, ["/dataset"], "no image to train on"),
         ({"eval_dataset": {}}, ["/eval_dataset"], "no image to evaluate on"),
         ({"dataset": {"in_chans": 3, "bars": 1}}, ["/dataset"], "its in_chans is 3, the student's 1"),
@@ -301,11 +313,39 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         arguments = {"num_classes": CLASSES, "in_chans": 1} | change[name]
         changes[name] = ShardDataset([bar_shard] * arguments.pop("bars", 0), **arguments)
     if isinstance(change.get("teacher"), dict):
-        changes["teacher"] = timm.create_model("resnet10t", **({"in_chans": 1} | change["teacher"]))
-    with pytest.raises(InvalidInput, match=says) as caught:
+        module = timm.create_model("resnet10t", **({"in_chans": 1} | change["teacher"]))
+        changes["teacher"] = FrozenTeacher(module, TEACHER)
+
+    def begin() -> None:
+        if "task" in change:
+            changes["task"] = Task.check(TASK.model_dump() | change["task"])
         make_trainer(make_spec(stage_one={"weights": {"hidden": 0.0}}), **changes)
+
+    with pytest.raises(InvalidInput, match=says) as caught:
+        begin()
     assert [error.pointer for error in caught.value.errors] == pointers
     assert not (tmp_path / "run").exists()
+
+
+def test_the_task_is_the_teachers_at_the_students_size_unless_it_is_given(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, teacher: nn.Module
+) -> None:
+    spec = make_spec(student={"image_size": 8, "patch_size": 2})
+    named = TEACHER.model_copy(update={"class_names": ["low", "middle", "high"]})
+    task = make_trainer(spec, task=None, teacher=FrozenTeacher(teacher, named)).task
+    assert type(task) is Task
+    assert task.model_dump() == {
+        "num_classes": CLASSES,
+        "in_chans": 1,
+        "image_size": 8,
+        "mean": TEACHER.mean,
+        "std": TEACHER.std,
+        "class_names": ["low", "middle", "high"],
+    }
+    for changes, pointer in (({"task": None, "teacher": None}, "/task"), ({"task": TASK}, "/task/image_size")):
+        with pytest.raises(InvalidInput) as caught:
+            make_trainer(spec, **changes)
+        assert [error.pointer for error in caught.value.errors] == [pointer]
 
 
 def test_a_teacher_of_another_size_sees_resized_images(
@@ -378,7 +418,7 @@ def test_pairs_are_those_that_were_asked_for(
     trainer = make_trainer(make_spec(stage_one={"pairs": asked}))
     images = torch.randn(3, 1, 16, 16)
     maps = teacher.forward_intermediates(images, intermediates_only=True)
-    output = trainer.student.eval()(images, [0, 1])
+    output = trainer.student.eval().forward_training(images, [0, 1])
     hidden = [
         (aligner(output.hidden[pair["block"]]) - maps[pair["stage"]]).square().mean()
         for pair, aligner in zip(asked, trainer.learner.aligners, strict=True)

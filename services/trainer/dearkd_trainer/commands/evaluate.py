@@ -1,9 +1,9 @@
-"""What `dearkd evaluate` does."""
+"""The work of `dearkd evaluate`."""
 
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from dearkd.storage.file_cache import FileCache
 from dearkd.vision.devices import choose_device
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.commands.sources import TrainedModel, open_dataset, open_model, recorded_rows
-from dearkd_trainer.evaluate.attention import head_distances, recorded_distances
+from dearkd_trainer.evaluate.attention import recorded_distances
 from dearkd_trainer.evaluate.evaluation import evaluate, normalised_sample
 from dearkd_trainer.evaluate.pictures import attention_distance_picture, confusion_picture
-from dearkd_trainer.evaluate.report import ATTENTION, report_of, write_report
+from dearkd_trainer.evaluate.report import ATTENTION, report_of, write_evaluation
 from dearkd_trainer.model.export import new_folder
-from dearkd_trainer.model.student import DearKDViT
+from dearkd_trainer.model.student import Student
 
 
 def run_evaluate(
@@ -57,8 +57,8 @@ def _report(
     model: TrainedModel, dataset: AbstractContextManager[ShardDataset], reference: str, batch_size: int
 ) -> dict[str, Any]:
     device = choose_device()
-    network = cast(DearKDViT, model.load().to(device))
-    about, size = model.config.pretrained_cfg, model.config.model_args.img_size
+    network = model.load().to(device)
+    about, size = model.config.pretrained_cfg, model.image_size
     with dataset as data:
         found = evaluate(
             network,
@@ -71,17 +71,19 @@ def _report(
             device=device,
         )
         sample = normalised_sample(data, size, about.mean, about.std, crop_pct=about.crop_pct)
-        heads = head_distances(network, sample.to(device))
+        heads = network.attention_distances(sample.to(device)) if isinstance(network, Student) else []
         samples = np.bincount(data.labels, minlength=model.num_classes).tolist()
     return report_of(found, heads, model.class_names, samples) | {"model": model.name, "dataset": reference}
 
 
 def _write(folder: Path, report: dict[str, Any], model: TrainedModel) -> None:
-    write_report(folder, report)
+    write_evaluation(folder, report)
     names = [row["name"] for row in report["per_class"]]
     if report["confusion"] is not None:
         (folder / "confusion.png").write_bytes(confusion_picture(report["confusion"], names))
     distances = report["attention_distance"]
+    if not distances["heads"]:
+        return
     series = {**recorded_distances(recorded_rows(model, connect)), "now": distances["layers"]}
     (folder / ATTENTION).write_bytes(attention_distance_picture(series, distances["heads"]))
 

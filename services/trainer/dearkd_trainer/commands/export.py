@@ -1,4 +1,4 @@
-"""What `dearkd export` does."""
+"""The work of `dearkd export`."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from dearkd.storage.file_cache import FileCache
 from dearkd_trainer.commands.sources import TrainedModel, open_model
 from dearkd_trainer.model.export import CARD, CONFIG, WEIGHTS, new_folder
 from dearkd_trainer.model.onnx_export import export_onnx
+from dearkd_trainer.model.student import family_of
 from dearkd_trainer.record.card import UNKNOWN_LICENCE, plain_card, with_licence
 
 Format = Literal["safetensors", "onnx", "hf"]
@@ -43,8 +44,7 @@ def write_export(model: TrainedModel, folder: Path, to: Format, *, licence: str 
     network = model.load()
     (folder / CONFIG).write_text(json.dumps(model.raw_config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if to == "onnx":
-        arguments = model.config.model_args
-        difference = export_onnx(network, folder / ONNX, in_chans=arguments.in_chans, image_size=arguments.img_size)
+        difference = export_onnx(network, folder / ONNX, in_chans=model.in_chans, image_size=model.image_size)
         return {"difference": difference}
     shutil.copyfile(model.files[WEIGHTS], folder / WEIGHTS)
     if to == "hf":
@@ -55,6 +55,7 @@ def write_export(model: TrainedModel, folder: Path, to: Format, *, licence: str 
 def _card(model: TrainedModel, licence: str | None) -> str:
     """The card that was written when the model was made, which knows most; else what the files alone tell."""
     if CARD not in model.files:
-        return plain_card(Path(model.name).resolve().name, model.raw_config, licence=licence or UNKNOWN_LICENCE)
+        name, kind = Path(model.name).resolve().name, family_of(model.raw_config["architecture"]).kind
+        return plain_card(name, kind, model.raw_config, licence=licence or UNKNOWN_LICENCE)
     card = model.files[CARD].read_text(encoding="utf-8")
     return with_licence(card, licence) if licence is not None else card

@@ -1,4 +1,4 @@
-"""What a command line names: a stored model or dataset by its id, fetched over HTTP and verified, or a local folder."""
+"""Models and datasets that a command line names: by id, fetched over HTTP and verified, or as local folders."""
 
 import json
 import tempfile
@@ -43,23 +43,18 @@ DATASET_MANIFEST = "dataset.json"
 ManifestT = TypeVar("ManifestT", Model, DatasetManifest)
 
 
-class ModelArguments(BaseModel):
-    in_chans: Literal[1, 3]
-    img_size: int
-
-
 class InputConfig(BaseModel):
+    input_size: tuple[Literal[1, 3], int, int]
     mean: list[float]
     std: list[float]
     crop_pct: float = Field(default=1.0, gt=0, le=1)
 
 
 class StudentConfig(BaseModel):
-    """What is read of a student's `config.json` here; the whole of it builds the model."""
+    """The part of a student's `config.json` that is read here; the whole of it builds the model."""
 
     num_classes: int
     label_names: list[str] | None = None
-    model_args: ModelArguments
     pretrained_cfg: InputConfig
 
 
@@ -78,6 +73,14 @@ class TrainedModel:
     @property
     def num_classes(self) -> int:
         return self.config.num_classes
+
+    @property
+    def in_chans(self) -> Literal[1, 3]:
+        return self.config.pretrained_cfg.input_size[0]
+
+    @property
+    def image_size(self) -> int:
+        return self.config.pretrained_cfg.input_size[1]
 
     @property
     def class_names(self) -> list[str]:
@@ -194,7 +197,7 @@ def open_dataset(
                 split=split,
                 class_order=class_order,
                 usual_names=model.class_names,
-                in_chans=model.config.model_args.in_chans,
+                in_chans=model.in_chans,
             ),
         )
         for _ in source.check():
@@ -209,7 +212,7 @@ def open_dataset(
 
 
 def _dataset(paths: list[Path], model: TrainedModel) -> ShardDataset:
-    return ShardDataset(paths, num_classes=model.num_classes, in_chans=model.config.model_args.in_chans)
+    return ShardDataset(paths, num_classes=model.num_classes, in_chans=model.in_chans)
 
 
 def _local_shards(
@@ -251,13 +254,13 @@ def _channels(shard: Path) -> Iterator[int]:
 def _require_same_task(reference: str, dataset: DatasetManifest, model: TrainedModel) -> None:
     names = [c.name for c in dataset.classes]
     _require_same_classes(reference, dataset.num_classes, names, model, said=dataset.class_order is not None)
-    for line in dataset.conversions(model.config.model_args.in_chans):
-        note(f"{reference}: {line}, since {model.name} takes {model.config.model_args.in_chans} channel(s)")
+    for line in dataset.conversions(model.in_chans):
+        note(f"{reference}: {line}, since {model.name} takes {model.in_chans} channel(s)")
 
 
 def _say_channels(reference: str, images: Counter[int], model: TrainedModel) -> None:
     """Say how many images will be converted to the model's channels, as Pillow converts them."""
-    taken = model.config.model_args.in_chans
+    taken = model.in_chans
     others = images[4 - taken]
     if others:
         change = "colour images are made grey" if taken == 1 else "grey images are made colour"
@@ -273,7 +276,7 @@ def _require_same_classes(
     said: bool = False,
     order: str | None = None,
 ) -> None:
-    """Whether labels mean the same.
+    """Require labels to mean the same.
 
     Args:
         reference: the dataset.

@@ -31,7 +31,7 @@ Batch = Sequence[Tensor]
 """Images (B, C, H, W), labels (B,), and the teacher's logits (B, K) where they are read."""
 
 WEIGHTS, ORDER, SAMPLE, STEP = range(4)
-"""What a seed is for; the second part of `derive_seed`."""
+"""Purposes of a seed; the second part of `derive_seed`."""
 
 
 def derive_seed(*parts: int) -> int:
@@ -142,7 +142,7 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
 
 
 def part_of(batch: Indices, world: World) -> Indices:
-    """What one process takes of a batch; together the processes take each image once.
+    """The part of a batch that one process takes; together the processes take each image once.
 
     Mixup mixes the first image with the last, the second with the last but one, and so on: pairs stay together, so
     that several processes mix as one does. The parts differ by two images at most. Where there are fewer pairs than

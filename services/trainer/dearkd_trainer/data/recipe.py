@@ -22,13 +22,13 @@ from torchvision import transforms
 from dearkd.errors import InvalidInput
 from dearkd.specs import AugmentationSpec, OptimizerSpec, Precision
 from dearkd_trainer.data.loader import Transform
-from dearkd_trainer.model.student import DearKDViT
+from dearkd_trainer.model.student import Student
 
 DEIT_CROP_PCT = 0.875
-"""Of the resized image's side that evaluation looks at in DeiT, which trains on random crops [P]."""
+"""The part of the resized image's side that evaluation looks at in DeiT, which trains on random crops [P]."""
 
 
-def create_optimizer(student: DearKDViT, aligners: nn.Module | None, spec: OptimizerSpec) -> torch.optim.Optimizer:
+def create_optimizer(student: Student, aligners: nn.Module | None, spec: OptimizerSpec) -> torch.optim.Optimizer:
     """One optimiser over both. Biases, norms, tokens and positional weights are not decayed.
 
     With `layer_decay` a block's learning rate is that of the next one times it (timm's `param_groups_layer_decay`,
@@ -158,7 +158,7 @@ def _at_least_one_bit(bits: Callable[[float, Any], tuple[int]], level: float, hp
 
 
 def eval_crop_pct(spec: AugmentationSpec) -> float:
-    """How much of the resized image's side evaluation looks at: all of it where training too sees whole images [R].
+    """The part of the resized image's side that evaluation looks at: all where training too sees whole images [R].
 
     Images of the student's size are taken whole in any case.
     """

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from dearkd.errors import InvalidInput
 
 WAIT = timedelta(hours=2)
-"""How long a process waits for the others: longer than rank 0 writes and tells. One that ends is noticed at once."""
+"""The time a process waits for the others: longer than rank 0 writes and tells. One that ends is noticed at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from dearkd.vision.teachers import save_teacher
 IMAGE_SIZE = 32
 HELD_OUT = 540
 SPLIT_SEED = 0
-"""Of the split alone: the held-out digits are the same whatever the demo's seed."""
+"""The seed of the split alone: the held-out digits are the same whatever the demo's seed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the demo's steps share: the client, where things lie, and the clock."""
+"""The state that the demo's steps share: the client, where things lie, and the clock."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from dearkd_trainer.demo.digits import Digits, store_digits
 
 @dataclass
 class Demo:
-    """What the steps share."""
+    """The state that the steps share."""
 
     client: Client
     storage: Storage

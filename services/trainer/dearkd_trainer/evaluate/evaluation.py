@@ -1,4 +1,4 @@
-"""How well a model does on a dataset."""
+"""Evaluation of a model on a dataset: accuracy, calibration, confusion."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -18,7 +18,7 @@ from dearkd_trainer.data.recipe import autocast, eval_transform
 from dearkd_trainer.data.world import World
 
 MAX_SAMPLE_BYTES = 2**28
-"""Of `normalised_sample`'s images."""
+"""The largest size of `normalised_sample`'s images."""
 MAX_CONFUSION_CLASSES = 2000
 """A confusion matrix has the square of it as entries, each a number of Python's."""
 
@@ -30,7 +30,7 @@ class Evaluation:
     samples: int
     top1: float
     top5: float
-    """With fewer than five classes it is 1."""
+    """1 where there are fewer than five classes."""
     loss: float
     """Mean cross-entropy."""
     expected_calibration_error: float
@@ -43,7 +43,7 @@ class Evaluation:
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
-    """How far confidence is from accuracy (Guo et al., ICML 2017, equation 3).
+    """The mean gap between confidence and accuracy (Guo et al., ICML 2017, equation 3).
 
     Over bins of equal width of the top class's probability, `((b-1)/bins, b/bins]`: the gap between mean confidence and
     accuracy in each, weighed by the share of samples that fall into it.
@@ -88,9 +88,9 @@ def normalised_sample(
     crop_pct: float = 1.0,
     count: int = 256,
 ) -> Tensor:
-    """Up to `count` images (N, C, image_size, image_size), spread evenly over a dataset, as the model takes them.
+    """Take up to `count` images (N, C, image_size, image_size), spread evenly over a dataset, as the model takes them.
 
-    For `attention.attention_distance`. They are fewer where so many would take more than `MAX_SAMPLE_BYTES`.
+    For `Student.attention_distances`. They are fewer where so many would take more than `MAX_SAMPLE_BYTES`.
     """
     count = max(1, min(count, MAX_SAMPLE_BYTES // (4 * data.in_chans * image_size**2)))
     places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))

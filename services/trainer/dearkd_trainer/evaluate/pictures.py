@@ -1,4 +1,4 @@
-"""What an evaluation found, as PNG pictures."""
+"""PNG pictures of an evaluation."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def attention_distance_picture(
     """Mean attention distance by layer, a line for each state of the model, such as before and after stage two.
 
     Args:
-        series: by name, a distance in pixels for each layer: from `attention_distance` of two models, or from
+        series: by name, a distance in pixels for each layer: from `attention.attention_distance` of two models, or from
             `recorded_distances` of a run's rows.
         heads: of one state, a distance for each head of each layer, drawn as dots.
     """

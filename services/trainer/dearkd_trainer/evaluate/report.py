@@ -1,4 +1,4 @@
-"""What a run found, as files beside its model: rows of metrics, evaluation, how far the student looks, model card."""
+"""The report of a run, as files beside its model: rows of metrics, evaluation, attention distances, model card."""
 
 import json
 import math
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dearkd.specs import TrainingSpec
-from dearkd.storage.catalog import Accuracy
-from dearkd_trainer.evaluate.attention import layer_means, recorded_distances
+from dearkd_trainer.evaluate.attention import recorded_distances
 from dearkd_trainer.evaluate.evaluation import Evaluation
+from dearkd_trainer.model.attention import layer_means
 from dearkd_trainer.model.export import CARD
 from dearkd_trainer.record.card import run_card
 from dearkd_trainer.record.checkpoint import write_atomically
@@ -22,7 +22,7 @@ ATTENTION = "attention_distance.png"
 
 
 def write_rows(folder: Path, rows: Sequence[Mapping[str, int | float]]) -> None:
-    """Have `metrics.jsonl` hold these rows."""
+    """Write `metrics.jsonl` with these rows."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / METRICS, lambda part: part.write_bytes(json_lines(rows)))
 
@@ -58,16 +58,17 @@ def report_of(
     return report
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+def write_evaluation(folder: Path, report: Mapping[str, Any]) -> None:
     """Write what `report_of` gave, and what was added to it, as `evaluation.json`."""
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / EVALUATION, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def write_findings(
+def write_run_report(
     folder: Path,
     spec: TrainingSpec,
     config: Mapping[str, Any],
+    kind: str,
     rows: Sequence[Mapping[str, int | float]],
     heads: Sequence[Sequence[float]],
     *,
@@ -82,8 +83,10 @@ def write_findings(
         folder: where the model lies.
         spec: of the run.
         config: the model's `config.json`.
+        kind: the student's sort of network, as the card names it.
         rows: of every epoch.
-        heads: mean attention distance of each head of each layer, in pixels, of the final weights.
+        heads: mean attention distance of each head of each layer, in pixels, of the final weights; without any there
+            is no picture.
         images: that were trained on.
         teacher: its name.
         evaluation: of the final weights on images of their own; without one there is no `evaluation.json`.
@@ -93,22 +96,25 @@ def write_findings(
 
     name, on = spec.name or "DearKD student", spec.eval_dataset or "the evaluation dataset"
     names = config.get("label_names") or [str(index) for index in range(config["num_classes"])]
-    accuracy = None
+    accuracy: dict[str, float] = {}
     if evaluation is not None and samples is not None:
         report = report_of(evaluation, heads, names, samples)
-        write_report(folder, report | {"dataset": on})
-        accuracy = Accuracy(top1=evaluation.top1, top5=evaluation.top5, dataset=on)
-    (folder / ATTENTION).write_bytes(attention_distance_picture(recorded_distances(rows), heads))
+        write_evaluation(folder, report | {"dataset": on})
+        accuracy = {"top-1": evaluation.top1, "top-5": evaluation.top5}
+    if heads:
+        (folder / ATTENTION).write_bytes(attention_distance_picture(recorded_distances(rows), heads))
     card = run_card(
         name,
         spec.model_dump(mode="json"),
+        kind=kind,
         architecture=spec.student.architecture,
         image_size=spec.student.image_size,
-        in_chans=config["model_args"]["in_chans"],
+        in_chans=config["pretrained_cfg"]["input_size"][0],
         num_classes=config["num_classes"],
         data=f"{images} images of `{spec.dataset}`",
         teacher=teacher,
         accuracy=accuracy,
+        evaluated_on=on if accuracy else None,
         metrics=rows[-1],
     )
     (folder / CARD).write_text(card, encoding="utf-8")

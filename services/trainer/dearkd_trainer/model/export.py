@@ -6,7 +6,7 @@ A folder of both loads by `timm.create_model("local-dir:FOLDER", pretrained=True
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import dearkd_trainer.model.student
 from dearkd.errors import Conflict, InvalidInput
 from dearkd.identifiers import new_id
-from dearkd.specs import StudentSpec
+from dearkd.specs import StudentSpec, Task
 from dearkd.vision.weight_files import separate_state
+from dearkd_trainer.model.student import Student
 from dearkd_trainer.record.checkpoint import write_atomically
 
 WEIGHTS = "model.safetensors"
@@ -31,35 +31,34 @@ CONFIG = "config.json"
 CARD = "README.md"
 
 
-def model_config(
-    spec: StudentSpec,
-    *,
-    num_classes: int,
-    in_chans: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    class_names: Sequence[str] | None,
-    crop_pct: float = 1.0,
-) -> dict[str, Any]:
-    """`config.json`, as timm reads it: the architecture, its arguments, and in `pretrained_cfg` what its input is."""
-    labels = {"label_names": list(class_names)} if class_names is not None else {}
+def model_config(spec: StudentSpec, student: Student, task: Task, *, crop_pct: float = 1.0) -> dict[str, Any]:
+    """`config.json`, as timm reads it: the architecture, its arguments, and in `pretrained_cfg` what its input is.
+
+    Args:
+        spec: that the student was made of.
+        student: its weights do not matter.
+        task: the student's.
+        crop_pct: as in `recipe.eval_transform`.
+    """
+    pooling = student.global_pool if isinstance(student.global_pool, str) else None
+    heads = student.classifiers
     return {
         "architecture": spec.architecture,
-        "num_classes": num_classes,
-        "num_features": spec.embed_dim,
-        "global_pool": "token",
-        **labels,
-        "model_args": dearkd_trainer.model.student.student_args(spec, num_classes, in_chans),
+        "num_classes": task.num_classes,
+        "num_features": student.num_features,
+        **({"global_pool": pooling} if pooling is not None else {}),
+        **({"label_names": list(task.class_names)} if task.class_names is not None else {}),
+        "model_args": student.model_args(spec, task.num_classes, task.in_chans),
         "pretrained_cfg": {
-            "num_classes": num_classes,
-            "input_size": [in_chans, spec.image_size, spec.image_size],
+            "num_classes": task.num_classes,
+            "input_size": [task.in_chans, spec.image_size, spec.image_size],
             "fixed_input_size": True,
             "crop_pct": crop_pct,
             "interpolation": "bicubic",
-            "mean": list(mean),
-            "std": list(std),
-            "first_conv": "patch_embed.proj",
-            "classifier": ["head", "head_dist"] if spec.distilled else "head",
+            "mean": task.mean,
+            "std": task.std,
+            "first_conv": student.pretrained_cfg["first_conv"],
+            "classifier": list(heads) if len(heads) > 1 else heads[0],
         },
     }
 
@@ -76,7 +75,7 @@ def load_model(config: Mapping[str, Any], weights: Path) -> nn.Module:
     """The model in eval mode, on the CPU.
 
     Args:
-        config: what `model_config` gave.
+        config: from `model_config`.
         weights: a safetensors file.
 
     Raises:

@@ -133,7 +133,7 @@ class MHCA(nn.Module):
         return cast(Tensor, self.proj_drop(self.proj(x)))
 
     def attention(self, x: Tensor) -> Tensor:
-        """Who attends to whom, (B, num_heads, queries, keys); rows sum to 1. To look at: memory grows as tokens²."""
+        """Attention weights (B, num_heads, queries, keys), whose rows sum to 1; memory grows as tokens²."""
         q, k, _ = self._project(x)
         return self._weights(q, k)
 

@@ -25,7 +25,7 @@ PATCHES = "patch_embed.proj.weight"
 
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
-    """What became of a file of weights; names as in the student's `state_dict()`."""
+    """The fate of each tensor of a file of weights; names as in the student's `state_dict()`."""
 
     loaded: list[str]
     """Taken over."""
@@ -60,9 +60,7 @@ def load_vit_weights(student: nn.Module, weights: Mapping[str, Any]) -> LoadedWe
     """
     given = _unwrapped(weights)
     own = student.state_dict()
-    adapted = adapt(given, student)
-    if PATCHES in adapted and adapted[PATCHES].shape[1] != own[PATCHES].shape[1]:
-        adapted[PATCHES] = adapt_input_conv(own[PATCHES].shape[1], adapted[PATCHES])
+    adapted = fit_input(given, student)
     fitting = {name: value for name, value in adapted.items() if name in own and value.shape == own[name].shape}
     if not any(name.startswith("blocks.") for name in fitting):
         raise InvalidInput(
@@ -84,29 +82,13 @@ def load_vit_weights(student: nn.Module, weights: Mapping[str, Any]) -> LoadedWe
     return result
 
 
-def begin_from(student: nn.Module, initial: nn.Module) -> None:
-    """Give a student, in place, a trained one's weights for fine-tuning; heads stay its own where classes differ.
-
-    Args:
-        student: whose weights are replaced.
-        initial: of the same dimensions, at any image size; not changed.
-
-    Raises:
-        InvalidInput: naming the weights that one of them lacks, or that are of another shape.
-    """
-    result = load_vit_weights(student, initial.state_dict())
-    other_classes = student.get_parameter("head.bias").shape != initial.get_parameter("head.bias").shape
-    differing = [
-        name
-        for name in dict.fromkeys((*result.unused, *result.initial))
-        if not (other_classes and name.startswith(("head.", "head_dist.")))
-    ]
-    if differing:
-        raise InvalidInput.at(
-            "/init",
-            f"the model to begin from is of other dimensions: {', '.join(differing[:5])}"
-            + (f" and {len(differing) - 5} other weights differ" if len(differing) > 5 else " differ"),
-        )
+def fit_input(weights: Mapping[str, Any], student: nn.Module) -> dict[str, Tensor]:
+    """The same weights, resized to a student's grid, patch size, prefix tokens and channels where they differ."""
+    adapted = adapt(weights, student)
+    channels = student.get_parameter(PATCHES).shape[1]
+    if PATCHES in adapted and adapted[PATCHES].shape[1] != channels:
+        adapted[PATCHES] = adapt_input_conv(channels, adapted[PATCHES])
+    return adapted
 
 
 def adapt(weights: Mapping[str, Any], student: Any) -> dict[str, Tensor]:

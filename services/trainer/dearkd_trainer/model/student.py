@@ -1,281 +1,178 @@
-"""DearKD-ViT: a timm VisionTransformer with MHCA in its early blocks and, if asked, a distillation token.
+"""Student families: everything that training, evaluation and export ask of a student beyond being a timm model.
 
-Importing this module registers every name of `dearkd.specs.recipes.STUDENTS` with timm, so that
-`timm.create_model("dearkd_tiny_patch16_224", mhca_blocks=4, distilled=True)` works.
+A family is one file: a class that is a timm model and a `Student`, and its architectures, each registered by
+`register_student`. `dearkd_vit` is the first. Nothing else in the trainer knows a family.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
 import timm
-import torch
-from timm.layers import Attention, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import register_model
 from torch import Tensor, nn
 
+from dearkd.errors import InvalidInput
 from dearkd.specs import StudentSpec
-from dearkd.specs.recipes import STUDENTS
-from dearkd_trainer.model.mhca import MHCA, MhcaMix
-from dearkd_trainer.model.pretrained import adapt
-
-POSITIONAL = (".position_weight", ".prefix_logit")
-"""What the names of MHCA's own weights end with."""
+from dearkd.specs.recipes import STUDENTS, StudentSize
 
 
 class StudentOutput(NamedTuple):
-    """What training looks at."""
+    """The answers of a student that the losses compare."""
 
     logits: Tensor
-    """(B, num_classes), of the class token."""
+    """(B, num_classes), by which the student predicts."""
     dist_logits: Tensor | None
-    """(B, num_classes), of the distillation token; None where the student has none."""
+    """(B, num_classes), of a head that learns from the teacher alone; None where the student has none."""
     hidden: list[Tensor]
-    """Patch tokens after each block that was asked for, as maps (B, embed_dim, rows, columns)."""
+    """Feature maps (B, channels, rows, columns) after each block that was asked for."""
 
 
-class DearKDViT(VisionTransformer):
-    """A ViT whose first `mhca_blocks` blocks attend by content and by position.
+class HiddenShape(NamedTuple):
+    """The shape of the feature map after a block, for one image."""
 
-    Names of weights are DeiT's, so that its checkpoints load where shapes allow (`pretrained.load_vit_weights`), by
-    timm's own `pretrained=True` and `checkpoint_path` too. With `mhca_blocks=0` it computes what timm's
-    `VisionTransformer` does.
+    channels: int
+    rows: int
+    columns: int
 
-    Args:
-        mhca_blocks: how many blocks from the first have MHCA.
-        distilled: whether there is a distillation token with a head of its own, as in DeiT. It serves training only:
-            predictions are those of the class head.
-        mhca_mix, mhca_locality, mhca_dropout: see `MHCA` [R].
-        kwargs: of timm's `VisionTransformer`. Pooling is by the class token.
 
-    Raises:
-        ValueError: if the patches do not cover the image or are left out at times, or MHCA or the pooling does not fit
-            the rest.
+class Student(nn.Module, ABC):
+    """A timm model that can be distilled into: `class ConvStudent(ConvNeXt, Student)`, timm's class first.
+
+    `forward`, `num_classes`, `num_features`, `pretrained_cfg`, `group_matcher` and, where nothing else is said below,
+    `forward_intermediates` and `forward_head` are timm's.
     """
 
-    blocks: nn.Sequential
-    cls_token: nn.Parameter
-    pos_embed: nn.Parameter
+    kind: ClassVar[str]
+    """The sort of network, as the model card names it: `vision transformer`."""
+    distilled: bool = False
+    """Whether there is a distillation head: `forward_training` answers with `dist_logits`."""
+    num_classes: int
+    num_features: int
+    global_pool: Any
+    pretrained_cfg: Mapping[str, Any]
 
-    def __init__(
-        self,
-        *,
-        mhca_blocks: int = 0,
-        distilled: bool = False,
-        mhca_mix: MhcaMix = "logits",
-        mhca_locality: float = 1.0,
-        mhca_dropout: float = 0.1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if self.global_pool != "token" or self.num_prefix_tokens != 1 or self.pos_embed is None or self.no_embed_class:
-            raise ValueError(
-                "DearKDViT predicts from its class token, and its tokens have places: leave global_pool, class_token, "
-                "reg_tokens, pos_embed and no_embed_class alone"
-            )
-        if any(kwargs.get(name) for name in ("dynamic_img_size", "dynamic_img_pad", "patch_drop_rate")):
-            raise ValueError(
-                "DearKDViT has one grid of patches, of which none is left out: leave dynamic_img_size, dynamic_img_pad "
-                "and patch_drop_rate alone; set_input_size goes to another resolution"
-            )
-        _require_whole_patches(self.patch_embed.img_size, self.patch_embed.patch_size)
-        if not 0 <= mhca_blocks <= len(self.blocks):
-            raise ValueError(f"mhca_blocks is {mhca_blocks}, but the model has {len(self.blocks)} blocks")
-        self.mhca_blocks = mhca_blocks
-        self.distilled = distilled
-        if distilled:
-            self.num_prefix_tokens = 2
-            self.dist_token = nn.Parameter(torch.empty(1, 1, self.embed_dim))
-            self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches + 2, self.embed_dim))
-            self.head_dist = self._new_head(self.num_classes)
-            trunc_normal_(self.dist_token, std=0.02)
-            trunc_normal_(self.pos_embed, std=0.02)
-        for block in list(self.blocks)[:mhca_blocks]:
-            block.attn = MHCA(
-                cast(Attention, block.attn),
-                self.patch_embed.grid_size,
-                self.num_prefix_tokens,
-                mix=mhca_mix,
-                locality=mhca_locality,
-                position_dropout=mhca_dropout,
-            )
+    @classmethod
+    @abstractmethod
+    def model_args(cls, spec: StudentSpec, num_classes: int, in_chans: int) -> dict[str, Any]:
+        """The arguments of `timm.create_model` for a spec, as JSON: `config.json` keeps them."""
 
-    def _new_head(self, num_classes: int) -> nn.Module:
-        if num_classes == 0:
-            return nn.Identity()
-        head = nn.Linear(self.embed_dim, num_classes)
-        trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-        return head
+    @property
+    @abstractmethod
+    def hidden_shapes(self) -> list[HiddenShape]:
+        """The shape of the feature map after each block, in order."""
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]  # torch has no types there
-    def no_weight_decay(self) -> set[str]:
-        """Names of the weights that decay would pull towards something other than simplicity."""
-        positional = {f"blocks.{block}.attn{name}" for block in range(self.mhca_blocks) for name in POSITIONAL}
-        return {"pos_embed", "cls_token", "dist_token"} | positional
+    @property
+    def early_blocks(self) -> int:
+        """The number of first blocks that learn from the teacher's early stages: a third of all by default [R]."""
+        return max(1, len(self.hidden_shapes) // 3)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]  # torch has no types there
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Weights by depth, for layer-wise learning rates: the distillation token is as deep as the class token."""
-        groups = cast("dict[str, Any]", super().group_matcher(coarse=coarse))
-        return {**groups, "stem": f"{groups['stem']}|dist_token"}
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Names of the heads, which are new where classes differ."""
+        names: str | Sequence[str] = self.pretrained_cfg["classifier"]
+        return (names,) if isinstance(names, str) else tuple(names)
 
-    def set_input_size(
-        self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
-    ) -> None:
-        """Go to another resolution: the positional embedding is resampled, MHCA rescaled.
-
-        Raises:
-            ValueError: if the patches do not cover the image.
-        """
-        _require_whole_patches(img_size or self.patch_embed.img_size, patch_size or self.patch_embed.patch_size)
-        super().set_input_size(img_size=img_size, patch_size=patch_size)
-        for module in self.modules():
-            if isinstance(module, MHCA):
-                module.set_grid_size(self.patch_embed.grid_size)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, but that weights of a plain ViT are whole: what of MHCA it has not stays as it is."""
-        own = {name: value for name, value in self.state_dict().items() if name.endswith(POSITIONAL)}
-        if strict and not any(name in state_dict for name in own):
-            state_dict = {**state_dict, **own}
-        return super().load_state_dict(state_dict, strict, assign)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give it new heads for another number of classes."""
-        if global_pool not in (None, "", "token"):
-            raise ValueError(f"global_pool is {global_pool!r}: DearKDViT predicts from its class token")
-        super().reset_classifier(num_classes)
-        if self.distilled:
-            self.head_dist = self._new_head(num_classes).to(self.pos_embed)
-
-    def _pos_embed(self, x: Tensor) -> Tensor:
-        prefix = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
-        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
-        return cast(Tensor, self.pos_drop(x + self.pos_embed))
-
-    def forward(  # type: ignore[override]  # timm's takes attention masks, which MHCA has no use for
-        self, x: Tensor, hidden_blocks: Sequence[int] | None = None
-    ) -> Tensor | StudentOutput:
-        """Class logits; or, where blocks are asked for (an empty list is enough), all that training looks at.
+    def forward_training(self, x: Tensor, blocks: Sequence[int]) -> StudentOutput:
+        """Everything that the losses look at, from one forward.
 
         Args:
             x: (B, in_chans, img_size, img_size), normalised.
-            hidden_blocks: indices of the blocks whose patch tokens are wanted, in ascending order.
-
-        Returns:
-            (B, num_classes), from the class token alone; or a `StudentOutput`.
+            blocks: indices of the blocks whose feature maps are wanted, ascending.
         """
-        if hidden_blocks is None:
-            return self.forward_head(self.forward_features(x))
-        tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-        hidden = []
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if index in hidden_blocks:
-                patches = tokens[:, self.num_prefix_tokens :]
-                hidden.append(patches.transpose(1, 2).unflatten(2, self.patch_embed.grid_size))
-        tokens = self.norm(tokens)
-        dist_logits = self.head_dist(self.head_drop(tokens[:, 1])) if self.distilled else None
-        return StudentOutput(self.forward_head(tokens), dist_logits, hidden)
+        if not blocks:
+            return StudentOutput(self(x), None, [])
+        model = cast(Any, self)
+        last, hidden = model.forward_intermediates(x, indices=list(blocks))
+        return StudentOutput(model.forward_head(last), None, hidden)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the weights that are not decayed, besides biases and norms."""
+        return set()
+
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of this family as this student takes them: resized, where it is of another image size."""
+        return dict(weights)
+
+    def begin_from(self, initial: "Student") -> None:
+        """Take over a trained student's weights, for fine-tuning; heads stay its own where classes differ.
+
+        Args:
+            initial: of the same family and dimensions, at any image size; not changed.
+
+        Raises:
+            InvalidInput: at `/init`, naming the weights that one of them lacks, or that are of another shape.
+        """
+        own, given = self.state_dict(), self.adapted(initial.state_dict())
+        if self.num_classes != initial.num_classes:
+            heads = tuple(f"{name}." for name in self.classifiers)
+            own, given = (
+                {name: tensor for name, tensor in state.items() if not name.startswith(heads)} for state in (own, given)
+            )
+        shapes, wanted = ({name: tensor.shape for name, tensor in state.items()} for state in (given, own))
+        differing = [name for name in {**shapes, **wanted} if shapes.get(name) != wanted.get(name)]
+        if differing:
+            raise InvalidInput.at(
+                "/init",
+                f"the model to begin from is of other dimensions: {', '.join(differing[:5])}"
+                + (f" and {len(differing) - 5} other weights differ" if len(differing) > 5 else " differ"),
+            )
+        self.load_state_dict(given, strict=False)
+
+    def attention_distances(self, images: Tensor) -> list[list[float]]:
+        """Mean attention distance of each head of each layer, in pixels; empty where there is no attention.
+
+        Args:
+            images: (N, in_chans, img_size, img_size), normalised, on the student's device.
+        """
+        return []
 
 
-def _require_whole_patches(img_size: Sequence[int], patch_size: Sequence[int]) -> None:
-    if any(side % patch for side, patch in zip(img_size, patch_size, strict=True)):
-        raise ValueError(
-            f"patches of {'×'.join(map(str, patch_size))} pixels do not cover an image of "
-            f"{'×'.join(map(str, img_size))}: choose a patch_size that divides img_size"
+FAMILIES: dict[str, type[Student]] = {}
+"""The class of each registered architecture."""
+
+Entrypoint = TypeVar("Entrypoint", bound=Callable[..., Student])
+
+
+def register_student(family: type[Student], size: StudentSize | None = None) -> Callable[[Entrypoint], Entrypoint]:
+    """A decorator of an architecture's entry point, as timm's `register_model`; its name is the function's.
+
+    Args:
+        family: the class that it makes.
+        size: its dimensions, over which a posted spec is filled in. None where they stand in `dearkd.specs.recipes`, as
+            those of every architecture that the HTTP API offers do: it loads no torch, and so no family.
+    """
+
+    def register(entrypoint: Entrypoint) -> Entrypoint:
+        FAMILIES[entrypoint.__name__] = family
+        if size is not None:
+            STUDENTS[entrypoint.__name__] = size
+        return cast(Entrypoint, register_model(entrypoint))
+
+    return register
+
+
+def family_of(architecture: str) -> type[Student]:
+    """The class of an architecture.
+
+    Raises:
+        InvalidInput: at `/student/architecture`, if no family has registered it.
+    """
+    if architecture not in FAMILIES:
+        raise InvalidInput.at(
+            "/student/architecture", f"unknown student {architecture!r}; there are {', '.join(FAMILIES)}"
         )
+    return FAMILIES[architecture]
 
 
-def create_student(spec: StudentSpec, num_classes: int, in_chans: int) -> DearKDViT:
-    """The student of a training spec, freshly initialised from torch's global generator."""
-    return cast(
-        DearKDViT,
-        timm.create_model(spec.architecture, pretrained=False, **student_args(spec, num_classes, in_chans)),
-    )
+def create_student(spec: StudentSpec, num_classes: int, in_chans: int) -> Student:
+    """The student of a training spec, freshly initialised from torch's global generator.
 
-
-def student_args(spec: StudentSpec, num_classes: int, in_chans: int) -> dict[str, Any]:
-    """The arguments of `timm.create_model` for a spec."""
-    return {
-        "num_classes": num_classes,
-        "in_chans": in_chans,
-        "img_size": spec.image_size,
-        "patch_size": spec.patch_size,
-        "embed_dim": spec.embed_dim,
-        "depth": spec.depth,
-        "num_heads": spec.num_heads,
-        "mhca_blocks": spec.mhca_blocks,
-        "drop_path_rate": spec.drop_path_rate,
-        "distilled": spec.distilled,
-        "mhca_mix": spec.mhca_mix,
-        "mhca_locality": spec.mhca_locality,
-        "mhca_dropout": spec.mhca_dropout,
-    }
-
-
-def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> DearKDViT:
-    size = STUDENTS[variant]
-    sizes = {
-        "img_size": size.image_size,
-        "patch_size": size.patch_size,
-        "embed_dim": size.embed_dim,
-        "depth": size.depth,
-        "num_heads": size.num_heads,
-        "mhca_blocks": min(size.mhca_blocks, kwargs.get("depth", size.depth)),
-    }
-    model: DearKDViT = build_model_with_cfg(
-        DearKDViT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=adapt,
-        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-        **(sizes | kwargs),
-    )
-    return model
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "num_classes": 1000,
-            "input_size": (3, size.image_size, size.image_size),
-            "fixed_input_size": True,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "patch_embed.proj",
-            "classifier": ("head", "head_dist"),
-        }
-        for name, size in STUDENTS.items()
-    }
-)
-
-
-@register_model
-def dearkd_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> DearKDViT:
-    """DeiT-Ti's size [P], MHCA in 4 of 12 blocks [R]."""
-    return _create("dearkd_tiny_patch16_224", pretrained, kwargs)
-
-
-@register_model
-def dearkd_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> DearKDViT:
-    """DeiT-S's size [P], MHCA in 4 of 12 blocks [R]."""
-    return _create("dearkd_small_patch16_224", pretrained, kwargs)
-
-
-@register_model
-def dearkd_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> DearKDViT:
-    """DeiT-B's size [P], MHCA in 4 of 12 blocks [R]."""
-    return _create("dearkd_base_patch16_224", pretrained, kwargs)
-
-
-@register_model
-def dearkd_micro_patch8_32(pretrained: bool = False, **kwargs: Any) -> DearKDViT:
-    """For images of up to 64 px and a CPU [R]."""
-    return _create("dearkd_micro_patch8_32", pretrained, kwargs)
+    Raises:
+        InvalidInput: at `/student/architecture`, if no family has registered it.
+    """
+    arguments = family_of(spec.architecture).model_args(spec, num_classes, in_chans)
+    return cast(Student, timm.create_model(spec.architecture, pretrained=False, **arguments))

@@ -6,51 +6,25 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from dearkd.data.manifests import DatasetManifest
 from dearkd.names import markdown, markdown_code
-from dearkd.storage.catalog import Accuracy, Model
 
-TAGS = ["dearkd", "vision-transformer", "knowledge-distillation", "image-classification"]
 UNKNOWN_LICENCE = "unknown"
 """Hugging Face's own word for it: nobody but the user knows under what terms the teacher's weights stand."""
-
-
-def model_card(
-    model: Model, dataset: DatasetManifest, metrics: Mapping[str, int | float], *, licence: str = UNKNOWN_LICENCE
-) -> str:
-    """`README.md` of a stored model: teacher, data, spec, accuracy."""
-    data = (
-        f"{dataset.num_samples} synthetic images (`{dataset.id}`), made from the teacher alone"
-        if dataset.spec is not None
-        else f"{dataset.num_samples} images of `{dataset.id}`"
-    )
-    return run_card(
-        model.name or model.id,
-        model.spec,
-        architecture=model.architecture,
-        image_size=model.image_size,
-        in_chans=model.in_chans,
-        num_classes=model.num_classes,
-        data=data,
-        teacher=model.teacher,
-        accuracy=model.accuracy,
-        metrics=metrics,
-        run=model.run,
-        licence=licence,
-    )
 
 
 def run_card(
     name: str,
     spec: Mapping[str, Any],
     *,
+    kind: str,
     architecture: str,
     image_size: int,
     in_chans: int,
     num_classes: int,
     data: str,
     teacher: str | None,
-    accuracy: Accuracy | None,
+    accuracy: Mapping[str, float],
+    evaluated_on: str | None,
     metrics: Mapping[str, int | float],
     run: str | None = None,
     licence: str = UNKNOWN_LICENCE,
@@ -60,22 +34,25 @@ def run_card(
     Args:
         name: of the model.
         spec: the training spec as JSON.
+        kind: the student's sort of network, such as "vision transformer".
         architecture, image_size, in_chans, num_classes: of the student.
         data: what it was trained on, as a clause.
         teacher: its id or name.
-        accuracy: of the exported weights, on images of their own.
+        accuracy: of the exported weights on images of their own, fractions by name; empty without any.
+        evaluated_on: the dataset of those images.
         metrics: the last epoch's row.
         run: the run's id, where it has one.
         licence: of the weights.
     """
     measured = "not evaluated on images of its own"
-    if accuracy is not None:
-        measured = f"top-1 {accuracy.top1:.4f}, top-5 {accuracy.top5:.4f} on {markdown_code(accuracy.dataset)}"
+    if evaluated_on is not None:
+        measured = ", ".join(f"{name} {value:.4f}" for name, value in accuracy.items())
+        measured += f" on {markdown_code(evaluated_on)}"
     last = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
-    return f"""{_header(name, accuracy, licence)}
+    return f"""{_header(name, kind, accuracy, evaluated_on, licence)}
 # {markdown(name)}
 
-A DearKD vision transformer (`{architecture}`, {image_size}×{image_size} pixels, {in_chans}
+A DearKD {kind} (`{architecture}`, {image_size}×{image_size} pixels, {in_chans}
 channel(s), {num_classes} classes), trained in DearKD's two stages (Chen et al., CVPR 2022).
 
 - Trained on: {data}
@@ -98,14 +75,14 @@ channel(s), {num_classes} classes), trained in DearKD's two stages (Chen et al.,
 """
 
 
-def plain_card(name: str, config: Mapping[str, Any], *, licence: str = UNKNOWN_LICENCE) -> str:
+def plain_card(name: str, kind: str, config: Mapping[str, Any], *, licence: str = UNKNOWN_LICENCE) -> str:
     """The card of a model of which nothing but its two files is at hand."""
-    arguments = config["model_args"]
-    return f"""{_header(name, None, licence)}
+    in_chans, height, width = config["pretrained_cfg"]["input_size"]
+    return f"""{_header(name, kind, {}, None, licence)}
 # {markdown(name)}
 
-A DearKD vision transformer (`{config["architecture"]}`, {arguments["img_size"]}×{arguments["img_size"]} pixels,
-{arguments["in_chans"]} channel(s), {config["num_classes"]} classes; Chen et al., CVPR 2022).
+A DearKD {kind} (`{config["architecture"]}`, {height}×{width} pixels,
+{in_chans} channel(s), {config["num_classes"]} classes; Chen et al., CVPR 2022).
 
 - Trained on: not recorded
 - Teacher: not recorded
@@ -121,27 +98,25 @@ def with_licence(card: str, licence: str) -> str:
     return str(parsed.content)
 
 
-def _header(name: str, accuracy: Accuracy | None, licence: str) -> str:
-    results = None
-    if accuracy is not None:
-        results = [
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=accuracy.dataset,
-                dataset_name=accuracy.dataset,
-                metric_type="accuracy",
-                metric_name=f"top-{k}",
-                metric_value=value,
-            )
-            for k, value in ((1, accuracy.top1), (5, accuracy.top5))
-        ]
+def _header(name: str, kind: str, accuracy: Mapping[str, float], evaluated_on: str | None, licence: str) -> str:
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=evaluated_on or "",
+            dataset_name=evaluated_on or "",
+            metric_type="accuracy",
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in accuracy.items()
+    ]
     about = ModelCardData(
         license=licence,
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=TAGS,
+        tags=["dearkd", kind.replace(" ", "-"), "knowledge-distillation", "image-classification"],
         model_name=name if results else None,
-        eval_results=results,
+        eval_results=results or None,
     )
     return f"---\n{about.to_yaml()}\n---\n"
 

@@ -1,4 +1,4 @@
-"""What an epoch's steps measured: their losses, and what they took of time and memory."""
+"""The measurements of an epoch's steps: losses, time and memory."""
 
 import math
 import resource
@@ -38,12 +38,12 @@ class EpochMeter:
 
     @property
     def steps(self) -> int:
-        """Done in this epoch."""
+        """The number of steps done in this epoch."""
         return len(self._seen) + len(self._unseen)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent inside is time in which the step waited for its images."""
+        """Count the time spent inside as waiting for images."""
         began = time.perf_counter()
         if self._began is None:
             self._began = began
@@ -52,7 +52,7 @@ class EpochMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done inside is no part of the epoch's steps, such as a checkpoint. Raises as `look` does."""
+        """Leave what is done inside, such as a checkpoint, out of the epoch's time. Raises as `look` does."""
         self.look()  # what the device still computes is the steps' own
         began = time.perf_counter()
         try:
@@ -62,7 +62,7 @@ class EpochMeter:
                 self._paused += time.perf_counter() - began
 
     def add(self, terms: Mapping[str, Tensor], images: int) -> None:
-        """A step's terms, and of how many images."""
+        """Add a step's terms, and its number of images."""
         self._names = list(terms)
         self._unseen.append(torch.stack([term.detach() for term in terms.values()]))
         self._images += images
@@ -84,18 +84,18 @@ class EpochMeter:
         self._unseen.clear()
 
     def state(self) -> dict[str, list[str] | list[list[float]]]:
-        """For a checkpoint; looks first."""
+        """The state for a checkpoint; looks first."""
         self.look()
         return {"names": self._names, "seen": self._seen}
 
     def means(self) -> dict[str, float]:
-        """Over the epoch's steps."""
+        """The means over the epoch's steps."""
         self.look()
         columns = zip(*self._seen, strict=True)
         return {name: math.fsum(column) / len(column) for name, column in zip(self._names, columns, strict=True)}
 
     def pace(self, teacher_seconds: float | None) -> dict[str, int | float]:
-        """What the clocks say of the steps that this process did; those before a restart are not in it.
+        """The speed of the steps that this process did; those before a restart are not in it.
 
         Args:
             teacher_seconds: what the teacher's forwards took; None where there is no teacher.
@@ -117,7 +117,7 @@ class EpochMeter:
 
 
 class TeacherClock:
-    """How long the teacher's forwards took; on CUDA by events, so that no step waits for the answer."""
+    """A clock of the teacher's forwards; on CUDA by events, so that no step waits for the answer."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -126,7 +126,7 @@ class TeacherClock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around a forward."""
+        """Time the forward inside."""
         if self._cuda:
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
@@ -154,7 +154,7 @@ def json_row(row: Mapping[str, int | float]) -> dict[str, int | float | None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held: of the device's memory on CUDA, since `reset_peak_memory`, else of the
+    """The most bytes that this process has held: of the device's memory on CUDA, since `reset_peak_memory`, else of the
     machine's, since it began: what the kernel counts there (`ru_maxrss`) cannot be reset, and so never falls."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

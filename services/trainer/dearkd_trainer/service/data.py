@@ -1,4 +1,4 @@
-"""What a run reads: its shards, held on this machine as a whole or as far as they fit, and what is known of them."""
+"""The data of a run: its shards, held on this machine as a whole or as far as they fit, and their pixel statistics."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +21,13 @@ Source = list[Path] | DatasetManifest
 """Verified files that stay, or a stored dataset whose shards are fetched when they are needed."""
 
 PLACES = {"storage_url", "s3_endpoint", "s3_region", "cache_dir", "cache_bytes"}
-"""The settings that `open_shards` looks at."""
+"""The settings that `open_shards` reads."""
 
 
-def bring(
+def fetch_datasets(
     attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, evaluated: DatasetManifest | None
 ) -> tuple[Source, Source | None]:
-    """The shards to train on and those to evaluate on, where there are any: fetched and held, if all of them fit.
+    """Fetch and hold the shards to train on and those to evaluate on, as far as all of either fit into the cache.
 
     Raises:
         InvalidInput: if those to train on need more than the cache may hold.
@@ -49,7 +49,7 @@ def open_shards(
     in_chans: Literal[1, 3],
     check: Callable[[], None] = lambda: None,
 ) -> ShardDataset:
-    """Raises as `ShardDataset` and `StoredShards`, which calls `check`."""
+    """Open a source as a dataset. Raises as `ShardDataset` and `StoredShards`, which calls `check`."""
     if isinstance(source, list):
         return ShardDataset(source, num_classes=num_classes, in_chans=in_chans)
     return StoredShards(

@@ -1,20 +1,21 @@
-"""All that a run needs, as files of this machine: from it a trainer is made, here or in each process of a gang."""
+"""The inputs of a run as files of this machine, from which a trainer is made: here, or in each process of a group."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, Field
 
 from dearkd.settings import Settings
-from dearkd.specs import TeacherSpec, TrainingSpec
+from dearkd.specs import Task, TeacherSpec, TrainingSpec
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import load_teacher
 from dearkd_trainer.model.export import load_model
-from dearkd_trainer.model.student import DearKDViT
+from dearkd_trainer.model.student import Student
 from dearkd_trainer.service.data import Source, open_shards
 from dearkd_trainer.train.failures import explained
+from dearkd_trainer.train.teacher import FrozenTeacher
 from dearkd_trainer.train.trainer import DearKDTrainer, Metrics
 
 
@@ -26,12 +27,8 @@ class RunInputs(BaseModel):
     shards: Source
     eval_shards: Source | None
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Where shards that are fetched when they are needed lie, and where the cache (`data.PLACES`)."""
-    num_classes: int
-    in_chans: Literal[1, 3]
-    mean: list[float]
-    std: list[float]
-    class_names: list[str]
+    """The places of the cache and of shards that are fetched when they are needed (`data.PLACES`)."""
+    task: Task
     teacher: TeacherSpec | None
     """None where stage one looks at none."""
     teacher_weights: Path | None
@@ -58,23 +55,18 @@ class RunInputs(BaseModel):
     def _trainer(self, device: torch.device, check: Callable[[], None], **callbacks: Any) -> DearKDTrainer:
         teacher = None
         if self.teacher is not None and self.teacher_weights is not None:
-            teacher = load_teacher(self.teacher, self.teacher_weights, device=device)
+            teacher = FrozenTeacher(load_teacher(self.teacher, self.teacher_weights, device=device), self.teacher)
         initial = None
         if self.initial is not None and self.initial_weights is not None:
-            initial = cast(DearKDViT, load_model(self.initial, self.initial_weights)).to(device)
+            initial = cast(Student, load_model(self.initial, self.initial_weights)).to(device)
         return DearKDTrainer(
             self.spec,
             self._open(self.shards, check),
-            num_classes=self.num_classes,
-            in_chans=self.in_chans,
-            mean=self.mean,
-            std=self.std,
             directory=self.directory,
+            task=self.task,
             teacher=teacher,
-            teacher_spec=self.teacher,
             initial=initial,
             eval_dataset=self._open(self.eval_shards, check) if self.eval_shards is not None else None,
-            class_names=self.class_names,
             class_order="given",  # the API has compared them with the teacher's when the run was posted
             device=device,
             **callbacks,
@@ -82,4 +74,6 @@ class RunInputs(BaseModel):
 
     def _open(self, shards: Source, check: Callable[[], None]) -> ShardDataset:
         settings = Settings(**self.settings)
-        return open_shards(shards, settings, num_classes=self.num_classes, in_chans=self.in_chans, check=check)
+        return open_shards(
+            shards, settings, num_classes=self.task.num_classes, in_chans=self.task.in_chans, check=check
+        )

@@ -6,7 +6,7 @@ model goes to `models/{id}/`, its manifest last.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +17,7 @@ from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.errors import CorruptData, NotFound, Unavailable, Unreadable
 from dearkd.jobs.model import dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
-from dearkd.specs import TrainingSpec
+from dearkd.specs import Task, TrainingSpec
 from dearkd.storage.catalog import (
     Accuracy,
     Model,
@@ -34,12 +34,13 @@ from dearkd.work.attempt import Attempt, Died, HandBack
 from dearkd.work.worker import drain as drain_units
 from dearkd_trainer.evaluate.report import ATTENTION, EVALUATION, METRICS, json_lines
 from dearkd_trainer.model.export import CONFIG, WEIGHTS
-from dearkd_trainer.record.card import model_card
+from dearkd_trainer.model.student import family_of
+from dearkd_trainer.record.card import run_card
 from dearkd_trainer.record.checkpoint import BEST, LAST
 from dearkd_trainer.record.meter import json_row
-from dearkd_trainer.service.data import PLACES, bring, open_shards, pixel_statistics
-from dearkd_trainer.service.gang import Gang
+from dearkd_trainer.service.data import PLACES, fetch_datasets, open_shards, pixel_statistics
 from dearkd_trainer.service.inputs import RunInputs
+from dearkd_trainer.service.process_group import ProcessGroup
 from dearkd_trainer.service.sinks import RunInfo, Sinks
 from dearkd_trainer.train.failures import LoaderLost
 from dearkd_trainer.train.trainer import Metrics, TrainingResult
@@ -61,7 +62,7 @@ def perform(attempt: Attempt) -> None:
     manifest = datasets(storage).get(identifier)
     teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
     evaluated = datasets(storage).get(spec.eval_dataset) if spec.eval_dataset else None
-    shards, eval_shards = bring(attempt, spec, manifest, evaluated)
+    shards, eval_shards = fetch_datasets(attempt, spec, manifest, evaluated)
     in_chans = cast(Literal[1, 3], manifest.in_chans if teacher is None else teacher.in_chans)
     for role, data in (("dataset", manifest), ("eval_dataset", evaluated)):
         for line in data.conversions(in_chans) if data is not None else ():
@@ -80,11 +81,16 @@ def perform(attempt: Attempt) -> None:
             shards=shards,
             eval_shards=eval_shards,
             settings=attempt.settings.model_dump(mode="json", include=PLACES),
-            num_classes=manifest.num_classes,
-            in_chans=in_chans,
-            mean=mean,
-            std=std,
-            class_names=[c.name for c in manifest.classes],
+            task=Task.stored(
+                {
+                    "num_classes": manifest.num_classes,
+                    "in_chans": in_chans,
+                    "image_size": spec.student.image_size,
+                    "mean": mean,
+                    "std": std,
+                    "class_names": [c.name for c in manifest.classes],
+                }
+            ),
             teacher=teacher.spec if teacher is not None and spec.needs_teacher else None,
             teacher_weights=(
                 fetch_weights(storage, teacher, attempt.cache) if teacher is not None and spec.needs_teacher else None
@@ -100,7 +106,7 @@ def perform(attempt: Attempt) -> None:
         stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
         reporter = RunReporter(attempt, spec, stored)
         try:
-            result = train_here(inputs, reporter) if spec.processes == 1 else train_in_gang(attempt, inputs, reporter)
+            result = train_here(inputs, reporter) if spec.processes == 1 else train_in_group(attempt, inputs, reporter)
         finally:
             reporter.sinks.close()
         attempt.publish(lambda: publish(attempt, spec, manifest, in_chans, result))
@@ -132,12 +138,12 @@ def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
         raise Died(f"lost a process that read its images: {error}") from error
 
 
-def train_in_gang(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
+def train_in_group(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
     """The run in processes of their own, which share the CPU threads that this one would have."""
     threads = max(1, torch.get_num_threads() // inputs.spec.processes)
     device = cast(Literal["cpu", "cuda"], choose_device().type)
-    with Gang(inputs, device=device, threads=threads, check=attempt.check, note=attempt.note) as gang:
-        return gang.run(reporter)
+    with ProcessGroup(inputs, device=device, threads=threads, check=attempt.check, note=attempt.note) as group:
+        return group.run(reporter)
 
 
 class StoredCheckpoint(BaseModel):
@@ -337,6 +343,31 @@ def publish(
         models(attempt.storage).create(model.model_copy(update={"files": files}))
     except AlreadyExists:
         attempt.note("the model's manifest lies in storage already: an earlier attempt wrote it")
+
+
+def model_card(model: Model, dataset: DatasetManifest, metrics: Mapping[str, int | float]) -> str:
+    """`README.md` of a stored model: teacher, data, spec, accuracy."""
+    data = (
+        f"{dataset.num_samples} synthetic images (`{dataset.id}`), made from the teacher alone"
+        if dataset.spec is not None
+        else f"{dataset.num_samples} images of `{dataset.id}`"
+    )
+    found = model.accuracy
+    return run_card(
+        model.name or model.id,
+        model.spec,
+        kind=family_of(model.architecture).kind,
+        architecture=model.architecture,
+        image_size=model.image_size,
+        in_chans=model.in_chans,
+        num_classes=model.num_classes,
+        data=data,
+        teacher=model.teacher,
+        accuracy={"top-1": found.top1, "top-5": found.top5} if found is not None else {},
+        evaluated_on=found.dataset if found is not None else None,
+        metrics=metrics,
+        run=model.run,
+    )
 
 
 def _publish_file(storage: Storage, model: str, path: Path) -> StoredFile:

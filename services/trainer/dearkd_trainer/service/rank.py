@@ -1,4 +1,4 @@
-"""One process of a gang, started by torchrun: `python -m dearkd_trainer.service.rank orders.json`."""
+"""One process of a run's group, started by torchrun: `python -m dearkd_trainer.service.rank orders.json`."""
 
 import json
 import os
@@ -18,12 +18,12 @@ import torch
 from dearkd.errors import DearKDError, DiskFull
 from dearkd.storage.objects import is_disk_full
 from dearkd_trainer.data.world import join
-from dearkd_trainer.service.gang import Orders, as_json
+from dearkd_trainer.service.process_group import Orders, as_json
 from dearkd_trainer.train.trainer import Metrics
 
 
-class Superior:
-    """The process that answers for the gang. When it is gone, so is this one."""
+class ParentLink:
+    """A connection to the process that watches over the group: when that is gone, this one ends."""
 
     def __init__(self, orders: Orders, rank: int) -> None:
         self._connection = socket.socket(socket.AF_UNIX)
@@ -31,13 +31,13 @@ class Superior:
         self._send([rank, os.getpid()])
         self._heard: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.wants_checkpoint = threading.Event()
-        threading.Thread(target=self._listen, name="superior", daemon=True).start()
+        threading.Thread(target=self._listen, name="parent", daemon=True).start()
 
     def tell(self, what: str, **more: Any) -> None:
         self._send({"what": what, **more})
 
     def tell_and_wait(self, what: str, **more: Any) -> None:
-        """Until it was heard."""
+        """Send, and wait until it was heard."""
         self.tell(what, **more)
         self._heard.get()
 
@@ -55,46 +55,46 @@ class Superior:
         os._exit(1)
 
 
-def train(orders: Orders, superior: Superior, device: torch.device) -> dict[str, Any]:
+def train(orders: Orders, parent: ParentLink, device: torch.device) -> dict[str, Any]:
     """The run as this process sees it; the trainer calls back in rank 0 only."""
 
     def on_step(step: int, steps: int) -> None:
-        superior.tell("step", step=step, steps=steps)
-        if superior.wants_checkpoint.is_set():
+        parent.tell("step", step=step, steps=steps)
+        if parent.wants_checkpoint.is_set():
             trainer.save()
 
     def on_epoch(row: Metrics) -> None:
-        superior.tell_and_wait("epoch", row=row)
+        parent.tell_and_wait("epoch", row=row)
 
     def on_checkpoint(path: Path) -> None:
-        superior.tell_and_wait("checkpoint", path=str(path))
+        parent.tell_and_wait("checkpoint", path=str(path))
 
     trainer = orders.inputs.trainer(device, on_step=on_step, on_epoch=on_epoch, on_checkpoint=on_checkpoint)
     if trainer.world.rank == 0:
-        superior.tell_and_wait("begins", history=trainer.history, step=trainer.step)
+        parent.tell_and_wait("begins", history=trainer.history, step=trainer.step)
     return as_json(trainer.fit())
 
 
 def main() -> None:
-    # torchrun passes it on, but the superior decides, and a process that ends without a word counts as a death.
+    # torchrun passes it on, but the parent decides, and a process that ends without a report counts as a death.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     orders = Orders.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(orders.threads)
-    superior = Superior(orders, int(os.environ["RANK"]))
+    parent = ParentLink(orders, int(os.environ["RANK"]))
     try:
         with join(orders.device) as device:
-            superior.tell("ended", result=train(orders, superior, device))
+            parent.tell("ended", result=train(orders, parent, device))
     except Exception as error:
-        fail(superior, error)
+        fail(parent, error)
 
 
-def fail(superior: Superior, error: Exception) -> NoReturn:
-    """Say why, and end at once: the others may wait for this one for ever."""
+def fail(parent: ParentLink, error: Exception) -> NoReturn:
+    """Report why, and end at once: the others may wait for this one for ever."""
     traceback.print_exc()
     if is_disk_full(error):
         error = DiskFull(f"no room is left on this worker's disk ({error}): make room and retry")
     known = error if isinstance(error, DearKDError) else None
-    superior.tell(
+    parent.tell(
         "failed",
         type=type(error).__name__,
         message=known.message if known else str(error),

@@ -1,4 +1,4 @@
-"""Where a run's metrics are shown besides `metrics.jsonl`, which is the truth: TensorBoard, MLflow, W&B, Trackio.
+"""Sinks that show a run's metrics besides `metrics.jsonl`, which is the truth: TensorBoard, MLflow, W&B, Trackio.
 
 `DEARKD_METRICS_SINKS` names them; TensorBoard is told by default, where it is installed. None of them can fail or stop
 a run: what goes wrong is logged once, and that sink is left alone from then on. They are given a run's rows as they
@@ -21,13 +21,13 @@ Row = Mapping[str, int | float]
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a sink is told of a run before its first row."""
+    """The facts of a run that a sink is told before its first row."""
 
     id: str
     name: str
     spec: Mapping[str, Any]
     folder: Path
-    """For sinks that write files; kept from attempt to attempt."""
+    """The folder of sinks that write files; kept from attempt to attempt."""
     first_epoch: int = 0
     """Epochs that are done already, and were told before."""
 

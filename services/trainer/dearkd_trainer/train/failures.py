@@ -1,4 +1,4 @@
-"""What ends a run in the middle of torch, as errors that say what it was and what to do about it."""
+"""Failures in the middle of torch, as errors that say what happened and what to do about it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ class LoaderLost(RuntimeError):
 
 @contextmanager
 def explained(spec: TrainingSpec, device: torch.device) -> Iterator[None]:
-    """Around what a run does.
+    """Tell torch's failures inside the block as ours.
 
     Args:
         spec: of the run.

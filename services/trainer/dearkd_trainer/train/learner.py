@@ -1,16 +1,15 @@
-"""What learns: the student with its teacher, aligners, optimiser, schedule and averaged weights, step by step."""
+"""The learner: the student with its teacher, aligners, optimiser, schedule and averaged weights, step by step."""
 
 import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from dearkd.specs import StageOneSpec, TrainingSpec
+from dearkd.specs import StageOneSpec, Task, TrainingSpec
 from dearkd_trainer.data import loader
 from dearkd_trainer.data.recipe import (
     Mixing,
@@ -21,11 +20,11 @@ from dearkd_trainer.data.recipe import (
     drop_aligners,
 )
 from dearkd_trainer.data.world import World
-from dearkd_trainer.model.pretrained import begin_from
-from dearkd_trainer.model.student import DearKDViT, create_student
+from dearkd_trainer.model.student import Student, create_student
 from dearkd_trainer.record.meter import TeacherClock
-from dearkd_trainer.train.aligner import Aligner, Pair, choose_pairs, named_pairs, teacher_forward, teacher_stages
+from dearkd_trainer.train.aligner import Aligner, Pair, choose_pairs, named_pairs
 from dearkd_trainer.train.losses import distils, stage_one_loss, stage_two_loss
+from dearkd_trainer.train.teacher import FrozenTeacher
 
 
 class Learner:
@@ -35,9 +34,8 @@ class Learner:
 
     Args:
         spec: of the run.
-        num_classes, in_chans: of the dataset.
-        teacher: frozen, in eval mode, on the device; None where stage one is over or looks at none.
-        teacher_size: side of the teacher's input in pixels.
+        task: the student's.
+        teacher: prepared for the task, on the device; None where stage one is over or looks at none.
         epoch: epochs done.
         steps_per_epoch: turns epochs into steps.
         initial: whose weights the student begins with; None: with random ones.
@@ -52,40 +50,39 @@ class Learner:
         self,
         spec: TrainingSpec,
         *,
-        num_classes: int,
-        in_chans: int,
-        teacher: nn.Module | None,
-        teacher_size: int,
+        task: Task,
+        teacher: FrozenTeacher | None,
         epoch: int,
         steps_per_epoch: int,
-        initial: DearKDViT | None,
+        initial: Student | None,
         device: torch.device,
         world: World,
     ) -> None:
         self.spec, self.device, self.world = spec, device, world
-        self.teacher, self.teacher_size = teacher, teacher_size
+        self.teacher = teacher
         self.steps_per_epoch = steps_per_epoch
         self.clock = TeacherClock(device)
         pairs: list[Pair] = []
         with loader.preserved_generators():
             torch.manual_seed(loader.derive_seed(spec.seed, loader.WEIGHTS))
-            self.student = create_student(spec.student, num_classes, in_chans).to(device)
+            self.student = create_student(spec.student, task.num_classes, task.in_chans).to(device)
             if teacher is not None and spec.stage_one.weights.hidden:
-                stages = teacher_stages(teacher, in_chans, teacher_size)
+                stages = teacher.stages()
                 chosen = spec.stage_one.pairs
                 pairs = choose_pairs(self.student, stages) if chosen is None else named_pairs(chosen, stages)
             if initial is not None:
-                begin_from(self.student, initial)
-            aligners = nn.ModuleList(Aligner(spec.student.embed_dim, pair.stage) for pair in pairs).to(device)
+                self.student.begin_from(initial)
+            shapes = self.student.hidden_shapes
+            aligners = nn.ModuleList(Aligner(shapes[pair.block].channels, pair.stage) for pair in pairs).to(device)
         self.optimizer = create_optimizer(self.student, aligners, spec.optimizer)
         self.average = create_average(self.student, spec.optimizer.model_ema_half_life, steps_per_epoch)
-        self.mixing = Mixing(spec.augmentation, num_classes)
+        self.mixing = Mixing(spec.augmentation, task.num_classes)
         self._enter(1 if epoch < spec.stage_one.epochs else 2, aligners, pairs)
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> Student:
         """The weights that are evaluated and exported: averaged, where the spec asks for averaging."""
-        return self.student if self.average is None else self.average.module
+        return self.student if self.average is None else cast(Student, self.average.module)
 
     @property
     def aligners(self) -> nn.ModuleList:
@@ -147,7 +144,7 @@ class Learner:
         return self.world.total(terms)
 
     def is_finite(self) -> bool:
-        """Whether all that a checkpoint would hold is: weights of student, average and aligners, and the moments."""
+        """Check all that a checkpoint would hold: weights of student, average and aligners, and the moments."""
         average = [] if self.average is None else self.average.module.parameters()
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         held = [*self.student.parameters(), *average, *self.aligners.parameters(), *moments]
@@ -217,10 +214,7 @@ class Learner:
         if self.teacher is None:
             return None, []
         with self.clock.running():
-            if images.shape[-1] != self.teacher_size:
-                images = F.interpolate(images, size=(self.teacher_size,) * 2, mode="bilinear", antialias=True)
-            images = images.contiguous(memory_format=torch.channels_last)
-            return teacher_forward(self.teacher, images, sorted({pair.stage.index for pair in self.pairs}))
+            return self.teacher.forward(images, sorted({pair.stage.index for pair in self.pairs}))
 
 
 class Objective(nn.Module):
@@ -236,7 +230,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        student: DearKDViT,
+        student: Student,
         aligners: nn.ModuleList,
         pairs: Sequence[Pair],
         stage_one: StageOneSpec | None,
@@ -250,7 +244,7 @@ class Objective(nn.Module):
 
     @property
     def leaves_weights_out(self) -> bool:
-        """Whether the loss may not depend on some weight, such as a head that learns nothing in this stage."""
+        """True where the loss may not depend on some weight, such as a head that learns nothing in this stage."""
         one = self.stage_one
         if one is None:
             return self.student.distilled
@@ -267,7 +261,7 @@ class Objective(nn.Module):
             logits: (B, num_classes), the teacher's; None where it is not asked.
             features: the teacher's, of each of the pairs' stages in ascending order.
         """
-        output = self.student(images, self._blocks)
+        output = self.student.forward_training(images, self._blocks)
         if self.stage_one is None:
             return stage_two_loss(output, target, self.smoothing)
         hidden = dict(zip(self._blocks, output.hidden, strict=True))

@@ -46,7 +46,10 @@ def soft_distillation(logits: Tensor, teacher_logits: Tensor, temperature: float
 
 def hidden_loss(aligned: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
     """Σ over pairs of the mean squared difference of two maps (B, C, H, W)."""
-    terms = [F.mse_loss(_wide(mine), _wide(theirs)) for mine, theirs in zip(aligned, features, strict=True)]
+    terms = [
+        F.mse_loss(_at_least_float32(mine), _at_least_float32(theirs))
+        for mine, theirs in zip(aligned, features, strict=True)
+    ]
     return torch.stack(terms).sum()
 
 
@@ -73,15 +76,17 @@ def stage_one_loss(
     """
     terms: dict[str, Tensor] = {}
     if spec.weights.classification:
-        terms["classification"] = classification_loss(_wide(output.logits), target, smoothing)
+        terms["classification"] = classification_loss(_at_least_float32(output.logits), target, smoothing)
     if distils(spec):
         if teacher_logits is None:
             raise ValueError(f"distillation is {spec.distillation}, but there are no teacher logits")
-        pupil = _wide(output.logits if output.dist_logits is None else output.dist_logits)
+        student_logits = _at_least_float32(output.logits if output.dist_logits is None else output.dist_logits)
         if spec.distillation == "hard":
-            terms["distillation"] = hard_distillation(pupil, teacher_logits)
+            terms["distillation"] = hard_distillation(student_logits, teacher_logits)
         else:
-            terms["distillation"] = soft_distillation(pupil, _wide(teacher_logits), spec.temperature)
+            terms["distillation"] = soft_distillation(
+                student_logits, _at_least_float32(teacher_logits), spec.temperature
+            )
     if spec.weights.hidden:
         terms["hidden"] = hidden_loss(aligned, features)
     weighted = [getattr(spec.weights, name) * term for name, term in terms.items()]
@@ -90,15 +95,15 @@ def stage_one_loss(
 
 def stage_two_loss(output: StudentOutput, target: Tensor, smoothing: float = 0.0) -> dict[str, Tensor]:
     """Classification alone, by the class token. Arguments as in `stage_one_loss`."""
-    loss = classification_loss(_wide(output.logits), target, smoothing)
+    loss = classification_loss(_at_least_float32(output.logits), target, smoothing)
     return {"loss": loss, "classification": loss.detach()}
 
 
 def distils(spec: StageOneSpec) -> bool:
-    """Whether stage one looks at the teacher's logits."""
+    """True where stage one looks at the teacher's logits."""
     return spec.distillation != "none" and spec.weights.distillation > 0
 
 
-def _wide(values: Tensor) -> Tensor:
-    """At least float32: under autocast networks answer in bfloat16, too coarse for a loss."""
+def _at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32 or finer: under autocast networks answer in bfloat16, too coarse for a loss."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

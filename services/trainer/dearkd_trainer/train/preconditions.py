@@ -1,34 +1,36 @@
-"""What must hold before a run begins: of its data, its teacher and its processes."""
+"""Checks before a run begins: of its task, its data, its class names and its processes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-import torch
-from torch import nn
 
 from dearkd.errors import FieldError, InvalidInput
-from dearkd.specs import TeacherSpec, TrainingSpec
+from dearkd.specs import Task, TeacherSpec, TrainingSpec
 from dearkd.specs.batches import smallest_batch
 from dearkd.specs.class_order import ClassOrder, other_order, share_names, uncertain_order
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.data.world import World
+from dearkd_trainer.train.teacher import FrozenTeacher
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a student learns to do."""
+def task_of(spec: TrainingSpec, task: Task | None, teacher: FrozenTeacher | None) -> Task:
+    """The student's task: the given one, else the teacher's at the student's image size.
 
-    num_classes: int
-    in_chans: int
-    mean: list[float]
-    """Per channel, of pixels in [0, 1], and so is `std`."""
-    std: list[float]
+    Raises:
+        InvalidInput: at `/task`, if there is neither, or at `/task/image_size`, if the spec has another.
+    """
+    size = spec.student.image_size
+    if task is None:
+        if teacher is None:
+            raise InvalidInput.at("/task", "there is no teacher whose task the student could have: give the task")
+        return teacher.spec.at(size)
+    if task.image_size != size:
+        raise InvalidInput.at(
+            "/task/image_size", f"{task.image_size}, but the spec's student takes {size}: use task.at"
+        )
+    return task
 
 
-def check_data(
-    task: Task, dataset: ShardDataset, eval_dataset: ShardDataset | None, class_names: Sequence[str] | None
-) -> None:
-    """Whether both datasets are of the task's classes and channels and hold an image.
+def check_data(task: Task, dataset: ShardDataset, eval_dataset: ShardDataset | None) -> None:
+    """Require both datasets to be of the task's classes and channels, and to hold an image.
 
     Raises:
         InvalidInput: with a pointer to each argument that does not fit.
@@ -48,13 +50,6 @@ def check_data(
             )
             if theirs != ours
         ]
-    errors += [
-        FieldError(f"/{name}", f"{len(values)} values, but in_chans is {task.in_chans}: give one a channel")
-        for name, values in (("mean", task.mean), ("std", task.std))
-        if len(values) != task.in_chans
-    ]
-    if class_names is not None and len(class_names) != task.num_classes:
-        errors.append(FieldError("/class_names", f"{len(class_names)} names, but num_classes is {task.num_classes}"))
     if errors:
         raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
 
@@ -62,7 +57,7 @@ def check_data(
 def check_class_names(
     class_names: Sequence[str] | None, teacher: TeacherSpec | None, class_order: ClassOrder | None
 ) -> None:
-    """Whether the labels are those of the teacher, as far as names can tell.
+    """Require the labels to be the teacher's, as far as names can tell.
 
     Args:
         class_names: in the order of labels.
@@ -89,39 +84,6 @@ def check_class_names(
             f"the teacher {lacks}, and the order of these is not certain: {orders}. Say which one it was "
             "trained with (class_order='name', 'natural' or 'number'), or give its spec class_names",
         )
-
-
-def checked_teacher(task: Task, teacher: nn.Module | None, spec: TeacherSpec | None, device: torch.device) -> nn.Module:
-    """The teacher, frozen, in eval mode and on the device, if it does the same task.
-
-    Raises:
-        InvalidInput: at `/teacher`, if there is none, its spec is of another task, or the network is not its spec's.
-    """
-    if teacher is None or spec is None:
-        raise InvalidInput.at("/teacher", "stage one distils, but there is no teacher: give one with its spec")
-    for field, ours in asdict(task).items():
-        if (theirs := getattr(spec, field)) != ours:
-            raise InvalidInput.at("/teacher", f"its {field} is {theirs}, the student's {ours}: they must be equal")
-    teacher = teacher.eval().requires_grad_(False).to(device)
-    shape = (1, spec.in_chans, spec.image_size, spec.image_size)
-    like = next(teacher.parameters())
-    try:
-        with torch.no_grad():
-            logits = teacher(like.new_zeros(shape))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # what a network raises on other channels or another size is its own affair
-        raise InvalidInput.at(
-            "/teacher", f"{type(teacher).__name__} cannot take a batch of shape {shape}, as its spec says: {error}"
-        ) from error
-    if tuple(logits.shape) != (1, task.num_classes):
-        raise InvalidInput.at(
-            "/teacher",
-            f"{type(teacher).__name__} answers an image with a tensor of shape {tuple(logits.shape)}, but its spec has "
-            f"{task.num_classes} classes: give the teacher of that spec",
-        )
-    # torch's own stubs lack this signature of Module.to.
-    return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def checked_world(spec: TrainingSpec, images: int) -> World:

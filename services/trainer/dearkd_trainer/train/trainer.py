@@ -1,42 +1,38 @@
 """DearKD's two stages as one run: from a dataset and a teacher to a trained student, restartable.
 
-trainer = DearKDTrainer(spec, ShardDataset(...), num_classes=10, in_chans=1, mean=[0.3], std=[0.35],
-                        teacher=teacher, teacher_spec=teacher_spec, directory=Path("run"))
+trainer = DearKDTrainer(spec, ShardDataset(...), teacher=FrozenTeacher(network, teacher_spec), directory=Path("run"))
 result = trainer.fit()
 """
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
-import dearkd.vision  # noqa: F401  # makes timm importable
-
-# isort: split
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from dearkd.errors import InvalidInput
-from dearkd.specs import TeacherSpec, TrainingSpec
+from dearkd.specs import Task, TrainingSpec
 from dearkd.specs.class_order import ClassOrder
 from dearkd.vision.shards import Held, Indices, ShardDataset, split
 from dearkd_trainer.data import loader
 from dearkd_trainer.data.recipe import eval_crop_pct, train_transform
-from dearkd_trainer.evaluate.attention import head_distances, layer_means, to_row
+from dearkd_trainer.evaluate.attention import to_row
 from dearkd_trainer.evaluate.evaluation import Evaluation, evaluate, normalised_sample
-from dearkd_trainer.evaluate.report import write_findings, write_rows
+from dearkd_trainer.evaluate.report import write_rows, write_run_report
+from dearkd_trainer.model.attention import layer_means
 from dearkd_trainer.model.export import WEIGHTS, model_config, save_model
-from dearkd_trainer.model.student import DearKDViT
+from dearkd_trainer.model.student import Student
 from dearkd_trainer.record.checkpoint import BEST, comparable, load_checkpoint, save_best, save_checkpoint
 from dearkd_trainer.record.meter import EpochMeter, diverged, peak_memory, reset_peak_memory
 from dearkd_trainer.train.failures import explained
 from dearkd_trainer.train.learner import Learner
-from dearkd_trainer.train.preconditions import Task, check_class_names, check_data, checked_teacher, checked_world
+from dearkd_trainer.train.preconditions import check_class_names, check_data, checked_world, task_of
+from dearkd_trainer.train.teacher import FrozenTeacher
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +41,20 @@ Metrics = dict[str, int | float]
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a run leaves behind."""
+    """The results of a run."""
 
     metrics: Metrics
     """The last epoch's row."""
     history: list[Metrics]
     """All rows."""
     evaluation: Evaluation | None
-    """Of the final weights on the evaluation dataset; None without one."""
+    """The evaluation of the final weights on the evaluation dataset; None without one."""
     weights: Path
     """`model.safetensors`: the last epoch's weights, averaged where the spec asks for averaging. Beside it lie
     `config.json`, `README.md` (the card), `metrics.jsonl`, `attention_distance.png` and, with an evaluation dataset,
     `evaluation.json`."""
     config: dict[str, Any]
-    """What lies beside them as `config.json`."""
+    """The content of the `config.json` beside them."""
 
 
 class DearKDTrainer:
@@ -74,17 +70,15 @@ class DearKDTrainer:
     Args:
         spec: a resolved training spec; its dataset and teacher ids are not looked at.
         dataset: to train on; a part of it (`spec.holdout`) chooses `best` and is not trained on.
-        num_classes: classes of the dataset.
-        in_chans: 1 or 3.
-        mean, std: per channel, of pixels in [0, 1]; the teacher's own where there is one.
-        teacher: a timm CNN; needed if stage one looks at one, unless the run is past it. It is frozen, set to eval mode
+        directory: checkpoints and the exported model are written here.
+        task: of the dataset's classes and channels, at the student's image size; its class names are exported with the
+            model. None: the teacher's.
+        teacher: needed if stage one looks at one, unless the run is past it. Its network is frozen, set to eval mode
             and moved to `device`, and let go of at the switch (a caller that wants its memory back does the same).
-        teacher_spec: what the teacher's inputs are.
         initial: a trained student of the same dimensions, whose weights this one begins with, for fine-tuning; to
             another resolution they are resampled, for other classes the heads are new.
         eval_dataset: accuracy on it is reported, and decides nothing.
-        class_names, class_order: see `preconditions.check_class_names`; names are exported with the model.
-        directory: checkpoints and the exported model are written here.
+        class_order: of the task's class names, where names alone do not tell (`preconditions.check_class_names`).
         device: where to train.
         on_step: called after each step with the steps done and their total; what it raises ends the run. It may `save`
             before.
@@ -103,16 +97,11 @@ class DearKDTrainer:
         spec: TrainingSpec,
         dataset: ShardDataset,
         *,
-        num_classes: int,
-        in_chans: Literal[1, 3],
-        mean: Sequence[float],
-        std: Sequence[float],
         directory: Path,
-        teacher: nn.Module | None = None,
-        teacher_spec: TeacherSpec | None = None,
-        initial: DearKDViT | None = None,
+        task: Task | None = None,
+        teacher: FrozenTeacher | None = None,
+        initial: Student | None = None,
         eval_dataset: ShardDataset | None = None,
-        class_names: Sequence[str] | None = None,
         class_order: ClassOrder | None = None,
         device: torch.device | str = "cpu",
         on_step: Callable[[int, int], None] | None = None,
@@ -122,16 +111,13 @@ class DearKDTrainer:
         self.spec = spec
         self.dataset = dataset
         self.eval_dataset = eval_dataset
-        self.num_classes = num_classes
-        self.in_chans: Literal[1, 3] = in_chans
-        self.mean, self.std, self.crop_pct = list(mean), list(std), eval_crop_pct(spec.augmentation)
-        self.class_names = class_names
+        self.task = task = task_of(spec, task, teacher)
+        self.crop_pct = eval_crop_pct(spec.augmentation)
         self.directory = directory
         self.device = torch.device(device)
         self.on_step, self.on_epoch, self.on_checkpoint = on_step, on_epoch, on_checkpoint
-        task = Task(num_classes, in_chans, self.mean, self.std)
-        check_data(task, dataset, eval_dataset, class_names)
-        check_class_names(class_names, teacher_spec, class_order)
+        check_data(task, dataset, eval_dataset)
+        check_class_names(task.class_names, teacher.spec if teacher else None, class_order)
         self.train_indices, self.holdout_indices = split(
             dataset.labels, fraction=spec.fraction, holdout=spec.holdout, seed=spec.seed
         )
@@ -143,20 +129,21 @@ class DearKDTrainer:
         self.steps_per_epoch = -(-len(self.train_indices) // spec.batch_size)
         self.history: list[Metrics] = []
         self.best: Metrics = {}
-        self._data = {**asdict(task), "samples": dataset.fingerprint()}
+        fields = task.model_dump(include={"num_classes", "in_chans", "mean", "std"})
+        self._data = {**fields, "samples": dataset.fingerprint()}
         state = load_checkpoint(directory / "checkpoints", spec, self._data)
         self.epoch: int = state["epoch"] if state else 0
         """Epochs done."""
 
         wanted = None
         if spec.needs_teacher and self.epoch < spec.stage_one.epochs:
-            wanted = checked_teacher(task, teacher, teacher_spec, self.device)
+            if teacher is None:
+                raise InvalidInput.at("/teacher", "stage one distils, but there is no teacher: give one with its spec")
+            wanted = teacher.prepared(task, self.device)
         self.learner = Learner(
             spec,
-            num_classes=num_classes,
-            in_chans=in_chans,
+            task=task,
             teacher=wanted,
-            teacher_size=teacher_spec.image_size if teacher_spec else spec.student.image_size,
             epoch=self.epoch,
             steps_per_epoch=self.steps_per_epoch,
             initial=initial,
@@ -167,7 +154,7 @@ class DearKDTrainer:
         self._saved_at = time.monotonic()
         self._evaluation: Evaluation | None = None
         self._heads: list[list[float]] | None = None
-        self._teacher_name = teacher_spec.name if teacher_spec else spec.teacher
+        self._teacher_name = teacher.spec.name if teacher else spec.teacher
         if state:
             self.history = state["history"]
             # Without the weights that it tells of, the next ones that are evaluated are the best.
@@ -183,11 +170,11 @@ class DearKDTrainer:
                 )
 
     @property
-    def student(self) -> DearKDViT:
+    def student(self) -> Student:
         return self.learner.student
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> Student:
         """The weights that are evaluated and exported: averaged, where the spec asks for averaging."""
         return self.learner.evaluated
 
@@ -271,7 +258,7 @@ class DearKDTrainer:
             raise diverged(f"a weight or a moment of the optimiser left the finite numbers by step {self.step}")
 
     def _batches(self) -> loader.EpochBatches:
-        """What is still to come."""
+        """The batches that are still to come."""
         return loader.EpochBatches(
             self.train_indices,
             self.spec.batch_size,
@@ -286,12 +273,12 @@ class DearKDTrainer:
 
     def _hold(self) -> Held:
         """The shards of this window and of the next."""
-        most = 2 * (self.spec.shuffle_shards or 1)
-        return self.dataset.hold(self._batches().samples(), most=most, workers=self.spec.workers)
+        shards = 2 * (self.spec.shuffle_shards or 1)
+        return self.dataset.hold(self._batches().samples(), most=shards, workers=self.spec.workers)
 
     def _read_ahead(self, held: Held) -> Generator[loader.Batch, None, None]:
-        spec = self.spec
-        transform = train_transform(spec.augmentation, image_size=spec.student.image_size, mean=self.mean, std=self.std)
+        spec, task = self.spec, self.task
+        transform = train_transform(spec.augmentation, image_size=task.image_size, mean=task.mean, std=task.std)
         batches = loader.create_loader(
             self.dataset,
             transform,
@@ -348,19 +335,20 @@ class DearKDTrainer:
         return row
 
     def _look_at_attention(self) -> list[list[float]]:
-        """How far each head of each layer looks: after stage one what that taught, after stage two what it undid."""
+        """Measure how far each head of each layer looks, which stage one teaches and stage two may undo."""
         data = self.dataset if self.eval_dataset is None else self.eval_dataset
-        images = normalised_sample(data, self.spec.student.image_size, self.mean, self.std, crop_pct=self.crop_pct)
-        return head_distances(cast(VisionTransformer, self.evaluated), images.to(self.device))
+        task = self.task
+        images = normalised_sample(data, task.image_size, task.mean, task.std, crop_pct=self.crop_pct)
+        return self.evaluated.attention_distances(images.to(self.device))
 
     def _evaluate(self, dataset: ShardDataset, indices: Indices | None = None, *, confusion: bool) -> Evaluation:
         return evaluate(
             self.evaluated,
             dataset,
             indices=indices,
-            image_size=self.spec.student.image_size,
-            mean=self.mean,
-            std=self.std,
+            image_size=self.task.image_size,
+            mean=self.task.mean,
+            std=self.task.std,
             crop_pct=self.crop_pct,
             device=self.device,
             precision=self.spec.precision,
@@ -372,29 +360,22 @@ class DearKDTrainer:
     def _finish(self) -> TrainingResult:
         if self.eval_dataset is not None and self._evaluation is None:
             self._evaluation = self._evaluate(self.eval_dataset, confusion=True)
-        config = model_config(
-            self.spec.student,
-            num_classes=self.num_classes,
-            in_chans=self.in_chans,
-            mean=self.mean,
-            std=self.std,
-            crop_pct=self.crop_pct,
-            class_names=self.class_names,
-        )
+        config = model_config(self.spec.student, self.student, self.task, crop_pct=self.crop_pct)
         weights = self.directory / WEIGHTS
         if self.world.rank == 0:
             save_model(self.directory, self.evaluated, config)
             write_rows(self.directory, self.history)
             data = self.eval_dataset
-            write_findings(
+            write_run_report(
                 self.directory,
                 self.spec,
                 config,
+                self.student.kind,
                 self.history,
                 self._heads or self._look_at_attention(),
                 images=len(self.train_indices),
                 teacher=self._teacher_name,
                 evaluation=self._evaluation,
-                samples=None if data is None else np.bincount(data.labels, minlength=self.num_classes).tolist(),
+                samples=None if data is None else np.bincount(data.labels, minlength=self.task.num_classes).tolist(),
             )
         return TrainingResult(self.history[-1], self.history, self._evaluation, weights, config)

@@ -1,8 +1,8 @@
-"""A run of several processes on this machine: torchrun starts them, and this process answers for them.
+"""A run of several processes on this machine: torchrun starts them, this process watches over them.
 
-Only this one holds the attempt: it tells Redis and storage what the gang does, and ends it. The gang's processes
+Only this one holds the attempt: it tells Redis and storage what the group does, and ends it. The group's processes
 (`dearkd_trainer.service.rank`) each hold a connection to it, and end when that ends, whatever became of this process.
-Rank 0 tells what happens; each tells why it fails. One that is gone without a word was killed, or crashed: then the
+Rank 0 reports progress; each reports why it fails. One that is gone without a report was killed, or crashed: then the
 others are ended too, and the attempt counts as a death, after which the run goes on from its last checkpoint.
 """
 
@@ -34,17 +34,17 @@ from dearkd_trainer.train.failures import LoaderLost
 from dearkd_trainer.train.trainer import Metrics, TrainingResult
 
 POLL_SECONDS = 0.2
-SAVE_SECONDS = GRACE_SECONDS - 2
-"""How long a gang that has to end may take for a last checkpoint: less than its worker waits before it kills."""
-WORD_SECONDS = 2.0
-"""A process that loses another fails as well: for so long its error may come before the news that the other is gone."""
+CHECKPOINT_SECONDS = GRACE_SECONDS - 2
+"""The time in which a group that has to end makes a last checkpoint: less than its worker waits before it kills."""
+CAUSE_SECONDS = 2.0
+"""The time to wait, after an error, for the news that another process is gone: one that loses another fails too."""
 EXIT_SECONDS = 60.0
 
 Message = dict[str, Any]
 
 
 class Reporter(Protocol):
-    """Who hears of the run's progress."""
+    """A listener to the run's progress."""
 
     def begin(self, history: list[Metrics], step: int) -> None: ...
     def on_step(self, step: int, steps: int) -> None: ...
@@ -53,16 +53,16 @@ class Reporter(Protocol):
 
 
 class Orders(BaseModel):
-    """What each process of the gang reads when it starts."""
+    """The file that each process of the group reads when it starts."""
 
     inputs: RunInputs
     device: Literal["cpu", "cuda"]
     threads: int
     socket: Path
-    """Where to connect; then lines of JSON go both ways."""
+    """The socket to connect to; then lines of JSON go both ways."""
 
 
-class Gang:
+class ProcessGroup:
     """The processes of a run, for as long as the block runs.
 
     Args:
@@ -90,18 +90,18 @@ class Gang:
         """Messages by rank; None: its connection has ended."""
         self._connections: dict[int, socket.socket] = {}
         self._processes: list[psutil.Process] = []
-        """Of each rank: torchrun's children, but not if torchrun is killed."""
+        """The process of each rank: a child of torchrun, unless torchrun was killed."""
         self._over = threading.Event()
-        self._alone_since: float | None = None
-        """When torchrun was found to have ended otherwise than well."""
-        self._spoken: set[int] = set()
-        """Ranks that said how they ended."""
+        self._torchrun_lost_at: float | None = None
+        """The time at which torchrun was found to have failed."""
+        self._reported: set[int] = set()
+        """Ranks that told how they ended."""
         self._begun = False
-        self._until: float | None = None
-        """By when a last checkpoint must have come; 0 once it has."""
+        self._deadline: float | None = None
+        """The time by which a last checkpoint must have come; 0 once it has."""
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="gang-")  # ours alone, and of a short name
+        self._folder = tempfile.TemporaryDirectory(prefix="group-")  # ours alone, and of a short name
         address = Path(self._folder.name) / "socket"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(address))
@@ -109,7 +109,7 @@ class Gang:
         orders = Orders(inputs=self.inputs, device=self.device, threads=self.threads, socket=address)
         path = Path(self._folder.name) / "orders.json"
         path.write_text(orders.model_dump_json(), encoding="utf-8")
-        threading.Thread(target=self._accept, name="gang", daemon=True).start()
+        threading.Thread(target=self._accept, name="process-group", daemon=True).start()
         count = str(self.inputs.spec.processes)
         self._torchrun = subprocess.Popen(
             [
@@ -152,19 +152,19 @@ class Gang:
         Raises:
             Died: if a process was killed or crashed.
             HandBack: if this process has to end, after a last checkpoint where there was time for one.
-            DearKDError: which ended a process of the gang, or the attempt.
-            RuntimeError: any other error of a process of the gang.
+            DearKDError: which ended a process of the group, or the attempt.
+            RuntimeError: any other error of a process of the group.
         """
         while True:
             try:
                 rank, message = self._next()
                 if message is None:
-                    if rank not in self._spoken:
+                    if rank not in self._reported:
                         raise Died(self._loss(rank))
                 elif message["what"] == "failed":
                     self._fail(rank, message)
                 elif message["what"] == "ended":
-                    self._spoken.add(rank)
+                    self._reported.add(rank)
                     if rank == 0:
                         return _result(message["result"])
                 else:
@@ -172,7 +172,7 @@ class Gang:
             except HandBack:
                 self._hand_back()
             except Died:
-                if self._until is not None:
+                if self._deadline is not None:
                     raise HandBack from None
                 raise
 
@@ -185,11 +185,11 @@ class Gang:
                 self.check()
 
     def _require_torchrun(self) -> None:
-        """Without it nobody ends the others when one dies. Where one has, it ends too, but that news goes first."""
+        """Require torchrun, which ends the others when one dies; it ends then too, but the death is reported first."""
         if not (code := self._torchrun.poll()):
             return
-        self._alone_since = self._alone_since or time.monotonic()
-        if code < 0 or time.monotonic() - self._alone_since > WORD_SECONDS:
+        self._torchrun_lost_at = self._torchrun_lost_at or time.monotonic()
+        if code < 0 or time.monotonic() - self._torchrun_lost_at > CAUSE_SECONDS:
             raise Died(f"lost torchrun, which answers for the run's processes: it {exit_clause(code)}")
 
     def _pass_on(self, message: Message, reporter: Reporter) -> None:
@@ -206,19 +206,19 @@ class Gang:
                 try:
                     reporter.on_checkpoint(Path(message["path"]))
                 except HandBack:
-                    self._until = 0.0
+                    self._deadline = 0.0
                     raise
-                if self._until is not None:
-                    self._until = 0.0
+                if self._deadline is not None:
+                    self._deadline = 0.0
                     raise HandBack
         # Rank 0 waits: what it told of must not change meanwhile.
         self._tell("heard")
 
     def _hand_back(self) -> None:
-        if not self._begun or (self._until is not None and time.monotonic() > self._until):
+        if not self._begun or (self._deadline is not None and time.monotonic() > self._deadline):
             raise HandBack
-        if self._until is None:
-            self._until = time.monotonic() + SAVE_SECONDS
+        if self._deadline is None:
+            self._deadline = time.monotonic() + CHECKPOINT_SECONDS
             self._tell("save")
 
     def _tell(self, word: str) -> None:
@@ -226,14 +226,14 @@ class Gang:
             self._connections[0].sendall(json.dumps(word).encode() + b"\n")
 
     def _fail(self, rank: int, message: Message) -> None:
-        """Raise what ended the gang: a typed error of any of its processes, else a death among them, else this one.
+        """Raise the error that ended the group: a typed one of any process, else a death among them, else this one.
 
-        One that loses another, or whose loader torchrun ended with the gang, fails of that: its word is not the reason.
+        One that loses another, or whose loader torchrun ended with the group, fails of that: it does not know why.
         """
         failed = {rank: message}
-        until = time.monotonic() + WORD_SECONDS
+        until = time.monotonic() + CAUSE_SECONDS
         while True:
-            self._spoken.add(rank)
+            self._reported.add(rank)
             _raise_if_known(message)
             rank, message = self._next_failure(until)
             if not message:
@@ -247,11 +247,11 @@ class Gang:
         raise RuntimeError(f"rank {rank} failed: {message['type']}: {message['message']}")
 
     def _next_failure(self, until: float) -> tuple[int, Message]:
-        """The next that tells why it failed; an empty message once it is `until`. Raises `Died` if one only is gone."""
+        """Wait for the next report of a failure; empty at `until`. Raises `Died` if a process is gone without one."""
         while (left := until - time.monotonic()) > 0:
             with suppress(queue.Empty):
                 rank, word = self._inbox.get(timeout=left)
-                if word is None and rank not in self._spoken:
+                if word is None and rank not in self._reported:
                     raise Died(self._loss(rank))
                 if word is not None and word["what"] == "failed":
                     return rank, word
@@ -296,5 +296,5 @@ def _result(found: dict[str, Any]) -> TrainingResult:
 
 
 def as_json(result: TrainingResult) -> dict[str, Any]:
-    """What `Gang.run` makes a result of again."""
+    """The result as JSON, of which `ProcessGroup.run` makes it again."""
     return {**asdict(result), "weights": str(result.weights)}

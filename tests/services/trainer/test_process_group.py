@@ -19,11 +19,11 @@ from dearkd.errors import CorruptData
 from dearkd.specs import TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.work.attempt import Died, HandBack
-from dearkd_trainer.service import gang as gang_module
-from dearkd_trainer.service.gang import Gang
+from dearkd_trainer.service import process_group
 from dearkd_trainer.service.inputs import RunInputs
+from dearkd_trainer.service.process_group import ProcessGroup
 from dearkd_trainer.train.trainer import Metrics, TrainingResult
-from tests.support.bars import CLASSES, STEPS, TEACHER, MakeSpec, bars, curve
+from tests.support.bars import STEPS, TASK, TEACHER, MakeSpec, bars, curve
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
@@ -69,11 +69,7 @@ def make_inputs(teacher: nn.Module, bar_shard: Path, tmp_path: Path) -> MakeInpu
             directory=tmp_path / name,
             shards=[bar_shard],
             eval_shards=[held_out],
-            num_classes=CLASSES,
-            in_chans=1,
-            mean=TEACHER.mean,
-            std=TEACHER.std,
-            class_names=["low", "middle", "high"],
+            task=TASK.model_copy(update={"class_names": ["low", "middle", "high"]}),
             teacher=TEACHER,
             teacher_weights=weights,
         )
@@ -98,8 +94,8 @@ def ranks() -> dict[int, psutil.Process]:
 
 
 def run(inputs: RunInputs, diary: Diary) -> TrainingResult:
-    with Gang(inputs, device="cpu", threads=1, check=lambda: None, note=print) as gang:
-        return gang.run(diary)
+    with ProcessGroup(inputs, device="cpu", threads=1, check=lambda: None, note=print) as group:
+        return group.run(diary)
 
 
 class Torchrun:
@@ -138,13 +134,15 @@ def test_the_reason_that_a_process_tells_comes_before_that_of_one_that_only_lost
     ends_in: type[Exception],
     says: str,
 ) -> None:
-    monkeypatch.setattr(gang_module, "WORD_SECONDS", 0.2)
-    gang = Gang(make_inputs(make_spec(processes=2), "run"), device="cpu", threads=1, check=lambda: None, note=print)
-    monkeypatch.setattr(gang, "_torchrun", Torchrun(), raising=False)
+    monkeypatch.setattr(process_group, "CAUSE_SECONDS", 0.2)
+    group = ProcessGroup(
+        make_inputs(make_spec(processes=2), "run"), device="cpu", threads=1, check=lambda: None, note=print
+    )
+    monkeypatch.setattr(group, "_torchrun", Torchrun(), raising=False)
     for told in [(0, first), *others]:
-        gang._inbox.put(told)
+        group._inbox.put(told)
     with pytest.raises(ends_in, match=says) as caught:
-        gang.run(Diary())
+        group.run(Diary())
     assert type(caught.value) is ends_in
 
 

@@ -11,7 +11,7 @@ from dearkd.storage.file_cache import FileCache
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.commands.sources import open_model, recorded_rows
 from dearkd_trainer.evaluate.attention import recorded_distances
-from tests.support.bars import MakeSpec, MakeTrainer, stop_at
+from tests.support.bars import TASK, MakeSpec, MakeTrainer, stop_at
 
 
 def no_client() -> Client:
@@ -22,7 +22,9 @@ def test_a_library_run_leaves_rows_evaluation_and_card_beside_its_model(
     make_spec: MakeSpec, make_trainer: MakeTrainer, dataset: ShardDataset, tmp_path: Path
 ) -> None:
     names = ["low", "middle", "high"]
-    result = make_trainer(make_spec(name="bars"), eval_dataset=dataset, class_names=names).fit()
+    result = make_trainer(
+        make_spec(name="bars"), eval_dataset=dataset, task=TASK.model_copy(update={"class_names": names})
+    ).fit()
     folder = result.weights.parent
     assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == result.history
     assert result.evaluation is not None
@@ -46,7 +48,7 @@ def test_without_an_evaluation_dataset_there_is_no_evaluation(
     make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
     plain = {"distillation": "none", "weights": {"hidden": 0.0}}
-    make_trainer(make_spec(stage_one=plain), teacher=None, teacher_spec=None).fit()
+    make_trainer(make_spec(stage_one=plain), teacher=None).fit()
     names = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
     assert names == {"model.safetensors", "config.json", "README.md", "metrics.jsonl", "attention_distance.png"}
     assert "not evaluated on images of its own" in (tmp_path / "run" / "README.md").read_text()
