@@ -1,7 +1,7 @@
 """The service around the synthesis: a job's unit is turned into a call of the library, and its result into a shard.
 
 Unit `"3"` makes shard 3: images, tar on local disk, verified, uploaded with `create`, marked. Unit `"student"` trains
-the student that a job's other shards compete with, where it trains one (`trained_student`). Unit `"finish"` opens when
+the student that a job's other shards compete with, where it trains one (`student_unit`). Unit `"finish"` opens when
 every other is marked and writes what makes a folder of shards a dataset, the manifest last.
 """
 
@@ -41,8 +41,8 @@ from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.service.card import dataset_card
 from dearkd_synth.service.preview import compose_preview, write_strip
-from dearkd_synth.service.trained_student import UNIT, fetch_student, make_student
-from dearkd_synth.student.stored import load_student
+from dearkd_synth.service.stored_student import load_student
+from dearkd_synth.service.student_unit import UNIT, fetch_student, make_student
 from dearkd_synth.synthesised import Step, SynthesisedShard
 
 log = logging.getLogger(__name__)

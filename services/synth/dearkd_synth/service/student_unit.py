@@ -15,7 +15,13 @@ from dearkd.storage.catalog import StoredFile, Teacher, describe_file
 from dearkd.storage.objects import AlreadyExists
 from dearkd.vision.shards import Indices, ShardDataset
 from dearkd.work.attempt import Attempt
-from dearkd_synth.student.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
+from dearkd_synth.student.adaptive_student import (
+    AdaptiveStudent,
+    agreement,
+    load_adaptive_student,
+    save_adaptive_student,
+    train_adaptive_student,
+)
 
 UNIT = "student"
 NAME = "adaptive_student.safetensors"
@@ -44,7 +50,7 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
         # No images are made here, so the bar stands still.
         attempt.progress(0, None, {"student_iteration": done, "student_loss": loss})
 
-    student = train_competitor(network, teacher.spec, spec, images, device=device, on_step=on_step)
+    student = train_adaptive_student(network, teacher.spec, spec, images, device=device, on_step=on_step)
     agrees = agreement(network, student.to(device), teacher.spec, images, batch_size=spec.batch_size)
     attempt.note(
         f"the student is trained on {len(images)} images of {len(spec.student_shards)} shard(s): it agrees with the "
@@ -52,11 +58,11 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
     )
     with attempt.cache.scratch("student") as folder:
         path = folder / NAME
-        save_competitor(student.cpu(), path)
+        save_adaptive_student(student.cpu(), path)
         return attempt.publish(lambda: _publish(attempt, teacher, path))
 
 
-def fetch_student(attempt: Attempt, teacher: Teacher) -> Competitor:
+def fetch_student(attempt: Attempt, teacher: Teacher) -> AdaptiveStudent:
     """The student of a claimed shard's job, from a verified local copy.
 
     Raises:
@@ -67,7 +73,7 @@ def fetch_student(attempt: Attempt, teacher: Teacher) -> Competitor:
         path = attempt.cache.fetch(attempt.storage, _key(attempt), name=NAME, sha256=marked.sha256, size=marked.bytes)
     except NotFound:
         raise CorruptData(f"{_key(attempt)} is gone from storage: retry the job, and it is made again") from None
-    return load_competitor(path, teacher.spec)
+    return load_adaptive_student(path, teacher.spec)
 
 
 def _publish(attempt: Attempt, teacher: Teacher, path: Path) -> StoredFile:
@@ -83,7 +89,7 @@ def _adopt(attempt: Attempt, teacher: Teacher) -> StoredFile:
     with attempt.cache.scratch("student") as folder:
         path = folder / NAME
         attempt.storage.download(_key(attempt), path)
-        load_competitor(path, teacher.spec)
+        load_adaptive_student(path, teacher.spec)
         return describe_file(path)
 
 
