@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, create_model
 
 GROUP = "dearkd.terms"
 
-Weights = TypeVar("Weights", bound=type[BaseModel])
+Weights = TypeVar("Weights", bound=BaseModel)
 
 
 def term_modules() -> dict[str, str]:
@@ -25,13 +25,13 @@ def term_modules() -> dict[str, str]:
     }
 
 
-def with_plugged_in(weights: Weights) -> Weights:
+def with_plugged_in(weights: type[Weights]) -> type[Weights]:
     """The model with a further field, at least 0 and by default 0, for each term that it has none for."""
     more: dict[str, Any] = {
         name: (float, Field(default=0.0, ge=0)) for name in term_modules() if name not in weights.model_fields
     }
     if not more:
         return weights
-    return create_model(  # type: ignore[no-any-return]  # of any model
+    return create_model(
         weights.__name__, __base__=weights, __module__=weights.__module__, __doc__=weights.__doc__, **more
     )
