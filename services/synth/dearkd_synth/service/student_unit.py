@@ -96,10 +96,10 @@ def _adopt(attempt: Attempt, teacher: Teacher) -> StoredFile:
 def _images(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> Tensor:
     """(N, C, H, W), uint8: images of the first shards, as they are stored and marked, equally many of each class."""
     shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
-    most = max(1, min(MAX_IMAGES, MAX_BYTES // (shape[0] * shape[1] * shape[2])))
-    shards = evenly(spec.student_shards, most)
-    each = most // len(shards)
-    images, filled = torch.empty(most, *shape, dtype=torch.uint8), 0
+    max_images = max(1, min(MAX_IMAGES, MAX_BYTES // (shape[0] * shape[1] * shape[2])))
+    shards = evenly(spec.student_shards, max_images)
+    each = max_images // len(shards)
+    images, filled = torch.empty(max_images, *shape, dtype=torch.uint8), 0
     for index in shards:
         attempt.check()
         shard = Shard.model_validate_json(_payload(attempt, str(index)))
