@@ -46,7 +46,7 @@ def run_seed(
         training |= {"stage_one": {"epochs": arguments.student_epochs}, "stage_two": {"epochs": 0}}
     lines: list[dict[str, Any]] = []
     images: dict[str, Made] = {}
-    competitor: nn.Module | None = None
+    adaptive_student: nn.Module | None = None
     for arm in (*ARMS, REAL):
         if arm not in arguments.arms and arm != "deepinversion":
             continue
@@ -55,11 +55,11 @@ def run_seed(
             made = as_many_real(data, images["deepinversion"])
         else:
             body = posted(arguments, data, teacher, arm, seed)
-            made = synthesise(teacher, body, competitor if ARMS[arm][0] else None)
+            made = synthesise(teacher, body, adaptive_student if ARMS[arm][0] else None)
         made_seconds = time.monotonic() - began
         student_top1, student = train_students(made, teacher, data, seed, training, count=arguments.students)
         if arm == "deepinversion":
-            competitor = student
+            adaptive_student = student
         images[arm] = made
         lines.append(
             {

@@ -23,7 +23,7 @@ from dearkd.vision.images import encode, to_input
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import features_and_logits
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.student.stored import StudentView
+from dearkd_synth.student.student_view import StudentView
 from dearkd_trainer import DearKDTrainer, FrozenTeacher
 from dearkd_trainer.model.export import load_model
 

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from dearkd.specs import SynthesisSpec
 from dearkd.vision.teachers import batch_norm_layers, features_and_logits
 from dearkd_synth.engine.compilation import compiled
-from dearkd_synth.objective import priors
-from dearkd_synth.objective.boundary import boundary_loss
 from dearkd_synth.objective.objective import Objective
+from dearkd_synth.objective.terms.boundary import boundary_loss
+from dearkd_synth.objective.terms.l2 import l2
+from dearkd_synth.objective.terms.total_variation_l1 import total_variation_l1
+from dearkd_synth.objective.terms.total_variation_l2 import total_variation_l2
 from dearkd_synth.views import Views
 
 Formulation = Callable[[], None]
@@ -60,9 +62,9 @@ class PlainHooks:
         total = weights.cross_entropy * F.cross_entropy(logits, self.labels)
         total = total + weights.batch_norm * torch.stack(self.distances).sum()
         for weight, term in (
-            (weights.total_variation_l1, priors.total_variation_l1),
-            (weights.total_variation_l2, priors.total_variation_l2),
-            (weights.l2, priors.l2),
+            (weights.total_variation_l1, total_variation_l1),
+            (weights.total_variation_l2, total_variation_l2),
+            (weights.l2, l2),
         ):
             if weight > 0:
                 total = total + weight * term(self.x)
@@ -171,7 +173,7 @@ class Compiled:
         phase = self.spec.phases[0]
         view = self.views.show(self.x, phase, self.steps % phase.iterations)
         self.steps += 1
-        total = self.objective.total(self.objective.terms(self.x, view, self.labels))
+        total = self.objective.total(self.objective.losses(self.x, view, self.labels))
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()

@@ -23,11 +23,6 @@ def sample_label(spec: SynthesisSpec, sample: int) -> int:
     return classes[place % len(classes)]
 
 
-def sample_key(sample: int) -> str:
-    """What a sample is called in its shard."""
-    return f"{sample:09d}"
-
-
 def shard_samples(spec: SynthesisSpec, shard: int) -> range:
     """The samples of a shard.
 

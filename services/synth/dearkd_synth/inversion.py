@@ -28,11 +28,11 @@ from dearkd_synth.engine.device_memory import batch_too_large
 from dearkd_synth.engine.divergence import DelayedFlag
 from dearkd_synth.engine.resizing import resize
 from dearkd_synth.labelling import in_places, share_out
-from dearkd_synth.objective.batch_norm import Statistics
-from dearkd_synth.objective.boundary import FeatureBank, logit_margin
-from dearkd_synth.objective.memory import StatisticsMemory
 from dearkd_synth.objective.objective import Objective
-from dearkd_synth.student.stored import check_student
+from dearkd_synth.objective.statistics import Statistics
+from dearkd_synth.objective.term import Finished
+from dearkd_synth.objective.terms.boundary import logit_margin
+from dearkd_synth.student.student_view import check_student
 from dearkd_synth.synthesised import Step, SynthesisedBatch, SynthesisedShard
 from dearkd_synth.views import Views
 
@@ -54,8 +54,9 @@ class DeepInversion:
         spec: complete, as from `SynthesisSpec.resolve`.
         device: where to compute.
         adaptive_student: the network that the adaptive term competes with; needed where that weighs anything, but not
-            for `spec.student_shards`, on whose images `dearkd_synth.student.competitor.train_competitor` trains one.
-            It takes the teacher's normalised input at every phase's size (`dearkd_synth.student.stored.StudentView`).
+            for `spec.student_shards`, on whose images `train_adaptive_student` trains one
+            (`dearkd_synth.student.adaptive_student`). It takes the teacher's normalised input at every phase's size
+            (`dearkd_synth.student.student_view.StudentView`).
         on_step: told after every step, without waiting for the device. What it raises ends the work and is passed on.
 
     Raises:
@@ -84,14 +85,13 @@ class DeepInversion:
             require_compiler(self.device)
         self._on_step = on_step
         student = None
-        if spec.weights.adaptive > 0:
-            if adaptive_student is None and spec.adaptive_every is None:
-                raise InvalidInput.at(
-                    "/adaptive_student", f"weights.adaptive is {spec.weights.adaptive}, but there is no student"
-                )
-            student = self._frozen_copy(adaptive_student) if adaptive_student is not None else None
-        if student is not None:
+        if spec.weights.adaptive > 0 and adaptive_student is not None:
+            student = self._frozen_copy(adaptive_student)
             check_student(student, teacher_spec, spec)
+        elif spec.weights.adaptive > 0 and spec.adaptive_every is None:
+            raise InvalidInput.at(
+                "/adaptive_student", f"weights.adaptive is {spec.weights.adaptive}, but there is no student"
+            )
         self._has_student = student is not None
         self._objective: Objective | None = Objective(spec, self._frozen_copy(teacher), student)
         self._black, self._white = pixel_range(teacher_spec, torch.empty(0, device=self.device))
@@ -130,62 +130,59 @@ class DeepInversion:
                 f"shard {index} competes with a student: train one on the images of shards "
                 f"{[*self.spec.student_shards]} and give it to another DeepInversion"
             )
-        if self._objective is not None:
-            self._objective.compete(competes)
-        bank, memory = FeatureBank(), StatisticsMemory(self.spec.statistics_memory)
+        objective = self._open()
+        objective.compete(competes)
+        objective.begin_shard()
         made: list[SynthesisedBatch] = []
         waiting = [
             (batch, batch_seed(self.spec.seed, index, number))
             for number, batch in enumerate(shard_batches(self.spec, index))
         ]
         halved = 0
-        most = self.spec.batch_size
+        batch_limit = self.spec.batch_size
         while waiting:
             batch, seed = waiting.pop(0)
             labels = [sample_label(self.spec, sample) for sample in batch]
-            if len(batch) <= most:
+            if len(batch) <= batch_limit:
                 start = self._start(len(batch), shard=index, batch=len(made), images_done=batch.start - samples.start)
-                one = self._make_if_it_fits(labels, seed, bank, memory, start)
+                one = self._make_if_it_fits(labels, seed, start)
                 if one is not None:
                     made.append(one)
                     continue
                 if not self.spec.halve_batches or len(batch) == 1:
                     raise self._out_of_memory(labels)
-                most = len(batch) - 1  # those to come need not fail first
+                batch_limit = len(batch) - 1  # those to come need not fail first
             middle = len(batch) // 2
             halved += 1
             waiting[:0] = [(part, batch_seed(seed, part.start, part.stop)) for part in (batch[:middle], batch[middle:])]
         return SynthesisedShard(index=index, samples=samples, batches=made, halved=halved)
 
-    def batch(
-        self,
-        labels: Sequence[int],
-        seed: int,
-        bank: FeatureBank | None = None,
-        memory: StatisticsMemory | None = None,
-    ) -> SynthesisedBatch:
+    def batch(self, labels: Sequence[int], seed: int, *, follows: bool = False) -> SynthesisedBatch:
         """Make one batch outside any shard.
 
         Args:
             labels: a class for each image.
             seed: of noise, roll and flip.
-            bank: features of images made before, from which the boundary term keeps the new ones away; those of the
-                new images are added.
-            memory: statistics of images made before, together with which the new ones are matched; those of the new
-                images are added.
+            follows: whether the terms see it together with the batch made before, and with those that it followed, as
+                the batches of a shard; else it is the first.
 
         Raises:
             Diverged: as `shard`.
             OutOfMemory: likewise.
         """
-        if self._objective is not None:
-            self._objective.compete(self._has_student)
-        bank = FeatureBank() if bank is None else bank
-        memory = StatisticsMemory(0) if memory is None else memory
-        made = self._make_if_it_fits(labels, seed, bank, memory, self._start(len(labels)))
+        objective = self._open()
+        objective.compete(self._has_student)
+        if not follows:
+            objective.begin_shard()
+        made = self._make_if_it_fits(labels, seed, self._start(len(labels)))
         if made is None:
             raise self._out_of_memory(labels)
         return made
+
+    def _open(self) -> Objective:
+        if self._objective is None:
+            raise ValueError("this DeepInversion is closed: make another")
+        return self._objective
 
     def _start(self, images: int, *, shard: int | None = None, batch: int = 0, images_done: int = 0) -> Step:
         return Step(
@@ -199,31 +196,24 @@ class DeepInversion:
             losses={},
         )
 
-    def _make_if_it_fits(
-        self, labels: Sequence[int], seed: int, bank: FeatureBank, memory: StatisticsMemory, start: Step
-    ) -> SynthesisedBatch | None:
+    def _make_if_it_fits(self, labels: Sequence[int], seed: int, start: Step) -> SynthesisedBatch | None:
         """None if the device has no memory for it."""
         try:
             with compilation_errors_told():
-                return self._make(labels, seed, bank, memory, start)
+                return self._make(labels, seed, start)
         except torch.OutOfMemoryError:
             # Only behind this block are the tensors gone that the exception's traceback holds.
             pass
         return None
 
-    def _make(
-        self, labels: Sequence[int], seed: int, bank: FeatureBank, memory: StatisticsMemory, start: Step
-    ) -> SynthesisedBatch:
-        if self._objective is None:
-            raise ValueError("this DeepInversion is closed: make another")
+    def _make(self, labels: Sequence[int], seed: int, start: Step) -> SynthesisedBatch:
+        objective = self._open()
         targets = torch.tensor(labels, device=self.device)
-        multiple = self.spec.shard_samples if self.spec.compile else 1
-        earlier = bank.of(targets, multiple_of=multiple) if self.spec.weights.boundary > 0 else None
         with reproducible(self.device):
             while True:
                 generator = torch.Generator().manual_seed(seed)
                 try:
-                    x, end, seen = self._optimise(self._objective, targets, earlier, memory, generator, start)
+                    x, end, statistics = self._optimise(objective, targets, generator, start)
                     break
                 except Diverged:
                     if start.restarts == self.spec.max_restarts:
@@ -231,21 +221,12 @@ class DeepInversion:
                     start = replace(start, restarts=start.restarts + 1)
             pixels, files = self._as_stored(quantise(resize(x, self.teacher_spec.image_size), self.teacher_spec))
             with reproducible(self.device, tf32=False):
-                made = self._judge(self._objective, pixels, targets, end, files)
-        if self.spec.weights.boundary > 0:
-            bank.add(made.features.to(self.device), targets)
-        for phase, statistics in enumerate(seen):
-            memory.add(phase, statistics, len(labels))
+                made = self._judge(objective, pixels, targets, end, files)
+        objective.keep(Finished(labels=targets, features=made.features.to(self.device), statistics=statistics))
         return made
 
     def _optimise(
-        self,
-        objective: Objective,
-        labels: Tensor,
-        earlier: tuple[Tensor, Tensor] | None,
-        memory: StatisticsMemory,
-        generator: torch.Generator,
-        start: Step,
+        self, objective: Objective, labels: Tensor, generator: torch.Generator, start: Step
     ) -> tuple[Tensor, Step, list[Statistics]]:
         """The optimised tensor (N, C, r, r) of the last phase, the last step, and each phase's last statistics."""
         spec, step = self.spec, start
@@ -255,21 +236,21 @@ class DeepInversion:
         x = torch.randn(len(labels), self.teacher_spec.in_chans, size, size, generator=generator).to(self.device)
         views = Views(spec, generator)
         rate = self._rate(start)
-        seen: list[Statistics] = []
-        work, most = 0, math.inf
+        statistics: list[Statistics] = []
+        work, bound = 0, math.inf
         beyond = DelayedFlag.on(self.device)
         for number, phase in enumerate(spec.phases):
             x = resize(x.detach(), phase.resolution).requires_grad_()
             # A new Adam: its moments belong to the pixels of the last resolution, which had another scale of gradient.
             optimizer = torch.optim.Adam([x], lr=rate, betas=(spec.betas[0], spec.betas[1]), fused=True)
-            beside = memory.beside(number, len(labels), tensors=spec.compile)
+            objective.begin_phase(number, labels)
             for iteration in range(phase.iterations):
                 optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration)
                 if own is None and step.iteration == spec.unlabelled_iterations:
                     own = share_out(labels, objective.unlabelled_logits())
                 view = views.show(x, phase, step.iteration)
-                terms = objective.terms(x, view, own, earlier, beside)
-                total = objective.total(terms)
+                losses = objective.losses(x, view, own)
+                total = objective.total(losses)
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
@@ -278,20 +259,22 @@ class DeepInversion:
                         x.clamp_(self._black, self._white)
                 work += phase.input_size**2
                 step = replace(step, iteration=step.iteration + 1, share=work / self._work)
-                beyond.raise_if(~(total.detach() <= most))  # NaN too
+                beyond.raise_if(~(total.detach() <= bound))  # NaN too
                 if step.iteration % STEPS_BETWEEN_READINGS == 1 or step.iteration == self._iterations or beyond.look():
-                    step = replace(step, losses=_read(terms | {"total": total}))
-                    self._require_bounded(step, most, beyond.wait())
+                    step = replace(step, losses=_read(losses | {"total": total}))
+                    self._require_bounded(step, bound, beyond.wait())
                     if step.iteration == 1:
-                        most = spec.divergence_factor * (step.losses["total"] + sum(spec.weights.model_dump().values()))
+                        bound = spec.divergence_factor * (
+                            step.losses["total"] + sum(spec.weights.model_dump().values())
+                        )
                 if self._on_step is not None:
                     self._on_step(step)
-            seen.append(objective.statistics())
+            statistics.append(objective.statistics())
         if not torch.isfinite(x).all():
             raise self._diverged(step, "left the finite numbers")
         if own is None:
             own = share_out(labels, objective.unlabelled_logits())
-        return x.detach()[in_places(labels, own)], step, seen
+        return x.detach()[in_places(labels, own)], step, statistics
 
     def _as_stored(self, pixels: Tensor) -> tuple[Tensor, Sequence[bytes] | None]:
         """The pixels (N, C, H, W), uint8, that a reader will see, and their files where the format is not lossless."""
@@ -328,11 +311,11 @@ class DeepInversion:
         copied = copy.deepcopy(model).float().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return copied.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
-    def _require_bounded(self, step: Step, most: float, beyond: bool) -> None:
+    def _require_bounded(self, step: Step, bound: float, beyond: bool) -> None:
         if not math.isfinite(step.losses["total"]):
             raise self._diverged(step, "left the finite numbers")
         if beyond:
-            raise self._diverged(step, f"came to a loss beyond {most:.3g} (divergence_factor)")
+            raise self._diverged(step, f"came to a loss beyond {bound:.3g} (divergence_factor)")
 
     def _diverged(self, step: Step, how: str) -> Diverged:
         place = "the batch" if step.shard is None else f"batch {step.batch} of shard {step.shard}"
@@ -357,17 +340,16 @@ class DeepInversion:
 
     def _has_memory_for(self, labels: Sequence[int]) -> bool:
         """By a step at the largest size that the teacher is shown, and by the judgement of finished images."""
-        assert self._objective is not None
+        objective = self._open()
         largest = max(self.spec.phases, key=lambda phase: phase.input_size)
         teacher, targets = self.teacher_spec, torch.tensor(labels, device=self.device)
         x = torch.zeros(len(labels), teacher.in_chans, largest.resolution, largest.resolution, device=self.device)
         x.requires_grad_()
         try:
             with uncompiled():  # each size that is tried would be compiled
-                terms = self._objective.terms(x, resize(x, largest.input_size), targets)
-                self._objective.total(terms).backward()
+                objective.total(objective.losses(x, resize(x, largest.input_size), targets)).backward()
             with torch.no_grad():
-                self._objective.judge(resize(x.detach(), teacher.image_size))
+                objective.judge(resize(x.detach(), teacher.image_size))
         except torch.OutOfMemoryError:
             return False
         return True

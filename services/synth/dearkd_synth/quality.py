@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from dearkd_synth.batches import sample_key
+from dearkd.vision.shard_writer import sample_key
 from dearkd_synth.synthesised import SynthesisedShard
 
 Quality = dict[str, Any]

@@ -11,6 +11,7 @@ from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.presets import Preset, choose_preset, preset_defaults
 from dearkd.specs.synthesis_defaults import fit, with_input_sizes
 from dearkd.specs.teacher import TeacherSpec
+from dearkd.specs.terms import with_plugged_in
 
 
 class Phase(Spec):
@@ -23,8 +24,12 @@ class Phase(Spec):
     iterations: int = Field(ge=1)
 
 
+@with_plugged_in
 class SynthesisWeights(Spec):
-    """Weights of the objective's terms (method.md, section 1); 0 means that the term is not computed at all."""
+    """Weights of the objective's terms (method.md, section 1); 0 means that the term is not computed at all.
+
+    The fields here are those that presets weigh; any other term that plugs in has one too, and weighs 0 by default.
+    """
 
     cross_entropy: float = Field(ge=0)
     batch_norm: float = Field(ge=0)

@@ -24,9 +24,9 @@ from dearkd.specs import SynthesisSpec
 from dearkd.vision.shards import ShardDataset
 from dearkd.work.attempt import Attempt
 from dearkd.work.worker import drain, open_ledger
-from dearkd_synth.service import trained_student
+from dearkd_synth.service import student_unit
 from dearkd_synth.service.job import ShardMaker
-from dearkd_synth.service.trained_student import NAME, UNIT, evenly, of_each_class
+from dearkd_synth.service.student_unit import NAME, UNIT, evenly, of_each_class
 from tests.services.synth.test_job import settings, store_teacher
 
 __all__ = ["settings"]
@@ -72,7 +72,7 @@ def bytes_of(made: DatasetManifest) -> list[str]:
 def work(settings: Settings, job: str, dies: bool) -> None:
     """A worker process: drains until the job has ended. One that dies does so by SIGKILL in the student's training."""
     torch.set_num_threads(1)
-    train = trained_student.train_competitor
+    train = student_unit.train_adaptive_student
 
     def die(*args: Any, **kwargs: Any) -> Any:
         def on_step(done: int, loss: float) -> None:
@@ -82,7 +82,7 @@ def work(settings: Settings, job: str, dies: bool) -> None:
         return train(*args, **(kwargs | {"on_step": on_step}))
 
     if dies:
-        trained_student.train_competitor = die
+        student_unit.train_adaptive_student = die
     ledger = open_ledger(settings)
     with ShardMaker() as maker:
         while ledger.store.get(job).status not in TERMINAL:
@@ -141,17 +141,17 @@ def test_it_sees_every_class_where_it_cannot_see_every_image(
 ) -> None:
     """Of shards 0 and 2, each with two images of five classes, ten images: one of each class of each."""
     if bound == "images":
-        monkeypatch.setattr(trained_student, "MAX_IMAGES", 10)
+        monkeypatch.setattr(student_unit, "MAX_IMAGES", 10)
     else:
-        monkeypatch.setattr(trained_student, "MAX_BYTES", 11 * 3 * 32 * 32 - 1)
+        monkeypatch.setattr(student_unit, "MAX_BYTES", 11 * 3 * 32 * 32 - 1)
     seen: list[Tensor] = []
-    train = trained_student.train_competitor
+    train = student_unit.train_adaptive_student
 
     def watch(network: Any, teacher: Any, spec: Any, images: Tensor, **options: Any) -> Any:
         seen.append(images.clone())
         return train(network, teacher, spec, images, **options)
 
-    monkeypatch.setattr(trained_student, "train_competitor", watch)
+    monkeypatch.setattr(student_unit, "train_adaptive_student", watch)
     ledger = open_ledger(settings)
     job = submit(ledger, small_teacher, tmp_path)
     with ShardMaker() as maker:

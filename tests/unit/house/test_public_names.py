@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 PUBLIC = {
-    "dearkd_synth": {"DeepInversion"},
+    "dearkd_synth": {"DeepInversion", "SynthesisedShard"},
     "dearkd_trainer": {
         "DearKDTrainer",
         "FrozenTeacher",

@@ -17,8 +17,9 @@ from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage
 from dearkd.vision.images import to_input
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.objective.adaptive import adaptive_loss
-from dearkd_synth.student.stored import StudentView, load_student
+from dearkd_synth.objective.terms.adaptive import adaptive_loss
+from dearkd_synth.service.stored_student import load_student
+from dearkd_synth.student.student_view import StudentView
 from dearkd_trainer.model.export import load_model, model_config, save_model
 from dearkd_trainer.model.student import create_student
 

@@ -115,7 +115,7 @@ def test_other_formulations_of_a_step_have_the_same_loss(small_teacher, name: st
     labels = torch.tensor([0, 0, 1, 1])
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     objective = Objective(spec, copy.deepcopy(model).requires_grad_(False))
-    expected = objective.total(objective.terms(x, x, labels))
+    expected = objective.total(objective.losses(x, x, labels))
     ours = x.clone().requires_grad_()
     formulation = FORMULATIONS[name](copy.deepcopy(model).requires_grad_(False), spec, ours, labels)
     torch.testing.assert_close(formulation.loss(ours).detach(), expected, rtol=1e-4, atol=1e-4)

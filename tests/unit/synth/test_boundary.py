@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dearkd_synth.objective.boundary import FeatureBank, boundary_loss, logit_margin
+from dearkd.specs import SynthesisSpec
+from dearkd_synth.objective.term import Finished, Seen
+from dearkd_synth.objective.terms.boundary import Boundary, FeatureBank, boundary_loss, logit_margin
 
 TAU, M = 1.0, 0.3
 
@@ -97,6 +99,28 @@ def test_a_near_duplicate_stays_a_positive() -> None:
     features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     logits = torch.tensor([[5.0, 0.0]] * 3)
     assert loss(features, logits, torch.tensor([0, 0, 0])).item() == pytest.approx(2 * (1 - M) / 3)
+
+
+def test_the_term_looks_at_the_finished_batches_of_its_shard_until_the_next(small_teacher) -> None:
+    features, logits, labels = batch()
+    kept, _, kept_labels = batch(size=9, seed=1)
+    spec = SynthesisSpec.resolve({"teacher": "t", "boundary_margin": TAU, "similarity_margin": M}, small_teacher()[1])
+    x = torch.zeros(0)
+    seen = Seen(
+        x=x, view=x, features=features, logits=logits, student_logits=logits, labels=labels, matching=None
+    )  # the networks are not its business
+    term = Boundary(spec)
+    losses = []
+    for _ in range(2):
+        term.begin_shard()
+        for earlier in ([], list(zip(kept.tolist(), kept_labels.tolist(), strict=True))):
+            if earlier:
+                term.keep(Finished(labels=kept_labels, features=kept, statistics=[]))
+            term.begin_phase(0, labels)
+            losses.append(term.loss(seen).item())
+            assert losses[-1] == pytest.approx(reference(features, logits, labels, earlier, TAU, M), rel=1e-6)
+    assert losses[:2] == losses[2:]
+    assert losses[0] != losses[1]
 
 
 def test_the_bank_holds_its_classes_apart_and_no_graph() -> None:

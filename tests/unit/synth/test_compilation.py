@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd_synth.engine.compilation import compiled_by, require_compiler
 from dearkd_synth.inversion import DeepInversion, Step, SynthesisedShard
-from dearkd_synth.objective.batch_norm import Earlier
-from dearkd_synth.objective.boundary import FeatureBank, boundary_loss
 from dearkd_synth.objective.objective import Objective
+from dearkd_synth.objective.term import Finished
+from dearkd_synth.objective.terms.boundary import FeatureBank, boundary_loss
 
 
 class TinyTeacher(nn.Module):
@@ -176,11 +175,13 @@ def test_without_a_compiler_nothing_is_begun() -> None:
     assert caught.value.errors[0].pointer == "/compile"
 
 
-def earlier_images() -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Features and labels of images made before, some of no class; images to begin with."""
+def earlier_images() -> tuple[Finished, Tensor]:
+    """A finished batch, some of its images of another class; images to begin with."""
     generator = torch.Generator().manual_seed(1)
-    features = F.normalize(torch.rand(15, 8, generator=generator), dim=1)
-    return (features, torch.arange(15) % 6 - 1), torch.rand(10, 3, 16, 16, generator=generator) * 2
+    statistics = [(torch.full((n,), 0.1), torch.full((n,), 0.9)) for n in (4, 8)]
+    features = torch.rand(15, 8, generator=generator)
+    finished = Finished(labels=torch.arange(15) % 6, features=features, statistics=[statistics])
+    return finished, torch.rand(10, 3, 16, 16, generator=generator) * 2
 
 
 def test_the_losses_and_the_gradient_are_those_of_the_step_as_written(compiler: None) -> None:
@@ -189,18 +190,19 @@ def test_the_losses_and_the_gradient_are_those_of_the_step_as_written(compiler: 
     labels = torch.arange(10) % 5
     outcomes = []
     for compile_it in (False, True):
-        spec = resolve(teacher, compile=compile_it, first_batch_norm_weight=10.0)
+        spec = resolve(teacher, compile=compile_it, first_batch_norm_weight=10.0, statistics_memory=100)
         objective = Objective(spec, tiny_teacher()[0].requires_grad_(False))
-        statistics = [(torch.full((n,), 0.1), torch.full((n,), 0.9)) for n in (4, 8)]
         x = start.clone().requires_grad_()
         rows = []
         for step in range(3):
             view = x.roll((step, -step), (2, 3)).contiguous(memory_format=torch.channels_last)
-            terms = objective.terms(x, view, labels, earlier, Earlier(statistics, torch.tensor(0.4 - 0.1 * step)))
+            objective.keep(earlier)  # once more at each step: the batch's share falls
+            objective.begin_phase(0, labels)
+            found = objective.losses(x, view, labels)
             x.grad = None
-            objective.total(terms).backward()
+            objective.total(found).backward()
             assert x.grad is not None
-            rows.append(({name: term.item() for name, term in terms.items()}, x.grad, objective.statistics()))
+            rows.append(({name: loss.item() for name, loss in found.items()}, x.grad, objective.statistics()))
             with torch.no_grad():
                 x -= 0.1 * x.grad
         outcomes.append(rows)

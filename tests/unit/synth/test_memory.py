@@ -9,8 +9,8 @@ from torch import nn
 from dearkd.errors import InvalidInput
 from dearkd.specs import SynthesisSpec, SynthesisWeights, TeacherSpec
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.objective.batch_norm import MatchedBatchNorm, StatisticsMatching
-from dearkd_synth.objective.memory import StatisticsMemory
+from dearkd_synth.objective.statistics import MatchedBatchNorm, StatisticsMatching
+from dearkd_synth.objective.terms.batch_norm import StatisticsMemory
 from tests.support.hook_reference import hook_reference
 
 

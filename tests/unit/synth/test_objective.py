@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dearkd.specs import SynthesisSpec, SynthesisWeights
 from dearkd.vision.teachers import features_and_logits
-from dearkd_synth.objective.adaptive import adaptive_loss
-from dearkd_synth.objective.batch_norm import MatchedBatchNorm
 from dearkd_synth.objective.objective import Objective
+from dearkd_synth.objective.statistics import MatchedBatchNorm
+from dearkd_synth.objective.terms.adaptive import adaptive_loss
 
 ALL = {
     "cross_entropy": 2.0,
@@ -51,7 +51,7 @@ def test_total_is_the_weighted_sum_of_all_terms(small_teacher) -> None:
     student, _ = small_teacher(seed=1)
     whole = objective(small_teacher, ALL, student)
     x, labels = example()
-    terms = whole.terms(x, x, labels)
+    terms = whole.losses(x, x, labels)
     assert set(terms) == set(ALL)
     assert whole.total(terms).item() == pytest.approx(sum(ALL[name] * term.item() for name, term in terms.items()))
 
@@ -65,12 +65,12 @@ def test_a_term_of_weight_zero_is_absent_and_costs_nothing(small_teacher, name: 
     student, _ = small_teacher(seed=1)
     x, labels = example()
     whole = objective(small_teacher, ALL, student)
-    terms = whole.terms(x, x, labels)
+    terms = whole.losses(x, x, labels)
     others = whole.total({other: term for other, term in terms.items() if other != name})
     (expected,) = torch.autograd.grad(others, x)
 
     without = objective(small_teacher, ALL | {name: 0.0}, Refusing() if name == "adaptive" else student)
-    terms = without.terms(x, x, labels)
+    terms = without.losses(x, x, labels)
     assert set(terms) == set(ALL) - {name}
     (gradient,) = torch.autograd.grad(without.total(terms), x)
     torch.testing.assert_close(gradient, expected)
@@ -103,12 +103,12 @@ def test_all_weights_but_one_zero_cost_the_bare_network_and_that_term(small_teac
     assert sum(expected.values()) > 50
     weights = dict.fromkeys(ALL, 0.0)
     alone = objective(small_teacher, weights | {"cross_entropy": 1.0}, Refusing())
-    assert operations(lambda x, labels: alone.terms(x, x, labels)["cross_entropy"]) == expected
+    assert operations(lambda x, labels: alone.losses(x, x, labels)["cross_entropy"]) == expected
 
     other = objective(small_teacher, weights | {"l2": 1.0}, Refusing())
     x, labels = example()
     with Counting() as counting:
-        other.terms(x, x, labels)
+        other.losses(x, x, labels)
     assert not [name for name in counting.counts if "softmax" in name or "nll" in name]
 
 
@@ -117,7 +117,7 @@ def test_without_statistics_the_layers_keep_none(small_teacher) -> None:
     model = copy.deepcopy(model).requires_grad_(False)
     spec = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 2, "weights": {"batch_norm": 0.0}}, teacher_spec)
     x, labels = example()
-    Objective(spec, model).terms(x, x, labels)
+    Objective(spec, model).losses(x, x, labels)
     layers = [module for module in model.modules() if isinstance(module, MatchedBatchNorm)]
     assert layers
     assert all(layer.statistics == [] for layer in layers)

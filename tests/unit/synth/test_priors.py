@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from dearkd.specs import SynthesisSpec, TeacherSpec
-from dearkd_synth.objective import priors
+from dearkd_synth.objective.terms.l2 import l2
+from dearkd_synth.objective.terms.total_variation_l1 import total_variation_l1
+from dearkd_synth.objective.terms.total_variation_l2 import total_variation_l2
 
 DIRECTIONS = [(0, 1), (1, 0), (1, 1), (1, -1)]
 
@@ -36,34 +38,34 @@ def test_total_variation_l1() -> None:
     for down, right in DIRECTIONS:
         pairs = differences(x, down, right)
         expected += sum(abs(d) for d in pairs) / len(pairs)
-    assert priors.total_variation_l1(x).item() == pytest.approx(expected, rel=1e-12)
+    assert total_variation_l1(x).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_total_variation_l2() -> None:
     x = images()
     expected = sum(math.sqrt(sum(d * d for d in differences(x, *direction))) for direction in DIRECTIONS)
-    assert priors.total_variation_l2(x).item() == pytest.approx(expected / math.sqrt(2), rel=1e-12)
+    assert total_variation_l2(x).item() == pytest.approx(expected / math.sqrt(2), rel=1e-12)
 
 
 def test_total_variation_l2_does_not_grow_with_the_batch() -> None:
     x = images(batch=1)
-    torch.testing.assert_close(priors.total_variation_l2(x.repeat(7, 1, 1, 1)), priors.total_variation_l2(x))
+    torch.testing.assert_close(total_variation_l2(x.repeat(7, 1, 1, 1)), total_variation_l2(x))
 
 
 def test_l2() -> None:
     x = images()
     expected = sum(math.sqrt(sum(v * v for v in image.flatten().tolist())) for image in x) / len(x)
-    assert priors.l2(x).item() == pytest.approx(expected, rel=1e-12)
+    assert l2(x).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("prior", [priors.total_variation_l1, priors.total_variation_l2, priors.l2])
+@pytest.mark.parametrize("prior", [total_variation_l1, total_variation_l2, l2])
 def test_gradcheck(prior: Callable[[Tensor], Tensor]) -> None:
     assert torch.autograd.gradcheck(prior, (images().requires_grad_(),))
 
 
 def test_a_flat_image_has_no_variation_and_no_gradient() -> None:
     x = torch.full((2, 1, 4, 4), 0.7, requires_grad=True)
-    (priors.total_variation_l1(x) + priors.total_variation_l2(x)).backward()
+    (total_variation_l1(x) + total_variation_l2(x)).backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.zeros_like(x))
 
@@ -77,5 +79,5 @@ def test_the_imagenet_preset_pulls_as_hard_as_the_published_weight() -> None:
     x = torch.randn(spec.batch_size, 3, 8, 8, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     norms = (math.sqrt(sum(value**2 for value in differences(x, down, right))) for down, right in DIRECTIONS)
     published = 1e-4 * sum(norms)
-    ours = spec.weights.total_variation_l2 * priors.total_variation_l2(x).item()
+    ours = spec.weights.total_variation_l2 * total_variation_l2(x).item()
     assert ours == pytest.approx(published, rel=0.02)

@@ -9,7 +9,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from dearkd.specs import TeacherSpec
-from dearkd_synth.objective.batch_norm import FrozenBatchNorm, MatchedBatchNorm, StatisticsMatching
+from dearkd_synth.objective.statistics import FrozenBatchNorm, MatchedBatchNorm, StatisticsMatching
 from tests.support.hook_reference import hook_reference
 
 

@@ -17,10 +17,11 @@ from dearkd.data.shard_reader import inspect_shard
 from dearkd.errors import CorruptData
 from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.vision.images import encode, to_input
+from dearkd.vision.shard_writer import write_samples
 from dearkd.vision.shards import ShardDataset
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.quality import merge_quality, shard_quality
-from dearkd_synth.service.job import check_contents, write_samples
+from dearkd_synth.service.job import check_contents
 from dearkd_synth.synthesised import SynthesisedShard
 
 

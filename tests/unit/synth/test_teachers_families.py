@@ -12,7 +12,7 @@ from dearkd.specs import SynthesisSpec
 from dearkd.vision.images import to_input
 from dearkd.vision.teachers import features_and_logits
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.objective.batch_norm import StatisticsMatching
+from dearkd_synth.objective.statistics import StatisticsMatching
 from dearkd_synth.synthesised import SynthesisedShard
 from tests.support.families import FAMILIES
 from tests.support.hook_reference import hook_reference

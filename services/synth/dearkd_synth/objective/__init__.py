@@ -1,1 +1,1 @@
-"""The objective of the inversion: its terms, each a file with its formula and where that comes from."""
+"""The objective of the inversion: what all terms have in common, and their weighted sum. Each is a file of `terms`."""

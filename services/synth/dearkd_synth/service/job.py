@@ -1,11 +1,10 @@
 """The service around the synthesis: a job's unit is turned into a call of the library, and its result into a shard.
 
 Unit `"3"` makes shard 3: images, tar on local disk, verified, uploaded with `create`, marked. Unit `"student"` trains
-the student that a job's other shards compete with, where it trains one (`trained_student`). Unit `"finish"` opens when
+the student that a job's other shards compete with, where it trains one (`student_unit`). Unit `"finish"` opens when
 every other is marked and writes what makes a folder of shards a dataset, the manifest last.
 """
 
-import io
 import logging
 import os
 import time
@@ -14,13 +13,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from dearkd.data.manifests import DatasetManifest, count_classes, datasets
-from dearkd.data.shard_files import LOGITS, Sample, Shard, shard_name
+from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import info_json
 from dearkd.data.shard_reader import ShardContents, inspect_shard
 from dearkd.errors import CorruptData, NotFound, Unavailable
@@ -30,20 +28,19 @@ from dearkd.specs import SynthesisSpec
 from dearkd.storage.catalog import StoredFile, Teacher, describe_file, fetch_weights, manifest_bytes, teachers
 from dearkd.storage.objects import AlreadyExists
 from dearkd.vision.devices import choose_device, made_with
-from dearkd.vision.images import SUFFIXES, encode
-from dearkd.vision.tar_writer import write_shard
+from dearkd.vision.shard_writer import write_samples
 from dearkd.vision.teachers import load_teacher
 from dearkd.work.attempt import Attempt
 from dearkd.work.worker import drain as drain_units
-from dearkd_synth.batches import sample_key, sample_label, shard_samples
+from dearkd_synth.batches import sample_label, shard_samples
 from dearkd_synth.engine.compilation import compiled_by
 from dearkd_synth.engine.determinism import CUBLAS_WORKSPACE, rounding
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.service.card import dataset_card
 from dearkd_synth.service.preview import compose_preview, write_strip
-from dearkd_synth.service.trained_student import UNIT, fetch_student, make_student
-from dearkd_synth.student.stored import load_student
+from dearkd_synth.service.stored_student import load_student
+from dearkd_synth.service.student_unit import UNIT, fetch_student, make_student
 from dearkd_synth.synthesised import Step, SynthesisedShard
 
 log = logging.getLogger(__name__)
@@ -168,54 +165,6 @@ def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path
     attempt.storage.put(_side_key(attempt, shard, "json"), manifest_bytes(shard))
     key = f"datasets/{dataset_of(attempt.job.id)}/{path.name}"
     return attempt.storage.create_or_adopt(key, path, shard, lambda: adopt(attempt, spec, index))
-
-
-def write_samples(path: Path, made: SynthesisedShard, spec: SynthesisSpec) -> Shard:
-    """Write a shard's tar: `.cls`, `.json` (the same fields in every sample) and the image, keys by sample index.
-
-    With `store_logits` also `.logits.npy`, (num_classes,) in half precision. One file is in memory at a time.
-    """
-    files = (
-        file
-        for batch in made.batches
-        for file in batch.files or (encode(image, spec.image_format) for image in batch.images)
-    )
-    return write_shard(
-        path,
-        (
-            Sample(
-                key=sample_key(index),
-                image=file,
-                suffix=SUFFIXES[spec.image_format].removeprefix("."),
-                label=label,
-                fields={
-                    "label": label,
-                    "teacher_label": predicted,
-                    "teacher_confidence": round(confidence, 6),
-                    "teacher_margin": round(margin, 6),
-                },
-                arrays={LOGITS: _npy(logits)} if spec.store_logits else {},
-            )
-            for index, file, label, predicted, confidence, margin, logits in zip(
-                made.samples,
-                files,
-                made.labels.tolist(),
-                made.predicted.tolist(),
-                made.confidence.tolist(),
-                made.margin.tolist(),
-                made.logits,
-                strict=True,
-            )
-        ),
-    )
-
-
-def _npy(values: torch.Tensor) -> bytes:
-    file = io.BytesIO()
-    # Beyond what half precision holds (65504), a logit says no more than that it is far away; inf no reader takes.
-    most = torch.finfo(torch.half).max
-    np.save(file, values.clamp(-most, most).half().numpy(), allow_pickle=False)
-    return file.getvalue()
 
 
 def restarted(step: Step, spec: SynthesisSpec) -> str:

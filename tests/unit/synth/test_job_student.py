@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from dearkd.errors import CorruptData, Diverged, InvalidInput, OutOfMemory
 from dearkd.specs import SynthesisSpec, SynthesisWeights, TeacherSpec
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.student.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
+from dearkd_synth.student.adaptive_student import (
+    AdaptiveStudent,
+    agreement,
+    load_adaptive_student,
+    save_adaptive_student,
+    train_adaptive_student,
+)
 
 
 def resolve(teacher: TeacherSpec, **posted: Any) -> SynthesisSpec:
@@ -42,7 +48,7 @@ def test_it_is_the_same_each_time_whatever_torchs_own_generator_has_drawn(small_
     made: list[dict[str, Tensor]] = []
     for number, spec in enumerate([resolve(teacher), resolve(teacher), resolve(teacher, seed=1)]):
         torch.manual_seed(number)
-        made.append(train_competitor(model, teacher, spec, images).state_dict())
+        made.append(train_adaptive_student(model, teacher, spec, images).state_dict())
         assert torch.initial_seed() == number
     assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
     assert not torch.equal(made[0]["classifier.weight"], made[2]["classifier.weight"])
@@ -53,7 +59,9 @@ def test_it_learns_the_teachers_answers(small_teacher) -> None:
     model, teacher = small_teacher()
     spec = resolve(teacher, adaptive_iterations=120, batch_size=50, shard_samples=15, jitter=0)
     losses: list[float] = []
-    student = train_competitor(model, teacher, spec, coloured(400, 0), on_step=lambda _, loss: losses.append(loss))
+    student = train_adaptive_student(
+        model, teacher, spec, coloured(400, 0), on_step=lambda _, loss: losses.append(loss)
+    )
     assert (len(losses), student.training) == (120, False)
     assert losses[-1] < losses[0] / 4
     unseen = coloured(200, 1)
@@ -78,7 +86,7 @@ def test_shards_that_it_is_trained_on_are_made_without_it_and_the_others_with_it
         made = [first.shard(index) for index in spec.student_shards]
         with pytest.raises(ValueError, match=r"train one on the images of shards \[0, 2\]"):
             first.shard(1)
-    student = train_competitor(model, teacher, spec, torch.cat([shard.images for shard in made]))
+    student = train_adaptive_student(model, teacher, spec, torch.cat([shard.images for shard in made]))
     with DeepInversion(model, teacher, spec, adaptive_student=student) as then:
         competing = then.shard(1)
         again = then.shard(0)
@@ -95,9 +103,9 @@ def test_it_is_stored_and_takes_images_of_every_size(
     tmp_path: Path, small_teacher, image_size: int, in_chans: int, seen: int
 ) -> None:
     _, teacher = small_teacher(image_size=image_size, in_chans=in_chans)
-    student = Competitor(teacher, seed=3).eval()
-    save_competitor(student, tmp_path / "s.safetensors")
-    loaded = load_competitor(tmp_path / "s.safetensors", teacher)
+    student = AdaptiveStudent(teacher, seed=3).eval()
+    save_adaptive_student(student, tmp_path / "s.safetensors")
+    loaded = load_adaptive_student(tmp_path / "s.safetensors", teacher)
     x = torch.randn(2, in_chans, seen, seen, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded(x), student(x))
     assert loaded(x).shape == (2, 5)
@@ -112,7 +120,7 @@ def test_a_file_that_holds_another_is_named(tmp_path: Path, small_teacher, conte
     else:
         path.write_bytes(b"x" * 100)
     with pytest.raises(CorruptData, match=r"s\.safetensors holds no student for this teacher"):
-        load_competitor(path, small_teacher()[1])
+        load_adaptive_student(path, small_teacher()[1])
 
 
 def test_a_teacher_that_answers_nothing_finite_makes_no_student(small_teacher) -> None:
@@ -123,7 +131,7 @@ def test_a_teacher_that_answers_nothing_finite_makes_no_student(small_teacher) -
             return x.new_full((len(x), 5), torch.inf)
 
     with pytest.raises(Diverged, match="name an adaptive_student"):
-        train_competitor(Nowhere(), teacher, resolve(teacher), coloured(10, 0))
+        train_adaptive_student(Nowhere(), teacher, resolve(teacher), coloured(10, 0))
 
 
 def test_too_little_memory_for_its_training_is_told(small_teacher) -> None:
@@ -138,9 +146,9 @@ def test_too_little_memory_for_its_training_is_told(small_teacher) -> None:
             raise torch.OutOfMemoryError(f"CUDA out of memory: {len(x)} images")
 
     with pytest.raises(OutOfMemory, match=r"10 images of 32×32 pixels do not fit .* smaller batch_size"):
-        train_competitor(Large(), teacher, resolve(teacher), coloured(10, 0))
+        train_adaptive_student(Large(), teacher, resolve(teacher), coloured(10, 0))
     with pytest.raises(OutOfMemory, match="7 images"):
-        agreement(Large(), Competitor(teacher), teacher, coloured(10, 0), batch_size=7)
+        agreement(Large(), AdaptiveStudent(teacher), teacher, coloured(10, 0), batch_size=7)
 
 
 @pytest.mark.parametrize(

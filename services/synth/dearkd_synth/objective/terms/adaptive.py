@@ -5,6 +5,19 @@ import math
 import torch
 from torch import Tensor
 
+from dearkd_synth.objective.term import Seen, Term
+
+
+class Adaptive(Term):
+    """1 − JS(p_T ‖ p_S), the mean over the batch (`adaptive_loss`)."""
+
+    name = "adaptive"
+    needs_labels = True
+    needs_student = True
+
+    def loss(self, seen: Seen) -> Tensor:
+        return adaptive_loss(seen.logits, seen.student_logits)
+
 
 def adaptive_loss(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3.0) -> Tensor:
     """1 − JS(p_T ‖ p_S), the mean over the batch, in [0, 1] (DeepInversion, eq. 6 and 7).

@@ -9,6 +9,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dearkd.specs import SynthesisSpec
+from dearkd_synth.objective.term import Finished, Seen, Term
+
+
+class Boundary(Term):
+    """L_bpid among the images of a batch and the finished ones of its shard (`boundary_loss`)."""
+
+    name = "boundary"
+    needs_labels = True
+
+    def __init__(self, spec: SynthesisSpec) -> None:
+        super().__init__(spec)
+        self.begin_shard()
+
+    def begin_shard(self) -> None:
+        self._bank = FeatureBank()
+        self._earlier: tuple[Tensor, Tensor] | None = None
+
+    def begin_phase(self, phase: int, labels: Tensor) -> None:
+        self._earlier = self._bank.of(labels, multiple_of=self.spec.shard_samples if self.spec.compile else 1)
+
+    def loss(self, seen: Seen) -> Tensor:
+        return boundary_loss(
+            seen.features,
+            seen.logits,
+            seen.labels,
+            self._earlier,
+            boundary_margin=self.spec.boundary_margin,
+            similarity_margin=self.spec.similarity_margin,
+        )
+
+    def keep(self, batch: Finished) -> None:
+        self._bank.add(batch.features, batch.labels)
+
 
 class FeatureBank:
     """Features of the images that a shard already holds: candidates for positives, so that its tenth batch does not

@@ -13,7 +13,13 @@ from dearkd.specs import SynthesisSpec
 from dearkd.storage.catalog import StoredFile, Teacher, describe_file
 from dearkd.vision.shards import Indices, ShardDataset
 from dearkd.work.attempt import Attempt
-from dearkd_synth.student.competitor import Competitor, agreement, load_competitor, save_competitor, train_competitor
+from dearkd_synth.student.adaptive_student import (
+    AdaptiveStudent,
+    agreement,
+    load_adaptive_student,
+    save_adaptive_student,
+    train_adaptive_student,
+)
 
 UNIT = "student"
 NAME = "adaptive_student.safetensors"
@@ -41,7 +47,7 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
         # No images are made here, so the bar stands still.
         attempt.progress(0, None, {"student_iteration": done, "student_loss": loss})
 
-    student = train_competitor(network, teacher.spec, spec, images, device=device, on_step=on_step)
+    student = train_adaptive_student(network, teacher.spec, spec, images, device=device, on_step=on_step)
     agrees = agreement(network, student.to(device), teacher.spec, images, batch_size=spec.batch_size)
     attempt.note(
         f"the student is trained on {len(images)} images of {len(spec.student_shards)} shard(s): it agrees with the "
@@ -49,14 +55,14 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
     )
     with attempt.cache.scratch("student") as folder:
         path = folder / NAME
-        save_competitor(student.cpu(), path)
+        save_adaptive_student(student.cpu(), path)
         made = describe_file(path)
         return attempt.publish(
             lambda: attempt.storage.create_or_adopt(_key(attempt), path, made, lambda: _adopt(attempt, teacher))
         )
 
 
-def fetch_student(attempt: Attempt, teacher: Teacher) -> Competitor:
+def fetch_student(attempt: Attempt, teacher: Teacher) -> AdaptiveStudent:
     """The student of a claimed shard's job, from a verified local copy.
 
     Raises:
@@ -67,14 +73,14 @@ def fetch_student(attempt: Attempt, teacher: Teacher) -> Competitor:
         path = attempt.cache.fetch(attempt.storage, _key(attempt), name=NAME, sha256=marked.sha256, size=marked.bytes)
     except NotFound:
         raise CorruptData(f"{_key(attempt)} is gone from storage: retry the job, and it is made again") from None
-    return load_competitor(path, teacher.spec)
+    return load_adaptive_student(path, teacher.spec)
 
 
 def _adopt(attempt: Attempt, teacher: Teacher) -> StoredFile:
     with attempt.cache.scratch("student") as folder:
         path = folder / NAME
         attempt.storage.download(_key(attempt), path)
-        load_competitor(path, teacher.spec)
+        load_adaptive_student(path, teacher.spec)
         stored = describe_file(path)
     attempt.note("the student lies in storage already: verified and adopted")
     return stored
@@ -83,10 +89,10 @@ def _adopt(attempt: Attempt, teacher: Teacher) -> StoredFile:
 def _images(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> Tensor:
     """(N, C, H, W), uint8: images of the first shards, as they are stored and marked, equally many of each class."""
     shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
-    most = max(1, min(MAX_IMAGES, MAX_BYTES // (shape[0] * shape[1] * shape[2])))
-    shards = evenly(spec.student_shards, most)
-    each = most // len(shards)
-    images, filled = torch.empty(most, *shape, dtype=torch.uint8), 0
+    max_images = max(1, min(MAX_IMAGES, MAX_BYTES // (shape[0] * shape[1] * shape[2])))
+    shards = evenly(spec.student_shards, max_images)
+    each = max_images // len(shards)
+    images, filled = torch.empty(max_images, *shape, dtype=torch.uint8), 0
     for index in shards:
         attempt.check()
         shard = Shard.model_validate_json(_payload(attempt, str(index)))

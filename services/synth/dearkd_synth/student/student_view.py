@@ -1,24 +1,13 @@
-"""The student that the adaptive term competes with: a stored model, shown the teacher's images as it knows them.
+"""The student that the adaptive term competes with, shown the teacher's images as it knows them."""
 
-Networks of students are the trainer's. It plugs in how one is loaded under the entry point group `dearkd.students`, a
-function of `config.json` as an object and of the path of the weights, so that nothing here imports the trainer.
-"""
-
-import json
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 
 import torch
 from torch import Tensor, nn
 
-from dearkd.errors import CorruptData, InvalidInput, NotFound, reason
+from dearkd.errors import InvalidInput, reason
 from dearkd.specs import SynthesisSpec, TeacherSpec
-from dearkd.storage.catalog import fetch_model_file, models
-from dearkd.storage.file_cache import FileCache
-from dearkd.storage.objects import Storage
 from dearkd_synth.engine.resizing import resize
-
-GROUP = "dearkd.students"
 
 
 class StudentView(nn.Module):
@@ -52,35 +41,6 @@ class StudentView(nn.Module):
         """Logits (B, num_classes) of x (B, C, s, s) in the teacher's normalised space."""
         logits: Tensor = self.student(resize(x * self.scale + self.shift, self.image_size))
         return logits
-
-
-def load_student(storage: Storage, model_id: str, teacher: TeacherSpec, cache: FileCache) -> StudentView:
-    """A stored model as `DeepInversion` takes it.
-
-    Raises:
-        InvalidInput: at `/adaptive_student`, if nothing that is installed can load students.
-        NotFound: if the model was deleted.
-        CorruptData: if its files are not what its manifest says, or `config.json` does not say what its input is.
-    """
-    plugins = list(entry_points(group=GROUP))
-    if not plugins:
-        raise InvalidInput.at(
-            "/adaptive_student",
-            f"nothing here can load a model: install what provides {GROUP}, such as dearkd[trainer]",
-        )
-    try:
-        model = models(storage).get(model_id)
-    except NotFound:
-        raise NotFound(f"the model {model_id} was deleted after this job was accepted") from None
-    config = json.loads(fetch_model_file(storage, model, "config.json", cache).read_text(encoding="utf-8"))
-    weights = fetch_model_file(storage, model, "model.safetensors", cache)
-    try:
-        mean, std = config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]
-    except KeyError as missing:
-        raise CorruptData(f"config.json of {model_id} does not say {missing}") from None
-    return StudentView(
-        plugins[0].load()(config, weights), teacher, mean=mean, std=std, image_size=model.image_size
-    ).eval()
 
 
 def check_student(student: nn.Module, teacher: TeacherSpec, spec: SynthesisSpec) -> None:

@@ -31,7 +31,7 @@ STEPS_BETWEEN_READINGS = 25
 WIDEST = 256
 
 
-class Competitor(nn.Module):
+class AdaptiveStudent(nn.Module):
     """A plain CNN with BatchNorm: convolutions of stride 2 down to about 4 px, an average, a classifier [R].
 
     Args:
@@ -63,7 +63,7 @@ class Competitor(nn.Module):
         return logits
 
 
-def train_competitor(
+def train_adaptive_student(
     teacher: nn.Module,
     teacher_spec: TeacherSpec,
     spec: SynthesisSpec,
@@ -71,8 +71,8 @@ def train_competitor(
     *,
     device: torch.device | str = "cpu",
     on_step: Callable[[int, float], None] | None = None,
-) -> Competitor:
-    """Train a competitor: KL divergence to the teacher at T=3 (times T²) on rolled and flipped images, AdamW, cosine.
+) -> AdaptiveStudent:
+    """Train one: KL divergence to the teacher at T=3 (times T²) on rolled and flipped images, AdamW, cosine.
 
     A function of its arguments alone: the same weights for the same versions, type of device and number of threads.
 
@@ -85,7 +85,7 @@ def train_competitor(
         on_step: told how many steps are done, and the loss as last read. What it raises ends the work.
 
     Returns:
-        The competitor on the CPU, in eval mode and frozen.
+        The student on the CPU, in eval mode and frozen.
 
     Raises:
         Diverged: if a weight is not finite in the end.
@@ -94,7 +94,7 @@ def train_competitor(
     seed = int.from_bytes(hashlib.sha256(f"{spec.seed}/student".encode()).digest()[:8], "big") >> 1
     # Everything random is drawn on the CPU, so that it does not depend on the device.
     generator = torch.Generator().manual_seed(seed)
-    student = Competitor(teacher_spec, seed).to(device).train()
+    student = AdaptiveStudent(teacher_spec, seed).to(device).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
     steps, last = spec.adaptive_iterations, math.nan
     with reproducible(device), _memory_for(spec.batch_size, teacher_spec, device):
@@ -122,7 +122,7 @@ def train_competitor(
 
 @torch.no_grad()
 def agreement(
-    teacher: nn.Module, competitor: nn.Module, teacher_spec: TeacherSpec, images: Tensor, *, batch_size: int
+    teacher: nn.Module, student: nn.Module, teacher_spec: TeacherSpec, images: Tensor, *, batch_size: int
 ) -> float:
     """The fraction of images (N, C, H, W), uint8, that both call the same. Both on one device, in eval mode."""
     device = next(teacher.parameters()).device
@@ -130,7 +130,7 @@ def agreement(
     with _memory_for(batch_size, teacher_spec, device):
         for part in images.split(batch_size):
             x = to_input(part.to(device), teacher_spec)
-            same += int((teacher(x).argmax(dim=1) == competitor(x).argmax(dim=1)).sum())
+            same += int((teacher(x).argmax(dim=1) == student(x).argmax(dim=1)).sum())
     return same / len(images)
 
 
@@ -146,20 +146,20 @@ def _memory_for(images: int, teacher: TeacherSpec, device: torch.device | str) -
         ) from None
 
 
-def save_competitor(competitor: Competitor, path: Path) -> None:
-    save_file(separate_state(competitor), path)
+def save_adaptive_student(student: AdaptiveStudent, path: Path) -> None:
+    save_file(separate_state(student), path)
 
 
-def load_competitor(path: Path, teacher: TeacherSpec) -> Competitor:
+def load_adaptive_student(path: Path, teacher: TeacherSpec) -> AdaptiveStudent:
     """In eval mode and frozen. Raises `CorruptData` if the file holds none for this teacher."""
-    competitor = Competitor(teacher)
+    student = AdaptiveStudent(teacher)
     try:
-        competitor.load_state_dict(load_file(path))
+        student.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise CorruptData(
             f"{path.name} holds no student for this teacher ({error}): delete it and retry the job"
         ) from None
-    return competitor.eval().requires_grad_(False)
+    return student.eval().requires_grad_(False)
 
 
 def _view(
