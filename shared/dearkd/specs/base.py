@@ -46,7 +46,9 @@ Name = Annotated[str, AfterValidator(_check_name)]
 class Spec(BaseModel):
     """Strict JSON: unknown fields, `"3"` for 3 and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -117,7 +119,8 @@ def fields_of(
                 continue
             kind: Any = field.annotation
             if isinstance(kind, type) and issubclass(kind, Spec):
-                kind = fields_of(kind)(create_model(f"{kind.__name__}Request", __base__=Spec, __doc__=kind.__doc__))
+                name_of_request = kind.__name__.removesuffix("Spec") + "Request"
+                kind = fields_of(kind)(create_model(name_of_request, __base__=Spec, __doc__=kind.__doc__))
             if name in required:
                 left_out = Field(description=field.description)
             elif field.is_required():  # a factory, lest the API's schema show a default of null

@@ -288,7 +288,7 @@ class SynthesisSpec(Spec):
                 f"request of at most {MAX_SHARD_BYTES}: {MAX_SHARD_BYTES // each} samples fit",
             )
         if errors:
-            raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
+            raise InvalidInput.all_of(errors)
 
     def cut(self) -> dict[str, int]:
         """The arguments of the functions in `cuts`, but for the size of shards."""

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import Field
+
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.base import Spec, fields_of, overlay
 from dearkd.specs.batches import batch_refusals, default_batch_size
@@ -52,7 +54,7 @@ class TrainingRequest(Spec):
     """By default the one for the student's image size."""
     eval_dataset: str | None = None
     """The id of a dataset to evaluate on."""
-    student: StudentRequest = StudentRequest()
+    student: StudentRequest = Field(default_factory=StudentRequest)
 
     def complete(
         self, dataset: DatasetFacts, teacher: TeacherSpec | None, initial: StudentSpec | None = None
@@ -176,7 +178,7 @@ def _check_against(
             "stage_one.distillation to none and stage_one.weights.hidden to 0",
         )
     if errors:
-        raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
+        raise InvalidInput.all_of(errors)
     if spec.engine != "local":
         raise InvalidInput.at(
             "/engine", f"{spec.engine} is not built into this server: use local", code="engine_unavailable"
@@ -193,4 +195,4 @@ def _check_begins_from(student: StudentSpec, initial: StudentSpec) -> None:
         if getattr(student, name) != getattr(initial, name)
     ]
     if errors:
-        raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
+        raise InvalidInput.all_of(errors)
