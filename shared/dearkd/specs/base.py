@@ -46,9 +46,7 @@ Name = Annotated[str, AfterValidator(_check_name)]
 class Spec(BaseModel):
     """Strict JSON: unknown fields, `"3"` for 3 and NaN are refused."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
