@@ -163,7 +163,7 @@ def require_dataset_to_come(job: Job) -> None:
 
 
 def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
-    spec = SynthesisSpec.stored(job.spec)
+    spec = job.synthesis_spec
     teacher = _readable(spec.teacher, "/dataset", backend.teachers)
     return DatasetFacts(
         num_samples=spec.num_samples,
