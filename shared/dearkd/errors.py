@@ -21,7 +21,7 @@ A message names the value, the rule it broke and the remedy. `code` is for progr
 request can succeed later without a change.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -66,9 +66,16 @@ class InvalidInput(DearKDError):
     @classmethod
     def from_pydantic(cls, error: ValidationError, *, prefix: str = "") -> "InvalidInput":
         """The same errors with JSON pointers; `prefix` is the pointer under which the validated value stands."""
-        errors = [
-            FieldError(prefix + json_pointer(e["loc"]), _detail(dict(e))) for e in error.errors(include_url=False)
-        ]
+        return cls.from_details(error.errors(include_url=False), prefix=prefix)
+
+    @classmethod
+    def from_details(cls, details: Iterable[Mapping[str, Any]], *, prefix: str = "") -> "InvalidInput":
+        """The same, of what `ValidationError.errors()` lists."""
+        return cls.all_of([FieldError(prefix + json_pointer(e["loc"]), _detail(e)) for e in details])
+
+    @classmethod
+    def all_of(cls, errors: Sequence[FieldError]) -> "InvalidInput":
+        """One error about several fields."""
         return cls("; ".join(f"{e.pointer or '/'}: {e.detail}" for e in errors), errors=errors)
 
 
@@ -158,7 +165,7 @@ def json_pointer(parts: Iterable[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
-def _detail(error: dict[str, Any]) -> str:
+def _detail(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown field {str(error['loc'][-1])!r:.200}; see the API's schema for the fields that exist"
     if error["type"] == "missing":

@@ -1,50 +1,94 @@
-"""JSON bodies: read with a cap, parsed strictly, checked by the specs; and how the API's schema shows them."""
+"""JSON bodies: read within bounds, parsed strictly, and validated by FastAPI as the requests that routes declare."""
 
 import asyncio
 import json
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Any, Generic, TypeVar, get_args
 
-from fastapi import Depends, Request
-from pydantic import BaseModel
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from dearkd.errors import InvalidInput, TooLarge, TooSlow
-from dearkd_api.backend import Uses
+from dearkd.specs import Spec
+
+RequestT = TypeVar("RequestT", bound=Spec)
 
 
-async def _read_body(request: Request, backend: Uses) -> bytes:
-    limit = backend.settings.max_body_bytes
-    require_declared_size(request, limit)
-    body = bytearray()
-    seconds = backend.settings.body_seconds
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                body += chunk
-                require_size(len(body), limit)
-    except TimeoutError:
-        raise TooSlow(
-            f"the body did not come within {seconds:g} s (DEARKD_BODY_SECONDS), only {len(body)} bytes of it"
-        ) from None
-    return bytes(body)
+class _JsonRequest(Request):
+    """A request whose body is a JSON object, of bounded size and in bounded time."""
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            settings = self.app.state.backend.settings
+            require_declared_size(self, settings.max_body_bytes)
+            body = bytearray()
+            try:
+                async with asyncio.timeout(settings.body_seconds):
+                    async for chunk in self.stream():
+                        body += chunk
+                        require_size(len(body), settings.max_body_bytes)
+            except TimeoutError:
+                raise TooSlow(
+                    f"the body did not come within {settings.body_seconds:g} s (DEARKD_BODY_SECONDS), only {len(body)} "
+                    "bytes of it"
+                ) from None
+            self._body = bytes(body)
+        return self._body
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            value = parse_json(await self.body())
+            if not isinstance(value, dict):
+                raise InvalidInput.at("", f"expected a JSON object, got {type(value).__name__}")
+            self._json = value
+        return self._json
 
 
-_Body = Annotated[bytes, Depends(_read_body)]
+class JsonRoute(APIRoute):
+    """A route whose body, where it declares one, is a JSON object; FastAPI alone would read it without bounds."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def read_and_handle(request: Request) -> Response:
+            if self.body_field is not None:
+                request = _JsonRequest(request.scope, request.receive)
+                if await request.body():
+                    await request.json()  # before FastAPI does, which answers 400 to any error there
+            return await handle(request)
+
+        return read_and_handle
 
 
-async def _read_json(body: _Body) -> Any:
-    return parse_json(body)
+class Posted(Generic[RequestT]):
+    """A validated body that a route takes even if it breaks rules, lest what it refers to be checked a request later.
 
+    `request` is whole where `refusal` is None; else all that is not well-formed in it is None.
+    """
 
-async def _read_optional_json(body: _Body) -> Any:
-    return parse_json(body) if body else {}
+    def __init__(self, request: RequestT, refusal: InvalidInput | None = None) -> None:
+        self.request = request
+        self.refusal = refusal
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        (model,) = get_args(source)
 
-JsonBody = Annotated[Any, Depends(_read_json)]
-"""The request's body as a JSON value, whatever its content type says."""
+        def validate(value: Any, into_model: Callable[[Any], RequestT]) -> "Posted[RequestT]":
+            try:
+                return cls(into_model(value))
+            except ValidationError as error:
+                wrong = {place for found in error.errors() for place in found["loc"][:1]}
+                known = {name: value.get(name) for name in model.model_fields if name not in wrong}
+                return cls(
+                    model.model_construct(**dict.fromkeys(model.model_fields) | known),
+                    InvalidInput.from_pydantic(error),
+                )
 
-OptionalJsonBody = Annotated[Any, Depends(_read_optional_json)]
-"""The same; an empty object where there is no body."""
+        return core_schema.no_info_wrap_validator_function(validate, handler.generate_schema(model))
 
 
 def require_declared_size(request: Request, limit: int) -> None:
@@ -75,14 +119,14 @@ def parse_json(data: bytes, *, pointer: str = "") -> Any:
         raise InvalidInput.at(pointer, f"not readable as JSON: {error or 'nested too deeply'}") from None
 
 
-class Findings:
-    """Broken rules from several checks, so that one answer names them all.
+class ErrorCollector:
+    """The broken rules of several checks, so that one answer names them all.
 
-    `with findings:` keeps what the block finds wrong, and goes on behind it.
+    `with errors:` keeps what the block refuses, and goes on behind it.
     """
 
-    def __init__(self) -> None:
-        self._found: list[InvalidInput] = []
+    def __init__(self, refusal: InvalidInput | None = None) -> None:
+        self._found = [] if refusal is None else [refusal]
 
     def __enter__(self) -> None:
         return
@@ -98,40 +142,10 @@ class Findings:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def settle(self) -> None:
-        """Raises `InvalidInput` with all that was found, if anything was."""
+    def raise_if_any(self) -> None:
+        """Raise `InvalidInput` with all that was collected, if anything was."""
         if len(self._found) == 1:
             raise self._found[0]
         if self._found:
             errors = [error for found in self._found for error in found.errors]
             raise InvalidInput("; ".join(found.message for found in self._found), errors=errors)
-
-
-def body_schema(model: type[BaseModel], *, required: list[str], optional: bool = False) -> dict[str, Any]:
-    """OpenAPI's request body for a spec that is posted with almost everything left out, or whole (`optional`)."""
-    return {
-        "requestBody": {
-            "required": not optional,
-            "content": {"application/json": {"schema": posted_schema(model, required)}},
-        }
-    }
-
-
-def posted_schema(model: type[BaseModel], required: list[str]) -> dict[str, Any]:
-    """The JSON schema of a model, self-contained, with only `required` required of it and of no object inside."""
-    schema = model.model_json_schema()
-    definitions: dict[str, Any] = schema.pop("$defs", {})
-
-    def inline(node: Any) -> Any:
-        if isinstance(node, list):
-            return [inline(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            return inline(definitions[node["$ref"].rpartition("/")[2]])
-        return {
-            key: inline(value) for key, value in node.items() if not (key == "required" and isinstance(value, list))
-        }
-
-    relaxed: dict[str, Any] = inline(schema)
-    return relaxed | {"required": required}

@@ -1,7 +1,6 @@
 """Datasets: those that synthesis jobs made, and those that were registered."""
 
 import json
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -19,7 +18,7 @@ from dearkd.storage.catalog import StoredFile
 from dearkd.storage.keys import check_key
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.bodies import JsonBody, body_schema
+from dearkd_api.bodies import JsonRoute
 from dearkd_api.files import send_verified
 from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
@@ -29,7 +28,7 @@ from dearkd_api.verification import ServedFile
 BESIDE_SHARDS = ("_info.json", "preview.png", "README.md", "class_names.json")
 RESERVED = ("teachers", "models", "runs", "jobs", "tmp")
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
 
 
 class DatasetPage(Page):
@@ -47,21 +46,15 @@ class DatasetRegistration(Spec):
     that decides whether they are those of a teacher without class names. `given`: as such a teacher counts them."""
 
 
-@router.post(
-    "",
-    status_code=201,
-    response_model=DatasetManifest,
-    responses={202: {"model": Registering}},
-    openapi_extra=body_schema(DatasetRegistration, required=["prefix"]),
-)
-async def create(body: JsonBody, request: Request, backend: Uses, caller: Caller) -> Response:
+@router.post("", status_code=201, response_model=DatasetManifest, responses={202: {"model": Registering}})
+async def create(posted: DatasetRegistration, request: Request, backend: Uses, caller: Caller) -> Response:
     """Register the shards under `prefix`, after reading and checking all of them.
 
     Those that `_info.json` names, else every `*.tar`. `class_names.json`, a JSON list, names the classes where it
     exists; else they are named by their numbers. A prefix `datasets/{id}` gives the dataset that id; any other may be
     registered again, as another dataset with what lies there by then.
     """
-    identifier = await run_in_threadpool(_open, body, backend, caller)
+    identifier = await run_in_threadpool(_open, posted, backend, caller)
     return await registering.answer(request, backend, backend.datasets, identifier)
 
 
@@ -114,9 +107,8 @@ def _find_file(dataset: DatasetManifest, name: str, backend: Backend) -> ServedF
     raise NotFound(f"{dataset.id} has no file {name!r}: there are its shards and {', '.join(BESIDE_SHARDS[:3])}")
 
 
-def _open(body: Any, backend: Backend, caller: str | None) -> str:
+def _open(posted: DatasetRegistration, backend: Backend, caller: str | None) -> str:
     """Check what can be checked at once, and hand the rest to the inspector; the id that the dataset will have."""
-    posted = DatasetRegistration.check(body)
     prefix = check_key(posted.prefix, pointer="/prefix")
     identifier = _identifier(prefix, backend)
     listed_shards(backend.storage, prefix)

@@ -8,19 +8,19 @@ from contextlib import suppress
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
 from dearkd.jobs.model import Job, Kind, Status, dataset_of, kind_of
-from dearkd.specs import Spec, SynthesisSpec, TrainingSpec
+from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.bodies import JsonBody, OptionalJsonBody, body_schema
+from dearkd_api.bodies import JsonRoute, Posted
 from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
-from dearkd_api.submissions import resolve_synthesis, resolve_training
+from dearkd_api.submissions import complete_synthesis, complete_training
 
 COLLECTIONS: Mapping[Kind, str] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
 POLL_SECONDS = 0.25
@@ -78,7 +78,7 @@ def _find(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> 
 
 def _router(kind: Kind) -> APIRouter:
     """What both kinds of jobs have in common."""
-    router = APIRouter(prefix=f"/v1/{COLLECTIONS[kind]}", tags=[COLLECTIONS[kind]])
+    router = APIRouter(prefix=f"/v1/{COLLECTIONS[kind]}", tags=[COLLECTIONS[kind]], route_class=JsonRoute)
 
     @router.get("", response_model=JobPage)
     def list_newest_first(
@@ -118,19 +118,13 @@ def _router(kind: Kind) -> APIRouter:
         _find(kind, identifier, backend, caller)
         return _accepted(backend.store.cancel(identifier))
 
-    @router.post(
-        "/{identifier}/retry",
-        status_code=202,
-        response_model=JobView,
-        openapi_extra=body_schema(RetryRequest, required=[], optional=True),
-    )
-    def retry(identifier: str, body: OptionalJsonBody, backend: Uses, caller: Caller) -> Response:
+    @router.post("/{identifier}/retry", status_code=202, response_model=JobView)
+    def retry(identifier: str, backend: Uses, caller: Caller, asked: RetryRequest = RetryRequest()) -> Response:
         """A failed or canceled job goes on from its finished shards or its last checkpoint; so does one Redis lost.
 
         With `{"from": "beginning"}` it starts over: what it made so far is deleted. That is the way out where what it
         would go on from is damaged.
         """
-        asked = RetryRequest.check(body)
         _require_kind(kind, identifier)
         from_beginning = asked.start == "beginning"
         job = backend.store.retry(identifier, owner=caller, from_beginning=from_beginning)
@@ -167,12 +161,12 @@ synthesis = _router("synthesis")
 training = _router("training")
 
 
-@synthesis.post(
-    "", status_code=202, response_model=JobView, openapi_extra=body_schema(SynthesisSpec, required=["teacher"])
-)
-def synthesise(body: JsonBody, backend: Uses, caller: Caller, dry_run: DryRun = False) -> Response:
+@synthesis.post("", status_code=202, response_model=JobView)
+def synthesise(
+    posted: Annotated[Posted[SynthesisRequest], Body()], backend: Uses, caller: Caller, dry_run: DryRun = False
+) -> Response:
     """Make a dataset from a teacher. Only `teacher` is required; the preset fills in the rest."""
-    spec, teacher = resolve_synthesis(body, backend)
+    spec, teacher = complete_synthesis(posted, backend)
     if dry_run:
         return JSONResponse(
             {
@@ -207,12 +201,12 @@ def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
     }
 
 
-@training.post(
-    "", status_code=202, response_model=JobView, openapi_extra=body_schema(TrainingSpec, required=["dataset"])
-)
-def train(body: JsonBody, backend: Uses, caller: Caller, dry_run: DryRun = False) -> Response:
+@training.post("", status_code=202, response_model=JobView)
+def train(
+    posted: Annotated[Posted[TrainingRequest], Body()], backend: Uses, caller: Caller, dry_run: DryRun = False
+) -> Response:
     """Train a transformer on a dataset, or on that of a synthesis job, for which the run then waits."""
-    submission = resolve_training(body, backend, caller)
+    submission = complete_training(posted, backend, caller)
     spec = submission.spec
     if dry_run:
         images = submission.facts.trained_images(spec.fraction, spec.holdout).expected

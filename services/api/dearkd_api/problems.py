@@ -25,7 +25,6 @@ from dearkd.errors import (
     TooSlow,
     Unavailable,
     Unreadable,
-    json_pointer,
 )
 from dearkd.redaction import public
 from dearkd_api.answer_headers import GUARDS
@@ -100,13 +99,10 @@ async def _from_ours(request: Request, error: Exception) -> Response:
 
 
 async def _from_validation(request: Request, error: Exception) -> Response:
-    """Query parameters; bodies are checked by their specs."""
+    """Query parameters and bodies, as FastAPI validated them; where in the request they stood is left out."""
     assert isinstance(error, RequestValidationError)
-    errors = [
-        FieldError(json_pointer(e["loc"][1:]), f"{e['msg']} (got {_shortened(e.get('input'))})") for e in error.errors()
-    ]
-    detail = "; ".join(f"{e.pointer.removeprefix('/')}: {e.detail}" for e in errors)
-    return problem(422, STATUS[InvalidInput][1], detail, InvalidInput.default_code, errors=errors)
+    found = InvalidInput.from_details([{**detail, "loc": detail["loc"][1:]} for detail in error.errors()])
+    return await _from_ours(request, found)
 
 
 async def _from_http(request: Request, error: Exception) -> Response:
@@ -137,8 +133,3 @@ async def _from_bug(request: Request, error: Exception) -> Response:
     # The traceback goes to the log: the server raises the error again after this answer, which no middleware sees.
     detail = f"{request.method} {request.url.path} failed unexpectedly; the server's log says more"
     return problem(500, STATUS[DearKDError][1], detail, "internal_error", headers=GUARDS)
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -28,7 +28,7 @@ async def require_known_parameters(request: Request) -> None:
         elif times > 1:
             errors.append(FieldError(json_pointer([name]), f"given {times} times; give it once"))
     if errors:
-        raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
+        raise InvalidInput.all_of(errors)
 
 
 def known_parameters(route: APIRoute) -> list[str]:

@@ -1,41 +1,43 @@
-"""From a posted body to a checked spec: what a job or run refers to is looked up, and every broken rule is told."""
+"""From a request to a complete spec: what a job or run refers to is looked up, and every broken rule is told."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dearkd.data.manifests import DatasetManifest
-from dearkd.errors import Conflict, FieldError, InvalidInput, NotFound, Unreadable, json_pointer
+from dearkd.errors import Conflict, InvalidInput, NotFound, Unreadable
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.model import Job, dataset_of
-from dearkd.specs import DatasetFacts, Limits, Spec, StudentSpec, SynthesisSpec, TrainingSpec
-from dearkd.specs.base import require_object
+from dearkd.specs import (
+    DatasetFacts,
+    Limits,
+    StudentSpec,
+    SynthesisRequest,
+    SynthesisSpec,
+    TrainingRequest,
+    TrainingSpec,
+)
 from dearkd.specs.class_order import other_order, share_names, uncertain_order
 from dearkd.storage.catalog import Catalog, ManifestT, Model, Teacher
 from dearkd_api.backend import Backend
-from dearkd_api.bodies import Findings
+from dearkd_api.bodies import ErrorCollector, Posted
 
 
-def resolve_synthesis(posted: Any, backend: Backend) -> tuple[SynthesisSpec, Teacher]:
+def complete_synthesis(posted: Posted[SynthesisRequest], backend: Backend) -> tuple[SynthesisSpec, Teacher]:
     """The complete spec of a synthesis job, and its teacher.
 
     Raises:
         InvalidInput: with a pointer for everything that is wrong with it.
     """
-    body = require_object(posted)
-    findings = Findings()
+    request, errors = posted.request, ErrorCollector(posted.refusal)
     spec, teacher = None, None
-    with findings:
-        teacher = _required(body, "teacher", backend.teachers, "POST /v1/teachers first")
-    with findings:
-        if body.get("adaptive_student") is not None:
-            student = _find(body["adaptive_student"], "/adaptive_student", backend.models)
-            if teacher is not None:
-                _require_same_labels(student, teacher)
-    with findings:
-        if teacher is None:
-            _require_known_fields(body, SynthesisSpec)
-        else:
+    with errors:
+        teacher = _find(request.teacher, "/teacher", backend.teachers)
+    with errors:
+        student = _find(request.adaptive_student, "/adaptive_student", backend.models)
+        if student is not None and teacher is not None:
+            _require_same_labels(student, teacher)
+    with errors:
+        if teacher is not None and posted.refusal is None:
             settings = backend.settings
             limits = Limits(
                 max_images=settings.max_images,
@@ -43,9 +45,9 @@ def resolve_synthesis(posted: Any, backend: Backend) -> tuple[SynthesisSpec, Tea
                 max_iterations=settings.max_iterations,
                 max_shards=settings.max_shards,
             )
-            spec = SynthesisSpec.resolve(body, teacher.spec, limits, refused_input_sizes=teacher.refused_input_sizes)
+            spec = request.complete(teacher.spec, limits, refused_input_sizes=teacher.refused_input_sizes)
             _require_a_weight_for_each_layer(spec, teacher)
-    findings.settle()
+    errors.raise_if_any()
     assert spec is not None
     assert teacher is not None
     return spec, teacher
@@ -60,77 +62,73 @@ class TrainingSubmission:
     waits_for: str | None
 
 
-def resolve_training(posted: Any, backend: Backend, caller: str | None) -> TrainingSubmission:
+def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller: str | None) -> TrainingSubmission:
     """The complete spec of a training run; `caller` is the owner whose key asks, and another's job does not exist.
 
     Raises:
         InvalidInput: with a pointer for everything that is wrong with it.
         Conflict: `dataset_failed`, if its dataset's job failed or was canceled.
     """
-    body = require_object(posted)
-    findings = Findings()
-    spec, facts, teacher, evaluation, initial, waits_for = None, None, None, None, None, None
-    with findings:
-        facts, waits_for = _dataset(body, backend, caller)
-    with findings:
-        if body.get("teacher") is not None:
-            teacher = _find(body["teacher"], "/teacher", backend.teachers)
-            if facts is not None:
-                _require_same_order("/teacher", teacher.id, teacher.class_names, facts.class_names)
-                if teacher.id != facts.teacher:
-                    _require_certain_order("/dataset", facts, teacher.id, teacher.class_names)
-                if not facts.synthetic:
-                    # Real images are converted to what the teacher takes; so are those of the evaluation.
-                    facts = replace(facts, in_chans=teacher.in_chans)
+    request, errors = posted.request, ErrorCollector(posted.refusal)
+    spec, facts, teacher, initial, waits_for = None, None, None, None, None
+    with errors:
+        facts, waits_for = _dataset(request.dataset, backend, caller)
+    with errors:
+        teacher = _find(request.teacher, "/teacher", backend.teachers)
+        if facts is not None and teacher is not None:
+            _require_same_order("/teacher", teacher.id, teacher.class_names, facts.class_names)
+            if teacher.id != facts.teacher:
+                _require_certain_order("/dataset", facts, teacher.id, teacher.class_names)
+            if not facts.synthetic:
+                # Real images are converted to what the teacher takes; so are those of the evaluation.
+                facts = replace(facts, in_chans=teacher.in_chans)
         elif facts is not None and facts.teacher is not None:
             try:
                 teacher = _readable(facts.teacher, "/teacher", backend.teachers)
             except NotFound:  # deleted since: the run is as one on a dataset without a teacher
                 facts = replace(facts, teacher=None)
-    with findings:
-        if body.get("eval_dataset") is not None:
-            evaluation = _find(body["eval_dataset"], "/eval_dataset", backend.datasets)
-            if facts is not None:
-                _require_same_task(evaluation, facts)
-                if teacher is not None:
-                    _require_same_order(
-                        "/eval_dataset",
-                        evaluation.id,
-                        evaluation.facts.class_names,
-                        teacher.class_names,
-                        whose=teacher.id,
-                    )
-                if not share_names(evaluation.facts.class_names, facts.class_names):
-                    whose, known = (teacher.id, teacher.class_names) if teacher else ("the dataset", facts.class_names)
-                    _require_certain_order("/eval_dataset", evaluation.facts, whose, known)
-    with findings:
-        if body.get("init") is not None:
-            model = _find(body["init"], "/init", backend.models)
+    with errors:
+        evaluation = _find(request.eval_dataset, "/eval_dataset", backend.datasets)
+        if evaluation is not None and facts is not None:
+            _require_same_task(evaluation, facts)
+            if teacher is not None:
+                _require_same_order(
+                    "/eval_dataset",
+                    evaluation.id,
+                    evaluation.facts.class_names,
+                    teacher.class_names,
+                    whose=teacher.id,
+                )
+            if not share_names(evaluation.facts.class_names, facts.class_names):
+                whose, known = (teacher.id, teacher.class_names) if teacher else ("the dataset", facts.class_names)
+                _require_certain_order("/eval_dataset", evaluation.facts, whose, known)
+    with errors:
+        model = _find(request.init, "/init", backend.models)
+        if model is not None:
             if facts is not None and model.in_chans != facts.in_chans:
                 raise InvalidInput.at("/init", f"it takes {model.in_chans} channels, the dataset has {facts.in_chans}")
             initial = StudentSpec.check(model.spec.get("student"), prefix="/init")
-    with findings:
-        if facts is None or (teacher is None and findings):
-            _require_known_fields(body, TrainingSpec)
-        else:
-            spec = TrainingSpec.resolve(body, facts, teacher.spec if teacher else None, initial)
-    findings.settle()
+    with errors:
+        if facts is not None and posted.refusal is None and (teacher is not None or not errors):
+            spec = request.complete(facts, teacher.spec if teacher else None, initial)
+    errors.raise_if_any()
     assert spec is not None
     assert facts is not None
     return TrainingSubmission(spec, facts, waits_for)
 
 
-def _dataset(body: dict[str, Any], backend: Backend, caller: str | None) -> tuple[DatasetFacts, str | None]:
-    """What is known of `body["dataset"]`, and the synthesis job to wait for, if that is what it names."""
-    reference = body.get("dataset")
-    if not (isinstance(reference, str) and is_id(reference, "syn")):
-        remedy = "name a dataset, or the synthesis job that makes one"
+def _dataset(reference: str | None, backend: Backend, caller: str | None) -> tuple[DatasetFacts | None, str | None]:
+    """What is known of a dataset, and the synthesis job to wait for, if that is what names it."""
+    if reference is None:
+        return None, None
+    if not is_id(reference, "syn"):
         try:
-            return _required(body, "dataset", backend.datasets, remedy).facts, None
+            found = _find(reference, "/dataset", backend.datasets)
+            return found.facts if found else None, None
         except InvalidInput as error:
             if error.code == Unreadable.default_code:
                 raise  # it is finished, but damaged
-            maker = sibling(reference, "syn") if isinstance(reference, str) and is_id(reference, "ds") else None
+            maker = sibling(reference, "syn") if is_id(reference, "ds") else None
             if maker is None or not _job_exists(maker, backend, caller):
                 raise
             raise InvalidInput.at(
@@ -165,7 +163,7 @@ def require_dataset_to_come(job: Job) -> None:
 
 
 def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
-    spec = SynthesisSpec.stored(job.spec)
+    spec = job.synthesis_spec
     teacher = _readable(spec.teacher, "/dataset", backend.teachers)
     return DatasetFacts(
         num_samples=spec.num_samples,
@@ -248,16 +246,10 @@ def _require_same_labels(student: Model, teacher: Teacher) -> None:
     _require_same_order("/adaptive_student", student.id, student.class_names, teacher.class_names, whose="the teacher")
 
 
-def _required(body: dict[str, Any], field: str, catalog: Catalog[ManifestT], remedy: str) -> ManifestT:
-    if body.get(field) is None:
-        raise InvalidInput.at(f"/{field}", f"required, but missing: {remedy}")
-    return _find(body[field], f"/{field}", catalog)
-
-
-def _find(reference: Any, pointer: str, catalog: Catalog[ManifestT]) -> ManifestT:
-    """What a field of a body refers to; that it does not exist is the body's fault, not the address's."""
-    if not isinstance(reference, str):
-        raise InvalidInput.at(pointer, f"expected the id of one of {catalog.root}, got {reference!r:.80}")
+def _find(reference: str | None, pointer: str, catalog: Catalog[ManifestT]) -> ManifestT | None:
+    """The manifest that a field of a request names; None where it names none. An unknown name breaks a rule: 422."""
+    if reference is None:
+        return None
     try:
         return _readable(reference, pointer, catalog)
     except NotFound:
@@ -275,17 +267,6 @@ def _readable(identifier: str, pointer: str, catalog: Catalog[ManifestT]) -> Man
     except Unreadable as error:
         raise InvalidInput.at(pointer, error.message, code=error.code) from None
     return manifest
-
-
-def _require_known_fields(body: dict[str, Any], spec: type[Spec]) -> None:
-    """What can be said of a body whose defaults are unknown, since what it refers to is."""
-    errors = [
-        FieldError(json_pointer([name]), f"unknown field {name!r}; see the API's schema for the fields that exist")
-        for name in body
-        if name not in spec.model_fields
-    ]
-    if errors:
-        raise InvalidInput("; ".join(e.detail for e in errors), errors=errors)
 
 
 def _job_exists(identifier: str, backend: Backend, caller: str | None) -> bool:

@@ -16,7 +16,7 @@ from dearkd.specs import TeacherSpec
 from dearkd.storage.catalog import Teacher
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.bodies import Findings, parse_json, posted_schema
+from dearkd_api.bodies import ErrorCollector, parse_json
 from dearkd_api.keys import Caller
 from dearkd_api.multipart import parts
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
@@ -31,10 +31,7 @@ _FORM = {
     "type": "object",
     "required": ["teacher", "weights"],
     "properties": {
-        "teacher": posted_schema(
-            TeacherSpec,
-            required=["name", "architecture", "num_classes", "in_chans", "image_size", "mean", "std"],
-        ),
+        "teacher": TeacherSpec.model_json_schema(),
         "weights": {"type": "string", "format": "binary", "description": "A safetensors file."},
     },
 }
@@ -136,15 +133,15 @@ def _receive(request: Request, upload: Upload, backend: Backend, identifier: str
 def _check(
     backend: Backend, identifier: str, posted: bytes | None, weights: _Weights | None
 ) -> tuple[TeacherSpec, _Weights]:
-    findings = Findings()
+    errors = ErrorCollector()
     spec = None
-    with findings:
+    with errors:
         spec = _spec(posted, backend.settings.max_image_size)
-    with findings:
+    with errors:
         if weights is None:
             raise InvalidInput.at("/weights", "the part is missing: send the weights as safetensors")
         check_safetensors(backend.storage, upload_key(identifier), weights.size)
-    findings.settle()
+    errors.raise_if_any()
     assert spec is not None
     assert weights is not None
     return spec, weights

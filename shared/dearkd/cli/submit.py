@@ -8,9 +8,8 @@ import typer
 from dearkd.cli.fields import parse_assignments, read_spec
 from dearkd.cli.jobs import Wait, submitted
 from dearkd.cli.output import AsJson, connect, print_item
+from dearkd.specs import Preset, Recipe
 from dearkd.specs.base import overlay
-from dearkd.specs.presets import Preset
-from dearkd.specs.recipes import Recipe
 
 SpecFile = Annotated[
     Path | None,

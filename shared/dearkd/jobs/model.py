@@ -69,6 +69,7 @@ class Job(BaseModel):
     status: Status
     attempt: int = 1
     spec: dict[str, Any]
+    """As JSON, the way it was stored, whatever version of dearkd did that."""
     progress: Progress
     metrics: dict[str, Any] = Field(default_factory=dict)
     result: dict[str, str] | None = None
@@ -78,6 +79,16 @@ class Job(BaseModel):
     finished_at: datetime | None = None
     owner: SkipJsonSchema[str | None] = None
     """`owner_of` the API key that posted it, None where none was needed; clients do not see it."""
+
+    @property
+    def synthesis_spec(self) -> SynthesisSpec:
+        """The spec of a synthesis job."""
+        return SynthesisSpec.stored(self.spec)
+
+    @property
+    def training_spec(self) -> TrainingSpec:
+        """The spec of a training run."""
+        return TrainingSpec.stored(self.spec)
 
     @property
     def terminal(self) -> bool:

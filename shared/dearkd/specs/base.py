@@ -1,10 +1,20 @@
-"""What all specs share: strictness, and filling in a posted object over its defaults."""
+"""The base of all specs and requests: strictness, and the overlay of given values on defaults."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
 
 from dearkd.errors import InvalidInput
 from dearkd.names import check_name
@@ -63,7 +73,7 @@ class Spec(BaseModel):
 
     @classmethod
     def stored(cls, value: Any) -> Self:
-        """What dearkd itself has stored: names that were taken before there was a rule for them stay."""
+        """Validate what dearkd itself has stored: names that were taken before there was a rule for them stay."""
         return cls.model_validate(value, context=_STORED)
 
 
@@ -86,14 +96,43 @@ def overlay(defaults: Mapping[str, Any], posted: Mapping[str, Any]) -> dict[str,
     return merged
 
 
-def require_object(posted: Any) -> dict[str, Any]:
-    """The posted body as a JSON object.
+RequestT = TypeVar("RequestT", bound=Spec)
 
-    Raises:
-        InvalidInput: if it is anything else, or has more fields than any spec.
+
+def fields_of(
+    spec: type[Spec], *, required: Collection[str] = (), nullable: Collection[str] = ()
+) -> Callable[[type[RequestT]], type[RequestT]]:
+    """Give a request the fields of a spec that it does not declare itself, with the same rules, but optional.
+
+    So are those of the objects inside. A field that is left out is not in `model_fields_set`; it has the spec's
+    default, or is None where the default depends on other things.
+
+    Args:
+        spec: the complete one.
+        required: fields that may not be left out.
+        nullable: fields that may also be null, which is as if they were left out.
     """
-    if not isinstance(posted, dict):
-        raise InvalidInput.at("", f"expected a JSON object, got {type(posted).__name__}")
-    if len(posted) > MAX_FIELDS:
-        raise InvalidInput.at("", f"an object of {len(posted)} fields, and no spec has more than {MAX_FIELDS}")
-    return posted
+
+    def fill(request: type[RequestT]) -> type[RequestT]:
+        fields: dict[str, Any] = {}
+        for name, field in spec.model_fields.items():
+            if name in request.model_fields:
+                continue
+            kind: Any = field.annotation
+            if isinstance(kind, type) and issubclass(kind, Spec):
+                name_of_request = kind.__name__.removesuffix("Spec") + "Request"
+                kind = fields_of(kind)(create_model(name_of_request, __base__=Spec, __doc__=kind.__doc__))
+            if name in required:
+                left_out = Field(description=field.description)
+            elif field.is_required():  # a factory, lest the API's schema show a default of null
+                left_out = Field(default_factory=lambda: None, description=field.description)
+            else:
+                left_out = Field(default=field.default, description=field.description)
+            rules = Annotated[kind, *field.metadata] if field.metadata else kind
+            fields[name] = (rules | None if name in nullable else rules, left_out)
+        filled: type[RequestT] = create_model(
+            request.__name__, __base__=request, __doc__=request.__doc__, __module__=request.__module__, **fields
+        )
+        return filled
+
+    return fill

@@ -1,11 +1,11 @@
 """The batches of a training run: their default size, and the sizes with which a run would fail."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection
 
 from dearkd.errors import FieldError
 from dearkd.specs.dataset_facts import DatasetFacts, TrainedImages
-from dearkd.specs.recipes import Recipe, recipe_batch_size
+from dearkd.specs.recipes import RECIPES
+from dearkd.specs.training import TrainingSpec
 
 
 def smallest_batch(images: int, batch_size: int) -> int:
@@ -13,55 +13,41 @@ def smallest_batch(images: int, batch_size: int) -> int:
     return images // -(-images // batch_size)
 
 
-def default_batch_size(recipe: Recipe, body: Mapping[str, Any], dataset: DatasetFacts) -> int:
-    """The recipe's batch, halved until an epoch has at least eight of them; the processes share it evenly.
-
-    Args:
-        recipe: whose batch.
-        body: a training spec, not checked yet: what is out of range in it counts as if it were not there.
-        dataset: to train on.
-    """
-    fraction, holdout = body["fraction"], body["holdout"]
-    images = dataset.trained_images(
-        fraction if isinstance(fraction, float | int) and 0 < fraction <= 1 else 1.0,
-        holdout if isinstance(holdout, float | int) and 0 <= holdout < 1 else 0.0,
-    )
-    processes, parts = (
-        value if isinstance(value := body.get(field, 1), int) and value > 0 else 1
-        for field in ("processes", "grad_accum_steps")
-    )
-    step = processes * parts
-    batch = recipe_batch_size(recipe)
+def default_batch_size(spec: TrainingSpec, dataset: DatasetFacts) -> int:
+    """The recipe's batch, halved until an epoch has at least eight of them; the processes share it evenly."""
+    images = dataset.trained_images(spec.fraction, spec.holdout)
+    step = spec.processes * spec.grad_accum_steps
+    batch = RECIPES[spec.recipe](dataset).batch_size
     while batch > step and batch * 8 > images.expected:
         batch //= 2
     batch = max(step, batch - batch % step)
     # An image for each process is too few, but where they divide all images: the smaller batches would have fewer.
-    twice_is_better = _fault(batch, processes, images) is not None and _fault(2 * batch, processes, images) is None
-    return 2 * batch if twice_is_better else batch
+    now, doubled = (_fault(size, spec.processes, images) for size in (batch, 2 * batch))
+    return 2 * batch if now is not None and doubled is None else batch
 
 
-def batch_refusals(spec: Mapping[str, Any], posted: Mapping[str, Any], dataset: DatasetFacts) -> list[FieldError]:
-    """What stands against the batches of a filled-in training spec.
+def batch_refusals(spec: TrainingSpec, given: Collection[str], dataset: DatasetFacts) -> list[FieldError]:
+    """Find what stands against the batches of a training spec.
 
     Args:
-        spec: as JSON.
-        posted: what was asked for: where a default does not work, the field that was is told.
+        spec: the complete one.
+        given: the fields that were asked for: where a default does not work, one of these is told.
         dataset: to train on.
     """
-    batch, processes, parts = spec["batch_size"], spec["processes"], spec["grad_accum_steps"]
+    batch, processes, parts = spec.batch_size, spec.processes, spec.grad_accum_steps
     if batch % processes:
         return [FieldError("/batch_size", f"{batch} is not a multiple of processes ({processes})")]
     if batch // processes % parts:
         each = batch // processes
         return [FieldError("/batch_size", f"{each} a process is not a multiple of grad_accum_steps ({parts})")]
-    fault = _fault(batch, processes, dataset.trained_images(spec["fraction"], spec["holdout"]))
+    fault = _fault(batch, processes, dataset.trained_images(spec.fraction, spec.holdout))
     if fault is None:
         return []
-    if "batch_size" in posted:
+    if "batch_size" in given:
         return [FieldError("/batch_size", f"{batch}, but {fault}: set another, or leave it out")]
-    field = _to_blame(spec, posted, dataset)
+    field = _to_blame(spec, given, dataset)
     remedy = "leave more images to train on, or set fewer processes and parts"
-    return [FieldError(f"/{field}", f"with {spec[field]} a batch of {batch} is tried, but {fault}: {remedy}")]
+    return [FieldError(f"/{field}", f"with {getattr(spec, field)} a batch of {batch} is tried, but {fault}: {remedy}")]
 
 
 def _fault(batch: int, processes: int, images: TrainedImages) -> str | None:
@@ -75,12 +61,12 @@ def _fault(batch: int, processes: int, images: TrainedImages) -> str | None:
     return f"of {count} images a batch may get {smallest}, and each of {processes} processes needs one"
 
 
-def _to_blame(spec: Mapping[str, Any], posted: Mapping[str, Any], dataset: DatasetFacts) -> str:
-    """The posted field without which the default batch would do."""
+def _to_blame(spec: TrainingSpec, given: Collection[str], dataset: DatasetFacts) -> str:
+    """The given field without which the default batch would do."""
     for field, without in (("holdout", 0.0), ("fraction", 1.0)):
-        if field in posted:
-            other = {**spec, field: without}
-            images = dataset.trained_images(other["fraction"], other["holdout"])
-            if _fault(default_batch_size(spec["recipe"], other, dataset), spec["processes"], images) is None:
+        if field in given:
+            other = spec.model_copy(update={field: without})
+            images = dataset.trained_images(other.fraction, other.holdout)
+            if _fault(default_batch_size(other, dataset), spec.processes, images) is None:
                 return field
-    return "processes" if spec["processes"] > 1 else "grad_accum_steps"
+    return "processes" if spec.processes > 1 else "grad_accum_steps"

@@ -1,4 +1,6 @@
-"""Presets of a synthesis job: the defaults of everything that its spec leaves out.
+"""Presets of a synthesis job: complete specs for a teacher, the defaults of what a request leaves out.
+
+The `teacher` of such a spec is its name; a request says the id.
 
 Each docstring says what is published [P], what is our reconstruction or measurement [R], what it costs and what to
 expect. A cost is in teacher passes: one forward and backward of one image through the frozen teacher at its image size,
@@ -7,16 +9,17 @@ beside them (benchmarks/RESULTS.md: one CPU thread, a noisy machine; no GPU). No
 forward and backward of the student a step, and once the training of it where the job trains its own.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
 
-Preset = Literal["imagenet", "cifar", "digits"]
+from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec, SynthesisWeights
+from dearkd.specs.teacher import TeacherSpec
 
 
-def choose_preset(image_size: int, in_chans: int) -> Preset:
+def choose_preset(teacher: TeacherSpec) -> Preset:
     """The preset for a teacher that names none: by image size, and below 112 px by colour [R]."""
-    if image_size >= 112:
+    if teacher.image_size >= 112:
         return "imagenet"
-    return "cifar" if in_chans == 3 else "digits"
+    return "cifar" if teacher.in_chans == 3 else "digits"
 
 
 def half_size(image_size: int) -> int:
@@ -24,32 +27,7 @@ def half_size(image_size: int) -> int:
     return max(8, image_size // 2)
 
 
-def preset_defaults(preset: Preset, image_size: int) -> dict[str, Any]:
-    """The preset's values for a teacher of this image size, as a JSON object."""
-    return {"imagenet": _imagenet, "cifar": _cifar, "digits": _digits}[preset](image_size)
-
-
-def _common() -> dict[str, Any]:
-    return {
-        "betas": [0.9, 0.999],
-        "schedule": "constant",
-        "warmup_iterations": 0,
-        "unlabelled_iterations": 0,
-        "clip": True,
-        "flip": 0.5,
-        "boundary_margin": 1.0,
-        "similarity_margin": 0.3,
-        "first_batch_norm_weight": 1.0,
-        "precision": "float32",
-        "image_format": "png",
-        "adaptive_student": None,
-        "parallelism": 1,
-        "priority": "normal",
-        "seed": 0,
-    }
-
-
-def _imagenet(image_size: int) -> dict[str, Any]:
+def imagenet(teacher: TeacherSpec) -> SynthesisSpec:
     """DeepInversion's ImageNet recipe [P] at true low resolution, with the boundary term [R].
 
     Published: a ResNet-50 teacher, λ_bn 0.01, λ_tv2 1e-4, λ_l2 1e-5, Adam (0.5, 0.9) at 0.25, 100 warm-up iterations
@@ -65,35 +43,39 @@ def _imagenet(image_size: int) -> dict[str, Any]:
     students (docs/method.md, section 5): a DeiT-Ti student with top-1 71.2 on images with the boundary term, about 62.6
     on those of DeepInversion.
     """
-    half = half_size(image_size)
-    return _common() | {
-        "images_per_class": 50,
-        "batch_size": 80,
-        "classes_per_batch": 10,
-        "shard_samples": 500,
-        "phases": [
-            {"resolution": half, "input_size": half, "iterations": 2000},
-            {"resolution": image_size, "input_size": image_size, "iterations": 1000},
+    half = half_size(teacher.image_size)
+    return SynthesisSpec(
+        teacher=teacher.name,
+        preset="imagenet",
+        images_per_class=50,
+        classes=list(range(teacher.num_classes)),
+        batch_size=80,
+        classes_per_batch=10,
+        shard_samples=500,
+        phases=[
+            Phase(resolution=half, input_size=half, iterations=2000),
+            Phase(resolution=teacher.image_size, input_size=teacher.image_size, iterations=1000),
         ],
-        "learning_rate": 0.25,
-        "betas": [0.5, 0.9],
-        "schedule": "cosine",
-        "warmup_iterations": 100,
-        "first_batch_norm_weight": 10.0,
-        "weights": {
-            "cross_entropy": 1.0,
-            "batch_norm": 0.01,
-            "total_variation_l1": 0.0,
-            "total_variation_l2": 9e-4,
-            "l2": 1e-5,
-            "adaptive": 0.0,
-            "boundary": 1.0,
-        },
-        "jitter": max(1, image_size * 30 // 224),
-    }
+        learning_rate=0.25,
+        betas=[0.5, 0.9],
+        schedule="cosine",
+        warmup_iterations=100,
+        first_batch_norm_weight=10.0,
+        weights=SynthesisWeights(
+            cross_entropy=1.0,
+            batch_norm=0.01,
+            total_variation_l1=0.0,
+            total_variation_l2=9e-4,
+            l2=1e-5,
+            adaptive=0.0,
+            boundary=1.0,
+        ),
+        jitter=max(1, teacher.image_size * 30 // 224),
+        flip=0.5,
+    )
 
 
-def _cifar(image_size: int) -> dict[str, Any]:
+def cifar(teacher: TeacherSpec) -> SynthesisSpec:
     """Small colour images [R]: a tensor of half the side, upsampled in the graph, labels given late, as in `digits`.
 
     Published for CIFAR-10 and ResNet-34: λ_bn 10, λ_tv2 2.5e-5, Adam at a constant 0.05, 2000 iterations, jitter ±2 [P:
@@ -104,29 +86,37 @@ def _cifar(image_size: int) -> dict[str, Any]:
 
     To expect: not measured here on CIFAR-10, for which no teacher was at hand.
     """
-    return _common() | {
-        "images_per_class": 200,
-        "batch_size": 200,
-        "classes_per_batch": 10,
-        "shard_samples": 1000,
-        "phases": [{"resolution": max(4, image_size // 2), "input_size": image_size, "iterations": 400}],
-        "learning_rate": 0.2,
-        "schedule": "cosine",
-        "unlabelled_iterations": 100,
-        "weights": {
-            "cross_entropy": 2.0,
-            "batch_norm": 0.5,
-            "total_variation_l1": 0.3,
-            "total_variation_l2": 0.0,
-            "l2": 0.0,
-            "adaptive": 0.0,
-            "boundary": 5.0,
-        },
-        "jitter": max(1, image_size * 2 // 32),
-    }
+    size = teacher.image_size
+    return SynthesisSpec(
+        teacher=teacher.name,
+        preset="cifar",
+        images_per_class=200,
+        classes=list(range(teacher.num_classes)),
+        batch_size=200,
+        classes_per_batch=10,
+        shard_samples=1000,
+        phases=[Phase(resolution=max(4, size // 2), input_size=size, iterations=400)],
+        learning_rate=0.2,
+        betas=[0.9, 0.999],
+        schedule="cosine",
+        warmup_iterations=0,
+        unlabelled_iterations=100,
+        first_batch_norm_weight=1.0,
+        weights=SynthesisWeights(
+            cross_entropy=2.0,
+            batch_norm=0.5,
+            total_variation_l1=0.3,
+            total_variation_l2=0.0,
+            l2=0.0,
+            adaptive=0.0,
+            boundary=5.0,
+        ),
+        jitter=max(1, size * 2 // 32),
+        flip=0.5,
+    )
 
 
-def _digits(image_size: int) -> dict[str, Any]:
+def digits(teacher: TeacherSpec) -> SynthesisSpec:
     """Small grey images of smooth shapes [R]: a tensor of 12 px for 32 px input, upsampled in the graph.
 
     The statistics weigh twenty times what they did at first, which makes better digits. It is possible because images
@@ -141,24 +131,34 @@ def _digits(image_size: int) -> dict[str, Any]:
     2): the teacher gives 98.8 to 99.3 % of the images their label, mean intra-class cosine distance 0.41 to 0.44, and a
     DearKD-ViT trained on 2,000 of them reaches 98.3 to 98.9 % on real held-out digits.
     """
-    return _common() | {
-        "images_per_class": 200,
-        "batch_size": 200,
-        "classes_per_batch": 10,
-        "shard_samples": 400,
-        "phases": [{"resolution": max(4, round(image_size * 12 / 32)), "input_size": image_size, "iterations": 200}],
-        "learning_rate": 0.4,
-        "schedule": "cosine",
-        "unlabelled_iterations": 50,
-        "weights": {
-            "cross_entropy": 1.0,
-            "batch_norm": 5.0,
-            "total_variation_l1": 1e-3,
-            "total_variation_l2": 0.0,
-            "l2": 0.0,
-            "adaptive": 0.0,
-            "boundary": 1.0,
-        },
-        "jitter": max(1, image_size // 32),
-        "flip": 0.0,
-    }
+    size = teacher.image_size
+    return SynthesisSpec(
+        teacher=teacher.name,
+        preset="digits",
+        images_per_class=200,
+        classes=list(range(teacher.num_classes)),
+        batch_size=200,
+        classes_per_batch=10,
+        shard_samples=400,
+        phases=[Phase(resolution=max(4, round(size * 12 / 32)), input_size=size, iterations=200)],
+        learning_rate=0.4,
+        betas=[0.9, 0.999],
+        schedule="cosine",
+        warmup_iterations=0,
+        unlabelled_iterations=50,
+        first_batch_norm_weight=1.0,
+        weights=SynthesisWeights(
+            cross_entropy=1.0,
+            batch_norm=5.0,
+            total_variation_l1=1e-3,
+            total_variation_l2=0.0,
+            l2=0.0,
+            adaptive=0.0,
+            boundary=1.0,
+        ),
+        jitter=max(1, size // 32),
+        flip=0.0,
+    )
+
+
+PRESETS: dict[Preset, Callable[[TeacherSpec], SynthesisSpec]] = {"imagenet": imagenet, "cifar": cifar, "digits": digits}

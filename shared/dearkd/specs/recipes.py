@@ -1,13 +1,26 @@
-"""Recipes of a training run: the defaults of everything that its spec leaves out.
+"""Recipes of a training run: complete specs for a dataset, the defaults of what a request leaves out.
+
+The student of such a spec has its native image size, the learning rate is that of its batch size, and `dataset` is
+empty: a request names it.
 
 Published [P]: DeiT's hyperparameters and the student sizes. Reconstructed [R]: epochs of each stage, hidden weight,
 which blocks carry MHCA, and the whole of `small`.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
-Recipe = Literal["deit", "small"]
+from dearkd.specs.dataset_facts import DatasetFacts
+from dearkd.specs.training import (
+    AugmentationSpec,
+    OptimizerSpec,
+    Recipe,
+    StageOneSpec,
+    StageOneWeights,
+    StageTwoSpec,
+    StudentSpec,
+    TrainingSpec,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,70 +50,52 @@ def choose_recipe(image_size: int) -> Recipe:
     return "small" if image_size <= 64 else "deit"
 
 
-def recipe_defaults(recipe: Recipe, *, batch_size: int, synthetic: bool, mirrored: bool) -> dict[str, Any]:
-    """The recipe's values as a JSON object.
-
-    Args:
-        batch_size: the global batch, to which DeiT's learning rate is proportional.
-        synthetic: whether the images were made by dearkd: then stage one distils softly, and samples do not repeat.
-        mirrored: whether a mirrored object is still an object of its class.
-    """
-    values = {"deit": _deit, "small": _small}[recipe](batch_size)
-    values["stage_one"]["distillation"] = "soft" if synthetic else "hard"
-    if synthetic:
-        values["augmentation"]["aug_repeats"] = 0
-    if not mirrored:
-        values["augmentation"]["hflip"] = 0.0
-    return values
-
-
-def recipe_batch_size(recipe: Recipe) -> int:
-    return {"deit": 1024, "small": 32}[recipe]
-
-
-def _deit(batch_size: int) -> dict[str, Any]:
+def deit(dataset: DatasetFacts) -> TrainingSpec:
     """DeiT's recipe [P] with DearKD's two stages: 250 + 50 epochs [R].
 
     Cost and result are the paper's: DearKD-Ti reaches 74.8 % on ImageNet after 300 epochs on 8 GPUs. Not run here.
     """
-    return {
-        "student": {"architecture": "dearkd_tiny_patch16_224", "drop_path_rate": 0.1, "distilled": True},
-        "stage_one": {
-            "epochs": 250,
-            "temperature": 3.0,
-            "weights": {"classification": 0.5, "distillation": 0.5, "hidden": 0.2},
-        },
-        "stage_two": {"epochs": 50, "distillation": "none"},
-        "optimizer": {
-            "opt": "adamw",
-            "lr": 5e-4 * batch_size / 512,
-            "weight_decay": 0.05,
-            "sched": "cosine",
-            "warmup_epochs": 5,
-            "warmup_lr": 1e-6,
-            "min_lr": 1e-5,
-            "clip_grad": None,
-            "model_ema_half_life": None,
-        },
-        "augmentation": {
-            "scale": [0.08, 1.0],
-            "ratio": [3 / 4, 4 / 3],
-            "hflip": 0.5,
-            "aa": "rand-m9-mstd0.5-inc1",
-            "color_jitter": 0.3,
-            "reprob": 0.25,
-            "mixup": 0.8,
-            "cutmix": 1.0,
-            "smoothing": 0.1,
-            "aug_repeats": 3,
-            "degrees": 0.0,
-            "translate": 0.0,
-            "shear": 0.0,
-        },
-    }
+    return TrainingSpec(
+        dataset="",
+        teacher=dataset.teacher,
+        recipe="deit",
+        student=native_student("dearkd_tiny_patch16_224", drop_path_rate=0.1, distilled=True),
+        stage_one=StageOneSpec(
+            epochs=250,
+            distillation="soft" if dataset.synthetic else "hard",
+            temperature=3.0,
+            weights=StageOneWeights(classification=0.5, distillation=0.5, hidden=0.2),
+        ),
+        stage_two=StageTwoSpec(epochs=50, distillation="none"),
+        optimizer=OptimizerSpec(
+            opt="adamw",
+            lr=1e-3,  # 5e-4 for 512 images
+            weight_decay=0.05,
+            sched="cosine",
+            warmup_epochs=5,
+            warmup_lr=1e-6,
+            min_lr=1e-5,
+        ),
+        augmentation=AugmentationSpec(
+            scale=[0.08, 1.0],
+            ratio=[3 / 4, 4 / 3],
+            hflip=0.5 if dataset.mirrored else 0.0,
+            aa="rand-m9-mstd0.5-inc1",
+            color_jitter=0.3,
+            reprob=0.25,
+            mixup=0.8,
+            cutmix=1.0,
+            smoothing=0.1,
+            aug_repeats=0 if dataset.synthetic else 3,
+            degrees=0.0,
+            translate=0.0,
+            shear=0.0,
+        ),
+        batch_size=1024,
+    )
 
 
-def _small(batch_size: int) -> dict[str, Any]:
+def small(dataset: DatasetFacts) -> TrainingSpec:
     """For images up to 64 px [R]: gentle geometry instead of crops, no mixing of images, a short schedule.
 
     Measured on a part of the digits' training split, 2,000 synthetic images, one seed (benchmarks/LOG.md): batches of
@@ -108,38 +103,52 @@ def _small(batch_size: int) -> dict[str, Any]:
     itself learns from the teacher's soft labels, on which a data-free student depends; a stage two of 8 epochs cost
     three points, one of 3 or 4 next to nothing. About two and a half minutes on two CPU cores.
     """
-    return {
-        "student": {"architecture": "dearkd_micro_patch8_32", "drop_path_rate": 0.0, "distilled": False},
-        "stage_one": {
-            "epochs": 33,
-            "temperature": 3.0,
-            "weights": {"classification": 0.1, "distillation": 0.9, "hidden": 0.2},
-        },
-        "stage_two": {"epochs": 3, "distillation": "none"},
-        "optimizer": {
-            "opt": "adamw",
-            "lr": 1e-3 * batch_size / 32,
-            "weight_decay": 0.05,
-            "sched": "cosine",
-            "warmup_epochs": 3,
-            "warmup_lr": 1e-6,
-            "min_lr": 1e-5,
-            "clip_grad": 1.0,
-            "model_ema_half_life": 2.0,
-        },
-        "augmentation": {
-            "scale": [1.0, 1.0],
-            "ratio": [1.0, 1.0],
-            "hflip": 0.5,
-            "aa": None,
-            "color_jitter": 0.0,
-            "reprob": 0.0,
-            "mixup": 0.0,
-            "cutmix": 0.0,
-            "smoothing": 0.1,
-            "aug_repeats": 0,
-            "degrees": 15.0,
-            "translate": 0.1,
-            "shear": 5.0,
-        },
-    }
+    return TrainingSpec(
+        dataset="",
+        teacher=dataset.teacher,
+        recipe="small",
+        student=native_student("dearkd_micro_patch8_32", drop_path_rate=0.0, distilled=False),
+        stage_one=StageOneSpec(
+            epochs=33,
+            distillation="soft" if dataset.synthetic else "hard",
+            temperature=3.0,
+            weights=StageOneWeights(classification=0.1, distillation=0.9, hidden=0.2),
+        ),
+        stage_two=StageTwoSpec(epochs=3, distillation="none"),
+        optimizer=OptimizerSpec(
+            opt="adamw",
+            lr=1e-3,
+            weight_decay=0.05,
+            sched="cosine",
+            warmup_epochs=3,
+            warmup_lr=1e-6,
+            min_lr=1e-5,
+            clip_grad=1.0,
+            model_ema_half_life=2.0,
+        ),
+        augmentation=AugmentationSpec(
+            scale=[1.0, 1.0],
+            ratio=[1.0, 1.0],
+            hflip=0.5 if dataset.mirrored else 0.0,
+            aa=None,
+            color_jitter=0.0,
+            reprob=0.0,
+            mixup=0.0,
+            cutmix=0.0,
+            smoothing=0.1,
+            aug_repeats=0,
+            degrees=15.0,
+            translate=0.1,
+            shear=5.0,
+        ),
+        batch_size=32,
+    )
+
+
+RECIPES: dict[Recipe, Callable[[DatasetFacts], TrainingSpec]] = {"deit": deit, "small": small}
+
+
+def native_student(architecture: str, *, drop_path_rate: float, distilled: bool) -> StudentSpec:
+    """A registered student of its native image size."""
+    size = asdict(STUDENTS[architecture])
+    return StudentSpec(architecture=architecture, drop_path_rate=drop_path_rate, distilled=distilled, **size)

@@ -1,8 +1,8 @@
-"""Stage one without its teacher: what must hold where the logits that lie beside the images are learnt from."""
-
-from typing import Any
+"""Rules of a stage one that learns from the logits beside the images instead of asking the teacher."""
 
 from dearkd.errors import FieldError
+from dearkd.specs.dataset_facts import DatasetFacts
+from dearkd.specs.training import TrainingSpec
 
 UNCHANGED = {
     "scale": [1.0, 1.0],
@@ -21,47 +21,32 @@ UNCHANGED = {
 logits of a mixed image are no mixture of logits."""
 
 
-def wants_stored_logits(body: Any) -> bool:
-    """Whether a posted training spec asks for them."""
-    stage_one = body.get("stage_one") if isinstance(body, dict) else None
-    return isinstance(stage_one, dict) and stage_one.get("teacher_logits") == "stored"
+STORED_LOGITS = {"augmentation": UNCHANGED, "stage_one": {"weights": {"hidden": 0.0}}}
+"""Over a recipe for such a run: no augmentation of pixels, and nothing of the teacher's features."""
 
 
-def with_stored_logits(defaults: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's defaults for such a run: no augmentation of pixels, and nothing of the teacher's features."""
-    one = defaults["stage_one"]
-    return defaults | {
-        "augmentation": defaults["augmentation"] | UNCHANGED,
-        "stage_one": one | {"weights": one["weights"] | {"hidden": 0.0}},
-    }
-
-
-def refusals(spec: dict[str, Any], *, has_logits: bool, teacher: str | None) -> list[FieldError]:
-    """What stands against learning from stored logits in a filled-in training spec that asks for it.
-
-    Args:
-        spec: as JSON.
-        has_logits: whether the dataset's samples have them.
-        teacher: the dataset's own, whose logits they are.
-    """
-    where, one = "/stage_one/teacher_logits", spec["stage_one"]
+def stored_logits_refusals(spec: TrainingSpec, dataset: DatasetFacts) -> list[FieldError]:
+    """Find what stands against learning from stored logits in a training spec that asks for it."""
+    where, one = "/stage_one/teacher_logits", spec.stage_one
     errors = []
-    if not has_logits:
+    if not dataset.stored_logits:
         remedy = "synthesise it with store_logits, or leave this at computed"
         errors.append(FieldError(where, f"stored, but the dataset holds no logits: {remedy}"))
-    if spec["teacher"] not in (None, teacher):
+    if spec.teacher not in (None, dataset.teacher):
         errors.append(
-            FieldError("/teacher", f"the stored logits are those of {teacher or 'another teacher'}: leave this out")
+            FieldError(
+                "/teacher", f"the stored logits are those of {dataset.teacher or 'another teacher'}: leave this out"
+            )
         )
-    if one["distillation"] == "none" or not one["weights"]["distillation"]:
+    if one.distillation == "none" or not one.weights.distillation:
         errors.append(FieldError(where, "stored, but stage one distils no logits: leave it out"))
-    if one["weights"]["hidden"]:
+    if one.weights.hidden:
         errors.append(
             FieldError("/stage_one/weights/hidden", "features are not stored: with stored logits it must be 0")
         )
     errors += [
         FieldError(f"/augmentation/{name}", f"stored logits are those of unchanged pixels: it must be {unchanged}")
         for name, unchanged in UNCHANGED.items()
-        if spec["augmentation"][name] != unchanged
+        if getattr(spec.augmentation, name) != unchanged
     ]
     return errors

@@ -1,4 +1,4 @@
-"""The spec of a synthesis job, and what follows from it by arithmetic: images, shards, teacher passes."""
+"""The complete spec of a synthesis job, and what follows from it by arithmetic: images, shards, teacher passes."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dearkd.errors import FieldError, InvalidInput
-from dearkd.specs.base import FIRST_ERROR, Limits, Name, Precision, Priority, Spec, overlay, require_object
+from dearkd.specs.base import FIRST_ERROR, Limits, Name, Precision, Priority, Spec
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
-from dearkd.specs.presets import Preset, choose_preset, preset_defaults
-from dearkd.specs.synthesis_defaults import fit, with_input_sizes
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.terms import with_plugged_in
+
+Preset = Literal["imagenet", "cifar", "digits"]
 
 
 class Phase(Spec):
@@ -44,7 +44,7 @@ class SynthesisWeights(Spec):
 
 
 class SynthesisSpec(Spec):
-    """Everything that decides the images of a dataset, filled in. Only `teacher` is required of a posted spec."""
+    """Everything that decides the images of a dataset. Those defaults that depend on the teacher are the presets'."""
 
     teacher: str
     preset: Preset
@@ -80,15 +80,15 @@ class SynthesisSpec(Spec):
     10, so that each group of classes has a shard among them where it has two or more."""
     adaptive_iterations: int = Field(default=300, ge=1)
     """Steps of that student's training, of `batch_size` images each [R]."""
-    boundary_margin: float
+    boundary_margin: float = 1.0
     """τ [R]: a sample counts as well inside its class if its logit leads the next by more than this."""
-    similarity_margin: float = Field(ge=-1, le=1)
+    similarity_margin: float = Field(default=0.3, ge=-1, le=1)
     """m [R]: a cosine similarity to the easy positive that is not punished any more."""
     jitter: int = Field(ge=0)
     """Random roll, up to this many pixels at `input_size`, in both directions and both axes."""
     flip: float = Field(ge=0, le=1)
     """Probability of a horizontal flip at each step; 0 where mirrored objects are other objects (digits, text)."""
-    clip: bool
+    clip: bool = True
     """Clip to the valid pixel range after every step."""
     crop_min_scale: float = Field(default=1.0, gt=0, le=1)
     """Crop curriculum (CDA): the smallest share of the area that a random crop shows falls from 1 at the first step to
@@ -102,20 +102,20 @@ class SynthesisSpec(Spec):
     """What the learning rate is multiplied by at each restart [R]."""
     halve_batches: bool = False
     """Whether a batch for which the device has no memory is made in halves: other images than on a larger device."""
-    precision: Precision
+    precision: Precision = "float32"
     """Of the teacher's forward and backward; statistics and losses are always float32."""
     compile: bool = False
     """Whether teacher, losses and backward go through torch.compile: other rounding, and a wait for each phase and
     size of batch. Needs a C++ compiler where the job runs, on a GPU Triton and a C compiler."""
     shard_samples: int = Field(ge=1)
     """The default holds whole class groups, or an even share of one where it can (`cuts`)."""
-    image_format: Literal["png", "webp", "jpeg"]
+    image_format: Literal["png", "webp", "jpeg"] = "png"
     store_logits: bool = False
     """Whether each sample gets the teacher's logits of its stored pixels (`.logits.npy`, half precision)."""
-    parallelism: int = Field(ge=1, le=1024)
+    parallelism: int = Field(default=1, ge=1, le=1024)
     """How many workers may work on the job at once."""
-    priority: Priority
-    seed: int = Field(ge=0, lt=2**63)
+    priority: Priority = "normal"
+    seed: int = Field(default=0, ge=0, lt=2**63)
     name: Name | None = Field(default=None, max_length=200)
 
     @classmethod
@@ -127,35 +127,16 @@ class SynthesisSpec(Spec):
         *,
         refused_input_sizes: Collection[int] = (),
     ) -> "SynthesisSpec":
-        """The complete spec for a posted JSON object; explicit fields win over the preset's.
-
-        Args:
-            posted: the object.
-            teacher: whose images are to be made.
-            limits: the operator's.
-            refused_input_sizes: sides of images that the teacher is known not to take.
+        """Check a JSON object as a `SynthesisRequest` and complete it.
 
         Raises:
             InvalidInput: with a pointer for every field that is unknown, of the wrong type or out of range, alone or
                 together with the others.
         """
-        body = require_object(posted)
-        preset = body.get("preset") or choose_preset(teacher.image_size, teacher.in_chans)
-        if preset not in ("imagenet", "cifar", "digits"):
-            raise InvalidInput.at("/preset", f"unknown preset {preset!r}; there are imagenet, cifar and digits")
-        defaults = preset_defaults(preset, teacher.image_size) | {
-            "preset": preset,
-            "classes": list(range(teacher.num_classes)),
-        }
-        defaults["phases"] = [
-            phase | {"input_size": teacher.image_size} if phase["input_size"] in refused_input_sizes else phase
-            for phase in defaults["phases"]
-        ]
-        given = {key: value for key, value in body.items() if not (key in ("classes", "preset") and value is None)}
-        given = with_input_sizes(given, teacher.image_size)
-        spec = cls.check(fit(overlay(defaults, given), given, teacher))
-        spec._check_against(teacher, limits or Limits(), refused_input_sizes)
-        return spec
+        from dearkd.specs.synthesis_request import SynthesisRequest  # which is made of this class
+
+        request = SynthesisRequest.check(posted)
+        return request.complete(teacher, limits, refused_input_sizes=refused_input_sizes)
 
     @property
     def num_samples(self) -> int:
@@ -204,7 +185,12 @@ class SynthesisSpec(Spec):
         """Bytes of all shards: pixels as they are (synthetic images compress little), JSON, label, tar headers."""
         return self.num_samples * sample_bytes(teacher, logits=self.store_logits)
 
-    def _check_against(self, teacher: TeacherSpec, limits: Limits, refused_input_sizes: Collection[int]) -> None:
+    def check_against(self, teacher: TeacherSpec, limits: Limits, refused_input_sizes: Collection[int]) -> None:
+        """Check what no field can say alone.
+
+        Raises:
+            InvalidInput: with a pointer for every broken rule.
+        """
         errors: list[FieldError] = []
 
         def refuse(pointer: str, detail: str) -> None:
@@ -271,7 +257,7 @@ class SynthesisSpec(Spec):
                 "/batch_norm_layer_weights",
                 "no layer weighs anything: leave one above 0; what turns the term off is weights.batch_norm 0",
             )
-        if self.weights.boundary > 0 and self._has_lone_batch():
+        if self.weights.boundary > 0 and self.has_lone_batch():
             refuse(
                 "/weights/boundary",
                 f"{self.weights.boundary}, but there is a batch with one image of each class at most, before any other "
@@ -313,15 +299,18 @@ class SynthesisSpec(Spec):
                 f"request of at most {MAX_SHARD_BYTES}: {MAX_SHARD_BYTES // each} samples fit",
             )
         if errors:
-            raise InvalidInput("; ".join(f"{e.pointer}: {e.detail}" for e in errors), errors=errors)
+            raise InvalidInput.all_of(errors)
 
-    def _has_lone_batch(self) -> bool:
+    def cut(self) -> dict[str, int]:
+        """The arguments of the functions in `cuts`, but for the size of shards."""
+        classes = len(self.classes)
+        return {
+            "classes": classes,
+            "images_per_class": self.images_per_class,
+            "classes_per_batch": min(self.classes_per_batch, classes),
+            "batch_size": self.batch_size,
+        }
+
+    def has_lone_batch(self) -> bool:
         """Whether there is a batch in which no image has another of its class beside it or before it."""
-        thinnest = thinnest_batch(
-            len(self.classes),
-            images_per_class=self.images_per_class,
-            classes_per_batch=min(self.classes_per_batch, len(self.classes)),
-            batch_size=self.batch_size,
-            shard_samples=self.shard_samples,
-        )
-        return thinnest <= 1
+        return thinnest_batch(**self.cut(), shard_samples=self.shard_samples) <= 1

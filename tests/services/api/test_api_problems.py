@@ -42,7 +42,8 @@ def test_what_is_no_json_object_is_refused(api: Api, path: str, body: bytes) -> 
 def test_odd_texts_in_a_body_are_refused_and_told(api: Api) -> None:
     answer = api.http.post("/v1/synthesis-jobs", content=rb'{"teacher": "\ud800", "\ud800": 1}', headers=JSON)
     assert answer.status_code == 422
-    assert pointers(answer) == ["/teacher", "/\ud800"]
+    assert pointers(answer) == ["", "/teacher"]
+    assert all("\\ud800" in error["detail"] for error in answer.json()["errors"])
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -55,10 +56,11 @@ def test_a_body_over_the_limit_is_refused(api: Api, chunked: bool) -> None:
 
 
 def test_the_schema_shows_what_may_be_posted(api: Api) -> None:
-    paths = api.http.get("/openapi.json").json()["paths"]
+    api_schema = api.http.get("/openapi.json").json()
 
     def posted(path: str) -> dict[str, object]:
-        schema: dict[str, object] = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        body = api_schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        schema: dict[str, object] = api_schema["components"]["schemas"][body["$ref"].rpartition("/")[2]]
         return schema
 
     synthesis = posted("/v1/synthesis-jobs")
@@ -67,7 +69,8 @@ def test_the_schema_shows_what_may_be_posted(api: Api) -> None:
     assert {"teacher", "phases", "weights", "seed"} <= set(synthesis["properties"])  # type: ignore[call-overload]
     assert posted("/v1/training-runs")["required"] == ["dataset"]
     assert posted("/v1/datasets")["required"] == ["prefix"]
-    assert "$ref" not in str(synthesis)
+    weights = synthesis["properties"]["weights"]["$ref"].rpartition("/")[2]  # type: ignore[index]
+    assert "required" not in api_schema["components"]["schemas"][weights]
 
 
 def test_health(api: Api) -> None:

@@ -77,7 +77,7 @@ class ShardMaker:
 
     def perform(self, attempt: Attempt) -> None:
         """One unit of a synthesis job. Raises what ends the attempt or fails the job."""
-        spec = SynthesisSpec.stored(attempt.job.spec)
+        spec = attempt.job.synthesis_spec
         try:
             teacher = teachers(attempt.storage).get(spec.teacher)
         except NotFound:
@@ -146,7 +146,7 @@ class ShardMaker:
             return
         self._attempt.check()
         if step.restarts and step.iteration == 1:
-            self._attempt.note(restarted(step, SynthesisSpec.stored(self._attempt.job.spec)))
+            self._attempt.note(restarted(step, self._attempt.job.synthesis_spec))
         # A batch that is half optimised counts as half its images, so that the bar moves while a batch is made.
         images = step.images_done + step.images * step.share
         rate = images / (time.monotonic() - self._began)

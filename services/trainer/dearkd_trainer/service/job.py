@@ -56,7 +56,7 @@ def drain(job: str) -> None:
 
 def perform(attempt: Attempt) -> None:
     """A training run from its last checkpoint to its model. Raises what ends the attempt or fails the run."""
-    spec = TrainingSpec.stored(attempt.job.spec)
+    spec = attempt.job.training_spec
     storage = attempt.storage
     identifier = dataset_of(spec.dataset) if kind_of(spec.dataset) == "synthesis" else spec.dataset
     manifest = datasets(storage).get(identifier)

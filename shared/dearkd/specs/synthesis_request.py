@@ -1,0 +1,99 @@
+"""The request for a synthesis job, with almost everything left out, and the spec that it becomes with a teacher."""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from dearkd.specs.base import FIRST_ERROR, Limits, Spec, fields_of, overlay
+from dearkd.specs.cuts import MAX_SHARD_BYTES, default_shard_samples, sample_bytes
+from dearkd.specs.presets import PRESETS, choose_preset
+from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec
+from dearkd.specs.teacher import TeacherSpec
+
+
+@fields_of(Phase, required={"resolution", "iterations"}, nullable={"input_size"})
+class PhaseRequest(Spec):
+    """One resolution of the optimisation; `input_size` is by default the teacher's `image_size`."""
+
+
+@fields_of(SynthesisSpec, nullable={"classes"})
+class SynthesisRequest(Spec):
+    """A synthesis job as it is asked for. Only `teacher` is required; the preset says the rest."""
+
+    teacher: str
+    preset: Preset | None = None
+    """By default the one for the teacher's image size and channels."""
+    adaptive_student: str | None = None
+    """Id of the model that the adaptive term competes with; by default a small CNN is trained for it on the way."""
+    phases: Annotated[list[PhaseRequest], FIRST_ERROR] = Field(default_factory=list, min_length=1, max_length=16)
+
+    def complete(
+        self, teacher: TeacherSpec, limits: Limits | None = None, *, refused_input_sizes: Collection[int] = ()
+    ) -> SynthesisSpec:
+        """The spec of the preset, over it what is given, and defaults that fit to what is given.
+
+        Args:
+            teacher: whose images are to be made.
+            limits: the operator's.
+            refused_input_sizes: sides of images that the teacher is known not to take.
+
+        Raises:
+            InvalidInput: with a pointer for every rule that the fields break together, or with the teacher.
+        """
+        preset = PRESETS[self.preset or choose_preset(teacher)](teacher).model_dump()
+        for phase in preset["phases"]:
+            if phase["input_size"] in refused_input_sizes:
+                phase["input_size"] = teacher.image_size
+        asked = self.model_dump(exclude_unset=True)
+        given = {name: value for name, value in asked.items() if value is not None or name not in ("preset", "classes")}
+        for phase in given.get("phases", []):
+            phase["input_size"] = phase.get("input_size") or teacher.image_size
+        spec = _fit(SynthesisSpec.check(overlay(preset, given)), given, teacher)
+        spec.check_against(teacher, limits or Limits(), refused_input_sizes)
+        return spec
+
+
+def _fit(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) -> SynthesisSpec:
+    """Bend those defaults that were not asked for to those fields that were, so that every default works."""
+    batch, groups, classes = spec.batch_size, spec.classes_per_batch, len(spec.classes)
+    if "classes_per_batch" not in given:
+        groups = max(
+            p for p in range(1, min(groups, classes, batch) + 1) if batch % p == 0 or "batch_size" not in given
+        )
+    if "batch_size" not in given:
+        batch = groups * max(1, min(batch // groups, spec.images_per_class))
+    spec = spec.model_copy(update={"batch_size": batch, "classes_per_batch": groups})
+    spec = spec.model_copy(update=_shards(spec, given, teacher))
+    changed: dict[str, Any] = {}
+    if "boundary" not in given.get("weights", ()) and spec.has_lone_batch():
+        changed["weights"] = spec.weights.model_copy(
+            update={"boundary": 0.0}
+        )  # it would be refused if it were asked for
+    steps = sum(phase.iterations for phase in spec.phases)
+    if "jitter" not in given:
+        changed["jitter"] = min(spec.jitter, *(phase.input_size - 1 for phase in spec.phases))
+    if "warmup_iterations" not in given:
+        changed["warmup_iterations"] = min(spec.warmup_iterations, steps // 10)
+    if "unlabelled_iterations" not in given:
+        changed["unlabelled_iterations"] = min(spec.unlabelled_iterations, steps // 4) if spec.weights.batch_norm else 0
+    return spec.model_copy(update=changed)
+
+
+def _shards(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) -> dict[str, int]:
+    """How the samples are cut; where a student is trained on some shards, so that there are some and others [R]."""
+    shard, samples = spec.shard_samples, spec.num_samples
+    fits = max(1, MAX_SHARD_BYTES // sample_bytes(teacher, logits=spec.store_logits))
+    trains = spec.weights.adaptive > 0 and spec.adaptive_student is None
+    if "shard_samples" not in given:
+        shard = default_shard_samples(min(max(shard, spec.batch_size), fits), fits, **spec.cut())
+        if trains and shard >= samples:
+            half, groups = (samples + 1) // 2, spec.cut()["classes_per_batch"]
+            whole = -(-half // groups) * groups
+            shard = default_shard_samples(whole if whole < samples else half, fits, **spec.cut())
+    found = {"shard_samples": shard}
+    if trains and spec.adaptive_every is None:
+        group = spec.cut()["classes_per_batch"] * spec.images_per_class
+        # With one group every shard holds all classes.
+        found["adaptive_every"] = 10 if group >= samples else max(2, min(10, group // shard))
+    return found
