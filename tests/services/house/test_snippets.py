@@ -11,9 +11,7 @@ from dearkd.specs import StudentSpec
 from dearkd_trainer.model.export import model_config, save_model
 from dearkd_trainer.model.student import create_student
 from dearkd_trainer.record import card
-from tests.support.documents import ROOT, blocks, read
-
-PAPERS = ("README.md", "DESIGN.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
+from tests.support.documents import PAPERS, blocks, read
 
 STUDENT = StudentSpec(
     architecture="dearkd_micro_patch8_32",
@@ -51,8 +49,8 @@ def test_no_snippet_imports_timm_before_dearkd(paper: str) -> None:
             assert any(name.startswith("dearkd_") for name in modules[: modules.index("timm")]), block
 
 
-def test_the_readmes_export_loads_as_shown(folder: Path) -> None:
-    (snippet,) = (block for block in blocks(read("README.md"), "python") if "local-dir:" in block)
+def test_an_export_loads_as_shown(folder: Path) -> None:
+    (snippet,) = (block for block in blocks(read("docs/export.md"), "python") if "local-dir:" in block)
     run(snippet.replace('"deit_tiny_patch16_224", pretrained=True', '"deit_tiny_patch16_224"'), folder)  # no download
 
 
@@ -63,7 +61,7 @@ def test_a_models_card_loads_it_as_shown(folder: Path) -> None:
 
 @pytest.mark.parametrize("way", ["dearkd", "safetensors"])
 def test_a_teacher_in_channels_last_is_saved_as_shown(tmp_path: Path, way: str) -> None:
-    text = read("README.md")
+    text = read("docs/teachers.md")
     if way == "dearkd":
         (snippet,) = (block for block in blocks(text, "python") if "save_teacher(model" in block)
     else:
