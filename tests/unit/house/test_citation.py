@@ -39,7 +39,7 @@ def test_it_names_the_methods_as_the_papers_do() -> None:
         assert {"type", "title", "authors", "year"} <= set(reference)  # as the format requires, but for the year
         assert all(map(named, reference["authors"]))
     entries = read("docs/method.md")
-    shown = re.findall(r"title\s+= \{(.+)\},", entries)
+    shown = re.findall(r"\btitle\s+= \{(.+)\},", entries)
     plain = {title.replace("{", "").replace("}", "") for title in shown}
     assert {reference["title"] for reference in CITATION["references"]} == plain
     for reference in CITATION["references"]:
