@@ -150,12 +150,16 @@ def test_what_the_python_imports_exists_and_takes_these_arguments(page: str, blo
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
             names |= {alias.name: getattr(module, alias.name) for alias in node.names}
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    ours = [node for node in calls if getattr(names.get(node.func.id), "__module__", "").startswith("dearkd")]
+    calls = [
+        (node, node.func.id)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    ours = [(node, name) for node, name in calls if getattr(names.get(name), "__module__", "").startswith("dearkd")]
     assert ours
-    for node in ours:
+    for node, name in ours:
         keywords = {keyword.arg or "": None for keyword in node.keywords}
-        inspect.signature(names[node.func.id]).bind(*[None] * len(node.args), **keywords)
+        inspect.signature(names[name]).bind(*[None] * len(node.args), **keywords)
 
 
 def anchors(path: Path) -> set[str]:
