@@ -81,3 +81,23 @@ spec = TeacherSpec(name="t", architecture="test_resnet", **numbers)
 describe_teacher(spec, Path("teacher.safetensors"))
 """
     run(model + snippet + check, tmp_path)
+
+
+def test_the_librarys_example_runs_as_shown_but_for_its_size(tmp_path: Path) -> None:
+    (snippet,) = (block for block in blocks(read("docs/library.md"), "python") if "write_samples" in block)
+    small = '{"teacher": "digits", "images_per_class": 4, "phases": [{"resolution": 12, "iterations": 2}]}'
+    short = '{"dataset": "digits", "stage_one": {"epochs": 1}, "stage_two": {"epochs": 1}}'
+    cut = snippet.replace('{"teacher": "digits"}', small).replace('{"dataset": "digits"}', short)
+    assert cut.count(small) == cut.count(short) == 1
+    teacher = """
+from pathlib import Path
+from dearkd.vision.teachers import save_teacher
+import timm, torch
+torch.manual_seed(0)
+Path("dearkd-data/demo").mkdir(parents=True)
+model = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+model(torch.rand(64, 1, 32, 32))  # statistics that noise has
+save_teacher(model, Path("dearkd-data/demo/teacher.safetensors"))
+"""
+    run(teacher + cut, tmp_path)
+    assert (tmp_path / "run" / "model.safetensors").exists()
