@@ -1,4 +1,4 @@
-"""Settings from the environment (`DEARKD_…`); the README's table lists the same names."""
+"""Settings from the environment (`DEARKD_…`); docs/settings.md lists the same names."""
 
 from importlib.util import find_spec
 from pathlib import Path

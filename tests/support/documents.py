@@ -8,6 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+PAGES = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))
+"""The site's pages."""
+MANUAL = ("README.md", *PAGES)
+"""What users read: all commands, calls and snippets in it must work."""
+PAPERS = (*MANUAL, "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md")
+
+
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
@@ -63,8 +70,8 @@ def curl_calls(text: str) -> list[Call]:
     return calls
 
 
-def table(text: str, heading: str) -> list[list[str]]:
-    """The cells of the first table under a `## heading`, without its head."""
-    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
+def table(text: str, heading: str = "") -> list[list[str]]:
+    """The cells of the first table under a `## heading`, or of the whole text, without the table's head."""
+    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0] if heading else text
+    rows = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()  # type: ignore[index]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]

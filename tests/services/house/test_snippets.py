@@ -11,9 +11,7 @@ from dearkd.specs import StudentSpec, Task
 from dearkd_trainer.model.export import model_config, save_model
 from dearkd_trainer.model.student import create_student
 from dearkd_trainer.record import card
-from tests.support.documents import ROOT, blocks, read
-
-PAPERS = ("README.md", "DESIGN.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
+from tests.support.documents import PAPERS, blocks, read
 
 STUDENT = StudentSpec(
     architecture="dearkd_micro_patch8_32",
@@ -52,8 +50,8 @@ def test_no_snippet_imports_timm_before_dearkd(paper: str) -> None:
             assert any(name.startswith("dearkd_") for name in modules[: modules.index("timm")]), block
 
 
-def test_the_readmes_export_loads_as_shown(folder: Path) -> None:
-    (snippet,) = (block for block in blocks(read("README.md"), "python") if "local-dir:" in block)
+def test_an_export_loads_as_shown(folder: Path) -> None:
+    (snippet,) = (block for block in blocks(read("docs/export.md"), "python") if "local-dir:" in block)
     run(snippet.replace('"deit_tiny_patch16_224", pretrained=True', '"deit_tiny_patch16_224"'), folder)  # no download
 
 
@@ -64,7 +62,7 @@ def test_a_models_card_loads_it_as_shown(folder: Path) -> None:
 
 @pytest.mark.parametrize("way", ["dearkd", "safetensors"])
 def test_a_teacher_in_channels_last_is_saved_as_shown(tmp_path: Path, way: str) -> None:
-    text = read("README.md")
+    text = read("docs/teachers.md")
     if way == "dearkd":
         (snippet,) = (block for block in blocks(text, "python") if "save_teacher(model" in block)
     else:
@@ -84,3 +82,23 @@ spec = TeacherSpec(name="t", architecture="test_resnet", **numbers)
 describe_teacher(spec, Path("teacher.safetensors"))
 """
     run(model + snippet + check, tmp_path)
+
+
+def test_the_librarys_example_runs_as_shown_but_for_its_size(tmp_path: Path) -> None:
+    (snippet,) = (block for block in blocks(read("docs/library.md"), "python") if "write_samples" in block)
+    small = '{"teacher": "digits", "images_per_class": 4, "phases": [{"resolution": 12, "iterations": 2}]}'
+    short = '{"dataset": "digits", "stage_one": {"epochs": 1}, "stage_two": {"epochs": 1}}'
+    cut = snippet.replace('{"teacher": "digits"}', small).replace('{"dataset": "digits"}', short)
+    assert cut.count(small) == cut.count(short) == 1
+    teacher = """
+from pathlib import Path
+from dearkd.vision.teachers import save_teacher
+import timm, torch
+torch.manual_seed(0)
+Path("dearkd-data/demo").mkdir(parents=True)
+model = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+model(torch.rand(64, 1, 32, 32))  # statistics that noise has
+save_teacher(model, Path("dearkd-data/demo/teacher.safetensors"))
+"""
+    run(teacher + cut, tmp_path)
+    assert (tmp_path / "run" / "model.safetensors").exists()
