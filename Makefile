@@ -1,45 +1,61 @@
-# Two commands are all a fresh clone needs: `make demo` and `make test`.
+# Two commands are all a fresh clone needs: `make demo` and `make test`. While working: `make check`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# What `dearkd` needs to run here, and what its tests need besides.
+RUN := $(VENV)/.installed-all
+DEV := $(VENV)/.installed-dev
 
 # OpenMP threads that spin while they wait make two processes on the same cores 20 to 40 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-faults test-others lint format
+# Where make can, what runs side by side prints its output in one piece.
+BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+.PHONY: demo check test test-faults test-services test-unit lint format gpu
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
-$(STAMP): pyproject.toml constraints.txt
+$(VENV)/.installed-%: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dearkd needs Python 3.11 or newer; run make with PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@
 
-demo: $(STAMP)
+demo: $(RUN)
 	$(BIN)/dearkd demo $(ARGS)
 
-# The fault tests mostly wait, the others compute: side by side they take little longer than the others alone.
-test: $(STAMP) lint
+# Under a minute: what one runs all day.
+check: $(DEV)
+	$(MAKE) $(BESIDE) lint test-quick
+
+# Everything, as CI runs it.
+test: $(DEV) lint
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(MAKE) --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-faults test-others
+	$(MAKE) $(BESIDE) test-faults test-others
 endif
 
-# Processes killed, Redis and storage failing, disks full.
-test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m faults $(ARGS)
+test-quick: $(DEV)
+	$(BIN)/python -m pytest tests/unit -m 'not slow' --numprocesses=2 $(ARGS)
 
-test-others: $(STAMP)
-	$(BIN)/python -m pytest -m 'not faults' $(ARGS)
+# Processes killed, Redis and storage failing, disks full: they mostly wait.
+test-faults: $(DEV)
+	$(BIN)/python -m pytest tests/faults $(ARGS)
 
-lint: $(STAMP)
+test-others: $(DEV)
+	$(BIN)/python -m pytest tests/unit tests/services $(ARGS)
+
+# Where there is a CUDA device.
+gpu: $(DEV)
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
