@@ -133,13 +133,14 @@ class Reference:
         )
         variation_l2 = sum((torch.norm(pair) for pair in pairs), torch.zeros(()))
         variation_l1 = sum((pair.abs().mean() for pair in pairs), torch.zeros(()))
-        return (
+        total: Tensor = (
             weights.cross_entropy * F.cross_entropy(logits.float(), self.labels)
             + weights.batch_norm * statistics
             + weights.total_variation_l2 / len(view) ** 0.5 * variation_l2
             + weights.total_variation_l1 * variation_l1
             + weights.l2 * torch.norm(view.reshape(len(view), -1), dim=1).mean()
         )
+        return total
 
     def __call__(self) -> None:
         view = torch.roll(self.x, shifts=(1, -1), dims=(2, 3))

@@ -141,7 +141,7 @@ def post_synthesis(api: Api, **spec: Any) -> Json:
 
 
 def claim(api: Api, kind: str = "synthesis") -> Claim:
-    found = Ledger(api.store).claim(kind, 600)  # type: ignore[arg-type]
+    found = Ledger(api.store).claim(kind, 600)
     assert found is not None
     return found
 

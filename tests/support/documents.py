@@ -73,5 +73,5 @@ def curl_calls(text: str) -> list[Call]:
 def table(text: str, heading: str = "") -> list[list[str]]:
     """The cells of the first table under a `## heading`, or of the whole text, without the table's head."""
     section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0] if heading else text
-    rows = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()  # type: ignore[index]
+    rows = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]

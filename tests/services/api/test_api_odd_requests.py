@@ -41,7 +41,7 @@ TEXTS = (
     "{}",
     "$ref",
 )
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None,
     True,
     0,

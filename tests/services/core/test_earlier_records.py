@@ -39,7 +39,7 @@ def age(ledger: Ledger, job: Job) -> Job:
 def work(ledger: Ledger, kind: str = "synthesis") -> list[str]:
     """Units in the order in which one worker after the other takes them, to the end of all jobs."""
     order = []
-    while (unit := ledger.claim(kind, 60.0)) is not None:  # type: ignore[arg-type]  # the literal is the caller's
+    while (unit := ledger.claim(kind, 60.0)) is not None:  # the literal is the caller's
         order.append(unit.unit)
         if unit.unit in ("finish", "run"):
             ledger.complete(unit, {"dataset": "ds"})

@@ -49,7 +49,7 @@ def test_the_server_of_the_package_keeps_what_it_was_told(monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path))
     data = tmp_path / "data"
     with embedded_redis(data) as url, Redis.from_url(url, decode_responses=True) as redis:
-        assert redis.info("server")["server_name"] == "valkey"  # type: ignore[index]  # a dict where one asks at once
+        assert redis.info("server")["server_name"] == "valkey"  # a dict where one asks at once
         redis.set("dearkd:test", "kept")
         redis.config_set("appendfsync", "always")
         redis.set("dearkd:other", "kept too")

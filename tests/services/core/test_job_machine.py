@@ -121,7 +121,7 @@ class JobMachine(RuleBasedStateMachine):
         job = self.store.get(self.job)
         reachable = {self.status}
         for _ in range(3):
-            reachable |= {target for status in reachable for target in TRANSITIONS[status]}  # type: ignore[index]
+            reachable |= {target for status in reachable for target in TRANSITIONS[status]}
         assert job.status in reachable
         self.status = job.status
         assert set(self.ledger.payloads(self.job)) == self.done
@@ -174,7 +174,7 @@ class StudentMachine(JobMachine):
 
 @pytest.mark.parametrize("machine", [JobMachine, StudentMachine])
 def test_no_sequence_of_steps_breaks_a_job(settings: object, machine: type[JobMachine]) -> None:
-    machine.ledger = open_ledger(settings)  # type: ignore[arg-type]  # the fixture's type is Settings
+    machine.ledger = open_ledger(settings)  # the fixture's type is Settings
     machine.TestCase.settings = _HYPOTHESIS
     case = machine.TestCase()
     case.runTest()

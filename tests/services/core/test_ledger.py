@@ -112,7 +112,7 @@ def test_priority_goes_first_and_equals_take_turns(ledger: Ledger, store: JobSto
     ledger.release(claim(ledger))
     short = synthesis(store, shards=1)
     urgent = synthesis(store, shards=1, priority="high")
-    order = []
+    order: list[str] = []
     while len(order) < 4:
         unit = claim(ledger)
         if unit.unit == "finish":

@@ -72,7 +72,7 @@ def bytes_of(made: DatasetManifest) -> list[str]:
 def work(settings: Settings, job: str, dies: bool) -> None:
     """A worker process: drains until the job has ended. One that dies does so by SIGKILL in the student's training."""
     torch.set_num_threads(1)
-    train = student_unit.train_adaptive_student
+    train = student_unit.train_adaptive_student  # type: ignore[attr-defined]
 
     def die(*args: Any, **kwargs: Any) -> Any:
         def on_step(done: int, loss: float) -> None:
@@ -82,7 +82,7 @@ def work(settings: Settings, job: str, dies: bool) -> None:
         return train(*args, **(kwargs | {"on_step": on_step}))
 
     if dies:
-        student_unit.train_adaptive_student = die
+        student_unit.train_adaptive_student = die  # type: ignore[attr-defined]
     ledger = open_ledger(settings)
     with ShardMaker() as maker:
         while ledger.store.get(job).status not in TERMINAL:
@@ -145,7 +145,7 @@ def test_it_sees_every_class_where_it_cannot_see_every_image(
     else:
         monkeypatch.setattr(student_unit, "MAX_BYTES", 11 * 3 * 32 * 32 - 1)
     seen: list[Tensor] = []
-    train = student_unit.train_adaptive_student
+    train = student_unit.train_adaptive_student  # type: ignore[attr-defined]
 
     def watch(network: Any, teacher: Any, spec: Any, images: Tensor, **options: Any) -> Any:
         seen.append(images.clone())

@@ -85,7 +85,7 @@ def no_process_is_left() -> Iterator[None]:
 
 def ranks() -> dict[int, psutil.Process]:
     """Those that are alive below this process."""
-    found = {}
+    found: dict[int, psutil.Process] = {}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if "dearkd_trainer.service.rank" in process.cmdline() and "RANK" in (environment := process.environ()):

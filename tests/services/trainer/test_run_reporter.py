@@ -148,7 +148,7 @@ def no_json(constant: str) -> None:
 def test_what_is_no_number_is_told_and_stored_as_null(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = training.evaluate
+    whole = training.evaluate  # type: ignore[attr-defined]
     monkeypatch.setattr(training, "evaluate", lambda *args, **kwargs: replace(whole(*args, **kwargs), loss=math.nan))
     ended = finished_run(settings, tmp_path)
     store = open_ledger(settings).store

@@ -181,7 +181,7 @@ def test_a_copy_that_goes_bad_in_the_cache_is_fetched_again(dataset: StoredShard
 
 def outage(dataset: StoredShards, monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> list[int]:
     """Storage fails so often."""
-    fetch, failed = dataset._fetch, []
+    fetch, failed = dataset._fetch, list[int]()
 
     def fail(number: int) -> FileCache:
         if len(failed) < times:

@@ -164,7 +164,7 @@ def test_other_types_are_refused_by_the_tensors_name(tmp_path: Path, kind: torch
 
 def test_a_quantised_module_is_refused_by_the_library_too() -> None:
     teacher = build_teacher(spec()).eval().requires_grad_(False)
-    teacher.get_submodule("layer1.0.bn1").running_var = torch.ones(32, dtype=torch.int8)  # type: ignore[assignment]
+    teacher.get_submodule("layer1.0.bn1").running_var = torch.ones(32, dtype=torch.int8)
     pointer, detail = refusal(lambda: check_teacher(teacher, spec(), 32))
     assert (pointer, "layer1.0.bn1.running_var is of type int8" in detail) == ("/weights", True)
     teacher = build_teacher(spec()).eval().requires_grad_(False)

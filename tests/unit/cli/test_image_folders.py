@@ -48,21 +48,21 @@ def folders(root: Path, *names: str) -> Path:
 
 def read(root: Path, **reading: object) -> dict[str, object]:
     """The summary of a folder, all checked."""
-    source = read_folder(root, Reading(**reading))  # type: ignore[arg-type]
+    source = read_folder(root, Reading(**reading))
     for _ in source.check():
         pass
     return source.summary()
 
 
 def names(root: Path, **reading: object) -> list[str]:
-    source = read_folder(root, Reading(**reading))  # type: ignore[arg-type]
+    source = read_folder(root, Reading(**reading))
     assert isinstance(source, ImageFolder)
     return [name for name, _ in source.classes]
 
 
 def stored(root: Path, scratch: Path, **reading: object) -> list[tuple[int, str, bytes]]:
     """(label, suffix, bytes) of every image as it stands in the shards."""
-    source = read_folder(root, Reading(**reading))  # type: ignore[arg-type]
+    source = read_folder(root, Reading(**reading))
     for _ in source.check():
         pass
     for _ in source.copy_to(Storage.open(Settings(storage_url=f"file://{scratch}")), "packed"):
@@ -262,7 +262,7 @@ def test_images_of_all_modes_become_those_of_the_set(tmp_path: Path, mode: str) 
         scratch = tmp_path / f"out{channels}"
         kept = stored(tmp_path / "root", scratch, in_chans=channels if channels == 1 else None)[1][2]
         with Image.open(io.BytesIO(data)) as before:
-            wanted = np.asarray(in_channels(before, channels))  # type: ignore[arg-type]
+            wanted = np.asarray(in_channels(before, channels))
         assert np.array_equal(decode(kept).permute(1, 2, 0).numpy(), wanted.reshape(8, 8, channels))
     grey = mode in ("L", "LA", "1", "I;16")
     assert read(tmp_path / "root")["in_chans"] == 3
@@ -286,7 +286,7 @@ def test_animations_give_their_first_frame_and_say_so(tmp_path: Path) -> None:
     for kind in ("GIF", "WEBP", "TIFF"):
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
         write(folders(tmp_path / "root", "cat"), f"dog/moving.{kind}", data=data)
-    assert read(tmp_path / "root")["converted"]["first frame of several"] == 3  # type: ignore[index]
+    assert read(tmp_path / "root")["converted"]["first frame of several"] == 3
     for _, _, data in stored(tmp_path / "root", tmp_path / "out")[1:]:
         assert decode(data)[0].float().mean() > 200
 

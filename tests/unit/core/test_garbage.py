@@ -48,7 +48,7 @@ JOBS = st.builds(
 
 def make(storage: Storage, made_up: MadeUp) -> tuple[list[str], bool]:
     """Put a job's leavings into storage; those that may go by the rule, and whether its notes are among them."""
-    job = new_id(made_up.kind)  # type: ignore[arg-type]  # drawn from the kinds
+    job = new_id(made_up.kind)  # drawn from the kinds
     result = sibling(job, "ds" if made_up.kind == "syn" else "mdl")
     root = "datasets" if made_up.kind == "syn" else "models"
     files = [f"{root}/{result}/{name}" for name in ("train-000000.tar", "train-000001.tar", "README.md")]

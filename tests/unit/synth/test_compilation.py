@@ -202,7 +202,7 @@ def test_the_losses_and_the_gradient_are_those_of_the_step_as_written(compiler: 
             x.grad = None
             objective.total(found).backward()
             assert x.grad is not None
-            rows.append(({name: loss.item() for name, loss in found.items()}, x.grad, objective.statistics()))
+            rows.append(({name: loss.item() for name, loss in found.items()}, x.grad, objective.statistics()))  # type: ignore[unreachable]
             with torch.no_grad():
                 x -= 0.1 * x.grad
         outcomes.append(rows)

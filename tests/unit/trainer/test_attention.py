@@ -28,7 +28,7 @@ SIZES = {
 
 def make(**kwargs: object) -> DearKDViT:
     torch.manual_seed(0)
-    return DearKDViT(**SIZES, **kwargs).eval()  # type: ignore[arg-type]
+    return DearKDViT(**SIZES, **kwargs).eval()
 
 
 def images(count: int = 3) -> Tensor:

@@ -37,7 +37,7 @@ def test_evaluations_and_checkpoints_do_not_count_as_time_of_steps(
     monkeypatch: pytest.MonkeyPatch,
     teacher: Any,
 ) -> None:
-    evaluate = training.evaluate
+    evaluate = training.evaluate  # type: ignore[attr-defined]
 
     def slow_evaluation(*args: Any, **kwargs: Any) -> Any:
         clock.pass_by(1e6)

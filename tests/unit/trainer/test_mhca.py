@@ -14,7 +14,7 @@ DIM, HEADS, GRID, PREFIX = 24, 6, (4, 5), 2
 
 def make(mix: str = "logits", **kwargs: float) -> MHCA:
     torch.manual_seed(0)
-    mhca = MHCA(Attention(DIM, HEADS, qkv_bias=True), GRID, PREFIX, mix=mix, **kwargs)  # type: ignore[arg-type]
+    mhca = MHCA(Attention(DIM, HEADS, qkv_bias=True), GRID, PREFIX, mix=mix, **kwargs)
     return mhca.double().eval()
 
 
@@ -48,7 +48,7 @@ def by_loops(mhca: MHCA, x: Tensor, mix: str) -> Tensor:
     depth = DIM // HEADS
     joined = torch.zeros_like(x)
     for image in range(len(x)):
-        q, k, v = (x[image] @ mhca.qkv.weight.T + mhca.qkv.bias).split(DIM, dim=1)  # type: ignore[operator, union-attr]
+        q, k, v = (x[image] @ mhca.qkv.weight.T + mhca.qkv.bias).split(DIM, dim=1)
         for head in range(HEADS):
             own = slice(head * depth, (head + 1) * depth)
             for i, query in enumerate(places):
@@ -68,7 +68,7 @@ def by_loops(mhca: MHCA, x: Tensor, mix: str) -> Tensor:
                 else:
                     weights = (torch.softmax(content, 0) + torch.softmax(position, 0)) / 2
                 joined[image, i, own] = weights @ v[:, own]
-    return joined @ mhca.proj.weight.T + mhca.proj.bias  # type: ignore[operator, union-attr]
+    return joined @ mhca.proj.weight.T + mhca.proj.bias
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -22,7 +22,7 @@ from dearkd_trainer.data.recipe import (
     train_transform,
 )
 from dearkd_trainer.model.dearkd_vit import DearKDViT
-from dearkd_trainer.train.aligner import Aligner, Stage
+from dearkd_trainer.train.aligner import Aligner, Stage  # type: ignore[attr-defined]
 
 OPTIMIZER = OptimizerSpec(
     opt="adamw", lr=1e-2, weight_decay=0.05, sched="cosine", warmup_epochs=2.0, warmup_lr=1e-4, min_lr=1e-3

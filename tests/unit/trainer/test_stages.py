@@ -33,7 +33,7 @@ def spec(
     kind: str = "soft", classification: float = 0.3, distillation: float = 0.7, hidden: float = 0.2
 ) -> StageOneSpec:
     weights = StageOneWeights(classification=classification, distillation=distillation, hidden=hidden)
-    return StageOneSpec(epochs=1, distillation=kind, temperature=3.0, weights=weights)  # type: ignore[arg-type]
+    return StageOneSpec(epochs=1, distillation=kind, temperature=3.0, weights=weights)
 
 
 def test_classification_is_the_smoothed_cross_entropy() -> None:

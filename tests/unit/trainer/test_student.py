@@ -30,7 +30,7 @@ def images(side: int = 32) -> torch.Tensor:
 
 def small(**kwargs: object) -> DearKDViT:
     torch.manual_seed(0)
-    return DearKDViT(**SMALL, **kwargs).eval()  # type: ignore[arg-type]
+    return DearKDViT(**SMALL, **kwargs).eval()
 
 
 @pytest.mark.parametrize("name", STUDENTS)

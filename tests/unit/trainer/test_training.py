@@ -261,7 +261,8 @@ def test_best_is_chosen_on_the_holdout(make_spec: MakeSpec, make_trainer: MakeTr
 def test_checkpoints_come_as_often_as_asked_and_at_the_end(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
     seen: list[tuple[int, str]] = []
     trainer = make_trainer(
-        make_spec(checkpoint_every=3), on_checkpoint=lambda path: seen.append((trainer.epoch, path.name))
+        make_spec(checkpoint_every=3),
+        on_checkpoint=lambda path: seen.append((trainer.epoch, path.name)),  # type: ignore[has-type]
     )
     trainer.fit()
     assert seen == [(3, "last.pt"), (4, "last.pt")]

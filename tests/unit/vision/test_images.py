@@ -70,10 +70,10 @@ def test_jpeg_keeps_colour_at_full_resolution() -> None:
     data = encode(image, "jpeg")
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.format == "JPEG"
-        assert [(across, down) for _, across, down, _ in picture.layer] == [(1, 1)] * 3
+        assert [(across, down) for _, across, down, _ in picture.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
         # ITU T.81's example table for luminance, (200 − 2·95) % of it, as the IJG's code counts quality.
         luminance = [(entry * 10 + 50) // 100 for entry in (16, 11, 10, 16, 24, 40, 51, 61)]
-        assert picture.quantization[0][:8] == luminance
+        assert picture.quantization[0][:8] == luminance  # type: ignore[attr-defined]
     assert (decode(data, 3).int() - image.int()).abs().max() < 5
 
 
