@@ -5,6 +5,8 @@ are looked at here: importing a term would import torch.
 """
 
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
@@ -16,13 +18,19 @@ Weights = TypeVar("Weights", bound=BaseModel)
 
 
 def term_modules() -> dict[str, str]:
-    """Name of each term to the full name of its module."""
-    packages = [entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]
-    return {
-        found.name: f"{package.__name__}.{found.name}"
-        for package in packages
-        for found in iter_modules(package.__path__)
-    }
+    """Name of each term to the full name of its module; a package that is not installed adds none."""
+    found: dict[str, str] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        found |= {module.name: f"{entry.value}.{module.name}" for module in iter_modules(_folders(entry.value))}
+    return found
+
+
+def _folders(package: str) -> list[str]:
+    """The folders of a package, found without importing it or the packages around it."""
+    top, *inner = package.split(".")
+    spec = find_spec(top)
+    places = spec.submodule_search_locations if spec is not None else None
+    return [str(Path(place, *inner)) for place in places or ()]
 
 
 def with_plugged_in(weights: type[Weights]) -> type[Weights]:

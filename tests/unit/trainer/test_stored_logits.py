@@ -99,7 +99,7 @@ def test_half_precision_is_near_and_a_restart_changes_nothing(
     asked = make_trainer(computed(spec), dataset=data, directory=tmp_path / "asked").fit().history
     whole = make_trainer(spec, dataset=data, teacher=None).fit().history
     assert whole[0]["distillation"] == pytest.approx(asked[0]["distillation"], rel=2e-2)
-    cut = {"dataset": data, "teacher": None, "teacher_spec": None, "directory": tmp_path / "cut"}
+    cut = {"dataset": data, "teacher": None, "directory": tmp_path / "cut"}
     with pytest.raises(KeyboardInterrupt):
         make_trainer(spec.model_copy(update={"checkpoint_every": 1}), on_step=stop_at(STEPS + 2), **cut).fit()
     again = make_trainer(spec.model_copy(update={"checkpoint_every": 1}), **cut).fit().history
