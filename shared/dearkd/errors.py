@@ -169,7 +169,7 @@ def _detail(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown field {str(error['loc'][-1])!r:.200}; see the API's schema for the fields that exist"
     if error["type"] == "missing":
-        return "required, but missing"
+        return "required, but missing" + (f": {error['remedy']}" if "remedy" in error else "")
     given = _beginning(error.get("input"))
     return f"{error['msg']} (got {given if len(given) <= 80 else given[:77] + '...'})"
 
