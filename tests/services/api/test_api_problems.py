@@ -61,6 +61,12 @@ def test_parameters_are_looked_at_before_the_body(api: Api) -> None:
     assert (answer.status_code, pointers(answer)) == (422, ["/dryrun"])
 
 
+def test_what_should_be_an_object_is_told_so(api: Api) -> None:
+    answer = api.http.post("/v1/training-runs", json={"dataset": "none", "stage_one": {"weights": [1]}})
+    told = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
+    assert told["/stage_one/weights"] == "Input should be an object (got [1])"
+
+
 def test_odd_texts_in_a_body_are_refused_and_told(api: Api) -> None:
     answer = api.http.post("/v1/synthesis-jobs", content=rb'{"teacher": "\ud800", "\ud800": 1}', headers=JSON)
     assert answer.status_code == 422
