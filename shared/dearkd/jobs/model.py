@@ -19,7 +19,7 @@ TERMINAL: frozenset[Status] = frozenset(("succeeded", "failed", "canceled"))
 ACTIVE: frozenset[Status] = frozenset(STATUSES) - TERMINAL
 
 UNREADABLE = [["unreadable"]]
-"""Units of a job whose record holds no spec: who claims it reads the record too, and fails the job with what is wrong."""
+"""Units of a job whose record holds no spec: who claims it reads the spec, and fails the job with what is wrong."""
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     "blocked": frozenset(("queued", "failed", "canceled")),
