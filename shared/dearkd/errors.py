@@ -165,13 +165,18 @@ def json_pointer(parts: Iterable[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
+_OBJECT_TYPES = ("model_type", "model_attributes_type")
+
+
 def _detail(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown field {str(error['loc'][-1])!r:.200}; see the API's schema for the fields that exist"
     if error["type"] == "missing":
-        return "required, but missing"
+        return "required, but missing" + (f": {error['remedy']}" if "remedy" in error else "")
     given = _beginning(error.get("input"))
-    return f"{error['msg']} (got {given if len(given) <= 80 else given[:77] + '...'})"
+    # pydantic speaks of Python's objects here, and of attributes.
+    wanted = "Input should be an object" if error["type"] in _OBJECT_TYPES else error["msg"]
+    return f"{wanted} (got {given if len(given) <= 80 else given[:77] + '...'})"
 
 
 def _beginning(value: Any) -> str:

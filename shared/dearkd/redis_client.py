@@ -51,7 +51,10 @@ class Pipeline(RedisPipeline):
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         with _translated():
-            return super().execute(raise_on_error)
+            try:
+                return super().execute(raise_on_error)
+            except NoScriptError as error:  # it was loaded just before: Redis has begun anew since
+                raise ResponseError(*error.args) from error
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         with _translated():

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Generic, TypeVar, get_args
 
@@ -13,8 +13,15 @@ from pydantic_core import CoreSchema, core_schema
 
 from dearkd.errors import InvalidInput, TooLarge, TooSlow
 from dearkd.specs import Spec
+from dearkd_api.queries import require_known_parameters
 
 RequestT = TypeVar("RequestT", bound=Spec)
+
+REMEDIES = {
+    "teacher": "POST /v1/teachers first",
+    "dataset": "name a dataset, or the synthesis job that makes one",
+}
+"""What to do where a request does not name a resource that it needs."""
 
 
 class _JsonRequest(Request):
@@ -55,8 +62,9 @@ class JsonRoute(APIRoute):
 
         async def read_and_handle(request: Request) -> Response:
             if self.body_field is not None:
+                await require_known_parameters(request)  # before the body, which need not be read then
                 request = _JsonRequest(request.scope, request.receive)
-                if await request.body():
+                if await request.body() or self.body_field.field_info.is_required():
                     await request.json()  # before FastAPI does, which answers 400 to any error there
             return await handle(request)
 
@@ -82,13 +90,22 @@ class Posted(Generic[RequestT]):
                 return cls(into_model(value))
             except ValidationError as error:
                 wrong = {place for found in error.errors() for place in found["loc"][:1]}
+                told = [_with_remedy(found) for found in error.errors(include_url=False)]
                 known = {name: value.get(name) for name in model.model_fields if name not in wrong}
                 return cls(
                     model.model_construct(**dict.fromkeys(model.model_fields) | known),
-                    InvalidInput.from_pydantic(error),
+                    InvalidInput.from_details(told),
                 )
 
         return core_schema.no_info_wrap_validator_function(validate, handler.generate_schema(model))
+
+
+def _with_remedy(error: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An entry of `ValidationError.errors()`; null for a resource that is needed is as if it were left out."""
+    remedy = REMEDIES.get(error["loc"][0]) if len(error["loc"]) == 1 else None
+    if remedy is None or not (error["type"] == "missing" or error["input"] is None):
+        return error
+    return {**error, "type": "missing", "remedy": remedy}
 
 
 def require_declared_size(request: Request, limit: int) -> None:

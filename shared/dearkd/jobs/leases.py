@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from dearkd.jobs.deaths import holder
-from dearkd.jobs.model import Kind, units_of
+from dearkd.jobs.model import UNREADABLE, Kind, units_of
 from dearkd.jobs.records import at, parse
 from dearkd.jobs.scripts import Transition
 from dearkd.redis_client import Redis, job_key
@@ -47,7 +47,7 @@ class Leases:
         try:
             groups = units_of(parse(cast("dict[bytes, bytes]", self.redis.hgetall(job_key(identifier)))))
         except ValueError:
-            groups = [["unreadable"]]  # who claims it reads the record too, and fails the job with what is wrong
+            groups = UNREADABLE
         self._plan(id=identifier, at=at(), groups=groups)
 
     def expire(self, name: str, cause: str) -> int:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from dearkd.identifiers import is_id, sibling
@@ -17,6 +17,9 @@ EventType = Literal["status", "progress", "metrics", "log"]
 STATUSES: tuple[Status, ...] = ("blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled")
 TERMINAL: frozenset[Status] = frozenset(("succeeded", "failed", "canceled"))
 ACTIVE: frozenset[Status] = frozenset(STATUSES) - TERMINAL
+
+UNREADABLE = [["unreadable"]]
+"""Units of a job whose record holds no spec: who claims it reads the spec, and fails the job with what is wrong."""
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     "blocked": frozenset(("queued", "failed", "canceled")),
@@ -133,12 +136,11 @@ def model_of(job: str) -> str:
 
 
 def units_of(job: Job) -> list[list[str]]:
-    """The units of a job, in groups of which each begins when the one before it is done.
-
-    Raises:
-        ValidationError: if its record holds no spec.
-    """
-    return (SynthesisSpec if job.kind == "synthesis" else TrainingSpec).stored(job.spec).units
+    """The units of a job, in groups of which each begins when the one before it is done."""
+    try:
+        return (SynthesisSpec if job.kind == "synthesis" else TrainingSpec).stored(job.spec).units
+    except ValidationError:
+        return UNREADABLE
 
 
 def now() -> datetime:

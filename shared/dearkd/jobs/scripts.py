@@ -45,5 +45,7 @@ def answer(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _packed(args: dict[str, object]) -> str:
-    return json.dumps({name: value for name, value in args.items() if value is not None})
+def _packed(args: dict[str, object]) -> bytes:
+    given = {name: value for name, value in args.items() if value is not None}
+    # A text may hold what a library says of a file whose name is no UTF-8: Redis would refuse it, again and again.
+    return json.dumps(given, ensure_ascii=False).encode(errors="replace")

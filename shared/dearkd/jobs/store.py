@@ -192,14 +192,15 @@ class JobStore(Settlement):
         try:
             with suppress(AlreadyExists):  # of this very request, whose first answer was lost: the id is new
                 self.storage.create(f"jobs/{job.id}/job.json", job.model_dump_json(indent=2).encode())
-            return self._record(job, waits_for, asked)
+            return self._record(job, waits_for, asked, new=True)
         except BaseException as error:
             if isinstance(error, Unavailable) and error.code == "redis_unavailable":
                 self.storage.put(refusal_key(job.id), b"the answer to who asked was an error")
             self.storage.delete_prefix(f"jobs/{job.id}")
             raise
 
-    def _record(self, job: Job, waits_for: str | None, asked: dict[str, Any]) -> Job:
+    def _record(self, job: Job, waits_for: str | None, asked: dict[str, Any], *, new: bool) -> Job:
+        """Write the record; the one of a `new` job that is there already is its own, of which the answer was lost."""
         priority = str(job.spec["priority"])
         fields = {
             "attempt": str(job.attempt),
@@ -211,6 +212,8 @@ class JobStore(Settlement):
             "parallelism": str(job.spec.get("parallelism", 1)),
         }
         answered = self._woken(self._create_record, job, asked | {"fields": fields, "groups": units_of(job)})
+        if new and answered[0] == "exists":
+            return self.get(job.id)
         return job.model_copy(update={"status": self._require_ok(job, waits_for, answered)})
 
     def _require_ok(self, job: Job, waits_for: str | None, answered: list[str]) -> str:
@@ -282,7 +285,7 @@ class JobStore(Settlement):
             delete_made(self.storage, job)
         self.storage.delete(final_key(identifier))
         try:
-            self._record(job, waits_for, _asked(job, waits_for, None))
+            self._record(job, waits_for, _asked(job, waits_for, None), new=False)
         except DearKDError:
             if final is not None:
                 self.storage.put(final_key(identifier), final)

@@ -18,7 +18,7 @@ def choose_image_size(near: int, patch_size: int | None = None) -> int:
         patch_size: of the student, where it is given: the size is a multiple of it.
     """
     near = min(max(near, SMALLEST_IMAGE), LARGEST_IMAGE)
-    if patch_size is not None:
+    if patch_size is not None and patch_size <= LARGEST_IMAGE:  # a larger one divides no image, and is refused
         return _multiple(near, patch_size)
     if _good_patch(near) is not None:
         return near

@@ -37,6 +37,34 @@ def test_what_is_no_json_object_is_refused(api: Api, path: str, body: bytes) -> 
     answer = api.http.post(path, content=body, headers=JSON)
     assert answer.status_code == 422
     assert pointers(answer) == [""]
+    assert "JSON" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [{}, {"teacher": None}, {"teacher": None, "seed": "x"}])
+def test_what_is_missing_is_told_with_its_remedy(api: Api, body: dict[str, object]) -> None:
+    told = api.http.post("/v1/synthesis-jobs", json=body).json()["errors"]
+    assert {"pointer": "/teacher", "detail": "required, but missing: POST /v1/teachers first"} in told
+    told = api.http.post("/v1/training-runs", json={"dataset": None} if body else {}).json()["errors"]
+    remedy = "name a dataset, or the synthesis job that makes one"
+    assert told == [{"pointer": "/dataset", "detail": f"required, but missing: {remedy}"}]
+
+
+def test_a_choice_that_there_is_not_is_told_with_those_that_there_are(api: Api) -> None:
+    preset = api.http.post("/v1/synthesis-jobs", json={"teacher": "none", "preset": "imagenets"})
+    assert all(name in preset.json()["detail"] for name in ("'imagenet'", "'cifar'", "'digits'"))
+    recipe = api.http.post("/v1/training-runs", json={"dataset": "none", "recipe": "large"})
+    assert all(name in recipe.json()["detail"] for name in ("'deit'", "'small'"))
+
+
+def test_parameters_are_looked_at_before_the_body(api: Api) -> None:
+    answer = api.http.post("/v1/training-runs?dryrun=true", content=b"{", headers=JSON)
+    assert (answer.status_code, pointers(answer)) == (422, ["/dryrun"])
+
+
+def test_what_should_be_an_object_is_told_so(api: Api) -> None:
+    answer = api.http.post("/v1/training-runs", json={"dataset": "none", "stage_one": {"weights": [1]}})
+    told = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
+    assert told["/stage_one/weights"] == "Input should be an object (got [1])"
 
 
 def test_odd_texts_in_a_body_are_refused_and_told(api: Api) -> None:

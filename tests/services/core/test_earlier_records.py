@@ -128,3 +128,28 @@ def test_a_spec_that_cannot_be_read_holds_up_nobody(ledger: Ledger, store: JobSt
     assert found.job == strange.id
     ledger.fail(strange.id, ERROR, found)  # as a worker does, which reads the spec first
     assert claim(ledger).job == other.id
+
+
+def test_nor_does_one_of_which_something_is_still_claimed(ledger: Ledger, store: JobStore) -> None:
+    strange = synthesis(store, shards=2, parallelism=2)
+    held = claim(ledger)
+    age(ledger, strange)
+    ledger.redis.hset(f"dearkd:job:{strange.id}", "spec", "{}")
+    other = synthesis(store, shards=1)
+    assert claim(ledger).job == other.id
+    ledger.release(held)
+    assert claim(ledger).job == strange.id
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["known to Redis", "lost to Redis"])
+def test_a_job_whose_spec_cannot_be_read_is_retried_as_any_other(ledger: Ledger, store: JobStore, lost: bool) -> None:
+    """It fails again, with words for what is wrong, where its worker reads it."""
+    job = synthesis(store, shards=1)
+    key = f"jobs/{job.id}/job.json"
+    store.storage.put(key, job.model_copy(update={"spec": {"priority": "normal"}}).model_dump_json().encode())
+    ledger.redis.hset(f"dearkd:job:{job.id}", "spec", '{"priority": "normal"}')
+    ledger.fail(job.id, ERROR)
+    if lost:
+        ledger.redis.flushall()
+    assert store.retry(job.id).status == "queued"
+    assert claim(ledger).job == job.id

@@ -244,3 +244,11 @@ def test_a_lost_wake_up_is_made_good(ledger: Ledger, store: JobStore) -> None:
     assert ledger.redis.llen("rq:queue:synth") == 1
     ledger.reap(max_deaths=3)
     assert ledger.redis.llen("rq:queue:synth") == 1
+
+
+def test_words_that_are_no_utf8_are_kept_as_far_as_they_are(ledger: Ledger, store: JobStore) -> None:
+    synthesis(store, shards=1)
+    unit = claim(ledger)
+    assert ledger.expire(holder(os.getppid(), os.getpid()), "could not read é\udc80") == 1
+    ledger.reap(max_deaths=3)
+    assert "could not read é?" in ledger.log.read(unit.job)

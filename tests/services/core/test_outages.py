@@ -3,22 +3,26 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from dearkd.errors import Unavailable
+from dearkd.jobs import settlement
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import Job
 from dearkd.jobs.reaper import LOCK, Reaper
+from dearkd.jobs.scripts import Transition
 from dearkd.jobs.settlement import UNSETTLED
-from dearkd.jobs.store import JobStore
+from dearkd.jobs.store import JobStore, refusal_key
 from dearkd.local.embedded_redis import free_port
 from dearkd.settings import Settings
 from dearkd.storage.objects import Storage
 from dearkd.work.attempt import Attempt
 from dearkd.work.worker import drain, open_ledger
-from tests.support.ledger_steps import synthesis
+from tests.support.ledger_steps import claim, mark, synthesis
 from tests.support.services import eventually
+from tests.support.specs import training_spec
 
 
 class LostAnswers(Storage):
@@ -45,6 +49,40 @@ def test_a_lost_answer_of_storage_neither_refuses_a_job_nor_leaves_one_that_was_
         synthesis(store)
     assert [stored.key for stored in storage.objects("jobs")] == [f"jobs/{accepted.id}/job.json"]
     assert [job.id for job in store.page("synthesis")[0]] == [accepted.id]
+
+
+class SecondAnswers(JobStore):
+    """A Redis whose reply to a step is lost: the client sends it again, and hears what comes of it then."""
+
+    def _woken(self, step: Transition, job: Job, args: dict[str, Any]) -> list[str]:
+        super()._woken(step, job, args)
+        return super()._woken(step, job, args)
+
+
+def test_a_lost_reply_of_redis_neither_refuses_a_job_nor_forgets_what_was_asked_for(settings: Settings) -> None:
+    store = SecondAnswers(open_ledger(settings).redis, Storage.open(settings))
+    store.redis.flushall()
+    job = synthesis(store)
+    assert store.get(job.id) == job
+    assert store.storage.exists(f"jobs/{job.id}/job.json")
+    assert not store.storage.exists(refusal_key(job.id))
+
+
+def test_runs_that_were_released_are_woken_though_the_process_ended_before_it_did_so(
+    ledger: Ledger, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = synthesis(store, shards=1)
+    run = store.create_training(training_spec(job.id), epochs=1, waits_for=job.id)
+    mark(ledger, claim(ledger))
+    ledger.redis.delete("rq:queue:train")
+    with monkeypatch.context() as ends:
+        ends.setattr(settlement, "wake", Mock(side_effect=SystemExit))
+        with pytest.raises(SystemExit):
+            ledger.complete(claim(ledger), {"dataset": "ds"})
+    assert store.get(run.id).status == "queued"
+    assert ledger.redis.llen("rq:queue:train") == 0
+    ledger.reap(max_deaths=3)
+    assert ledger.redis.llen("rq:queue:train") == 1
 
 
 class LostRecords(JobStore):

@@ -70,6 +70,15 @@ def test_a_refused_command_is_unavailable_and_an_answer_to_rq(
     assert "WRONGTYPE" in caught.value.cause
 
 
+def test_a_script_that_redis_forgot_behind_a_pipelines_back_is_unavailable(settings: Settings) -> None:
+    """Redis began anew after the pipeline had loaded it: the same request succeeds when it comes again."""
+    client = connect(settings)
+    pipe = client.pipeline(transaction=True)
+    pipe.evalsha("0" * 40, 0)
+    with pytest.raises(Unavailable, match="refused a command"):
+        pipe.execute()
+
+
 def test_what_scripts_and_rq_steer_by_comes_through(settings: Settings) -> None:
     client = connect(settings)
     client.flushall()

@@ -226,3 +226,15 @@ def test_what_is_being_deleted_takes_no_more_jobs(ledger: Ledger, store: JobStor
         store.withdraw_deletion(gone)
     assert store.page("training") == ([], False)
     assert store.create_training(training_spec(job.id), epochs=1, waits_for=job.id).status == "blocked"
+
+
+def test_a_job_of_many_units_is_accepted_and_retried_in_few_commands(ledger: Ledger, store: JobStore) -> None:
+    """Redis answers nobody else meanwhile: a command for each of 100,000 units would take it seconds."""
+    ledger.redis.config_resetstat()
+    job = synthesis(store, shards=20_000)
+    store.cancel(job.id)
+    store.retry(job.id)
+    commands = ledger.redis.info("commandstats")
+    assert sum(commands[name]["calls"] for name in commands) < 500
+    assert ledger.redis.zcard(f"dearkd:job:{job.id}:open") == 20_001
+    assert [claim(ledger).unit] == ["0"]

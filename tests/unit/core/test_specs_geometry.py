@@ -52,6 +52,12 @@ def test_a_patch_that_is_set_gets_an_image_that_it_divides(size: int, patch_size
     assert abs(chosen.image_size - size) <= max(patch_size / 2, patch_size - size)
 
 
+def test_a_patch_that_no_image_has_is_refused_where_it_is_set() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        student(32, patch_size=5000)
+    assert [error.pointer for error in caught.value.errors] == ["/student/patch_size"]
+
+
 @pytest.mark.parametrize("size", [127, 226, 227, 331, 1009])
 def test_an_image_that_is_set_and_has_no_fitting_patch_is_refused_with_one_close_by(size: int) -> None:
     with pytest.raises(InvalidInput) as caught:

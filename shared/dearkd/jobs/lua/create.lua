@@ -2,9 +2,9 @@
 -- args: id, kind, at, limit (how many jobs, of the owner if there is one, may wait), awaited (the synthesis job that it
 -- waits for), owner, reads (the resources that it reads); and only to accept it: fields, groups of units.
 -- Returns {'ok', status} | {'full', jobs that wait} | {'deleting', resource} | {'dead', status of the awaited job}
--- | {'exists'}.
+-- | {'exists', status}.
 local id, kind, k = args.id, args.kind, key(args.id)
-if redis.call('EXISTS', k) == 1 then return {'exists'} end
+if redis.call('EXISTS', k) == 1 then return {'exists', field(id, 'status')} end
 if args.limit then
   local waiting = 0
   for _, other in ipairs({'synthesis', 'training'}) do

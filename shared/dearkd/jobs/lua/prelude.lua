@@ -5,7 +5,7 @@
 -- one is told so and publishes nothing.
 --
 -- Keys of a job: `{job}` (hash; `done_samples` counts those of the units that are done), and beside it
---   `:units` (hash unit -> place: its group * 2^32 + its number in it), `:open` (sorted set of units, by place),
+--   `:units` (sorted set of all, by place: group * 2^32 + number in it), `:open` (sorted set of units, by place),
 --   `:claims` (hash unit -> token), `:holders` (hash unit -> process that claimed it), `:done` (hash unit -> payload),
 --   `:deaths` (hash unit -> count), `:causes` (hash unit -> what ended its last holder), `:partial` (hash unit ->
 --   progress), `:rows` (list of a run's metrics), `:waiting` (set of runs blocked on it), `:events` (stream),
@@ -66,7 +66,8 @@ local function claimable(id)
   local claimed = redis.call('HKEYS', k .. ':claims')
   if #first == 0 or #claimed == 0 then return #first > 0 end
   local function group(place) return math.floor(tonumber(place) / GROUP) end
-  return group(first[2]) == group(redis.call('HGET', k .. ':units', claimed[1]))
+  local place = redis.call('ZSCORE', k .. ':units', claimed[1])
+  return place and group(first[2]) == group(place)
 end
 
 -- Where its turn is over, a job goes behind the others of its priority; where it was not listed, before them.
@@ -78,25 +79,27 @@ local function list(id, turn)
   else redis.call('ZADD', index, 'NX', first, id) end
 end
 
+-- One command for many items: a call costs more than what it does for one, and a job may have a hundred thousand units.
+local function in_batches(command, k, items)
+  for i = 1, #items, 1000 do redis.call(command, k, unpack(items, i, math.min(i + 999, #items))) end
+end
+
 local function record_units(id, groups)
+  local places = {}
   for number, units in ipairs(groups) do
     for place, unit in ipairs(units) do
-      redis.call('HSET', key(id) .. ':units', unit, (number - 1) * GROUP + place)
+      places[#places + 1] = (number - 1) * GROUP + place
+      places[#places + 1] = unit
     end
   end
+  in_batches('ZADD', key(id) .. ':units', places)
 end
 
 -- Open every unit that is neither done nor claimed.
 local function open_units(id)
   local k = key(id)
-  redis.call('DEL', k .. ':open')
-  local units = redis.call('HGETALL', k .. ':units')
-  for i = 1, #units, 2 do
-    local unit = units[i]
-    if redis.call('HEXISTS', k .. ':done', unit) + redis.call('HEXISTS', k .. ':claims', unit) == 0 then
-      redis.call('ZADD', k .. ':open', units[i + 1], unit)
-    end
-  end
+  redis.call('ZUNIONSTORE', k .. ':open', 1, k .. ':units')
+  for _, part in ipairs({':done', ':claims'}) do in_batches('ZREM', k .. ':open', redis.call('HKEYS', k .. part)) end
   list(id)
 end
 
@@ -107,7 +110,7 @@ end
 
 -- What follows when a unit lost its holder without being done.
 local function reopen(id, unit)
-  local status, place = field(id, 'status'), redis.call('HGET', key(id) .. ':units', unit)
+  local status, place = field(id, 'status'), redis.call('ZSCORE', key(id) .. ':units', unit)
   if place then redis.call('ZADD', key(id) .. ':open', place, unit) end
   list(id)
   if claims(id) > 0 then return end
