@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
-def share_out(labels: Tensor, logits: Tensor) -> Tensor:
+def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
     """The labels (B,) in the order in which the images fit them best.
 
     Args:
@@ -29,7 +29,7 @@ def share_out(labels: Tensor, logits: Tensor) -> Tensor:
     return shared
 
 
-def in_places(labels: Tensor, shared: Tensor) -> Tensor:
+def restore_order(labels: Tensor, shared: Tensor) -> Tensor:
     """Indices (B,) that bring images with the labels `shared` into the order of `labels`, which has as many of each."""
     order = torch.empty_like(labels)
     order[labels.argsort(stable=True)] = shared.argsort(stable=True)

@@ -24,7 +24,7 @@ from dearkd.errors import InvalidInput, reason
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MOST_VARIANTS = 1024
+MAX_VARIANTS = 1024
 """Of a step in a process. torch's own limit, 8, is soon reached: each phase, twice where labels come late, twice where
 there are images made before, again for a last batch that is smaller."""
 
@@ -43,7 +43,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def within_limit(*args: P.args, **kwargs: P.kwargs) -> R:
-        limits = {"recompile_limit": MOST_VARIANTS, "accumulated_recompile_limit": MOST_VARIANTS}
+        limits = {"recompile_limit": MAX_VARIANTS, "accumulated_recompile_limit": MAX_VARIANTS}
         with config.patch(limits):
             return run(*args, **kwargs)
 

@@ -44,7 +44,7 @@ class DelayedFlag:
         """Raise it where the bool scalar `condition` on the device is true."""
         self._raised.logical_or_(condition)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Whether it is raised, as far as is known without waiting: on a GPU, of a step some time ago."""
         if self._event is None:
             return bool(self._raised)
