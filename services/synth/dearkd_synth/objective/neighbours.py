@@ -7,4 +7,4 @@ NEIGHBOURS = (
     ((..., _BUT_FIRST, _BUT_LAST), (..., _BUT_LAST, _BUT_FIRST)),
     ((..., _BUT_LAST, _BUT_LAST), (..., _BUT_FIRST, _BUT_FIRST)),
 )
-"""For each of four directions (horizontal, vertical, two diagonals) the indices of x (…, H, W) of both neighbours."""
+"""Indices of both neighbours in x (…, H, W), for each of four directions: horizontal, vertical, two diagonals."""
