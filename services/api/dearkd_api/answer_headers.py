@@ -8,7 +8,7 @@ _NEVER: Final = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; " + _NEVER
 )
-"""Of the pages for people: scripts and styles from their own files alone."""
+"""The content security policy of the pages for people: scripts and styles from their own files alone."""
 
 GUARDS: Final[Mapping[str, str]] = {
     "content-security-policy": f"default-src 'none'; {_NEVER}",
@@ -17,4 +17,4 @@ GUARDS: Final[Mapping[str, str]] = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-"""Where an answer does not say otherwise itself, as pages do."""
+"""Headers set on every answer that does not set them itself, as pages do."""

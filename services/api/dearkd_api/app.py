@@ -24,7 +24,7 @@ def create_app(settings: Settings) -> FastAPI:
     """The control API on one storage and one Redis; neither need be reachable yet.
 
     Raises:
-        InvalidInput: if the storage URL is none, or a key or an allowed host breaks a rule.
+        InvalidInput: if the storage URL is invalid, or a key or an allowed host breaks a rule.
     """
     app = FastAPI(
         docs_url=None,  # an own page, from own files
@@ -57,7 +57,7 @@ async def _alive() -> Response:
 
 
 def _ready(request: Request, backend: Uses) -> Response:
-    """Whether what jobs need can be reached: 503 naming what cannot. And how many workers of each kind are alive."""
+    """Report if storage and Redis can be reached (503 naming what cannot), and how many workers of each kind live."""
     down: dict[str, str] = {}
     workers: dict[str, int] = {}
     try:

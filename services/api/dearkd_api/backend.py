@@ -1,4 +1,4 @@
-"""What the endpoints work on: storage, the job store, the three catalogs of resources, and pending registrations."""
+"""The state that endpoints share: storage, job store, the three catalogs of resources, pending registrations."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ UPLOADS_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Opened once an application; all of it may be used from several threads."""
+    """The state that endpoints share; opened once for each application, usable from several threads."""
 
     settings: Settings
     keys: Keys
@@ -37,18 +37,18 @@ class Backend:
     models: Catalog[Model]
     verification: Verification
     stopping: threading.Event = field(default_factory=threading.Event)
-    """Set when the server was asked to end: whoever waits for something answers at once."""
+    """Set when the server is asked to stop: every request that waits then answers at once."""
     upload_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(UPLOADS_AT_ONCE))
-    """Threads of uploads, which slow clients hold for long; other requests have their own."""
+    """The threads for uploads, which slow clients occupy for long; other requests have threads of their own."""
     upload_places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_AT_ONCE))
-    """One for each of those threads: who waits for a place waits in the event loop, and not for ever."""
+    """One place for each of those threads; requests wait for a place in the event loop, for a limited time."""
 
     @classmethod
     def open(cls, settings: Settings) -> "Backend":
-        """Connects to nothing yet: what cannot be reached is said by the request that needs it.
+        """Make the backend without connecting: a service that cannot be reached fails the requests that need it.
 
         Raises:
-            InvalidInput: if the storage URL is none, or a key breaks a rule.
+            InvalidInput: if the storage URL is invalid, or a key breaks a rule.
         """
         redis = connect(settings)
         storage = Storage.open(settings, redis)

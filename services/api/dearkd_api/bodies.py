@@ -72,9 +72,10 @@ class JsonRoute(APIRoute):
 
 
 class Posted(Generic[RequestT]):
-    """A validated body that a route takes even if it breaks rules, lest what it refers to be checked a request later.
+    """A body that a route gets even if it breaks rules, so that one answer can also name its wrong references.
 
-    `request` is whole where `refusal` is None; else all that is not well-formed in it is None.
+    If `refusal` is None, `request` is valid; else `refusal` names the broken rules, and the fields that break one are
+    None in `request`.
     """
 
     def __init__(self, request: RequestT, refusal: InvalidInput | None = None) -> None:
@@ -109,7 +110,7 @@ def _with_remedy(error: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def require_declared_size(request: Request, limit: int) -> None:
-    """Refuse by Content-Length, before anything is read."""
+    """Refuse a body whose Content-Length is over the limit, before anything is read. Raises `TooLarge`."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal():
         require_size(int(declared), limit)
@@ -121,7 +122,7 @@ def require_size(size: int, limit: int) -> None:
 
 
 def parse_json(data: bytes, *, pointer: str = "") -> Any:
-    """A JSON value.
+    """Parse a JSON value.
 
     Raises:
         InvalidInput: at `pointer`, if it is not JSON; NaN and Infinity are not.
@@ -137,9 +138,9 @@ def parse_json(data: bytes, *, pointer: str = "") -> Any:
 
 
 class ErrorCollector:
-    """The broken rules of several checks, so that one answer names them all.
+    """Collects the broken rules of several checks, so that one answer names them all.
 
-    `with errors:` keeps what the block refuses, and goes on behind it.
+    `with errors:` catches an `InvalidInput` raised in the block and keeps it.
     """
 
     def __init__(self, refusal: InvalidInput | None = None) -> None:
@@ -160,7 +161,7 @@ class ErrorCollector:
         return bool(self._found)
 
     def raise_if_any(self) -> None:
-        """Raise `InvalidInput` with all that was collected, if anything was."""
+        """Raise one `InvalidInput` with all that were collected, if there are any."""
         if len(self._found) == 1:
             raise self._found[0]
         if self._found:

@@ -1,7 +1,7 @@
-"""What a request must be before anything of it is read: for a host that is ours, and not driven by a foreign web page.
+"""The checks of a request before its body is read: that its host is ours, and that no foreign web page sent it.
 
-A browser sends requests to a local server for any page that asks it to. What it adds itself tells them apart: `Host`
-(a foreign name that was pointed here), `Origin` and `Sec-Fetch-Site` (another page's request), and the content type (a
+A browser sends requests to a local server for any page that asks it to. They show in what it adds itself: `Host` (a
+foreign name that was pointed here), `Origin` and `Sec-Fetch-Site` (another page's request), and the content type (a
 page may send forms and plain text anywhere, JSON only where it is allowed to). Keys change nothing of this.
 """
 
@@ -26,7 +26,7 @@ class Boundary:
     """Middleware, the outermost: refuses foreign requests, and sets the headers that every answer bears.
 
     Args:
-        hosts: under which names the server may be called.
+        hosts: the names under which the server may be called.
         forms: paths that take multipart/form-data besides JSON.
     """
 

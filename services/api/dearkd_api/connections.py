@@ -1,7 +1,7 @@
-"""Connections: how long a client may keep one waiting, and how many there may be at once.
+"""Limits on connections: their number, and the time that a client may keep one waiting.
 
-uvicorn bounds none of this but silence between two requests. What a request's body may take is the endpoint's affair
-(`bodies`, `uploads`); here is what happens before, after and beside an endpoint.
+uvicorn itself limits only the silence between two requests. The time for a request's body is limited by endpoints
+(`bodies`, `uploads`), the time for its headers and for taking the answer here.
 """
 
 import asyncio
@@ -17,36 +17,37 @@ from dearkd.settings import Settings
 from dearkd_api.problems import problem
 
 SPARE = 64
-"""Connections over the limit that are answered 503; any more are closed without a word."""
+"""Connections over the limit that are answered 503; any more are closed without an answer."""
 OTHER_FILES = 256
-"""Open files of the server that are no connections."""
+"""Open files of the server other than connections."""
 MIN_SENT_BYTES = 2**16
-"""What a client must take of an answer within `send_seconds`. The kernel hands out room in pieces of up to a MiB, so
-that little can be asked in a short time."""
+"""The bytes of an answer that a client must take within `send_seconds`. So few, because the kernel frees its send
+buffer in pieces of up to 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     max_connections: int
     header_seconds: float
-    """From the connection's begin, or the end of the answer before, to the end of a request's headers."""
+    """Time from the start of the connection, or the end of the answer before, to the end of a request's headers."""
     send_seconds: float
+    """Time within which a client must take `MIN_SENT_BYTES` of an answer."""
 
     @classmethod
     def of(cls, settings: Settings) -> "ConnectionLimits":
         return cls(settings.max_connections, settings.header_seconds, settings.send_seconds)
 
     @property
-    def look_seconds(self) -> float:
-        """Between two looks at a connection."""
+    def check_seconds(self) -> float:
+        """Time between two checks of a connection."""
         return min(1.0, self.header_seconds / 4, self.send_seconds / 4)
 
 
 class Connection(H11Protocol):
-    """A connection that ends where its client sends no request in time, or takes nothing of an answer.
+    """A connection that is closed if its client sends no request in time, or does not take its answer.
 
-    Where there are too many, a new one takes the place of that which has waited longest for its client, be it for
-    headers or for a body: so those who open connections and fall silent keep nobody out.
+    With too many connections, a new one takes the place of the one that has waited longest for its client, for headers
+    or for a body: so clients that open connections and fall silent keep nobody out.
     """
 
     limits: ClassVar[ConnectionLimits]
@@ -56,13 +57,13 @@ class Connection(H11Protocol):
         self._heard = self._free_since = self.loop.time()
         self._unsent = 0
         self._stuck: tuple[float, int] | None = None
-        """Since when what is to be sent did not become less by much, and how much it was then."""
+        """Start of the wait for the client to take `MIN_SENT_BYTES`, and the bytes unsent then; None: no wait."""
         if len(self.connections) > self.limits.max_connections:
             self._make_room()
-        self._looking = self.loop.call_later(self.limits.look_seconds, self._look)
+        self._next_check = self.loop.call_later(self.limits.check_seconds, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._looking.cancel()
+        self._next_check.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -99,9 +100,9 @@ class Connection(H11Protocol):
         else:
             self.transport.abort()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = self.loop.time()
-        self._looking = self.loop.call_later(self.limits.look_seconds, self._look)
+        self._next_check = self.loop.call_later(self.limits.check_seconds, self._check)
         unsent = self.transport.get_write_buffer_size()
         if unsent:
             if self._stuck is None or unsent > self._unsent:  # more was written, for which there had to be room
@@ -121,7 +122,7 @@ class Connection(H11Protocol):
         self._unsent = unsent
 
     def _refuse(self, status: int, title: str, detail: str, code: str) -> None:
-        """Answer what is no whole request, and close; where an answer is under way or was given, only close."""
+        """Answer an incomplete or invalid request, and close; only close if an answer has begun."""
         answer = problem(status, title, detail, code, headers={"Connection": "close"})
         head = h11.Response(status_code=status, headers=answer.raw_headers)
         try:
@@ -140,7 +141,7 @@ async def _refuse_crowd(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def connection_class(limits: ConnectionLimits) -> type[Connection]:
-    """What uvicorn makes of each connection under these limits; raises the process's limit on open files to fit."""
+    """The protocol class for uvicorn under these limits; raises the process's limit on open files to fit."""
     wanted = limits.max_connections + SPARE + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

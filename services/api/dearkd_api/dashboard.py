@@ -16,7 +16,7 @@ router = APIRouter(include_in_schema=False)
 
 
 class _Unversioned(StaticFiles):
-    """Files that a browser asks about each time, so that after an update a page never runs an old script."""
+    """Files that a browser must revalidate each time, so that after an update a page never runs an old script."""
 
     def file_response(self, full_path: "str | os.PathLike[str]", *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(full_path, *args, **kwargs)

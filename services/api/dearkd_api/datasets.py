@@ -1,4 +1,4 @@
-"""Datasets: those that synthesis jobs made, and those that were registered."""
+"""Datasets: made by synthesis jobs, or registered."""
 
 import json
 
@@ -39,20 +39,21 @@ class DatasetRegistration(Spec):
     """A WebDataset that lies in storage already."""
 
     prefix: Name = Field(min_length=1)
-    """Where its shards lie under the storage root."""
+    """The folder of its shards, as a key under the storage root."""
     name: Name | None = Field(default=None, min_length=1, max_length=200)
     class_order: ClassOrder | None = None
-    """How the labels follow, where class names sorted by `name` (torchvision) and in `natural` order (timm) differ:
-    that decides whether they are those of a teacher without class names. `given`: as such a teacher counts them."""
+    """The order in which labels number the classes: class names sorted by `name` (torchvision), in `natural` order
+    (timm) or by `number`; or `given`, already the order of the teacher's outputs. Needed for a teacher without class
+    names if `name` and `natural` differ."""
 
 
 @router.post("", status_code=201, response_model=DatasetManifest, responses={202: {"model": Registering}})
 async def create(posted: DatasetRegistration, request: Request, backend: Uses, caller: Caller) -> Response:
     """Register the shards under `prefix`, after reading and checking all of them.
 
-    Those that `_info.json` names, else every `*.tar`. `class_names.json`, a JSON list, names the classes where it
-    exists; else they are named by their numbers. A prefix `datasets/{id}` gives the dataset that id; any other may be
-    registered again, as another dataset with what lies there by then.
+    The shards are those that `_info.json` names, else every `*.tar`. `class_names.json`, a JSON list, names the classes
+    if it exists; else they are named by their numbers. A prefix `datasets/{id}` gives the dataset that id; any other
+    may be registered again, as another dataset with the shards that it holds then.
     """
     identifier = await run_in_threadpool(_open, posted, backend, caller)
     return await registering.answer(request, backend, backend.datasets, identifier)
@@ -66,16 +67,16 @@ def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After 
 
 @router.get("/{identifier}", response_model=DatasetManifest)
 def get(identifier: str, backend: Uses) -> Response:
-    """The manifest; `status` is `registering` or `failed` where the inspector took or takes its time."""
+    """The manifest; `status` is `registering` or `failed` while or after the inspector checks it."""
     return JSONResponse(registering.look_up(backend, backend.datasets, identifier))
 
 
 @router.delete("/{identifier}", status_code=204)
 def delete(identifier: str, backend: Uses, caller: Caller) -> None:
-    """Manifest first, then what lies under `datasets/{id}`. With keys its owner alone, or an administrator, may:
-    else 403. 409 while a job uses it.
+    """Delete a dataset: its manifest, then everything under `datasets/{id}`. If there are keys, its owner alone or an
+    administrator may (else 403). 409 while a job uses it.
 
-    Of a dataset that was registered from another prefix only the manifest goes: the shards there stay.
+    The shards of a dataset that was registered from another prefix stay.
     """
     registering.remove(backend, backend.datasets, identifier, caller)
 
@@ -83,7 +84,7 @@ def delete(identifier: str, backend: Uses, caller: Caller) -> None:
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
 @router.get("/{identifier}/files/{name:path}", response_class=Response)
 async def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
-    """A shard, `_info.json`, `preview.png`, `README.md` or `dataset.json`; ranges may be asked for, but of the last.
+    """A shard, `_info.json`, `preview.png`, `README.md` or `dataset.json`; all but the last take ranges.
 
     500 `corrupt_data` if a shard was altered in storage.
     """
@@ -108,7 +109,7 @@ def _find_file(dataset: DatasetManifest, name: str, backend: Backend) -> ServedF
 
 
 def _open(posted: DatasetRegistration, backend: Backend, caller: str | None) -> str:
-    """Check what can be checked at once, and hand the rest to the inspector; the id that the dataset will have."""
+    """Check what can be checked at once, leave the rest to the inspector; returns the id that the dataset will have."""
     prefix = check_key(posted.prefix, pointer="/prefix")
     identifier = _identifier(prefix, backend)
     listed_shards(backend.storage, prefix)

@@ -22,11 +22,11 @@ _TYPES: Final = {
 
 
 async def send_verified(request: Request, backend: Backend, file: ServedFile) -> Response:
-    """Answer a GET or HEAD for a stored file once it is known to be what its manifest says.
+    """Answer a GET or HEAD for a stored file, once it is verified against its manifest.
 
     Raises:
         NotFound: if it is gone.
-        CorruptData: if it is something else; nothing of it is sent.
+        CorruptData: if it is not what the manifest says; nothing of it is sent.
     """
     await backend.verification.require(file)
     sha256 = file.listed.sha256 if file.listed else None
@@ -37,7 +37,7 @@ def send_file(request: Request, storage: Storage, key: str, *, sha256: str | Non
     """Answer a GET or HEAD for a stored object (RFC 9110): 200, 206, 304, 307 or 416.
 
     Args:
-        sha256: of the whole object, where a manifest tells; it becomes the ETag.
+        sha256: of the whole object, if a manifest lists it; it becomes the ETag.
 
     Raises:
         NotFound: if it is not there.
@@ -77,9 +77,9 @@ def _matches(header: str, etag: str) -> bool:
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:
-    """Start and exclusive end of a single range, empty if it lies outside; None if it is to be ignored.
+    """Start and exclusive end of a single byte range, empty if it lies outside; None to answer with the whole file.
 
-    What is no byte range, and several ranges at once, may be answered with the whole (RFC 9110, section 14.2).
+    Malformed ranges and several at once may be answered with the whole (RFC 9110, section 14.2).
     """
     match = re.fullmatch(r"bytes=\s*(\d{0,19})-(\d{0,19})\s*", header)
     if match is None or match[1] == match[2] == "":

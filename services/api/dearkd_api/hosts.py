@@ -1,4 +1,4 @@
-"""Under which names this server may be called: a page of a name that is pointed here must not read it."""
+"""The names under which this server may be called, so that no page reads it through a foreign name pointed here."""
 
 import ipaddress
 import re
@@ -25,7 +25,7 @@ class Authority:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """What a Host header names; None if it is malformed, with user names or blanks for instance."""
+        """Parse a Host header; None if it is malformed, with a user name or blanks for instance."""
         match = _AUTHORITY.fullmatch(text)
         if match is None or int(match["port"] or 0) > 65535:
             return None
@@ -48,20 +48,20 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class AllowedHosts:
-    """Loopback names, and those that the operator has named."""
+    """The allowed hosts: loopback names, and those that the operator has named."""
 
     names: frozenset[str]
     suffixes: tuple[str, ...]
-    """Of `*.example.com`: `.example.com`."""
+    """The allowed endings: `.example.com` for `*.example.com`."""
     any: bool
-    """`*`: whatever the Host. Another page's Origin stays foreign."""
+    """True for `*`: every Host is allowed. Other sites' Origins stay foreign."""
 
     @classmethod
     def parse(cls, text: str, *, bound: str = "") -> Self:
-        """What `DEARKD_ALLOWED_HOSTS` holds, and the host that the server is bound to.
+        """Parse `DEARKD_ALLOWED_HOSTS`, and add the host that the server is bound to.
 
         Raises:
-            InvalidInput: if an entry is no host.
+            InvalidInput: if an entry is not a host.
         """
         entries = [entry.strip().lower() for entry in text.split(",") if entry.strip()]
         names: set[str] = set()
@@ -81,13 +81,13 @@ class AllowedHosts:
         return cls(frozenset(names), tuple(entry[1:] for entry in entries if entry.startswith("*.")), "*" in entries)
 
     def allow(self, hosts: Iterable[str]) -> bool:
-        """Whether a request with these Host headers may be answered: one, well-formed, and of a name that is ours."""
+        """True if there is one Host header, well-formed, with an allowed name."""
         given = list(hosts)
         authority = Authority.parse(given[0]) if len(given) == 1 else None
         return authority is not None and (self.any or authority.is_loopback or self._named(authority.host))
 
     def own(self, origin: str, host: str) -> bool:
-        """Whether an Origin is the called server's own: of the request's Host and port, or a named host's."""
+        """True if an Origin is this server's own: the request's Host and port, or a host that the operator named."""
         scheme, _, rest = origin.partition("://")
         theirs, ours = Authority.parse(rest), Authority.parse(host)
         if scheme not in _DEFAULT_PORTS or theirs is None or ours is None:

@@ -29,7 +29,7 @@ DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and
 
 
 class RetryRequest(Spec):
-    """From where a job is to go on."""
+    """The point from which a job is to go on."""
 
     start: Literal["last", "beginning"] = Field(default="last", alias="from")
 
@@ -77,7 +77,7 @@ def _find(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> 
 
 
 def _router(kind: Kind) -> APIRouter:
-    """What both kinds of jobs have in common."""
+    """The routes that both kinds of jobs have."""
     router = APIRouter(prefix=f"/v1/{COLLECTIONS[kind]}", tags=[COLLECTIONS[kind]], route_class=JsonRoute)
 
     @router.get("", response_model=JobPage)
@@ -88,7 +88,7 @@ def _router(kind: Kind) -> APIRouter:
         limit: Limit = DEFAULT_LIMIT,
         after: After = None,
     ) -> Response:
-        """Of the key's own jobs, where keys are configured."""
+        """List jobs, newest first; if there are keys, only those of the caller's key."""
         require_id(after, "syn" if kind == "synthesis" else "run")
         jobs, more = backend.store.page(kind, status=status, limit=limit, after=after, owner=caller)
         return JSONResponse(page([render(job) for job in jobs], more))
@@ -101,7 +101,7 @@ def _router(kind: Kind) -> APIRouter:
         caller: Caller,
         wait: Annotated[float, Query(ge=0, le=60, allow_inf_nan=False)] = 0,
     ) -> Response:
-        """The job; with `wait`, once its status changes, at the latest after so many seconds."""
+        """The job; with `wait`, answered when its status changes, at the latest after so many seconds."""
         first = job = await run_in_threadpool(_find, kind, identifier, backend, caller)
         until = asyncio.get_running_loop().time() + wait
         while not job.terminal and job.status == first.status and not backend.stopping.is_set():
@@ -114,16 +114,16 @@ def _router(kind: Kind) -> APIRouter:
 
     @router.post("/{identifier}/cancel", status_code=202, response_model=JobView)
     def cancel(identifier: str, backend: Uses, caller: Caller) -> Response:
-        """At once where nothing runs yet; a running job goes through `canceling`."""
+        """Cancel a job: at once if it does not run yet; a running one is `canceling` until it stops."""
         _find(kind, identifier, backend, caller)
         return _accepted(backend.store.cancel(identifier))
 
     @router.post("/{identifier}/retry", status_code=202, response_model=JobView)
     def retry(identifier: str, backend: Uses, caller: Caller, asked: RetryRequest = RetryRequest()) -> Response:
-        """A failed or canceled job goes on from its finished shards or its last checkpoint; so does one Redis lost.
+        """Continue a failed or canceled job, or one that Redis lost, from its finished shards or its last checkpoint.
 
-        With `{"from": "beginning"}` it starts over: what it made so far is deleted. That is the way out where what it
-        would go on from is damaged.
+        With `{"from": "beginning"}` it starts over, and what it made so far is deleted: for a job whose shards or
+        checkpoint are damaged.
         """
         _require_kind(kind, identifier)
         from_beginning = asked.start == "beginning"
@@ -137,7 +137,7 @@ def _router(kind: Kind) -> APIRouter:
     def events(
         identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
     ) -> Response:
-        """Oldest first."""
+        """List a job's events, oldest first."""
         _find(kind, identifier, backend, caller)
         if after is not None and not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", after):
             raise InvalidInput.at("/after", f"{after!r} is no id of an event; give the last one that you received")
@@ -146,7 +146,7 @@ def _router(kind: Kind) -> APIRouter:
 
     @router.get("/{identifier}/log", response_class=PlainTextResponse)
     def log(identifier: str, backend: Uses, caller: Caller) -> Response:
-        """What its attempts noted and why they ended, a line each; it outlives Redis."""
+        """The job's log: notes of its attempts and why they ended, a line each. It is kept if Redis is lost."""
         _require_kind(kind, identifier)
         backend.store.require_visible(identifier, caller)
         text = backend.log.read(identifier)
@@ -189,7 +189,7 @@ def synthesise(
 
 
 def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
-    """What the training of the job's own student takes, where it trains one; its teacher passes are forward alone."""
+    """The cost of training the job's own student; None if it trains none. Its teacher passes have no backward."""
     if not spec.student_shards:
         return None
     lengths = spec.shard_lengths()
@@ -205,7 +205,7 @@ def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
 def train(
     posted: Annotated[Posted[TrainingRequest], Body()], backend: Uses, caller: Caller, dry_run: DryRun = False
 ) -> Response:
-    """Train a transformer on a dataset, or on that of a synthesis job, for which the run then waits."""
+    """Train a transformer on a dataset, or on the one that a synthesis job makes, for which the run then waits."""
     submission = complete_training(posted, backend, caller)
     spec = submission.spec
     if dry_run:
@@ -244,7 +244,7 @@ def preview(identifier: str, backend: Uses, caller: Caller) -> Response:
 def metrics(
     identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> Response:
-    """A row an epoch: stage, losses by name, rates, evaluation. What is no finite number is null, as JSON wants it."""
+    """One row for each epoch: stage, losses by name, rates, evaluation. A number that is not finite is null."""
     _require_kind("training", identifier)
     backend.store.require_visible(identifier, caller)
     if after is not None and not re.fullmatch(r"[0-9]{1,9}", after):
@@ -261,7 +261,7 @@ def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stored_rows(identifier: str, backend: Backend, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """From storage, where Redis was lost since."""
+    """The rows in storage, for a run that Redis has lost."""
     key = f"runs/{identifier}/metrics.jsonl"
     try:
         text = backend.storage.read(key)

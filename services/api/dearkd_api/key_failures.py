@@ -1,4 +1,4 @@
-"""Wrong API keys: counted by where they come from, told to the log, and past a limit no longer looked into.
+"""Wrong API keys: counted by address, logged, and answered 429 past a limit.
 
 Only requests whose key is wrong are limited. One with a right key goes on from the same address, since behind a proxy
 all clients may share one.
@@ -14,23 +14,23 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 ADDRESSES: Final = 1024
-"""Of which failures are remembered; the one that failed longest ago is forgotten for the next."""
+"""Addresses whose failures are remembered; the one that failed longest ago makes room for the next."""
 TOGETHER: Final = 10
-"""All addresses together may fail so many times as often as one: a client may have many, or claim to."""
+"""The limit for all addresses together, as a multiple of that for one: a client may have many, or claim to."""
 BURST_SECONDS: Final = 5.0
-"""Failures of one address within this time are one line of the log."""
+"""Failures of one address within this time share a line of the log."""
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """Holds `size` failures, and loses as many a minute."""
+    """A leaky bucket that holds `size` failures, and drains as many a minute."""
 
     size: int
     level: float = 0.0
     seen: float = 0.0
 
     def add(self, now: float) -> bool:
-        """Whether there was room for one more."""
+        """Add a failure at a time in seconds; False if there was no room for it."""
         self.level = max(0.0, self.level - (now - self.seen) * self.size / 60)
         self.seen = now
         if self.level + 1 > self.size:
@@ -48,10 +48,10 @@ class _Burst:
 
 
 class KeyFailures:
-    """For the server's event loop alone.
+    """Counts wrong keys by address. Use it in the server's event loop only.
 
     Args:
-        per_minute: how many an address may have in a minute, and at once.
+        per_minute: failures that an address may have in a minute, and at once.
     """
 
     def __init__(self, per_minute: int) -> None:
@@ -66,7 +66,7 @@ class KeyFailures:
         burst = self._bursts.setdefault(address, _Burst(_Bucket(self.per_minute)))
         self._bursts.move_to_end(address)
         if len(self._bursts) > ADDRESSES:
-            self._tell(next(iter(self._bursts)))
+            self._log(next(iter(self._bursts)))
             self._bursts.popitem(last=False)
         room = [bucket.add(loop.time()) for bucket in (burst.bucket, self._together)]
         burst.count += 1
@@ -75,10 +75,10 @@ class KeyFailures:
             if burst.limited == 1:
                 log.warning("%d wrong API keys from %s: further ones are answered 429", burst.count, address)
         if burst.timer is None:
-            burst.timer = loop.call_later(BURST_SECONDS, self._tell, address)
+            burst.timer = loop.call_later(BURST_SECONDS, self._log, address)
         return all(room)
 
-    def _tell(self, address: str) -> None:
+    def _log(self, address: str) -> None:
         burst = self._bursts[address]
         if burst.timer is not None:
             burst.timer.cancel()
@@ -93,7 +93,7 @@ class KeyFailures:
 
 
 def _address(client: str) -> str:
-    """An IPv4 address, or the network of an IPv6 one, all of which a host may have; a header may claim anything."""
+    """The IPv4 address, or the /64 network of an IPv6 one, all of which one host may own. Any text is accepted."""
     try:
         address = ipaddress.ip_address(client.partition("%")[0])
     except ValueError:

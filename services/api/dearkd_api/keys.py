@@ -1,4 +1,4 @@
-"""API keys: who may call the API, and whose jobs a call is about."""
+"""API keys: they decide who may call the API, and which jobs a caller sees."""
 
 import hmac
 import re
@@ -22,15 +22,15 @@ _REMEDY: Final = "make one with: python -c 'import secrets; print(secrets.token_
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The sha256 digests of the configured keys; the keys themselves are not kept. False where there are none."""
+    """The sha256 digests of the configured keys; the keys themselves are not kept. Falsy if there are none."""
 
     digests: tuple[bytes, ...]
     admins: frozenset[str] = field(default=frozenset())
-    """The owners whose keys may delete any teacher, dataset and model. Others' jobs they do not see either."""
+    """The owners whose keys may delete any teacher, dataset and model. They do not see others' jobs either."""
 
     @classmethod
     def configured(cls, settings: Settings) -> "Keys":
-        """Those of `DEARKD_API_KEYS` and of `DEARKD_ADMIN_KEYS`, of which one may stand in both.
+        """The keys of `DEARKD_API_KEYS` and of `DEARKD_ADMIN_KEYS`; a key may be in both.
 
         Raises:
             InvalidInput: see `parse`.
@@ -42,11 +42,11 @@ class Keys:
 
     @classmethod
     def parse(cls, text: str, *, name: str = "DEARKD_API_KEYS") -> "Keys":
-        """What a setting holds: keys by commas, each as it is or as `sha256:` and the hex digits of its hash.
+        """Parse a setting: keys separated by commas, each as it is or as `sha256:` and the hex digits of its hash.
 
         Raises:
-            InvalidInput: if a key is shorter than 16 characters or cannot be sent in a header, a hash is none, or there
-                is no key in a text that is not empty. It names the key's place, never the key.
+            InvalidInput: if a key is shorter than 16 characters or cannot be sent in a header, a hash is malformed, or
+                a text that is not empty holds no key. The error names the key's place, never the key.
         """
         entries = [entry.strip() for entry in text.split(",") if entry.strip()]
         if text and not entries:
@@ -57,7 +57,7 @@ class Keys:
         return bool(self.digests)
 
     def owner(self, authorization: str) -> str | None:
-        """Whose key an `Authorization` header bears; None if it bears none of these."""
+        """The owner of the key in an `Authorization` header; None if it is none of these keys."""
         scheme, _, token = authorization.partition(" ")
         digest = sha256(token.strip().encode("latin-1")).digest()
         # All of them, so that the time tells nothing of which matched.

@@ -28,21 +28,21 @@ def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After 
 
 @router.get("/{identifier}", response_model=Model)
 def get(identifier: str, backend: Uses) -> Response:
-    """A model; `accuracy` is the last checkpoint's, null where nothing was evaluated."""
+    """A model; `accuracy` is the last checkpoint's, null if nothing was evaluated."""
     return JSONResponse(backend.models.get(identifier).model_dump(mode="json", exclude={"owner"}))
 
 
 @router.delete("/{identifier}", status_code=204)
 def delete(identifier: str, backend: Uses, caller: Caller) -> None:
-    """Manifest first, then its files. With keys its owner alone, or an administrator, may: else 403. 409 while a job
-    uses it."""
+    """Delete a model: its manifest, then its files. If there are keys, its owner alone or an administrator may (else
+    403). 409 while a job uses it."""
     registering.remove(backend, backend.models, identifier, caller)
 
 
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
 @router.get("/{identifier}/files/{name:path}", response_class=Response)
 async def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
-    """A file that the model's `files` list; ranges may be asked for. 500 `corrupt_data` if it was altered."""
+    """A file from the model's list `files`; takes ranges. 500 `corrupt_data` if it was altered."""
     file = await run_in_threadpool(_find_file, identifier, name, backend)
     return await send_verified(request, backend, file)
 

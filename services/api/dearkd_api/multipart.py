@@ -1,4 +1,4 @@
-"""A multipart/form-data body as a stream of parts, of which none is ever held whole."""
+"""A multipart/form-data body as a stream of parts, none of which is ever held in memory as a whole."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from dearkd.errors import InvalidInput, TooLarge
 
 MAX_HEAD_BYTES = 16 * 2**10
-"""Of a part's headers; those of a client's have a few hundred."""
+"""The most bytes of a part's headers; usual clients send a few hundred."""
 
 _Event = tuple[Literal["part", "data", "end", "last"], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part's field name, and its contents: to be read to the end before the next part is asked for."""
+    """A part's field name, and its contents, which must be read to the end before the next part is asked for."""
 
     name: str
     chunks: Iterator[bytes]
 
     def read(self, limit: int) -> bytes:
-        """All of it.
+        """The contents as one.
 
         Raises:
             TooLarge: if it has more than `limit` bytes.
@@ -40,7 +40,7 @@ def parts(content_type: str, body: Iterator[bytes]) -> Iterator[Part]:
     """The parts in the order in which they come.
 
     Raises:
-        InvalidInput: if it is no multipart/form-data, it breaks off, or the headers of a part are too long.
+        InvalidInput: if the body is not multipart/form-data, it breaks off, or the headers of a part are too long.
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")

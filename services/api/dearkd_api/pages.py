@@ -15,10 +15,11 @@ DEFAULT_LIMIT = 50
 
 
 class Page(BaseModel):
-    """How every collection answers."""
+    """One page of a collection."""
 
     data: list[dict[str, Any]]
     has_more: bool
+    """True if there are more behind the last one."""
 
 
 def page(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:

@@ -117,7 +117,7 @@ async def _from_http(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Those of all routes of this path; the framework tells of the first alone."""
+    """The methods of all routes of this path; the framework names those of the first route only."""
     return [
         method
         for method in ("DELETE", "GET", "HEAD", "POST")

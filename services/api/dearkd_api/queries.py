@@ -1,4 +1,4 @@
-"""Query parameters: one that a route does not know is refused, lest `?dryrun=true` start a real job."""
+"""Query parameters: unknown ones are refused, so that `?dryrun=true` does not start a real job."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from dearkd.errors import FieldError, InvalidInput, json_pointer
 
 
 async def require_known_parameters(request: Request) -> None:
-    """For all routes under `/v1`: each parameter is one that the route declares, and given once.
+    """Require, on all routes under `/v1`, that each parameter is one that the route declares, and given once.
 
     Raises:
-        InvalidInput: at each that is not.
+        InvalidInput: with a pointer to each that is not.
     """
     route = request.scope.get("route")
     if not isinstance(route, APIRoute) or not route.path.startswith("/v1"):

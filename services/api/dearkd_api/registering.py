@@ -1,4 +1,4 @@
-"""What teachers and datasets have in common while the inspector looks at them, and when they go."""
+"""Registration and deletion, as far as they are the same for teachers and datasets."""
 
 import asyncio
 from typing import Any
@@ -41,7 +41,7 @@ async def answer(request: Request, backend: Backend, catalog: Catalog[ManifestT]
 
 
 def look_up(backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> dict[str, Any]:
-    """The manifest, or how far the registration is. Raises `NotFound`."""
+    """The manifest, or the state of its registration. Raises `NotFound` if there is neither."""
     try:
         return render(catalog.get(identifier))
     except NotFound:
@@ -55,10 +55,10 @@ def remove(backend: Backend, catalog: Catalog[ManifestT], identifier: str, calle
     """Delete a resource, also one whose manifest cannot be read.
 
     Args:
-        backend: where it is.
-        catalog: of its sort.
+        backend: holds it.
+        catalog: teachers, datasets or models.
         identifier: of the resource.
-        caller: whose key asks; None where no keys are configured, and anybody may.
+        caller: owner of the key that asks; None if no keys are configured: then anybody may delete.
 
     Raises:
         NotFound: if there is none.

@@ -20,11 +20,11 @@ from dearkd_api.connections import ConnectionLimits, connection_class
 from dearkd_api.keys import Keys
 
 GRACE_SECONDS = 5
-"""What answers in progress get to end, after SIGTERM."""
+"""Time for answers in progress to end, after SIGTERM."""
 
 
 class _Server(uvicorn.Server):
-    """Tells those who wait for a job or the inspector that the server is to end, so that they answer at once."""
+    """A server that, when asked to stop, lets requests waiting for a job or the inspector answer at once."""
 
     def __init__(self, config: uvicorn.Config, backend: Backend) -> None:
         super().__init__(config)
@@ -39,8 +39,8 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        InvalidInput: if an API key breaks a rule, or the host is not loopback and there are no keys: without them
-            nobody else may reach the server.
+        InvalidInput: if an API key breaks a rule, or the host is not loopback and there are no keys: without keys
+            only this machine may reach the server.
         Conflict: `port_taken`.
     """
     log_to_stderr(settings.log_level)
@@ -70,7 +70,7 @@ def listen(host: str, port: int, *, keyed: bool) -> socket.socket:
     """A listening socket; on a loopback address, unless API keys are configured (`keyed`).
 
     Raises:
-        InvalidInput: if the host is none of this machine, or others can reach it and there are no keys.
+        InvalidInput: if the host is no address of this machine, or others can reach it and there are no keys.
         Conflict: `port_taken`.
     """
     try:

@@ -1,4 +1,4 @@
-"""From a request to a complete spec: what a job or run refers to is looked up, and every broken rule is told."""
+"""The completion of requests to specs: looks up what they refer to, and reports every broken rule at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +63,7 @@ class TrainingSubmission:
 
 
 def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller: str | None) -> TrainingSubmission:
-    """The complete spec of a training run; `caller` is the owner whose key asks, and another's job does not exist.
+    """The complete spec of a training run. Jobs of other owners than `caller` count as missing.
 
     Raises:
         InvalidInput: with a pointer for everything that is wrong with it.
@@ -118,7 +118,7 @@ def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller:
 
 
 def _dataset(reference: str | None, backend: Backend, caller: str | None) -> tuple[DatasetFacts | None, str | None]:
-    """What is known of a dataset, and the synthesis job to wait for, if that is what names it."""
+    """The facts of a dataset, and the synthesis job to wait for if the reference is a job's id, else None."""
     if reference is None:
         return None, None
     if not is_id(reference, "syn"):
@@ -208,8 +208,8 @@ def _require_certain_order(pointer: str, facts: DatasetFacts, whose: str, known:
     Args:
         pointer: to the dataset.
         facts: of it.
-        whose: the labels are to be: a teacher's, or another dataset's.
-        known: the names of those, in order; where one is also a name of this dataset, the names have been compared.
+        whose: the teacher or dataset whose labels these must be.
+        known: class names of that one, in order; if it shares a name with this dataset, the names have been compared.
     """
     if facts.class_order is not None or facts.class_names is None or share_names(facts.class_names, known):
         return
@@ -259,7 +259,7 @@ def _find(reference: str | None, pointer: str, catalog: Catalog[ManifestT]) -> M
 
 
 def _readable(identifier: str, pointer: str, catalog: Catalog[ManifestT]) -> ManifestT:
-    """What a body refers to, by whatever way; raises `NotFound`, and `InvalidInput` where its manifest is damaged."""
+    """The manifest of an id. Raises `NotFound`, and `InvalidInput` at `pointer` if the manifest is damaged."""
     try:
         manifest = catalog.get(identifier)
         if isinstance(manifest, Teacher):

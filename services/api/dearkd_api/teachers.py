@@ -1,4 +1,4 @@
-"""Teachers: uploaded as a stream, checked here as far as that goes without torch, and by the inspector for the rest."""
+"""Teachers: uploaded as a stream, checked here as far as possible without torch, then by the inspector."""
 
 import hashlib
 from collections.abc import Iterator
@@ -75,14 +75,14 @@ def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After 
 
 @router.get("/{identifier}", response_model=Teacher)
 def get(identifier: str, backend: Uses) -> Response:
-    """A teacher; `status` is `registering` or `failed` (with `error`) where the inspector took or takes its time."""
+    """A teacher; `status` is `registering` or `failed` (with `error`) while or after the inspector checks it."""
     return JSONResponse(registering.look_up(backend, backend.teachers, identifier))
 
 
 @router.delete("/{identifier}", status_code=204)
 def delete(identifier: str, backend: Uses, caller: Caller) -> None:
-    """What was made with it stays. With keys its owner alone, or an administrator, may: else 403. 409 while a job
-    uses it."""
+    """Delete a teacher; what was made with it stays. If there are keys, its owner alone or an administrator may (else
+    403). 409 while a job uses it."""
     registering.remove(backend, backend.teachers, identifier, caller)
 
 
@@ -105,7 +105,7 @@ class _Weights:
 
 
 def _receive(request: Request, upload: Upload, backend: Backend, identifier: str, caller: str | None) -> None:
-    """Take an upload to storage and hand it to the inspector; whatever goes wrong, nothing of it stays."""
+    """Store an upload and hand it to the inspector; if anything goes wrong, nothing of it stays."""
     try:
         posted: bytes | None = None
         weights: _Weights | None = None

@@ -1,4 +1,4 @@
-"""Uploads: bodies that are streamed by worker threads, of which there are few, from clients that must keep up."""
+"""Uploads: bodies streamed by a few worker threads, from clients that must keep up a minimum rate."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -14,11 +14,11 @@ from dearkd_api.backend import UPLOADS_AT_ONCE, Backend
 from dearkd_api.bodies import require_declared_size, require_size
 
 FIRST_BYTES = 2**16
-"""What must have come of an upload, or all of it, before it takes one of the places: those are dear."""
+"""The bytes of an upload (or all, if fewer) that must have come before it takes one of the few places."""
 
 
 class Upload:
-    """A request's body, bounded in size and in slowness.
+    """A request's body, with limits on its size and on its slowness.
 
     Raises:
         TooLarge: here and while it is read, if it is over `max_upload_bytes`.
@@ -35,12 +35,12 @@ class Upload:
         self._came = 0
 
     async def begin(self) -> None:
-        """Wait for its first part. Raises as `chunks` does."""
+        """Wait for its first `FIRST_BYTES`. Raises as `chunks` does."""
         while self._more and len(self._first) < FIRST_BYTES:
             self._first += await self._next()
 
     def chunks(self) -> Iterator[bytes]:
-        """All of it, for a worker thread of anyio.
+        """All chunks of the body; for a worker thread of anyio.
 
         Raises:
             TooLarge: see above.
@@ -71,7 +71,7 @@ class Upload:
                 return chunk
 
     def _count(self, waited: float, came: int) -> None:
-        """Only the time that was waited for the client counts, not what storage takes."""
+        """Count bytes and the seconds of waiting for the client, not for storage; refuse what is too large or slow."""
         settings = self._backend.settings
         self._received += came
         require_size(self._received, settings.max_upload_bytes)
@@ -88,7 +88,7 @@ class Upload:
 
 @asynccontextmanager
 async def upload_place(backend: Backend) -> AsyncIterator[None]:
-    """One of the places, as long as the block runs.
+    """Hold one of the places while the block runs.
 
     Raises:
         Unavailable: `busy`, if none becomes free within `upload_wait_seconds`.

@@ -1,4 +1,4 @@
-"""What is served is what its manifest says: each stored version of a file is hashed once, before it is sent."""
+"""Verification of served files against their manifests: each stored version is hashed once, before it is sent."""
 
 import asyncio
 import hashlib
@@ -16,15 +16,15 @@ from dearkd.storage.catalog import StoredFile
 from dearkd.storage.objects import Storage
 
 REMEMBERED = 100_000
-"""Versions of files whose hash is kept in memory, about 300 bytes each; the one unused for longest is dropped."""
+"""File versions whose hash is kept in memory, about 300 bytes each; the one unused for longest is dropped."""
 AT_ONCE = 2
-"""Files that are hashed at the same time; each takes a core. Others wait, but hold no thread meanwhile."""
+"""Files hashed at the same time, each on a core. Others wait without holding a thread."""
 CHUNK_BYTES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class ServedFile:
-    """An object in storage, and what the manifest says of it, where one does."""
+    """An object in storage, and its entry in a manifest; None if no manifest lists it."""
 
     key: str
     listed: StoredFile | None = None
@@ -32,21 +32,21 @@ class ServedFile:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Knows which stored versions have which hash. A version that changes on disk is another, and is read again."""
+    """Remembers the hash of each stored version. A file that changes is another version, and is hashed again."""
 
     storage: Storage
     _digests: OrderedDict[Hashable, str] = field(default_factory=OrderedDict)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
     _turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    """Of a file, so that those who ask for it at once have it hashed once."""
+    """A lock for each file, by key, so that simultaneous requests have it hashed once."""
     _limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(AT_ONCE))
 
     async def require(self, file: ServedFile) -> None:
-        """Return once the file is known to be as listed; what no manifest describes is taken as it is.
+        """Return once the file is known to be as listed; a file that no manifest lists is not checked.
 
         Raises:
             NotFound: if it is gone.
-            CorruptData: if its size or its bytes are others.
+            CorruptData: if its size or its bytes differ.
         """
         if file.listed is None or await anyio.to_thread.run_sync(self._is_known, file.key, file.listed):
             return
@@ -56,7 +56,7 @@ class Verification:
             await anyio.to_thread.run_sync(self._hash, file.key, file.listed, limiter=self._limiter)
 
     def _is_known(self, key: str, listed: StoredFile) -> bool:
-        """Whether this version was hashed before, and to the right digest. Raises as `require` does."""
+        """True if this version was hashed before, to the right digest. Raises as `require` does."""
         try:
             size, version = self.storage.version(key)
         except NotFound:

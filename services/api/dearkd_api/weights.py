@@ -1,4 +1,4 @@
-"""Is it safetensors? Judged from the header alone, without torch; whether it fits is the inspector's affair."""
+"""A check that a file is safetensors, by its header alone and without torch; the inspector checks that it fits."""
 
 import json
 import re
@@ -17,10 +17,10 @@ MAX_TENSORS: Final = 100_000
 MAX_METADATA: Final = 10_000
 MAX_RANK: Final = 8
 MAX_ENTRY_CHARACTERS: Final = 1000
-"""Of what the header says of one tensor behind its name; eight dimensions of eighteen digits take a third of that."""
+"""The most characters of a tensor's entry in the header; eight dimensions of eighteen digits take a third of that."""
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Parsing is Python's own work: eight uploads at once would leave other requests too little of the interpreter."""
+"""A lock: parsing holds the interpreter, and eight uploads at once would slow all other requests."""
 _DECODER: Final = json.JSONDecoder()
 _BLANKS: Final = re.compile(r"[ \t\r\n]*")
 
@@ -162,7 +162,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _string(text: str, at: int) -> tuple[str, int]:
-    """The JSON string that starts here, and where it ends."""
+    """The JSON string that starts at `at`, and the place behind it."""
     if text[at] != '"':
         raise ValueError("no string")
     value, end = _DECODER.raw_decode(text, at)
@@ -170,7 +170,7 @@ def _string(text: str, at: int) -> tuple[str, int]:
 
 
 def _behind(text: str, at: int, mark: str) -> int:
-    """Behind blanks, the mark, and blanks."""
+    """The place behind blanks, the mark, and blanks."""
     at = _beyond_blanks(text, at)
     if text[at] != mark:
         raise ValueError(f"no {mark}")
@@ -178,7 +178,7 @@ def _behind(text: str, at: int, mark: str) -> int:
 
 
 def _behind_comma(text: str, at: int) -> int:
-    """At the next member, or at the brace that ends them."""
+    """The place of the next member, or of the brace that ends them."""
     at = _beyond_blanks(text, at)
     if text[at] == "}":
         return at

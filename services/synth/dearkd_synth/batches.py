@@ -1,4 +1,4 @@
-"""Which samples a shard holds, and how it is cut into batches: arithmetic alone.
+"""The samples of each shard, and the cutting of a shard into batches: arithmetic alone.
 
 Samples are ordered by class group (`classes_per_batch` classes together) and inside a group class by class in turn, so
 that every run of a group holds its classes in equal numbers: the P×K batches. A shard is a run of `shard_samples`
@@ -39,7 +39,7 @@ def shard_batches(spec: SynthesisSpec, shard: int) -> list[range]:
     """The batches of a shard, as ranges of samples, none over `batch_size` and none with classes of two groups.
 
     Where a shard's part of a group is no multiple of `batch_size`, its batches are made equally long rather than the
-    last one short: the statistics of a very small batch match those of nothing.
+    last one short: the statistics of a very small batch are too noisy to match.
 
     Raises:
         IndexError: if there is no such shard.

@@ -27,10 +27,10 @@ from dearkd_synth.engine.determinism import reproducible
 from dearkd_synth.engine.device_memory import batch_too_large
 from dearkd_synth.engine.divergence import DelayedFlag
 from dearkd_synth.engine.resizing import resize
-from dearkd_synth.labelling import in_places, share_out
+from dearkd_synth.labelling import assign_labels, restore_order
 from dearkd_synth.objective.objective import Objective
 from dearkd_synth.objective.statistics import Statistics
-from dearkd_synth.objective.term import Finished
+from dearkd_synth.objective.term import FinishedBatch
 from dearkd_synth.objective.terms.boundary import logit_margin
 from dearkd_synth.student.student_view import check_student
 from dearkd_synth.synthesised import Step, SynthesisedBatch, SynthesisedShard
@@ -39,14 +39,14 @@ from dearkd_synth.views import Views
 __all__ = ["DeepInversion", "Step", "SynthesisedBatch", "SynthesisedShard", "batch_seed", "rate_factor"]
 
 STEPS_BETWEEN_READINGS = 25
-"""Losses are read from the device once in so many steps: a reading waits for it. Whether the total left its bounds is
-noticed without waiting (`DelayedFlag`): on the CPU at the step itself."""
+"""Steps between two readings of the losses, each of which waits for the device. A total beyond its bound is noticed
+without waiting (`DelayedFlag`): on the CPU at the step itself."""
 
 
 class DeepInversion:
     """Makes the shards of a spec from a teacher.
 
-    Works on a copy of the teacher, so that the one given is never touched, whatever happens; `close` lets go of it.
+    Works on a copy of the teacher, so that the one given is never changed; `close` frees it.
 
     Args:
         teacher: in eval mode, with finite weights and BatchNorm layers.
@@ -57,7 +57,7 @@ class DeepInversion:
             for `spec.student_shards`, on whose images `train_adaptive_student` trains one
             (`dearkd_synth.student.adaptive_student`). It takes the teacher's normalised input at every phase's size
             (`dearkd_synth.student.student_view.StudentView`).
-        on_step: told after every step, without waiting for the device. What it raises ends the work and is passed on.
+        on_step: called after every step, without waiting for the device. What it raises ends the work and is passed on.
 
     Raises:
         InvalidInput: if the teacher or the student cannot be used with this spec, or the machine cannot compile what it
@@ -107,11 +107,11 @@ class DeepInversion:
         self.close()
 
     def close(self) -> None:
-        """Let go of the copies of teacher and student; nothing can be made any more. Again: does nothing."""
+        """Free the copies of teacher and student; nothing can be made any more. A second call does nothing."""
         self._objective = None
 
     def shard(self, index: int) -> SynthesisedShard:
-        """Make a shard: a function of the spec and the index alone, whatever was made before, and by whom.
+        """Make a shard: a function of the spec and the index alone, whatever this object made before.
 
         The same pixels for the same versions, type of device and number of threads.
 
@@ -157,14 +157,14 @@ class DeepInversion:
             waiting[:0] = [(part, batch_seed(seed, part.start, part.stop)) for part in (batch[:middle], batch[middle:])]
         return SynthesisedShard(index=index, samples=samples, batches=made, halved=halved)
 
-    def batch(self, labels: Sequence[int], seed: int, *, follows: bool = False) -> SynthesisedBatch:
+    def batch(self, labels: Sequence[int], seed: int, *, continue_shard: bool = False) -> SynthesisedBatch:
         """Make one batch outside any shard.
 
         Args:
             labels: a class for each image.
             seed: of noise, roll and flip.
-            follows: whether the terms see it together with the batch made before, and with those that it followed, as
-                the batches of a shard; else it is the first.
+            continue_shard: True to make it as the next batch of a shard, after those made before: terms that keep
+                finished batches count them in. False to make it as a shard's first.
 
         Raises:
             Diverged: as `shard`.
@@ -172,7 +172,7 @@ class DeepInversion:
         """
         objective = self._open()
         objective.compete(self._has_student)
-        if not follows:
+        if not continue_shard:
             objective.begin_shard()
         made = self._make_if_it_fits(labels, seed, self._start(len(labels)))
         if made is None:
@@ -197,7 +197,7 @@ class DeepInversion:
         )
 
     def _make_if_it_fits(self, labels: Sequence[int], seed: int, start: Step) -> SynthesisedBatch | None:
-        """None if the device has no memory for it."""
+        """Make a batch; None if the device has no memory for it."""
         try:
             with compilation_errors_told():
                 return self._make(labels, seed, start)
@@ -222,7 +222,7 @@ class DeepInversion:
             pixels, files = self._as_stored(quantise(resize(x, self.teacher_spec.image_size), self.teacher_spec))
             with reproducible(self.device, tf32=False):
                 made = self._judge(objective, pixels, targets, end, files)
-        objective.keep(Finished(labels=targets, features=made.features.to(self.device), statistics=statistics))
+        objective.keep(FinishedBatch(labels=targets, features=made.features.to(self.device), statistics=statistics))
         return made
 
     def _optimise(
@@ -247,7 +247,7 @@ class DeepInversion:
             for iteration in range(phase.iterations):
                 optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration)
                 if own is None and step.iteration == spec.unlabelled_iterations:
-                    own = share_out(labels, objective.unlabelled_logits())
+                    own = assign_labels(labels, objective.unlabelled_logits)
                 view = views.show(x, phase, step.iteration)
                 losses = objective.losses(x, view, own)
                 total = objective.total(losses)
@@ -260,7 +260,7 @@ class DeepInversion:
                 work += phase.input_size**2
                 step = replace(step, iteration=step.iteration + 1, share=work / self._work)
                 beyond.raise_if(~(total.detach() <= bound))  # NaN too
-                if step.iteration % STEPS_BETWEEN_READINGS == 1 or step.iteration == self._iterations or beyond.look():
+                if step.iteration % STEPS_BETWEEN_READINGS == 1 or step.iteration == self._iterations or beyond.poll():
                     step = replace(step, losses=_read(losses | {"total": total}))
                     self._require_bounded(step, bound, beyond.wait())
                     if step.iteration == 1:
@@ -269,12 +269,12 @@ class DeepInversion:
                         )
                 if self._on_step is not None:
                     self._on_step(step)
-            statistics.append(objective.statistics())
+            statistics.append(objective.statistics)
         if not torch.isfinite(x).all():
             raise self._diverged(step, "left the finite numbers")
         if own is None:
-            own = share_out(labels, objective.unlabelled_logits())
-        return x.detach()[in_places(labels, own)], step, statistics
+            own = assign_labels(labels, objective.unlabelled_logits)
+        return x.detach()[restore_order(labels, own)], step, statistics
 
     def _as_stored(self, pixels: Tensor) -> tuple[Tensor, Sequence[bytes] | None]:
         """The pixels (N, C, H, W), uint8, that a reader will see, and their files where the format is not lossless."""
@@ -287,7 +287,7 @@ class DeepInversion:
     def _judge(
         self, objective: Objective, pixels: Tensor, labels: Tensor, end: Step, files: Sequence[bytes] | None
     ) -> SynthesisedBatch:
-        """What the teacher says, in float32, about pixels (N, C, H, W), uint8: those that will be stored."""
+        """The finished batch: its pixels (N, C, H, W), uint8, as stored, and the teacher's float32 answers to them."""
         inputs = to_input(pixels, self.teacher_spec).contiguous(memory_format=torch.channels_last)
         by_class = {label: objective.judge(inputs[labels == label])[2].item() for label in labels.unique().tolist()}
         features, logits, distance = objective.judge(inputs)
@@ -339,7 +339,7 @@ class DeepInversion:
         )
 
     def _has_memory_for(self, labels: Sequence[int]) -> bool:
-        """By a step at the largest size that the teacher is shown, and by the judgement of finished images."""
+        """Try a step at the largest size that the teacher is shown, and the judgement of finished images."""
         objective = self._open()
         largest = max(self.spec.phases, key=lambda phase: phase.input_size)
         teacher, targets = self.teacher_spec, torch.tensor(labels, device=self.device)
@@ -362,10 +362,10 @@ def batch_seed(seed: int, shard: int, batch: int) -> int:
 
 
 def rate_factor(spec: SynthesisSpec, phase: Phase, iteration: int) -> float:
-    """What the learning rate is multiplied by at an iteration of a phase, counted from 0.
+    """The factor of the learning rate at an iteration of a phase (counted from 0), in [0, 1].
 
     Linear warm-up, then 1 or a cosine to zero; both anew in each phase, as in DeepInversion's code. A phase shorter
-    than two warm-ups gives half of itself to it [R].
+    than two warm-ups warms up for half its iterations [R].
     """
     warmup = min(spec.warmup_iterations, phase.iterations // 2)
     if iteration < warmup:

@@ -1,10 +1,10 @@
-"""Images that choose their labels: a batch's labels are shared out by what its images have become.
+"""Late labels: a batch's labels are assigned to the images that already fit them best.
 
 DeepInversion gives each image of noise its label before the first step. But noise is not neutral: to the teacher it
 looks more like one class than another, and where the statistics weigh enough to make good images, an image keeps that
-class whatever its label. So the first iterations match statistics alone, and then each image gets the label that suits
-it, as far as there are enough of each: who has which label is the assignment with the largest sum of log-probabilities
-(our choice [R]; benchmarks/RESULTS.md has what it is worth). A batch keeps its labels, and so its number of each class.
+class whatever its label. So the first iterations match statistics alone, and then the labels are distributed by the
+assignment with the largest sum of log-probabilities (our choice [R]; benchmarks/RESULTS.md measures its effect). A
+batch as a whole keeps its labels, and so its number of images of each class.
 """
 
 import torch
@@ -12,12 +12,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
-def share_out(labels: Tensor, logits: Tensor) -> Tensor:
-    """The labels (B,) in the order in which the images fit them best.
+def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """Assign the labels of a batch to its images so that the sum of log-probabilities is largest.
 
     Args:
-        labels: (B,), all that there are to give, in any order.
-        logits: (B, num_classes), what the teacher says of each image; not finite counts as no opinion.
+        labels: (B,), class indices, in any order.
+        logits: (B, num_classes), the teacher's for each image; a log-probability that is not finite counts as 0.
 
     Returns:
         (B,), a permutation of `labels`: the label of each image.
@@ -29,8 +29,8 @@ def share_out(labels: Tensor, logits: Tensor) -> Tensor:
     return shared
 
 
-def in_places(labels: Tensor, shared: Tensor) -> Tensor:
-    """Indices (B,) that bring images with the labels `shared` into the order of `labels`, which has as many of each."""
+def restore_order(labels: Tensor, shared: Tensor) -> Tensor:
+    """Indices (B,) that sort images labelled `shared` (B,) into the order of `labels` (B,), a permutation of it."""
     order = torch.empty_like(labels)
     order[labels.argsort(stable=True)] = shared.argsort(stable=True)
     return order

@@ -1,4 +1,4 @@
-"""How good synthesised images are, in figures that go into `dataset.json`, and a picture of them."""
+"""Figures of the quality of synthesised images, for `dataset.json`, and a picture of them."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,25 @@ from dearkd_synth.synthesised import SynthesisedShard
 Quality = dict[str, Any]
 
 OUTLIERS = 20
-"""So many samples are listed, of a shard as of a dataset."""
+"""The number of outliers listed for a shard, and for a dataset."""
 LARGEST_CELL = 112
-"""Side in pixels of what a grid shows of a larger image."""
+"""The side in pixels to which a grid shrinks larger images."""
 
 
 def shard_quality(shard: SynthesisedShard) -> Quality:
-    """Figures of a shard, JSON-able.
+    """The figures of a shard, ready for JSON; all are of the stored pixels.
 
-    `teacher_accuracy` is the fraction of images that the teacher gives their label, `confidence` its mean probability
-    of the label, `margin` the mean lead of the label's logit, `intra_class_diversity` the mean cosine distance of the
-    teacher's pooled features over all pairs of a class (None without pairs), `batch_norm_distance` the mean of the
-    objective's statistics term; all of the stored pixels. `classes` has them by class index, there with the statistics
-    term of the class's images alone, which lies above that of a whole batch: to compare classes by. `outliers` are the
-    samples of lowest margin, by key. `restarts` counts how often a batch started again at a lower learning rate,
-    `halved_batches` how often one was cut in two for want of memory.
+    - `teacher_accuracy`: fraction of images for which the teacher predicts the label.
+    - `confidence`: its mean probability of the label.
+    - `margin`: mean of the label's logit minus the largest other.
+    - `intra_class_diversity`: mean cosine distance of the teacher's pooled features over all pairs of images of a
+      class; None without pairs.
+    - `batch_norm_distance`: mean of the objective's BatchNorm term.
+    - `classes`: these figures by class index, there with the BatchNorm term of the class's images alone, which is
+      larger than that of a whole batch and serves to compare classes.
+    - `outliers`: the samples of lowest margin, with their keys.
+    - `restarts`: times a batch was started again at a lower learning rate.
+    - `halved_batches`: times a batch was cut in two for lack of memory.
     """
     labels, features = shard.labels, F.normalize(shard.features, dim=1)
     right = (shard.predicted == labels).float()
@@ -70,7 +74,7 @@ def shard_quality(shard: SynthesisedShard) -> Quality:
 
 
 def merge_quality(shards: Sequence[Mapping[str, Any]]) -> Quality:
-    """The quality of a dataset from that of its shards. Diversity counts the pairs within shards."""
+    """The figures of a dataset from those of its shards. Diversity counts only pairs within a shard."""
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for shard in shards:
         for label, figures in shard["classes"].items():
@@ -92,14 +96,14 @@ def merge_quality(shards: Sequence[Mapping[str, Any]]) -> Quality:
 def sample_grid(
     images: Tensor, labels: Tensor, *, rows: int = 10, columns: int = 16, names: Sequence[str] | None = None
 ) -> bytes:
-    """A PNG to look at: a row for each of the first classes, a column for each of their first images.
+    """A PNG for people: a row for each of the first classes, with their first images as columns.
 
     Args:
         images: (N, C, H, W), uint8.
         labels: (N,).
-        rows: classes at most.
-        columns: images of each at most.
-        names: by class index; each stands before its row. Without them the rows have no names.
+        rows: the most classes shown.
+        columns: the most images shown of each.
+        names: by class index, written before each row; None for rows without names.
     """
     gap = 2
     shown = [_printable(names[label]) for label in labels.unique()[:rows].tolist()] if names else []
@@ -126,7 +130,7 @@ def sample_grid(
 
 
 def _printable(name: str) -> str:
-    """A name as Pillow's own font can write it, with or without FreeType, and not longer than fits."""
+    """A name in Latin-1, which Pillow's own font can write with or without FreeType, cut to 24 characters."""
     plain = name.encode("latin-1", "replace").decode("latin-1").replace("\n", " ")
     return plain if len(plain) <= 24 else plain[:23] + "."
 
@@ -159,7 +163,7 @@ def _summary(parts: Sequence[Mapping[str, Any]]) -> Quality:
 
 
 def _known_mean(name: str, parts: Sequence[Mapping[str, Any]]) -> float | None:
-    """Over the samples of parts that say it: a worker of an earlier version says less."""
+    """The mean of a figure over the samples of parts that have it (earlier versions wrote fewer); None without any."""
     known = [(part[name], part["samples"]) for part in parts if name in part]
     return _weighted_mean(known) if known else None
 

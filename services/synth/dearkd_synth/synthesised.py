@@ -1,4 +1,4 @@
-"""What the inversion tells while it works, and what it hands over."""
+"""The progress reports of the inversion, and its results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,36 +9,38 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Where the work stands after a step; cheap to make, so that it can be told at every one."""
+    """The progress after a step; cheap to make, so that it can be reported at every one."""
 
     shard: int | None
-    """None for a batch outside any shard."""
+    """The shard's index; None for a batch outside any shard."""
     batch: int
+    """The batch's number in the shard, from 0."""
     iteration: int
     """Steps done of this batch, over all phases."""
     iterations: int
+    """Steps of this batch in all."""
     share: float
-    """Of this batch's work that is done, from 0 to 1: a step counts by the pixels that the teacher is shown."""
+    """The fraction of this batch's work that is done, in [0, 1]; a step counts by the pixels shown to the teacher."""
     images: int
-    """In this batch."""
+    """Images in this batch."""
     images_done: int
-    """Finished before this batch, in this shard."""
+    """Images of this shard finished before this batch."""
     losses: Mapping[str, float]
     """The terms by name, not weighted, and their weighted sum as `total`; as last read, at most 25 steps ago."""
     restarts: int = 0
-    """How often this batch has started again, at a lower learning rate."""
+    """Times this batch was started again, each at a lower learning rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesisedBatch:
-    """Finished images and what the teacher says about exactly these pixels. All tensors are on the CPU."""
+    """Finished images and the teacher's answers to exactly these pixels. All tensors are on the CPU."""
 
     images: Tensor
     """(N, C, image_size, image_size), uint8: what a reader of the stored files sees."""
     labels: Tensor
-    """(N,), int64: what was asked for."""
+    """(N,), int64: the classes that were asked for."""
     predicted: Tensor
-    """(N,), int64: what the teacher sees."""
+    """(N,), int64: the classes that the teacher predicts."""
     confidence: Tensor
     """(N,): the teacher's probability of the label."""
     margin: Tensor
@@ -48,15 +50,15 @@ class SynthesisedBatch:
     logits: Tensor
     """(N, num_classes), float32: the teacher's."""
     batch_norm_distance: float
-    """The objective's statistics term of these pixels, not weighted."""
+    """The objective's BatchNorm term of these pixels, not weighted."""
     class_batch_norm_distance: Mapping[int, float]
-    """The same of each class's images alone: how far the class lies from all classes together."""
+    """The same for the images of each class alone, by class index: the distance of a class from all together."""
     losses: Mapping[str, float]
-    """As in `Step.losses`, at the last step."""
+    """The losses of the last step, as in `Step.losses`."""
     restarts: int = 0
-    """How often it started again, at a lower learning rate, because it diverged."""
+    """Times it diverged and was started again, each at a lower learning rate."""
     files: Sequence[bytes] | None = None
-    """The image files, where their format loses something, so that encoding `images` again would make others."""
+    """The image files of a lossy format, since encoding `images` again would give other pixels; else None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,7 @@ class SynthesisedShard:
     """Global indices of the samples: row i of every tensor is sample `samples[i]`."""
     batches: Sequence[SynthesisedBatch] = field(repr=False)
     halved: int = 0
-    """How often a batch was cut in two because the device had no memory for it."""
+    """Times a batch was cut in two because the device had no memory for it."""
 
     @property
     def images(self) -> Tensor:

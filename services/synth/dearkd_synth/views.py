@@ -1,4 +1,4 @@
-"""What the networks are shown of the images at each step: crop, roll and flip, all drawn before the first step."""
+"""The random views of the images that networks see at each step: crop, roll and flip, drawn before the first step."""
 
 import math
 
@@ -15,11 +15,11 @@ WIDEST = 4 / 3
 class Views:
     """The random views of one batch; a step shows the whole batch in one view.
 
-    Drawn on the CPU, so that they do not depend on the device, and at once.
+    All are drawn at once, on the CPU, so that they do not depend on the device.
 
     Args:
         spec: gives jitter, flip, crops and phases.
-        generator: of this batch.
+        generator: random numbers of this batch.
     """
 
     def __init__(self, spec: SynthesisSpec, generator: torch.Generator) -> None:

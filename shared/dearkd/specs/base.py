@@ -30,11 +30,12 @@ class _FirstError(FailFast):
 
 
 FIRST_ERROR = _FirstError()
-_STORED = "stored"
+STORED = "stored"
+"""The validation context of what dearkd itself has stored (`Spec.stored`)."""
 
 
 def _check_name(text: str, info: ValidationInfo) -> str:
-    return text if info.context == _STORED else check_name(text)
+    return text if info.context == STORED else check_name(text)
 
 
 REFERENCES = ("teacher", "dataset", "eval_dataset", "adaptive_student", "init")
@@ -74,7 +75,7 @@ class Spec(BaseModel):
     @classmethod
     def stored(cls, value: Any) -> Self:
         """Validate what dearkd itself has stored: names that were taken before there was a rule for them stay."""
-        return cls.model_validate(value, context=_STORED)
+        return cls.model_validate(value, context=STORED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dearkd.specs import SynthesisSpec
-from dearkd_synth.objective.term import Finished, Seen
+from dearkd_synth.objective.term import FinishedBatch, TermInputs
 from dearkd_synth.objective.terms.boundary import Boundary, FeatureBank, boundary_loss, logit_margin
 
 TAU, M = 1.0, 0.3
@@ -106,7 +106,7 @@ def test_the_term_looks_at_the_finished_batches_of_its_shard_until_the_next(smal
     kept, _, kept_labels = batch(size=9, seed=1)
     spec = SynthesisSpec.resolve({"teacher": "t", "boundary_margin": TAU, "similarity_margin": M}, small_teacher()[1])
     x = torch.zeros(0)
-    seen = Seen(
+    inputs = TermInputs(
         x=x, view=x, features=features, logits=logits, student_logits=logits, labels=labels, matching=None
     )  # the networks are not its business
     term = Boundary(spec)
@@ -115,9 +115,9 @@ def test_the_term_looks_at_the_finished_batches_of_its_shard_until_the_next(smal
         term.begin_shard()
         for earlier in ([], list(zip(kept.tolist(), kept_labels.tolist(), strict=True))):
             if earlier:
-                term.keep(Finished(labels=kept_labels, features=kept, statistics=[]))
+                term.keep(FinishedBatch(labels=kept_labels, features=kept, statistics=[]))
             term.begin_phase(0, labels)
-            losses.append(term.loss(seen).item())
+            losses.append(term.loss(inputs).item())
             assert losses[-1] == pytest.approx(reference(features, logits, labels, earlier, TAU, M), rel=1e-6)
     assert losses[:2] == losses[2:]
     assert losses[0] != losses[1]

@@ -15,7 +15,7 @@ from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd_synth.engine.compilation import compiled_by, require_compiler
 from dearkd_synth.inversion import DeepInversion, Step, SynthesisedShard
 from dearkd_synth.objective.objective import Objective
-from dearkd_synth.objective.term import Finished
+from dearkd_synth.objective.term import FinishedBatch
 from dearkd_synth.objective.terms.boundary import FeatureBank, boundary_loss
 
 
@@ -175,12 +175,12 @@ def test_without_a_compiler_nothing_is_begun() -> None:
     assert caught.value.errors[0].pointer == "/compile"
 
 
-def earlier_images() -> tuple[Finished, Tensor]:
+def earlier_images() -> tuple[FinishedBatch, Tensor]:
     """A finished batch, some of its images of another class; images to begin with."""
     generator = torch.Generator().manual_seed(1)
     statistics = [(torch.full((n,), 0.1), torch.full((n,), 0.9)) for n in (4, 8)]
     features = torch.rand(15, 8, generator=generator)
-    finished = Finished(labels=torch.arange(15) % 6, features=features, statistics=[statistics])
+    finished = FinishedBatch(labels=torch.arange(15) % 6, features=features, statistics=[statistics])
     return finished, torch.rand(10, 3, 16, 16, generator=generator) * 2
 
 
@@ -202,7 +202,7 @@ def test_the_losses_and_the_gradient_are_those_of_the_step_as_written(compiler: 
             x.grad = None
             objective.total(found).backward()
             assert x.grad is not None
-            rows.append(({name: loss.item() for name, loss in found.items()}, x.grad, objective.statistics()))  # type: ignore[unreachable]
+            rows.append(({name: loss.item() for name, loss in found.items()}, x.grad, objective.statistics))  # type: ignore[unreachable]
             with torch.no_grad():
                 x -= 0.1 * x.grad
         outcomes.append(rows)

@@ -28,17 +28,17 @@ def test_it_is_seen_once_the_copy_behind_its_step_is_done() -> None:
     event = Copying()
     late = flag(event)
     late.raise_if(torch.tensor(False))
-    assert not late.look(), "the first copy is on its way"
+    assert not late.poll(), "the first copy is on its way"
     late.raise_if(torch.tensor(True))
-    assert not late.look()
+    assert not late.poll()
     assert event.recorded == 1, "one copy at a time"
     event.done = True
-    assert not late.look(), "it was made before the flag was raised; another is on its way"
+    assert not late.poll(), "it was made before the flag was raised; another is on its way"
     assert event.recorded == 2
     late.raise_if(torch.tensor(False))
-    assert not late.look()
+    assert not late.poll()
     event.done = True
-    assert late.look(), "it stays raised"
+    assert late.poll(), "it stays raised"
     assert late.wait()
 
 
@@ -51,8 +51,8 @@ def test_who_waits_sees_it_at_once() -> None:
 
 def test_on_a_cpu_it_is_seen_at_once() -> None:
     here = DelayedFlag.on(torch.device("cpu"))
-    assert not here.look()
+    assert not here.poll()
     here.raise_if(torch.tensor(float("nan")) > 1)
-    assert not here.look()
+    assert not here.poll()
     here.raise_if(~(torch.tensor(float("nan")) <= 1))
-    assert here.look()
+    assert here.poll()

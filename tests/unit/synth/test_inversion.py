@@ -233,7 +233,7 @@ def test_the_boundary_term_sees_the_images_made_before(small_teacher) -> None:
     with DeepInversion(model, teacher_spec, spec) as inversion:
         alone = inversion.batch([0, 1, 2, 3, 4], seed=1)
         inversion.batch([0, 1, 2, 3, 4], seed=0)
-        after = inversion.batch([0, 1, 2, 3, 4], seed=1, follows=True)
+        after = inversion.batch([0, 1, 2, 3, 4], seed=1, continue_shard=True)
         again = inversion.batch([0, 1, 2, 3, 4], seed=1)
     # One image a class: without those made before no sample has a positive.
     assert alone.losses["boundary"] == 0

@@ -11,7 +11,7 @@ from dearkd.errors import InvalidInput
 from dearkd.specs import SynthesisSpec
 from dearkd.vision.images import to_input
 from dearkd_synth.inversion import DeepInversion, Step
-from dearkd_synth.labelling import in_places, share_out
+from dearkd_synth.labelling import assign_labels, restore_order
 
 
 def best_by_trying(labels: list[int], logits: Tensor) -> float:
@@ -27,7 +27,7 @@ def best_by_trying(labels: list[int], logits: Tensor) -> float:
 def test_no_other_order_of_the_labels_fits_better(seed: int) -> None:
     logits = 3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
     labels = torch.tensor([2, 0, 0, 3, 1, 2])
-    shared = share_out(labels, logits)
+    shared = assign_labels(labels, logits)
     assert sorted(shared.tolist()) == sorted(labels.tolist())
     likely = torch.log_softmax(logits.double(), dim=1)
     total = likely[torch.arange(6), shared].sum().item()
@@ -36,15 +36,15 @@ def test_no_other_order_of_the_labels_fits_better(seed: int) -> None:
 
 def test_images_that_say_nothing_get_what_is_left() -> None:
     logits = torch.tensor([[9.0, 0.0], [torch.nan, torch.nan], [0.0, 9.0]])
-    assert share_out(torch.tensor([1, 1, 0]), logits).tolist() == [0, 1, 1]
+    assert assign_labels(torch.tensor([1, 1, 0]), logits).tolist() == [0, 1, 1]
 
 
 def test_images_go_where_their_labels_stand() -> None:
     labels, shared = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([2, 2, 1, 0, 0, 1])
-    order = in_places(labels, shared)
+    order = restore_order(labels, shared)
     assert sorted(order.tolist()) == list(range(6))
     assert torch.equal(shared[order], labels)
-    assert torch.equal(in_places(labels, labels), torch.arange(6)), "who has the label of the place stays"
+    assert torch.equal(restore_order(labels, labels), torch.arange(6)), "who has the label of the place stays"
 
 
 def spec_of(teacher_spec: Any, **posted: Any) -> SynthesisSpec:

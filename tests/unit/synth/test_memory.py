@@ -32,7 +32,7 @@ def test_a_batch_beside_earlier_ones_matches_as_one_large_batch_does(
     for part in parts[:2]:
         matching.start()
         model(part)
-        memory.add(0, matching.seen(), len(part))
+        memory.add(0, matching.collected(), len(part))
     matching.start()
     model(last)
     earlier = memory.beside(0, len(last))
@@ -106,7 +106,7 @@ def test_layers_have_weights_and_one_that_weighs_nothing_is_not_looked_at() -> N
     torch.testing.assert_close(matching.loss(), expected)
     layers = [module for module in model.modules() if isinstance(module, MatchedBatchNorm)]
     assert [len(layer.statistics) for layer in layers] == [1, 0, 1]
-    assert len(matching.seen()) == 2
+    assert len(matching.collected()) == 2
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0.0] * 100])

@@ -15,14 +15,14 @@ from dearkd_synth.objective import terms
 from dearkd_synth.objective.term import Term, load_term
 
 BRIGHTNESS = """
-from dearkd_synth.objective.term import Seen, Term
+from dearkd_synth.objective.term import TermInputs, Term
 
 
 class Brightness(Term):
     name = "brightness"
 
-    def loss(self, seen: Seen):
-        return seen.x.square().mean()
+    def loss(self, inputs: TermInputs):
+        return inputs.x.square().mean()
 """
 
 SPECS = """

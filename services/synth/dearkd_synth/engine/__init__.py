@@ -1,1 +1,1 @@
-"""The machinery of the inversion that knows no loss: compilation, determinism, divergence, memory, resizing."""
+"""The machinery of the inversion, independent of any loss: compilation, determinism, divergence, memory, resizing."""

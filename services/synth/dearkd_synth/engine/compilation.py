@@ -1,4 +1,4 @@
-"""A step's forward and backward through torch.compile, and what is told where a machine cannot do that.
+"""A step's forward and backward through torch.compile, and the errors where a machine cannot do that.
 
 What a step computes varies with shapes and with which terms take part, not with its number: views are made and Adam
 steps outside, and so nothing is compiled anew between two steps of a phase. The choices here are ours [R]: each shape
@@ -24,15 +24,15 @@ from dearkd.errors import InvalidInput, reason
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MOST_VARIANTS = 1024
-"""Of a step in a process. torch's own limit, 8, is soon reached: each phase, twice where labels come late, twice where
-there are images made before, again for a last batch that is smaller."""
+MAX_VARIANTS = 1024
+"""Compiled variants of a step that a process may hold. torch's own limit, 8, is soon reached: each phase needs one,
+two with late labels, two more after finished batches, and as many again for a smaller last batch."""
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function as one graph, compiled at its first call for each combination of shapes and constants.
 
-    Raises, when it is called: what `compilation_errors_told` translates, if it cannot be.
+    If that fails, the call raises what `compilation_errors_told` translates.
     """
     options: dict[str, Any] = {
         "deterministic": True,
@@ -43,7 +43,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def within_limit(*args: P.args, **kwargs: P.kwargs) -> R:
-        limits = {"recompile_limit": MOST_VARIANTS, "accumulated_recompile_limit": MOST_VARIANTS}
+        limits = {"recompile_limit": MAX_VARIANTS, "accumulated_recompile_limit": MAX_VARIANTS}
         with config.patch(limits):
             return run(*args, **kwargs)
 
@@ -51,14 +51,14 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Inside the block, what is compiled runs as it was written."""
+    """Run compiled functions uncompiled (eagerly) inside the block."""
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 
 
 @contextmanager
 def compilation_errors_told() -> Iterator[None]:
-    """Raises `InvalidInput` at `/compile` for what torch.compile raises inside the block."""
+    """Raise `InvalidInput` at `/compile` for whatever torch.compile raises inside the block."""
     try:
         yield
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
@@ -93,7 +93,7 @@ def require_compiler(device: torch.device) -> None:
 
 
 def compiled_by(device: torch.device) -> dict[str, Any]:
-    """What made the kernels, for the record of what made a shard."""
+    """The compiler of the kernels and its version, for a shard's `made_with`."""
     if device.type == "cuda":
         return {"triton": import_module("triton").__version__}
     said = subprocess.run([get_cpp_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
@@ -101,6 +101,6 @@ def compiled_by(device: torch.device) -> dict[str, Any]:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of what was raised, where torch wraps it in an error of its own: of that."""
+    """The type and first line of an error; of the inner one if torch wrapped it."""
     inner = getattr(error, "inner_exception", error)
     return f"{type(inner).__name__}: {reason(inner).strip().splitlines()[0]}"

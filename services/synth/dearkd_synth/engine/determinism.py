@@ -7,21 +7,22 @@ from typing import Any
 import torch
 
 CUBLAS_WORKSPACE = ":4096:8"
-"""What `CUBLAS_WORKSPACE_CONFIG` has to be before CUDA starts: with workspaces of another size cuBLAS may add up in any
+"""The value that `CUBLAS_WORKSPACE_CONFIG` must have before CUDA starts: with other workspaces cuBLAS may sum in any
 order when several streams are at work."""
 
 
 @contextmanager
 def reproducible(device: torch.device | str, *, tf32: bool = True) -> Iterator[None]:
-    """Inside the block a GPU takes no algorithm that adds up in any order, where it has another; on a CPU: nothing.
+    """Use deterministic algorithms on a GPU inside the block; does nothing on a CPU.
 
-    Where it has none it warns and goes on: few networks need such an operator, and what is stored counts by its sha256.
+    An operator without one warns and runs: few networks need such an operator, and stored files are identified by their
+    sha256, not by how they were made.
 
     Args:
         device: where the work is.
-        tf32: whether convolutions in float32 may round their factors to TensorFloat-32, as is torch's default: several
-            times faster on GPUs that have it. Products of matrices never do, as is torch's default too. Both are set,
-            so that they do not depend on what the process has set for itself.
+        tf32: True if float32 convolutions may round their factors to TensorFloat-32 (torch's default): several times
+            faster on GPUs that have it. Matrix products never may (torch's default too). Both are set here, so that
+            they do not depend on the rest of the process.
     """
     if torch.device(device).type != "cuda":
         yield
@@ -43,5 +44,5 @@ def reproducible(device: torch.device | str, *, tf32: bool = True) -> Iterator[N
 
 
 def rounding(device: torch.device) -> dict[str, Any]:
-    """What `reproducible` leaves to the device, for the record of what made a shard."""
+    """The rounding that `reproducible` leaves to the device, for a shard's `made_with`."""
     return {"tf32_convolutions": True} if device.type == "cuda" else {}

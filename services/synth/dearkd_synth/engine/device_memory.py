@@ -1,4 +1,4 @@
-"""What is told where a device has too little memory."""
+"""The error for a batch that does not fit into a device's memory."""
 
 from collections.abc import Callable
 
@@ -15,14 +15,14 @@ def batch_too_large(
     classes_per_batch: int,
     fits: Callable[[int], bool],
 ) -> OutOfMemory:
-    """The error for a batch that does not fit, with the size that does: found by trying ever smaller ones.
+    """The error for a batch that does not fit, naming a size that does, found by halving.
 
     Args:
-        images: in the batch.
+        images: number in the batch.
         input_size: the largest side at which the teacher sees them, in pixels.
-        device: that has too little memory.
-        classes_per_batch: of which a `batch_size` is a multiple.
-        fits: whether a batch of so many does.
+        device: the one with too little memory.
+        classes_per_batch: the spec's; `batch_size` must be a multiple of it.
+        fits: True if a batch of so many images fits.
     """
     size = images // 2
     while size and not fits(size):

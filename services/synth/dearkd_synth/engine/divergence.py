@@ -1,4 +1,4 @@
-"""A flag on the device that is looked at without waiting for it: how a loss that left all bounds is noticed."""
+"""A flag on the device that is read without waiting for the device: it notices a loss beyond its bound."""
 
 from typing import Protocol, Self
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Event(Protocol):
-    """Of `torch.cuda.Event`, what is needed."""
+    """The part of `torch.cuda.Event` that is used here."""
 
     def record(self) -> None: ...
 
@@ -15,15 +15,15 @@ class Event(Protocol):
 
 
 class DelayedFlag:
-    """Once raised it stays raised, so that no step is missed however late it is seen.
+    """A flag that stays raised once it is raised, so that no step is missed however late it is read.
 
-    On a GPU it is copied to pinned memory behind the step, and looked at in the next one that finds the copy done. On a
-    CPU, where nothing waits, it is seen at once.
+    On a GPU it is copied to pinned memory after a step, and read at the first later step that finds the copy done. On a
+    CPU, where nothing has to wait, it is read at once.
 
     Args:
         raised: a bool scalar on the device.
-        seen: a bool scalar in memory to which it is copied.
-        event: tells when a copy is done; None: at once.
+        seen: a bool scalar in host memory, to which it is copied.
+        event: reports when a copy is done; None on a CPU, where `raised` is read directly.
     """
 
     def __init__(self, raised: Tensor, seen: Tensor, event: Event | None) -> None:
@@ -34,7 +34,7 @@ class DelayedFlag:
 
     @classmethod
     def on(cls, device: torch.device) -> Self:
-        """One that is not raised."""
+        """A flag on a device, not raised."""
         raised = torch.zeros((), dtype=torch.bool, device=device)
         if device.type != "cuda":
             return cls(raised, raised, None)
@@ -44,8 +44,8 @@ class DelayedFlag:
         """Raise it where the bool scalar `condition` on the device is true."""
         self._raised.logical_or_(condition)
 
-    def look(self) -> bool:
-        """Whether it is raised, as far as is known without waiting: on a GPU, of a step some time ago."""
+    def poll(self) -> bool:
+        """True if it is known, without waiting, to be raised; on a GPU as of an earlier step."""
         if self._event is None:
             return bool(self._raised)
         if self._under_way and not self._event.query():
@@ -58,5 +58,5 @@ class DelayedFlag:
         return False
 
     def wait(self) -> bool:
-        """Whether it is raised, after all that was asked of the device."""
+        """Wait for all work queued on the device; True if it is raised."""
         return bool(self._raised)

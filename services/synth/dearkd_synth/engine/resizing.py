@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 
 def resize(x: Tensor, size: int) -> Tensor:
-    """Bilinear, with antialiasing when it shrinks: (N, C, h, w) to (N, C, size, size), differentiable.
+    """Resize (N, C, h, w) to (N, C, size, size), bilinear with antialiasing when it shrinks; differentiable.
 
-    Two matrix products instead of `interpolate`, whose backward adds up in any order on a GPU.
+    Uses two matrix products instead of `interpolate`, whose backward sums in any order on a GPU.
     """
     if x.shape[-2:] == (size, size):
         return x
@@ -17,6 +17,6 @@ def resize(x: Tensor, size: int) -> Tensor:
 
 
 def _weights(like: Tensor, before: int, after: int) -> Tensor:
-    """(before, after): what each new pixel takes of each old one."""
+    """The weights (before, after) of the old pixels in each new one."""
     basis = torch.eye(before, device=like.device, dtype=like.dtype)[None, None]
     return F.interpolate(basis, size=(before, after), mode="bilinear", antialias=True)[0, 0]

@@ -1,4 +1,4 @@
-"""Which pixels the two terms of total variation compare."""
+"""The pairs of pixels that both total variations compare."""
 
 _ALL, _BUT_LAST, _BUT_FIRST = slice(None), slice(None, -1), slice(1, None)
 NEIGHBOURS = (
@@ -7,4 +7,4 @@ NEIGHBOURS = (
     ((..., _BUT_FIRST, _BUT_LAST), (..., _BUT_LAST, _BUT_FIRST)),
     ((..., _BUT_LAST, _BUT_LAST), (..., _BUT_FIRST, _BUT_FIRST)),
 )
-"""Where the two neighbours of a pair lie, for the four directions: horizontal, vertical and the two diagonals."""
+"""Indices of both neighbours in x (…, H, W), for each of four directions: horizontal, vertical, two diagonals."""

@@ -1,4 +1,4 @@
-"""The objective of the inversion: the weighted sum of its terms, and what they look at together."""
+"""The objective of the inversion: the weighted sum of its terms, and one forward of the networks for all of them."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from dearkd.specs import SynthesisSpec
 from dearkd.vision.teachers import TraceableFeatures, features_and_logits
 from dearkd_synth.engine.compilation import compiled
 from dearkd_synth.objective.statistics import Statistics, StatisticsMatching
-from dearkd_synth.objective.term import Finished, Seen, Term, load_term
+from dearkd_synth.objective.term import FinishedBatch, Term, TermInputs, load_term
 
 
 class Objective:
@@ -24,21 +24,23 @@ class Objective:
     def __init__(self, spec: SynthesisSpec, teacher: nn.Module, adaptive_student: nn.Module | None = None) -> None:
         self._spec = spec
         self._teacher = teacher
-        self._look = TraceableFeatures(teacher)
+        self._features_and_logits = TraceableFeatures(teacher)
         self._matching = StatisticsMatching(
             teacher, first_weight=spec.first_batch_norm_weight, layer_weights=spec.batch_norm_layer_weights
         )
         self._student = adaptive_student
         self._weights: dict[str, float] = {name: weight for name, weight in spec.weights.model_dump().items() if weight}
         self._all_terms = [load_term(name)(spec) for name in self._weights]
-        self._unlabelled = torch.empty(0, 0)
-        self._seen: Statistics = []
+        self.unlabelled_logits = torch.empty(0, 0)
+        """(B, num_classes), the teacher's, of the last images that `losses` was given without labels."""
+        self.statistics: Statistics = []
+        """Statistics of the last images that `losses` was given, without their graph; empty if no term needs them."""
         # Not the bound method: what it is bound to would live until the next garbage collection.
         self._compute = compiled(Objective._losses) if spec.compile else Objective._losses
         self.compete(adaptive_student is not None)
 
     def compete(self, takes_part: bool) -> None:
-        """Whether the terms that need the student take part from here on."""
+        """Turn the terms that need the student on or off."""
         self._terms: list[Term] = [term for term in self._all_terms if takes_part or not term.needs_student]
 
     def begin_shard(self) -> None:
@@ -47,12 +49,12 @@ class Objective:
             term.begin_shard()
 
     def begin_phase(self, phase: int, labels: Tensor) -> None:
-        """Lay out what is known beside a batch of these labels (B,), before the first step of a phase."""
+        """Let each term look up the finished batches that count for a batch with these labels (B,)."""
         for term in self._terms:
             term.begin_phase(phase, labels)
 
-    def keep(self, batch: Finished) -> None:
-        """Take note of a batch that is finished, for those that follow it in its shard."""
+    def keep(self, batch: FinishedBatch) -> None:
+        """Give a finished batch to the terms, for the later batches of its shard."""
         for term in self._terms:
             term.keep(batch)
 
@@ -62,25 +64,25 @@ class Objective:
         Args:
             x: (B, C, r, r), the tensor that is optimised.
             view: (B, C, s, s), the same images as the networks see them.
-            labels: (B,); None where the images have none yet, and then no term that needs them.
+            labels: (B,); None while the images have none: terms that need labels are then left out.
         """
-        # Before what is compiled, which finds everything as in the step before, or it would be compiled anew.
+        # Outside the compiled part, which would be compiled anew if it found other flags or lists than a step ago.
         self._matching.start(matching=any(term.needs_statistics for term in self._terms))
-        losses, unlabelled, self._seen = self._compute(self, x, view, labels)
-        if unlabelled is not None:
-            self._unlabelled = unlabelled
+        losses, unlabelled_logits, self.statistics = self._compute(self, x, view, labels)
+        if unlabelled_logits is not None:
+            self.unlabelled_logits = unlabelled_logits
         return losses
 
     def _losses(
         self, x: Tensor, view: Tensor, labels: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor | None, Statistics]:
-        """The terms, the logits of images without labels, and the statistics; the latter two without their graph."""
+        """The terms; the logits if there are no labels, else None; the statistics. The last two without their graph."""
         terms = [term for term in self._terms if labels is not None or not term.needs_labels]
         needs_student = any(term.needs_student for term in terms)
         with torch.autocast(view.device.type, torch.bfloat16, enabled=self._spec.precision == "bfloat16"):
-            features, logits = self._look(view)
+            features, logits = self._features_and_logits(view)
             student_logits = self._student(view) if self._student and needs_student else logits
-        seen = Seen(
+        inputs = TermInputs(
             x=x,
             view=view,
             features=features.float(),
@@ -89,25 +91,19 @@ class Objective:
             labels=torch.empty(0) if labels is None else labels,
             matching=self._matching,
         )
-        losses = {term.name: term.loss(seen) for term in terms}
-        statistics = self._matching.seen()
+        losses = {term.name: term.loss(inputs) for term in terms}
+        statistics = self._matching.collected()
         self._matching.forget()
-        return losses, seen.logits.detach() if labels is None else None, statistics
+        return losses, inputs.logits.detach() if labels is None else None, statistics
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, a scalar."""
         return torch.stack([self._weights[name] * loss for name, loss in losses.items()]).sum()
 
-    def unlabelled_logits(self) -> Tensor:
-        """(B, num_classes), what the teacher said of the last images that `losses` saw without labels."""
-        return self._unlabelled
-
-    def statistics(self) -> Statistics:
-        """Of the last images that `losses` looked at, without their graph; empty where no term needs them."""
-        return self._seen
-
     def judge(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, D), logits (B, num_classes) and the statistics' distance of finished images, in float32.
+        """Features (B, D), logits (B, num_classes) and the distance of the statistics (a scalar) of finished images.
+
+        All in float32.
 
         Args:
             inputs: (B, C, s, s), normalised.

@@ -21,11 +21,11 @@ from dearkd.vision.teachers import batch_norm_layers
 Moments = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel, (C,) each."""
 Statistics = list[Moments]
-"""Of every call of every layer that is matched, in the order of layers."""
+"""The moments of each call of each matched layer, in the order of layers."""
 
 
 class Earlier(NamedTuple):
-    """Statistics of images that are finished, and the share of a batch among all images, in (0, 1)."""
+    """Statistics of finished images, and the share of the current batch among all images together, in (0, 1)."""
 
     statistics: Statistics
     share: float | Tensor
@@ -97,8 +97,8 @@ class MatchedBatchNorm(nn.Module):
         }.items():
             self.register_buffer(name, tensor, persistent=False)
         self.matching = True
-        self.statistics: list[tuple[Tensor, Tensor]] = []
-        """Mean and biased variance (C,) of the input, of each call since the list was cleared."""
+        self.statistics: Statistics = []
+        """The moments of the input, of each call since the list was cleared."""
 
     def normalise(self, x: Tensor) -> Tensor:
         return torch.batch_norm(
@@ -130,7 +130,7 @@ class MatchedBatchNorm(nn.Module):
 
 
 class StatisticsMatching:
-    """The BatchNorm layers of a teacher that was made to match its statistics.
+    """The BatchNorm layers of a teacher, and the distance of a batch's statistics from their running ones.
 
     Args:
         teacher: changed in place, for good: each of its BatchNorm layers is replaced. Give it a copy.
@@ -168,7 +168,7 @@ class StatisticsMatching:
             )
 
     def start(self, *, matching: bool = True) -> None:
-        """Forget the last forward; `matching` False makes the next ones plain."""
+        """Forget the last forward; with `matching` False the next ones collect no statistics."""
         for layer, weight in zip(self.layers, self.weights, strict=True):
             layer.matching = matching and weight > 0
         self.forget()
@@ -178,7 +178,7 @@ class StatisticsMatching:
         for layer in self.layers:
             layer.statistics.clear()
 
-    def seen(self) -> Statistics:
+    def collected(self) -> Statistics:
         """The statistics of all calls since `start`, without their graph."""
         return [(mean.detach(), variance.detach()) for layer in self.layers for mean, variance in layer.statistics]
 
@@ -188,9 +188,9 @@ class StatisticsMatching:
         (DeepInversion, eq. 4, with norms that are not squared, as in its code; the weights w_l are the code's too.)
 
         Args:
-            earlier: finished images that the batch is seen together with. The distance is then that of all, divided by
-                the batch's share: an image pulls as hard, against the terms that are means over the batch, as it would
-                in a batch of all of them [R].
+            earlier: finished images; the statistics are then those of these and the batch together, and the distance
+                is divided by the batch's share, so that an image's gradient is as large, against terms that are means
+                over the batch, as in one batch of all images [R].
         """
         calls = iter(earlier.statistics if earlier else ())
         distances = []
@@ -205,7 +205,7 @@ class StatisticsMatching:
 
 
 def mixed(one: Moments, other: Moments, share: float | Tensor) -> Moments:
-    """Mean and biased variance of two sets of values together, of which the other makes up `share`."""
+    """Mean and biased variance of the union of two sets of values; `share`, in (0, 1), is the second set's part."""
     mean = torch.lerp(one[0], other[0], share)
     between = [(moments[1] + (moments[0] - mean).square()) for moments in (one, other)]
     return mean, torch.lerp(between[0], between[1], share)

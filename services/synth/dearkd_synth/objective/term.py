@@ -1,4 +1,4 @@
-"""What a term of the objective is: a class in a module of `terms` that both bear the name of its weight."""
+"""The base class of the objective's terms, each a class in the module of `terms` that is named as its weight is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from dearkd_synth.objective.statistics import Statistics, StatisticsMatching
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What there is to look at in a step: the images and what the networks say of them. Outputs are float32."""
+class TermInputs:
+    """The inputs of a term's loss in one step: the images, and the networks' outputs for them in float32."""
 
     x: Tensor
     """(B, C, r, r), the tensor that is optimised, at its own resolution, not rolled, so that neither the upsampling nor
@@ -27,68 +27,71 @@ class Seen:
     logits: Tensor
     """(B, num_classes), the teacher's."""
     student_logits: Tensor
-    """(B, num_classes), the adaptive student's; the teacher's where no term needs it."""
+    """(B, num_classes), the adaptive student's; the teacher's again if no term needs the student."""
     labels: Tensor
-    """(B,); empty where the images have none yet: then no term is asked that needs them."""
+    """(B,), class indices; empty while the images have no labels: terms that need labels are then not called."""
     matching: StatisticsMatching
-    """The teacher's BatchNorm layers, with the statistics of `view` where a term needs them."""
+    """The teacher's BatchNorm layers; they hold the statistics of `view` if a term has `needs_statistics`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
-    """What a term may keep of a finished batch."""
+class FinishedBatch:
+    """A finished batch, as terms get it in `keep`."""
 
     labels: Tensor
-    """(B,)"""
+    """(B,), class indices."""
     features: Tensor
     """(B, D), the teacher's, of the stored pixels."""
     statistics: Sequence[Statistics]
-    """At the last step of each phase; empty where no term needs them."""
+    """Statistics at the last step of each phase, one entry a phase; an entry is empty if no term needs them."""
 
 
 class Term:
     """A term of the objective.
 
-    A shard's batches are made one after another; a term that looks at finished ones keeps what it needs of them, in
-    `keep`, and forgets it at the next shard, so that a shard is a function of the spec and its index alone.
+    A shard's batches are made one after another. A term may depend on the finished ones: it stores what it needs in
+    `keep` and drops it in `begin_shard`, so that a shard is a function of the spec and its index alone.
 
     Args:
         spec: gives margins and the like.
     """
 
     name: ClassVar[str]
-    """As its module and its weight are called."""
+    """The name of its module and of its weight."""
     needs_labels: ClassVar[bool] = False
-    """Whether it says what class an image belongs to, or how far inside it: it waits until images have labels."""
+    """True if `loss` reads `labels`; such terms are left out of the first `unlabelled_iterations`."""
     needs_statistics: ClassVar[bool] = False
+    """True if `loss` reads the statistics in `matching`."""
     needs_student: ClassVar[bool] = False
+    """True if `loss` reads `student_logits`; such terms are left out where no student takes part."""
 
     def __init__(self, spec: SynthesisSpec) -> None:
         self.spec = spec
+        self.begin_shard()
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, inputs: TermInputs) -> Tensor:
         """The term, not yet weighted, a float32 scalar.
 
-        With `spec.compile` it is compiled, and compiled anew wherever a number or a shape that it reads changes from
-        step to step; what is in a tensor may change.
+        With `spec.compile` it is compiled, and compiled anew whenever a Python number or a shape that it reads
+        changes: put what varies from step to step into a tensor of fixed shape.
         """
         raise NotImplementedError
 
     def begin_shard(self) -> None:
-        """Forget all finished batches."""
+        """Forget all finished batches; called once by the constructor too."""
 
     def begin_phase(self, phase: int, labels: Tensor) -> None:
-        """Lay out what is known beside a batch of these labels (B,), before the first step of a phase."""
+        """Look up the finished batches that count for a batch with these labels (B,), before a phase's first step."""
 
-    def keep(self, batch: Finished) -> None:
-        """Take note of a batch that is finished."""
+    def keep(self, batch: FinishedBatch) -> None:
+        """Store what later batches of the shard need of a finished one."""
 
 
 def load_term(name: str) -> type[Term]:
     """The class of a term, by its name.
 
     Raises:
-        ModuleNotFoundError: if nothing that is installed has it.
+        ModuleNotFoundError: if no installed package has it.
     """
     import_module(term_modules().get(name, f"{terms.__name__}.{name}"))
     return next(term for term in Term.__subclasses__() if term.name == name)

@@ -1,4 +1,4 @@
-"""The dataset card: Hugging Face's conventions, and said plainly that the images are synthetic."""
+"""The dataset card, by Hugging Face's conventions; it says plainly that the images are synthetic."""
 
 import json
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ FIGURES = {
     "batch_norm_distance": "mean distance to the teacher's BatchNorm statistics",
 }
 MAX_CLASSES = 100
-"""Of more, the card does not list each."""
+"""The most classes that the card lists one by one."""
 
 
 def dataset_card(dataset: DatasetManifest, teacher: Teacher) -> str:
-    """`README.md` of a synthetic dataset: what it is, from which teacher, with which spec, how good."""
+    """The `README.md` of a synthetic dataset: contents, teacher, spec and quality."""
     quality = dataset.quality or {}
     figures = "\n".join(
         f"| {meaning} (`{name}`) | {quality[name]:.4f} |"
@@ -85,7 +85,7 @@ dataset = wds.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("png
 
 
 def _method(spec: Mapping[str, Any]) -> str:
-    """What was optimised, by the terms that weighed anything."""
+    """The method as a clause, by the terms of weight above 0."""
     weights = spec.get("weights", {})
     method = "DeepInversion (Yin et al., CVPR 2020)"
     if not weights.get("batch_norm"):

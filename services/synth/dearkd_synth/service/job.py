@@ -1,8 +1,8 @@
-"""The service around the synthesis: a job's unit is turned into a call of the library, and its result into a shard.
+"""The service around the synthesis: turns a job's unit into a call of the library, and its result into a stored shard.
 
 Unit `"3"` makes shard 3: images, tar on local disk, verified, uploaded with `create`, marked. Unit `"student"` trains
-the student that a job's other shards compete with, where it trains one (`student_unit`). Unit `"finish"` opens when
-every other is marked and writes what makes a folder of shards a dataset, the manifest last.
+the student that a job's other shards compete with, if it trains one (`student_unit`). Unit `"finish"` opens when all
+others are done and writes the files that make a folder of shards a dataset, the manifest last.
 """
 
 import logging
@@ -49,7 +49,7 @@ MAX_STRIPS = 64
 
 
 def drain(job: str) -> None:
-    """The rq task: makes shards of whatever synthesis job is next; `job` is only what woke it."""
+    """The rq task: perform units of synthesis jobs until none is left; `job` is only the one that woke the worker."""
     settings = Settings()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     if settings.torch_threads is not None:
@@ -59,13 +59,13 @@ def drain(job: str) -> None:
 
 
 class ShardMaker:
-    """Performs units, and keeps the teacher of the job it is at, so that a job's shards load it once."""
+    """Performs units; keeps the teacher of the current job, so that a job's shards load it once."""
 
     def __init__(self) -> None:
         self.device = choose_device()
         self._inversion: DeepInversion | None = None
         self._made_for: tuple[str, bool] | None = None
-        """The job, and whether its own student takes part."""
+        """The job, and True if the student that it trains itself takes part."""
         self._attempt: Attempt | None = None
         self._began = 0.0
 
@@ -76,7 +76,7 @@ class ShardMaker:
         self._close()
 
     def perform(self, attempt: Attempt) -> None:
-        """One unit of a synthesis job. Raises what ends the attempt or fails the job."""
+        """Perform one unit of a synthesis job. Whatever it raises ends the attempt or fails the job."""
         spec = attempt.job.synthesis_spec
         try:
             teacher = teachers(attempt.storage).get(spec.teacher)
@@ -160,7 +160,7 @@ class ShardMaker:
 
 
 def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path, shard: Shard, strip: bytes) -> Shard:
-    """Store a shard, or adopt the one that lies there. Its description and its strip are stored first."""
+    """Store a shard, after its description and its strip; adopt it if storage has it already."""
     attempt.storage.put(_side_key(attempt, shard, "png"), strip)
     attempt.storage.put(_side_key(attempt, shard, "json"), manifest_bytes(shard))
     key = f"datasets/{dataset_of(attempt.job.id)}/{path.name}"
@@ -168,7 +168,7 @@ def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path
 
 
 def restarted(step: Step, spec: SynthesisSpec) -> str:
-    """What the job's log says of a batch that starts again."""
+    """The line of the job's log about a batch that starts again."""
     rate = spec.learning_rate * spec.restart_rate_factor**step.restarts
     return (
         f"shard {step.shard}: batch {step.batch} diverged and starts again at a learning rate of {rate:.3g} "
@@ -177,7 +177,7 @@ def restarted(step: Step, spec: SynthesisSpec) -> str:
 
 
 def check_contents(path: Path, spec: SynthesisSpec, index: int) -> ShardContents:
-    """Read a written shard as a reader would. Raises `CorruptData` if it does not hold what the spec asks for."""
+    """Read a written shard as a reader would; raises `CorruptData` if its samples are not the spec's."""
     found = inspect_shard(path)
     expected = Counter(sample_label(spec, sample) for sample in shard_samples(spec, index))
     if found.samples != expected.total():
@@ -192,9 +192,9 @@ def check_contents(path: Path, spec: SynthesisSpec, index: int) -> ShardContents
 
 
 def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
-    """The description of a shard that lies in storage, after reading and checking all of it.
+    """The description of a shard that is in storage already, after reading and checking all of it.
 
-    Quality and what it was made with come from the note that its maker left; without one they are unknown.
+    Its `quality` and `made_with` come from the description that its maker stored; without that they are None.
 
     Raises:
         CorruptData: if it is not what the spec asks for.
@@ -267,15 +267,15 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
 
 
 def update_preview(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, marked: int | None = None) -> None:
-    """Compose the grid of what is done so far from the strips that the shards' makers left.
+    """Compose and store the grid of the shards done so far, from their strips.
 
-    It is there to look at: that it cannot be made is noted, and no reason to lose what was computed.
+    It only serves people: a failure is noted, and does not fail the job.
 
     Args:
         attempt: at a unit of the job.
         spec: of the job.
         teacher: names the classes.
-        marked: the shard that is new; if it is beyond those that the grid shows, there is nothing to do.
+        marked: index of the shard that was just finished; does nothing if it is beyond those that the grid shows.
     """
     if marked is not None and marked >= MAX_STRIPS:
         return
@@ -293,7 +293,7 @@ def update_preview(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, mark
 
 
 def _strips(attempt: Attempt, indices: range) -> Iterator[tuple[bytes, Shard]]:
-    """The strips of those of these shards that are done, one at a time."""
+    """The strips of the finished ones among these shards, one at a time."""
     for index in indices:
         payload = attempt.ledger.payload(attempt.job.id, str(index))
         if payload is None:
@@ -304,9 +304,9 @@ def _strips(attempt: Attempt, indices: range) -> Iterator[tuple[bytes, Shard]]:
 
 
 def _side_key(attempt: Attempt, shard: Shard, suffix: str) -> str:
-    """Where a shard's maker leaves its description and a strip of samples: beside the job, not among the shards.
+    """The storage key of a shard's description (`json`) or strip (`png`): beside the job, not among the shards.
 
-    By the shard's content: who made other bytes, and comes too late to store them, leaves its note elsewhere.
+    It holds the shard's hash, so that a worker that made other bytes, too late to store them, overwrites nothing.
     """
     stem = shard.name.removesuffix(".tar")
     return f"jobs/{attempt.job.id}/shards/{stem}-{shard.sha256[:16]}.{suffix}"

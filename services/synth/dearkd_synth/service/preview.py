@@ -1,6 +1,6 @@
 """The picture of a job: each shard leaves a strip of its samples, and the strips are composed into one grid.
 
-So the picture grows while the job runs, whoever makes the shards, without reading any shard again.
+So the picture grows while the job runs, whichever workers make the shards, and no shard is read again.
 """
 
 from collections import Counter
@@ -21,8 +21,8 @@ MAX_CLASSES = 40
 def write_strip(images: Tensor, labels: Tensor) -> bytes:
     """A PNG mosaic: a row for each class of a shard in ascending order, up to 16 of its images; the rest black.
 
-    Larger images are shrunk to 112 px, as the grid shows them, so that a strip is 1792 × 4480 pixels at most, of which
-    every reader takes 2^24.
+    Larger images are shrunk to 112 px, as the grid shows them, so that a strip has at most 1792 × 4480 pixels, under
+    the 2^24 that every reader accepts.
 
     Args:
         images: (N, C, S, S), uint8.
@@ -39,7 +39,7 @@ def write_strip(images: Tensor, labels: Tensor) -> bytes:
 
 
 def read_strip(strip: bytes, shard: Shard) -> tuple[list[Tensor], list[int]]:
-    """The images (C, s, s) and labels of a strip; `shard` says how many of each class there were."""
+    """The images (C, s, s) and labels of a strip; `shard` gives the number of images of each class."""
     mosaic = decode(strip)
     side = mosaic.shape[2] // COLUMNS
     images: list[Tensor] = []
@@ -60,9 +60,9 @@ def compose_preview(
     Half as many columns where there are more than ten classes. No more strips are taken than it needs.
 
     Args:
-        strips: as written, each with the shard that it is of.
+        strips: from `write_strip`, each with its shard.
         names: of the classes, by index.
-        classes: how many there will be in the end.
+        classes: number of classes of the finished dataset.
         images_per_class: likewise.
 
     Returns:

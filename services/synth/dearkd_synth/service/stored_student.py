@@ -1,7 +1,7 @@
 """A stored model as the student that the adaptive term competes with.
 
-Networks of students are the trainer's. It plugs in how one is loaded under the entry point group `dearkd.students`, a
-function of `config.json` as an object and of the path of the weights, so that nothing here imports the trainer.
+Students' networks belong to the trainer, which nothing here imports: it provides a loader under the entry point group
+`dearkd.students`, a function of the object in `config.json` and of the path of the weights.
 """
 
 import json
@@ -18,12 +18,12 @@ GROUP = "dearkd.students"
 
 
 def load_student(storage: Storage, model_id: str, teacher: TeacherSpec, cache: FileCache) -> StudentView:
-    """A stored model as `DeepInversion` takes it.
+    """Load a stored model as a network that `DeepInversion` takes.
 
     Raises:
-        InvalidInput: at `/adaptive_student`, if nothing that is installed can load students.
+        InvalidInput: at `/adaptive_student`, if no installed package can load students.
         NotFound: if the model was deleted.
-        CorruptData: if its files are not what its manifest says, or `config.json` does not say what its input is.
+        CorruptData: if its files are not what its manifest says, or `config.json` lacks the input's mean or std.
     """
     plugins = list(entry_points(group=GROUP))
     if not plugins:

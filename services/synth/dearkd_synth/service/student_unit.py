@@ -1,4 +1,4 @@
-"""The unit that trains a job's own student, and the student as the job's other shards get it."""
+"""The unit that trains a job's own student, and the loading of that student for the job's other shards."""
 
 from collections.abc import Sequence
 
@@ -25,16 +25,17 @@ UNIT = "student"
 NAME = "adaptive_student.safetensors"
 MAX_IMAGES = 10_000
 MAX_BYTES = 2**30
-"""It is trained on at most so many images, of so many bytes: they are all in memory. 7133 of 224 px in colour."""
+"""The most bytes of the images it is trained on (and `MAX_IMAGES` their number), since all are in memory: 7133 colour
+images of 224 px."""
 
 
 def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, network: nn.Module) -> StoredFile:
-    """Train the student on the first shards and store it, or adopt the one that lies there.
+    """Train the student on the first shards and store it; adopt it if storage has it already.
 
     Args:
         attempt: at the unit `student`.
         spec: of the job.
-        teacher: its record.
+        teacher: its manifest.
         network: the teacher itself, frozen, on the device to compute on.
     """
     if attempt.storage.exists(_key(attempt)):
@@ -66,7 +67,7 @@ def fetch_student(attempt: Attempt, teacher: Teacher) -> AdaptiveStudent:
     """The student of a claimed shard's job, from a verified local copy.
 
     Raises:
-        CorruptData: if what is stored is not what was marked, or is gone.
+        CorruptData: if the stored file is gone, or not the one that its unit recorded.
     """
     marked = StoredFile.model_validate_json(_payload(attempt, UNIT))
     try:
@@ -87,7 +88,7 @@ def _adopt(attempt: Attempt, teacher: Teacher) -> StoredFile:
 
 
 def _images(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> Tensor:
-    """(N, C, H, W), uint8: images of the first shards, as they are stored and marked, equally many of each class."""
+    """Stored images (N, C, H, W), uint8, of the first shards, equally many of each class."""
     shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
     max_images = max(1, min(MAX_IMAGES, MAX_BYTES // (shape[0] * shape[1] * shape[2])))
     shards = evenly(spec.student_shards, max_images)
@@ -107,19 +108,19 @@ def _images(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> Tensor:
 
 
 def evenly(values: Sequence[int], count: int) -> list[int]:
-    """Up to so many of the values, spread over all of them."""
+    """Up to `count` of the values, evenly spread."""
     count = min(count, len(values))
     return [values[i * len(values) // count] for i in range(count)]
 
 
 def of_each_class(labels: Indices, count: int) -> Indices:
-    """Up to `count` sample numbers, ascending: the first of each class in numbers that differ by one at most.
+    """Up to `count` sample numbers, ascending: the first few of each class, as many of each to within one.
 
-    Where there are more classes than `count`, the classes are spread over all.
+    With more classes than `count`, evenly spread classes give one each.
 
     Args:
         labels: (N,) class indices.
-        count: of all samples together; all N where it is not below N.
+        count: of samples in all; from N on, all are taken.
     """
     if count >= len(labels):
         return np.arange(len(labels))

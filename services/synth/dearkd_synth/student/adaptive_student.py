@@ -25,7 +25,7 @@ from dearkd_synth.engine.determinism import reproducible
 from dearkd_synth.engine.resizing import resize
 
 TEMPERATURE = 3.0
-"""As of the adaptive term that it is trained for."""
+"""The temperature of the softmax, as in the adaptive term."""
 LEARNING_RATE = 2e-3
 STEPS_BETWEEN_READINGS = 25
 WIDEST = 256
@@ -35,8 +35,8 @@ class AdaptiveStudent(nn.Module):
     """A plain CNN with BatchNorm: convolutions of stride 2 down to about 4 px, an average, a classifier [R].
 
     Args:
-        teacher: whose classes, channels, image size and normalisation it has.
-        seed: of its weights before training.
+        teacher: it has the same classes, channels, image size and normalisation.
+        seed: of the initial weights.
     """
 
     def __init__(self, teacher: TeacherSpec, seed: int = 0) -> None:
@@ -82,7 +82,7 @@ def train_adaptive_student(
         spec: gives `adaptive_iterations`, `batch_size`, `jitter`, `flip` and `seed`.
         images: (N, C, H, W), uint8, on the CPU: of the first shards, in their order.
         device: where to compute.
-        on_step: told how many steps are done, and the loss as last read. What it raises ends the work.
+        on_step: called with the number of steps done, and the loss as last read. What it raises ends the work.
 
     Returns:
         The student on the CPU, in eval mode and frozen.
@@ -124,7 +124,10 @@ def train_adaptive_student(
 def agreement(
     teacher: nn.Module, student: nn.Module, teacher_spec: TeacherSpec, images: Tensor, *, batch_size: int
 ) -> float:
-    """The fraction of images (N, C, H, W), uint8, that both call the same. Both on one device, in eval mode."""
+    """The fraction of images (N, C, H, W), uint8, for which both predict the same class.
+
+    Both networks are on one device, in eval mode.
+    """
     device = next(teacher.parameters()).device
     same = 0
     with _memory_for(batch_size, teacher_spec, device):
@@ -151,7 +154,7 @@ def save_adaptive_student(student: AdaptiveStudent, path: Path) -> None:
 
 
 def load_adaptive_student(path: Path, teacher: TeacherSpec) -> AdaptiveStudent:
-    """In eval mode and frozen. Raises `CorruptData` if the file holds none for this teacher."""
+    """Load a student, in eval mode and frozen. Raises `CorruptData` if the file holds none for this teacher."""
     student = AdaptiveStudent(teacher)
     try:
         student.load_state_dict(load_file(path))

@@ -1,4 +1,4 @@
-"""The student that the adaptive term competes with, shown the teacher's images as it knows them."""
+"""An adapter between a student and the teacher's input: other normalisation, other size."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from dearkd_synth.engine.resizing import resize
 
 
 class StudentView(nn.Module):
-    """A student behind the teacher's eyes: takes the teacher's normalised input, of any size.
+    """A student that takes the teacher's normalised input, of any size.
 
     Args:
         student: in eval mode.
-        teacher: whose normalisation the input has.
+        teacher: the input has its normalisation.
         mean: per channel, of pixels in [0, 1], in the student's own normalisation.
         std: likewise.
         image_size: side of the student's input in pixels.
@@ -44,7 +44,7 @@ class StudentView(nn.Module):
 
 
 def check_student(student: nn.Module, teacher: TeacherSpec, spec: SynthesisSpec) -> None:
-    """Whether a network can compete under this spec: its logits (2, num_classes) at each phase's size.
+    """Check that a network can be the adaptive student: two images of each phase's size give logits (2, num_classes).
 
     Raises:
         InvalidInput: at `/adaptive_student`, if it has a weight that is not finite, cannot take such images, or has

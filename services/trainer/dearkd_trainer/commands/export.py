@@ -53,7 +53,7 @@ def write_export(model: TrainedModel, folder: Path, to: Format, *, licence: str 
 
 
 def _card(model: TrainedModel, licence: str | None) -> str:
-    """The card that was written when the model was made, which knows most; else what the files alone tell."""
+    """The card that was written when the model was made; without one, a card from the files alone."""
     if CARD not in model.files:
         name, kind = Path(model.name).resolve().name, family_of(model.raw_config["architecture"]).kind
         return plain_card(name, kind, model.raw_config, licence=licence or UNKNOWN_LICENCE)

@@ -282,11 +282,12 @@ def _require_same_classes(
         reference: the dataset.
         num_classes, names: of it.
         model: that is to be evaluated.
-        said: whether whoever made the dataset has said in which order its classes are.
-        order: which the user says, of this model's classes: then numbers of a model are no names, but its outputs.
+        said: True if the dataset's maker gave the order of its classes.
+        order: the order of this model's classes as the user gives it; then numbers as a model's class names are taken
+            for its outputs.
 
     Raises:
-        InvalidInput: if they do not, or nobody has said so.
+        InvalidInput: if they do not, or that cannot be known.
     """
     if num_classes != model.num_classes:
         remedy = count_remedy(model.class_names, names, whose="the model")

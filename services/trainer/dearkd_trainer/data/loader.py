@@ -1,4 +1,4 @@
-"""The order of samples and their augmentation: functions of (seed, epoch, sample) alone, whoever computes them."""
+"""The order of samples and their augmentation: functions of (seed, epoch, sample) alone, in whichever process."""
 
 import hashlib
 import multiprocessing
@@ -25,10 +25,10 @@ from dearkd.vision.shards import Indices, ShardDataset
 from dearkd_trainer.data.world import World
 
 Transform = Callable[[Image.Image], Tensor]
-"""From an image (L or RGB) to the student's normalised input (C, H, W)."""
+"""A function from an image (L or RGB) to the student's normalised input (C, H, W)."""
 
 Batch = Sequence[Tensor]
-"""Images (B, C, H, W), labels (B,), and the teacher's logits (B, K) where they are read."""
+"""Images (B, C, H, W), labels (B,), and the teacher's logits (B, K) if they are read."""
 
 WEIGHTS, ORDER, SAMPLE, STEP = range(4)
 """Purposes of a seed; the second part of `derive_seed`."""
@@ -49,7 +49,7 @@ def seed_generators(seed: int) -> None:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Leave the caller's global generators as they were."""
+    """Restore the caller's global random generators after the block."""
     python, legacy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -66,19 +66,19 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
     not dropped, and no step rests on a handful of images. With `repeats` (repeated augmentation, Hoffer et al., CVPR
     2020) an epoch is as long, but holds fewer samples, each so many times in a row, as in timm's RepeatAugSampler.
 
-    With `window`, the shards come in a random order, and samples are shuffled within so many shards in a row (or fewer,
-    so that windows are even), each window as the whole would be without.
+    With `window`, the shards come in a random order and are cut into windows of so many (or fewer, to make them even);
+    samples are shuffled within each window only.
 
     Args:
         indices: the samples to train on.
-        batch_size: at most so many.
+        batch_size: the most images of a batch.
         seed: of the order.
-        epochs: which to go through.
+        epochs: the numbers of the epochs to go through.
         repeats: augmentations of one sample in an epoch; 0 and 1 are the same.
-        skip: steps of the first of the epochs that were done already.
+        skip: steps of the first epoch that are done already.
         world: of the processes that share each batch, this one takes its part (`part_of`).
         shards: the shard of each of the dataset's samples.
-        window: shards of which the samples are shuffled together; None: all.
+        window: number of shards whose samples are shuffled together; None: all.
     """
 
     def __init__(
@@ -197,8 +197,7 @@ def create_loader(
     """Batches of normalised images (B, C, H, W), labels (B,), and before the epoch `logits_before` the teacher's stored
     logits (B, K), read ahead by the workers across epochs.
 
-    No result depends on the number of workers. `held` is asked before each batch is handed out to be read. Raises as
-    `read`.
+    No result depends on the number of workers. `held` is advanced before each batch goes to a worker. Raises as `read`.
     """
     augmented = AugmentedImages(dataset, transform, seed, logits_before)
     gated = (batch for batch, _ in zip(batches, held or repeat(None), strict=False))
@@ -210,11 +209,11 @@ def read(dataset: Dataset[Any], **how: Any) -> Iterator[Batch]:
 
     Args:
         dataset: what to read.
-        how: arguments of DataLoader.
+        how: further arguments of DataLoader.
 
     Raises:
-        DearKDError: the dataset's own, such as one that names a damaged image, whichever process met it. torch would
-            put a worker's traceback into its message.
+        DearKDError: as the dataset raised it in any process, naming a damaged image for instance. torch itself would
+            add a worker's traceback to the message.
     """
     return _or_raised(
         iter(DataLoader(_Errors(dataset), collate_fn=_collate_or_error, worker_init_fn=end_with_parent, **how))
@@ -249,7 +248,7 @@ def _or_raised(batches: Iterator[Any]) -> Iterator[Batch]:
 
 
 def read_ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:
-    """The same batches, the next `depth` of which a thread receives while the caller computes.
+    """The same batches; a thread receives the next `depth` while the caller computes.
 
     A loader's batch that is ready still has to be received from the process that made it: 5 ms for the small images of
     a demo, a fifteenth of a step (benchmarks/RESULTS.md). Not for a loader without workers, which seeds the global
@@ -269,9 +268,9 @@ def read_ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, Non
 
 
 def end_with_parent(worker: int) -> None:
-    """For a loader's process: end when the one that started it is gone.
+    """Make this loader process exit when the process that started it is gone.
 
-    torch has it compare its parent's id with what that was when it began, which a parent that was gone by then passes.
+    torch compares the parent's id with the one at the start, and so misses a parent that was gone by then.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,4 +1,4 @@
-"""From a spec to timm's parts: optimiser, schedule, averaging, transforms, mixing of images."""
+"""timm's parts, made from a spec: optimiser, schedule, averaging, transforms, mixing of images."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +29,7 @@ DEIT_CROP_PCT = 0.875
 
 
 def create_optimizer(student: Student, aligners: nn.Module | None, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """One optimiser over both. Biases, norms, tokens and positional weights are not decayed.
+    """One optimiser for student and aligners. Biases, norms, tokens and positional weights are not decayed.
 
     With `layer_decay` a block's learning rate is that of the next one times it (timm's `param_groups_layer_decay`,
     after BEiT, Bao et al., 2022). The aligners' groups come last, marked, so that `drop_aligners` finds them.
@@ -66,7 +66,7 @@ def create_schedule(
     The learning rate is a function of the step alone: there is nothing to save.
 
     Args:
-        optimizer: whose groups' learning rates are set.
+        optimizer: its groups' learning rates are set.
         spec: warm-up, peak and end.
         epochs: of the cosine, warm-up included.
         steps_per_epoch: turns epochs into steps.
@@ -93,8 +93,8 @@ def create_average(student: nn.Module, half_life: float | None, steps_per_epoch:
     """An exponential moving average of the weights, or None where none is asked for.
 
     Args:
-        student: whose weights.
-        half_life: in epochs: after it, what a weight was counts half. Early on the average forgets faster (timm's
+        student: its weights are averaged.
+        half_life: in epochs; after it, a weight's old value counts half. Early on the average forgets faster (timm's
             warm-up: decay `1 - (1 + step)^(-2/3)` until that reaches the half-life's).
         steps_per_epoch: turns epochs into steps.
     """
@@ -106,7 +106,7 @@ def create_average(student: nn.Module, half_life: float | None, steps_per_epoch:
 def train_transform(spec: AugmentationSpec, *, image_size: int, mean: list[float], std: list[float]) -> Transform:
     """timm's training transform, after a random affine one where degrees, translate or shear are set.
 
-    What a rotation brings in from outside is black, as in torchvision.
+    Pixels that a rotation brings in from outside the image are black, as in torchvision.
 
     Raises:
         InvalidInput: if `aa` is not timm's notation.
@@ -158,7 +158,7 @@ def _at_least_one_bit(bits: Callable[[float, Any], tuple[int]], level: float, hp
 
 
 def eval_crop_pct(spec: AugmentationSpec) -> float:
-    """The part of the resized image's side that evaluation looks at: all where training too sees whole images [R].
+    """The part of the resized image's side that evaluation looks at: 1 if training too sees whole images [R].
 
     Images of the student's size are taken whole in any case.
     """
@@ -213,5 +213,5 @@ class Mixing:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bfloat16 where it is safe to, or float32 throughout."""
+    """Compute the block in bfloat16 where that is safe, or in float32 throughout."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

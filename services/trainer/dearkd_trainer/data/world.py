@@ -1,4 +1,4 @@
-"""The processes that train together: which of them this is, and how they join.
+"""The processes that train together: this one's rank, and joining the others.
 
 Under `torchrun --nproc-per-node 2 train.py` a script joins and then trains as it would alone:
 
@@ -19,7 +19,7 @@ from torch import distributed as dist
 from dearkd.errors import InvalidInput
 
 WAIT = timedelta(hours=2)
-"""The time a process waits for the others: longer than rank 0 writes and tells. One that ends is noticed at once."""
+"""The time a process waits for the others: longer than rank 0 writes and reports. One that dies is noticed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class World:
 
     @classmethod
     def current(cls) -> "World":
-        """The default process group's, if this process joined one."""
+        """The processes of the default process group, or this one alone if it joined none."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
@@ -45,7 +45,7 @@ class World:
         return dict(zip(terms, values.unbind(), strict=True))
 
     def gather(self, part: Tensor) -> Tensor:
-        """Every process's rows, on every one of them: row i of rank r, of as many in each, becomes row i·size + r."""
+        """The rows of all processes, on each: all have as many, and row i of rank r becomes row i·size + r."""
         if self.size == 1:
             return part
         parts = [torch.empty_like(part) for _ in range(self.size)]
@@ -55,7 +55,7 @@ class World:
 
 @contextmanager
 def join(device_type: str | None = None) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, over NCCL on CUDA and Gloo elsewhere; gives this one's device.
+    """Join the processes that torchrun started, over NCCL on CUDA and Gloo elsewhere; yields this one's device.
 
     Args:
         device_type: `cuda` or `cpu`; None means CUDA where there is one.

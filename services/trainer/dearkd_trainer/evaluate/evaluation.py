@@ -20,12 +20,12 @@ from dearkd_trainer.data.world import World
 MAX_SAMPLE_BYTES = 2**28
 """The largest size of `normalised_sample`'s images."""
 MAX_CONFUSION_CLASSES = 2000
-"""A confusion matrix has the square of it as entries, each a number of Python's."""
+"""The most classes of a confusion matrix, which has their square as entries, each a Python float."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Accuracies are fractions in [0, 1]."""
+    """The results of an evaluation. Accuracies are fractions in [0, 1]."""
 
     samples: int
     top1: float
@@ -131,7 +131,7 @@ def evaluate(
         precision: of the forward; the loss is computed in float32.
         workers: processes that decode.
         world: of the processes that share the images, and call this together; each gets the whole result.
-        confusion: whether the confusion matrix is wanted, and not only its diagonal.
+        confusion: True to compute the confusion matrix, and not only its diagonal.
 
     Raises:
         InvalidInput: if there is no sample.
@@ -168,7 +168,7 @@ def evaluate(
 
 
 def _joined(batches: Iterator[Batch], size: int) -> Iterator[Tensor]:
-    """The images of batches, some of which are parts of one of `size`, in batches of it."""
+    """Join successive batches into batches of `size` images."""
     parts: list[Tensor] = []
     for images, _ in batches:
         parts.append(images)

@@ -1,7 +1,7 @@
 """Mean attention distance: how far a transformer looks (Dosovitskiy et al., ICLR 2021, section 4.5 and figure 7).
 
 For a head, the distance in the image between a query patch and a key patch, averaged over keys by attention weight, and
-over queries and images. DearKD's own analysis: early layers look near by after stage one, and stage two may undo it.
+over queries and images. DearKD's own analysis: early layers attend locally after stage one, and stage two may undo it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dearkd_trainer.model.mhca import MHCA
 
 MAX_IMAGES = 32
-"""The most images that are looked at together."""
+"""The most images in one forward."""
 MAX_BYTES = 2**28
 """The largest weights of a layer that are held at once, num_heads · tokens² numbers an image; one image always is."""
 
@@ -65,7 +65,7 @@ def head_distances(model: VisionTransformer, images: Tensor) -> list[list[float]
 
 
 def images_at_once(model: VisionTransformer) -> int:
-    """The number of images whose attention weights are looked at together."""
+    """The number of images in one forward, by the size of their attention weights."""
     tokens = model.num_prefix_tokens + model.patch_embed.num_patches
     heads: int = model.blocks[0].attn.num_heads  # type: ignore[union-attr, assignment]  # the same in each block
     each: int = 4 * heads * tokens**2

@@ -104,7 +104,7 @@ class DearKDViT(VisionTransformer, Student):
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]  # torch has no types there
     def no_weight_decay(self) -> set[str]:
-        """Names of the weights that decay would pull towards something other than simplicity."""
+        """Names of the weights without decay: tokens, positional embeddings, MHCA's positional weights."""
         positional = {f"blocks.{block}.attn{name}" for block in range(self.mhca_blocks) for name in POSITIONAL}
         return {"pos_embed", "cls_token", "dist_token"} | positional
 
@@ -129,7 +129,7 @@ class DearKDViT(VisionTransformer, Student):
                 module.set_grid_size(self.patch_embed.grid_size)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load as torch does, but take a plain ViT's weights for whole: MHCA's own, which it lacks, stay."""
+        """Load as torch does, but accept a plain ViT's weights as complete: MHCA's own, which it lacks, stay."""
         own = {name: value for name, value in self.state_dict().items() if name.endswith(POSITIONAL)}
         if strict and not any(name in state_dict for name in own):
             state_dict = {**state_dict, **own}
@@ -182,7 +182,7 @@ class DearKDViT(VisionTransformer, Student):
         return ("head", "head_dist") if self.distilled else ("head",)
 
     def forward_training(self, x: Tensor, blocks: Sequence[int]) -> StudentOutput:
-        """Logits of both tokens and the patch tokens after the blocks that are asked for, as maps."""
+        """Logits of both tokens, and the patch tokens after the given blocks, as maps."""
         tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
         hidden = []
         for index, block in enumerate(self.blocks):
@@ -270,5 +270,5 @@ def dearkd_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> DearKDVi
 
 @register_student(DearKDViT)
 def dearkd_micro_patch8_32(pretrained: bool = False, **kwargs: Any) -> DearKDViT:
-    """For images of up to 64 px and a CPU [R]."""
+    """A size for images of up to 64 px, trained on a CPU [R]."""
     return _create("dearkd_micro_patch8_32", pretrained, kwargs)

@@ -34,7 +34,7 @@ class LoadedWeights:
     initial: list[str]
     """The student's own that stayed as they were: MHCA's positional weights, if a plain ViT was loaded."""
     unused: list[str]
-    """In the file alone, or of another shape, which is said."""
+    """In the file alone, or of another shape, which is then given."""
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]

@@ -49,7 +49,7 @@ class Student(nn.Module, ABC):
     kind: ClassVar[str]
     """The sort of network, as the model card names it: `vision transformer`."""
     distilled: bool = False
-    """Whether there is a distillation head: `forward_training` answers with `dist_logits`."""
+    """True if there is a distillation head, whose `dist_logits` `forward_training` returns."""
     num_classes: int
     num_features: int
     global_pool: Any
@@ -77,7 +77,7 @@ class Student(nn.Module, ABC):
         return (names,) if isinstance(names, str) else tuple(names)
 
     def forward_training(self, x: Tensor, blocks: Sequence[int]) -> StudentOutput:
-        """Everything that the losses look at, from one forward.
+        """All outputs that the losses use, from one forward.
 
         Args:
             x: (B, in_chans, img_size, img_size), normalised.

@@ -1,4 +1,4 @@
-"""The model card: Hugging Face's conventions; what the model learned from, and how well."""
+"""The model card, by Hugging Face's conventions: training data, teacher and accuracy."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from dearkd.names import markdown, markdown_code
 
 UNKNOWN_LICENCE = "unknown"
-"""Hugging Face's own word for it: nobody but the user knows under what terms the teacher's weights stand."""
+"""Hugging Face's own word: only the user knows the licence of the teacher's weights."""
 
 
 def run_card(
@@ -29,7 +29,7 @@ def run_card(
     run: str | None = None,
     licence: str = UNKNOWN_LICENCE,
 ) -> str:
-    """`README.md` of what a run made, stored or not.
+    """The `README.md` of a run's model, stored or not.
 
     Args:
         name: of the model.
@@ -76,7 +76,7 @@ channel(s), {num_classes} classes), trained in DearKD's two stages (Chen et al.,
 
 
 def plain_card(name: str, kind: str, config: Mapping[str, Any], *, licence: str = UNKNOWN_LICENCE) -> str:
-    """The card of a model of which nothing but its two files is at hand."""
+    """The card of a model of which only its two files are at hand."""
     in_chans, height, width = config["pretrained_cfg"]["input_size"]
     return f"""{_header(name, kind, {}, None, licence)}
 # {markdown(name)}

@@ -31,11 +31,11 @@ MAY_CHANGE = {
     "keep_checkpoints",
     "eval_dataset",
 }
-"""Fields of a spec that decide no weight: a run may go on with others."""
+"""Fields of a spec that do not affect the weights: a run may go on with other values."""
 
 
 def earlier(number: int) -> str:
-    """The name of the checkpoint so many before the last."""
+    """The file name of the checkpoint so many before the last (0: the last itself)."""
     return LAST if number == 0 else f"last-{number}.pt"
 
 
@@ -72,7 +72,7 @@ def load_checkpoint(directory: Path, spec: TrainingSpec, data: Mapping[str, Any]
     Args:
         directory: of the run's checkpoints.
         spec: of the run that is to go on.
-        data: what it learns from, as JSON.
+        data: a description of its training data, as JSON.
 
     Raises:
         CorruptData: if it cannot be read, or is no checkpoint of a run.

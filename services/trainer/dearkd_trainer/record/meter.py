@@ -12,25 +12,25 @@ from torch import Tensor
 
 from dearkd.errors import Diverged
 
-STEPS_BETWEEN_LOOKS = 50
-"""Steps after which the losses are fetched from the device, and a run that has diverged is stopped."""
+STEPS_BETWEEN_READINGS = 50
+"""Steps between two readings of the losses from the device; a run that has diverged stops there."""
 
 
 class EpochMeter:
-    """The terms of an epoch's steps, left on the device and looked at now and then, and the clocks of the epoch.
+    """Collects the loss terms of an epoch's steps, read from the device now and then, and the epoch's times.
 
-    The clocks go from the first step's wait for its images on: not while the epoch before is evaluated, told or stored.
+    Time counts from the first step's wait for its images, so without the evaluation and storing of the epoch before.
 
     Args:
         first_step: of the epoch, counted from the run's beginning.
-        names, seen: what a checkpoint kept of the epoch's steps before it (`state`).
+        names, seen: `state` from a checkpoint: the terms' names, and their values at each earlier step of the epoch.
     """
 
     def __init__(self, first_step: int, names: Sequence[str] = (), seen: Sequence[Sequence[float]] = ()) -> None:
         self.first_step = first_step
         self._names = list(names)
-        self._unseen: list[Tensor] = []
-        self._seen = [list(row) for row in seen]
+        self._unread: list[Tensor] = []
+        self._rows = [list(row) for row in seen]
         self._began: float | None = None
         self._paused = 0.0
         self._waited = 0.0
@@ -39,7 +39,7 @@ class EpochMeter:
     @property
     def steps(self) -> int:
         """The number of steps done in this epoch."""
-        return len(self._seen) + len(self._unseen)
+        return len(self._rows) + len(self._unread)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -52,8 +52,8 @@ class EpochMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what is done inside, such as a checkpoint, out of the epoch's time. Raises as `look` does."""
-        self.look()  # what the device still computes is the steps' own
+        """Leave the block's time, such as that of a checkpoint, out of the epoch's. Raises as `read` does."""
+        self.read()  # what the device still computes is the steps' own
         began = time.perf_counter()
         try:
             yield
@@ -64,45 +64,45 @@ class EpochMeter:
     def add(self, terms: Mapping[str, Tensor], images: int) -> None:
         """Add a step's terms, and its number of images."""
         self._names = list(terms)
-        self._unseen.append(torch.stack([term.detach() for term in terms.values()]))
+        self._unread.append(torch.stack([term.detach() for term in terms.values()]))
         self._images += images
-        if len(self._unseen) == STEPS_BETWEEN_LOOKS:
-            self.look()
+        if len(self._unread) == STEPS_BETWEEN_READINGS:
+            self.read()
 
-    def look(self) -> None:
-        """Fetch the losses.
+    def read(self) -> None:
+        """Read the losses of the steps since the last reading from the device.
 
         Raises:
             Diverged: naming the first step whose loss was not finite.
         """
-        values: list[list[float]] = torch.stack(self._unseen).tolist() if self._unseen else []
-        for step, row in enumerate(values, self.first_step + len(self._seen)):
+        values: list[list[float]] = torch.stack(self._unread).tolist() if self._unread else []
+        for step, row in enumerate(values, self.first_step + len(self._rows)):
             if not all(map(math.isfinite, row)):
                 terms = ", ".join(f"{name} {value}" for name, value in zip(self._names, row, strict=True))
                 raise diverged(f"the loss left the finite numbers at step {step} ({terms})")
-        self._seen += values
-        self._unseen.clear()
+        self._rows += values
+        self._unread.clear()
 
     def state(self) -> dict[str, list[str] | list[list[float]]]:
-        """The state for a checkpoint; looks first."""
-        self.look()
-        return {"names": self._names, "seen": self._seen}
+        """The state for a checkpoint; reads the losses first."""
+        self.read()
+        return {"names": self._names, "seen": self._rows}
 
     def means(self) -> dict[str, float]:
         """The means over the epoch's steps."""
-        self.look()
-        columns = zip(*self._seen, strict=True)
+        self.read()
+        columns = zip(*self._rows, strict=True)
         return {name: math.fsum(column) / len(column) for name, column in zip(self._names, columns, strict=True)}
 
     def pace(self, teacher_seconds: float | None) -> dict[str, int | float]:
-        """The speed of the steps that this process did; those before a restart are not in it.
+        """The speed of the epoch's steps in this process, without those before a restart.
 
         Args:
-            teacher_seconds: what the teacher's forwards took; None where there is no teacher.
+            teacher_seconds: time of the teacher's forwards; None without a teacher.
 
         Returns:
-            `images_per_second`; `data_wait` and, with a teacher, `teacher_share`: fractions of the time. Nothing where
-            this process did no step.
+            `images_per_second`; `data_wait` and, with a teacher, `teacher_share`: fractions of the time in [0, 1].
+            Empty if this process did no step.
         """
         if self._began is None:
             return {}
@@ -149,20 +149,20 @@ class TeacherClock:
 
 
 def json_row(row: Mapping[str, int | float]) -> dict[str, int | float | None]:
-    """A row of metrics as JSON may hold it, with null for what is no finite number, as a loss on hard images may be."""
+    """A row of metrics for JSON, with None for numbers that are not finite, as a loss on hard images may be."""
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held: of the device's memory on CUDA, since `reset_peak_memory`, else of the
-    machine's, since it began: what the kernel counts there (`ru_maxrss`) cannot be reset, and so never falls."""
+    """The peak memory of this process in bytes: on CUDA of the device, since `reset_peak_memory`; else of the machine,
+    since the process began, because the kernel's count (`ru_maxrss`) cannot be reset."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Count `peak_memory` anew, on CUDA: an epoch's then shows what the end of stage one gave back."""
+    """Start `peak_memory` anew on CUDA, so that an epoch after stage one shows the memory that its end freed."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -67,9 +67,9 @@ def _bytes(dataset: DatasetManifest) -> int:
 
 
 def _need(spec: TrainingSpec, dataset: DatasetManifest, room: int) -> int:
-    """Bytes of a dataset that a run holds at a time: all of it, or two windows of its largest shards.
+    """The bytes of a dataset that a run holds at a time: all of it, or two windows of its largest shards.
 
-    Of several processes one may have gone on to a third while another still reads the first.
+    With several processes, one may already be in the third window while another still reads the first.
     """
     whole, window = _bytes(dataset), spec.shuffle_shards
     if whole <= room:
@@ -112,7 +112,7 @@ def pixel_statistics(
     Args:
         data: of images of any sizes; each pixel counts alike.
         check: called before each image; what it raises ends the work.
-        images: so many at most are looked at, spread evenly.
+        images: the most images that are read, evenly spread.
 
     Raises:
         InvalidInput: if there is no image.

@@ -20,17 +20,17 @@ from dearkd_trainer.train.trainer import DearKDTrainer, Metrics
 
 
 class RunInputs(BaseModel):
-    """Paths are of verified local files; `directory` is the run's own, with its checkpoints."""
+    """The inputs of a run. Paths are of verified local files; `directory` is the run's own, with its checkpoints."""
 
     spec: TrainingSpec
     directory: Path
     shards: Source
     eval_shards: Source | None
     settings: dict[str, Any] = Field(default_factory=dict)
-    """The places of the cache and of shards that are fetched when they are needed (`data.PLACES`)."""
+    """The settings (`data.PLACES`) by which shards are fetched and cached when they are needed."""
     task: Task
     teacher: TeacherSpec | None
-    """None where stage one looks at none."""
+    """None if stage one uses none."""
     teacher_weights: Path | None
     initial: dict[str, Any] | None = None
     """The `config.json` of the model to begin from."""

@@ -1,4 +1,4 @@
-"""The service around the trainer: a run's record is turned into a call of the library, its result into a stored model.
+"""The service around the trainer: turns a run's record into a call of the library, its result into a stored model.
 
 Checkpoints go to `runs/{id}/checkpoints/` as soon as they are committed locally, so that another worker can go on; the
 model goes to `models/{id}/`, its manifest last.
@@ -47,7 +47,7 @@ from dearkd_trainer.train.trainer import Metrics, TrainingResult
 
 
 def drain(job: str) -> None:
-    """The rq task: performs whatever training run is next; `job` is only what woke it."""
+    """The rq task: perform training runs until none is left; `job` is only the one that woke the worker."""
     settings = Settings()
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
@@ -55,7 +55,7 @@ def drain(job: str) -> None:
 
 
 def perform(attempt: Attempt) -> None:
-    """A training run from its last checkpoint to its model. Raises what ends the attempt or fails the run."""
+    """Perform a run, from its last checkpoint to its model. Whatever it raises ends the attempt or fails the run."""
     spec = attempt.job.training_spec
     storage = attempt.storage
     identifier = dataset_of(spec.dataset) if kind_of(spec.dataset) == "synthesis" else spec.dataset
@@ -115,7 +115,7 @@ def perform(attempt: Attempt) -> None:
 
 
 def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
-    """The run in this process, which stores a last checkpoint where it has to hand the work back."""
+    """Run the training in this process, which stores a last checkpoint if it has to hand the work back."""
 
     def on_step(step: int, steps: int) -> None:
         try:
@@ -139,7 +139,7 @@ def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
 
 
 def train_in_group(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
-    """The run in processes of their own, which share the CPU threads that this one would have."""
+    """Run the training in several processes, which share the CPU threads that this one would have."""
     threads = max(1, torch.get_num_threads() // inputs.spec.processes)
     device = cast(Literal["cpu", "cuda"], choose_device().type)
     with ProcessGroup(inputs, device=device, threads=threads, check=attempt.check, note=attempt.note) as group:
@@ -147,7 +147,7 @@ def train_in_group(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter")
 
 
 class StoredCheckpoint(BaseModel):
-    """`checkpoint.json`: written last, it says which files are the checkpoint and what they must be."""
+    """The pointer `checkpoint.json`, written last: the files of the checkpoint, with sizes and hashes."""
 
     files: list[StoredFile] = Field(default_factory=list)
     earlier: list[StoredFile] = Field(default_factory=list)
@@ -155,7 +155,7 @@ class StoredCheckpoint(BaseModel):
 
 
 class RunReporter:
-    """Passes on what the trainer tells: progress and cancel at every step, rows at every epoch, checkpoints at once."""
+    """Passes on the trainer's reports: progress and cancel at every step, rows at every epoch, checkpoints at once."""
 
     def __init__(self, attempt: Attempt, spec: TrainingSpec, stored: StoredCheckpoint) -> None:
         self.attempt = attempt
@@ -169,7 +169,7 @@ class RunReporter:
         self.sinks = Sinks([], RunInfo(attempt.job.id, attempt.job.id, {}, attempt.settings.metrics_dir))
 
     def begin(self, history: list[Metrics], step: int) -> None:
-        """Start from the rows and the step of the checkpoint: what came after it is done again, and told again."""
+        """Start from the rows and the step of the checkpoint: later steps are done again, and reported again."""
         self._rows = list(history)
         self._first_epoch = len(history)
         self._began = time.monotonic()
@@ -188,7 +188,7 @@ class RunReporter:
         self._report(self.spec.epochs * step / steps)
 
     def _report(self, epochs: float) -> None:
-        """Tell the latest row, so many epochs after the run's beginning."""
+        """Report the latest row, so many epochs after the run's beginning."""
         rate = (epochs - self._first_epoch) / max(1e-9, time.monotonic() - self._began)
         latest: dict[str, Any] = json_row(self._rows[-1]) if self._rows else {}
         stage = 1 if epochs <= self.spec.stage_one.epochs and self.spec.stage_one.epochs else 2
@@ -211,10 +211,10 @@ class RunReporter:
         self.attempt.ledger.set_rows(self.attempt.job.id, [json_row(row) for row in self._rows])
 
     def on_checkpoint(self, path: Path) -> None:
-        """Store the checkpoint, and the rows up to it, under the run; also where that is the last act of this process.
+        """Store the checkpoint and the rows up to it under the run, even if this process then has to end.
 
         Raises:
-            HandBack: after it was stored, or could not be.
+            HandBack: if this process has to end; after storing, or after failing to.
         """
         try:
             self.attempt.publish(lambda: self._store(path.parent))
@@ -264,8 +264,8 @@ def fetch_checkpoint(
 ) -> StoredCheckpoint:
     """Bring a run's stored checkpoint, if there is one, to where the trainer looks for it.
 
-    Where the last one is damaged, it is the latest of those before it that is whole. What lies beside it (the best
-    weights so far, which no run goes on from) is left out where it is damaged or gone. Of either, `note` is told.
+    If the last one is damaged, the latest earlier one that is whole is taken. The best weights so far, which no run
+    goes on from, are left out if damaged or gone. `note` is called in both cases.
 
     Raises:
         CorruptData: naming what is gone or not what was stored, if no checkpoint is whole.

@@ -1,9 +1,9 @@
 """A run of several processes on this machine: torchrun starts them, this process watches over them.
 
-Only this one holds the attempt: it tells Redis and storage what the group does, and ends it. The group's processes
-(`dearkd_trainer.service.rank`) each hold a connection to it, and end when that ends, whatever became of this process.
-Rank 0 reports progress; each reports why it fails. One that is gone without a report was killed, or crashed: then the
-others are ended too, and the attempt counts as a death, after which the run goes on from its last checkpoint.
+Only this process holds the attempt: it reports the group's progress to Redis and storage, and ends the group. The
+group's processes (`dearkd_trainer.service.rank`) each have a connection to it, and exit when that closes, so they never
+outlive it. Rank 0 reports progress; each reports why it fails. One that is gone without a report was killed or crashed:
+then the others are ended too, and the attempt counts as a death, after which the run goes on from its last checkpoint.
 """
 
 import json
@@ -26,6 +26,7 @@ import psutil
 from pydantic import BaseModel
 
 from dearkd import errors
+from dearkd.specs.base import STORED
 from dearkd.work.attempt import Died, HandBack
 from dearkd.work.worker import GRACE_SECONDS, exit_clause
 from dearkd_trainer.evaluate.evaluation import Evaluation
@@ -37,7 +38,7 @@ POLL_SECONDS = 0.2
 CHECKPOINT_SECONDS = GRACE_SECONDS - 2
 """The time in which a group that has to end makes a last checkpoint: less than its worker waits before it kills."""
 CAUSE_SECONDS = 2.0
-"""The time to wait, after an error, for the news that another process is gone: one that loses another fails too."""
+"""The time to wait, after an error, for the news that another process died: that may have caused the error."""
 EXIT_SECONDS = 60.0
 
 Message = dict[str, Any]
@@ -52,25 +53,30 @@ class Reporter(Protocol):
     def on_checkpoint(self, path: Path) -> None: ...
 
 
-class Orders(BaseModel):
-    """The file that each process of the group reads when it starts."""
+class RankConfig(BaseModel):
+    """The arguments of each process of the group, as a file that it reads when it starts."""
 
     inputs: RunInputs
     device: Literal["cpu", "cuda"]
     threads: int
     socket: Path
-    """The socket to connect to; then lines of JSON go both ways."""
+    """The Unix socket to connect to; messages are lines of JSON, both ways."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the file; the names in it are from storage and were checked, if ever, when they were posted."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"), context=STORED)
 
 
 class ProcessGroup:
-    """The processes of a run, for as long as the block runs.
+    """The processes of a run; they live while the block runs.
 
     Args:
-        inputs: of the run; its spec says how many processes.
+        inputs: of the run; its spec has the number of processes.
         device: `cuda` or `cpu`.
-        threads: of each process.
-        check: called while nothing is told; what it raises ends the run (`HandBack`: after a last checkpoint).
-        note: told of what would be lost otherwise.
+        threads: CPU threads of each process.
+        check: called while no message comes; what it raises ends the run (`HandBack`: after a last checkpoint).
+        note: called with lines for the job's log, such as the traceback of a failed process.
     """
 
     def __init__(
@@ -87,7 +93,7 @@ class ProcessGroup:
         self.device: Literal["cpu", "cuda"] = device
         self.threads = threads
         self._inbox: queue.Queue[tuple[int, Message | None]] = queue.Queue()
-        """Messages by rank; None: its connection has ended."""
+        """Ranks and their messages; None: the connection of that rank is closed."""
         self._connections: dict[int, socket.socket] = {}
         self._processes: list[psutil.Process] = []
         """The process of each rank: a child of torchrun, unless torchrun was killed."""
@@ -95,10 +101,10 @@ class ProcessGroup:
         self._torchrun_lost_at: float | None = None
         """The time at which torchrun was found to have failed."""
         self._reported: set[int] = set()
-        """Ranks that told how they ended."""
+        """Ranks that reported their result or failure."""
         self._begun = False
         self._deadline: float | None = None
-        """The time by which a last checkpoint must have come; 0 once it has."""
+        """The time by which the last checkpoint must be there; 0 once it is; None if the run is not handed back."""
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="group-")  # ours alone, and of a short name
@@ -106,9 +112,9 @@ class ProcessGroup:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(address))
         self._listener.listen(self.inputs.spec.processes)
-        orders = Orders(inputs=self.inputs, device=self.device, threads=self.threads, socket=address)
-        path = Path(self._folder.name) / "orders.json"
-        path.write_text(orders.model_dump_json(), encoding="utf-8")
+        config = RankConfig(inputs=self.inputs, device=self.device, threads=self.threads, socket=address)
+        path = Path(self._folder.name) / "rank.json"
+        path.write_text(config.model_dump_json(), encoding="utf-8")
         threading.Thread(target=self._accept, name="process-group", daemon=True).start()
         count = str(self.inputs.spec.processes)
         self._torchrun = subprocess.Popen(
@@ -147,12 +153,12 @@ class ProcessGroup:
             connection.close()
 
     def run(self, reporter: Reporter) -> TrainingResult:
-        """Wait for the result, and pass on what is told until then.
+        """Wait for the result, and pass on the reports of progress until then.
 
         Raises:
             Died: if a process was killed or crashed.
             HandBack: if this process has to end, after a last checkpoint where there was time for one.
-            DearKDError: which ended a process of the group, or the attempt.
+            DearKDError: the one that ended a process of the group, or the attempt.
             RuntimeError: any other error of a process of the group.
         """
         while True:
@@ -185,7 +191,7 @@ class ProcessGroup:
                 self.check()
 
     def _require_torchrun(self) -> None:
-        """Require torchrun, which ends the others when one dies; it ends then too, but the death is reported first."""
+        """Raise `Died` if torchrun failed; after 2 s, since it also fails after a death, which is reported first."""
         if not (code := self._torchrun.poll()):
             return
         self._torchrun_lost_at = self._torchrun_lost_at or time.monotonic()
@@ -211,24 +217,25 @@ class ProcessGroup:
                 if self._deadline is not None:
                     self._deadline = 0.0
                     raise HandBack
-        # Rank 0 waits: what it told of must not change meanwhile.
-        self._tell("heard")
+        # Rank 0 waits for this, so that what it reported does not change meanwhile.
+        self._send("heard")
 
     def _hand_back(self) -> None:
         if not self._begun or (self._deadline is not None and time.monotonic() > self._deadline):
             raise HandBack
         if self._deadline is None:
             self._deadline = time.monotonic() + CHECKPOINT_SECONDS
-            self._tell("save")
+            self._send("save")
 
-    def _tell(self, word: str) -> None:
-        with suppress(OSError):  # it is gone, of which the inbox will tell
+    def _send(self, word: str) -> None:
+        with suppress(OSError):  # rank 0 is gone, as the inbox will show
             self._connections[0].sendall(json.dumps(word).encode() + b"\n")
 
     def _fail(self, rank: int, message: Message) -> None:
-        """Raise the error that ended the group: a typed one of any process, else a death among them, else this one.
+        """Raise the error that ended the group: any process's `DearKDError`, else a process's death, else this failure.
 
-        One that loses another, or whose loader torchrun ended with the group, fails of that: it does not know why.
+        The failure that comes first need not be the cause: a process also fails because another died, or because
+        torchrun ended its loader with the group.
         """
         failed = {rank: message}
         until = time.monotonic() + CAUSE_SECONDS
@@ -247,7 +254,7 @@ class ProcessGroup:
         raise RuntimeError(f"rank {rank} failed: {message['type']}: {message['message']}")
 
     def _next_failure(self, until: float) -> tuple[int, Message]:
-        """Wait for the next report of a failure; empty at `until`. Raises `Died` if a process is gone without one."""
+        """The next rank that reports a failure, and its report; (-1, {}) at `until`. Raises `Died` if one just died."""
         while (left := until - time.monotonic()) > 0:
             with suppress(queue.Empty):
                 rank, word = self._inbox.get(timeout=left)
@@ -270,7 +277,7 @@ class ProcessGroup:
         rank = -1
         with suppress(OSError, ValueError), connection.makefile("rb") as lines:
             rank, pid = json.loads(lines.readline())
-            with suppress(psutil.NoSuchProcess):  # gone already, as the end of its connection will tell
+            with suppress(psutil.NoSuchProcess):  # gone already, as the end of its connection will show
                 self._processes.append(psutil.Process(pid))
             self._connections[rank] = connection
             if self._over.is_set():  # too late to be among those that were ended
@@ -296,5 +303,5 @@ def _result(found: dict[str, Any]) -> TrainingResult:
 
 
 def as_json(result: TrainingResult) -> dict[str, Any]:
-    """The result as JSON, of which `ProcessGroup.run` makes it again."""
+    """The result as JSON, from which `ProcessGroup.run` rebuilds it."""
     return {**asdict(result), "weights": str(result.weights)}

@@ -1,7 +1,7 @@
-"""Sinks that show a run's metrics besides `metrics.jsonl`, which is the truth: TensorBoard, MLflow, W&B, Trackio.
+"""Sinks that show a run's metrics besides `metrics.jsonl`, the run's own record: TensorBoard, MLflow, W&B, Trackio.
 
-`DEARKD_METRICS_SINKS` names them; TensorBoard is told by default, where it is installed. None of them can fail or stop
-a run: what goes wrong is logged once, and that sink is left alone from then on. They are given a run's rows as they
+`DEARKD_METRICS_SINKS` names them; TensorBoard is the default if it is installed. None of them can fail or stop a
+run: an error is logged once, and that sink is not used any more. They are given a run's rows as they
 come; after a restart, rows since the last checkpoint come again, under the same epochs. W&B and Trackio are run by
 hand, not in CI: Trackio asks for an older Pillow, and both for much besides.
 """
@@ -21,7 +21,7 @@ Row = Mapping[str, int | float]
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """The facts of a run that a sink is told before its first row."""
+    """The facts of a run that a sink gets before its first row."""
 
     id: str
     name: str
@@ -29,7 +29,7 @@ class RunInfo:
     folder: Path
     """The folder of sinks that write files; kept from attempt to attempt."""
     first_epoch: int = 0
-    """Epochs that are done already, and were told before."""
+    """Epochs that are done already, and were shown before."""
 
 
 class Sink(Protocol):

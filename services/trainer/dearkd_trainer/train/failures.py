@@ -15,7 +15,7 @@ class LoaderLost(RuntimeError):
 
 @contextmanager
 def explained(spec: TrainingSpec, device: torch.device) -> Iterator[None]:
-    """Tell torch's failures inside the block as ours.
+    """Translate torch's failures inside the block into `DearKDError`s.
 
     Args:
         spec: of the run.

@@ -28,14 +28,14 @@ from dearkd_trainer.train.teacher import FrozenTeacher
 
 
 class Learner:
-    """All that a step changes or looks at, but the images.
+    """All that a step reads or changes, except the images.
 
     Every process of a run has the same one: gradients are averaged before the optimiser sees them.
 
     Args:
         spec: of the run.
         task: the student's.
-        teacher: prepared for the task, on the device; None where stage one is over or looks at none.
+        teacher: prepared for the task, on the device; None if stage one is over or uses none.
         epoch: epochs done.
         steps_per_epoch: turns epochs into steps.
         initial: whose weights the student begins with; None: with random ones.
@@ -93,7 +93,7 @@ class Learner:
         return self.objective.pairs
 
     def leave_stage_one(self) -> None:
-        """Let go of the teacher and of all that only served to learn from it."""
+        """Free the teacher and everything that only served to learn from it."""
         drop_aligners(self.optimizer)
         self.teacher = None
         # The hooks by which it averages gradients stay on the student until the old wrapper is gone.
@@ -110,7 +110,7 @@ class Learner:
             number: of the step, from the run's beginning: with the seed it decides all that is random.
             images: (B, in_chans, H, W), this process's part of the batch, normalised.
             labels: (B,).
-            logits: (B, num_classes), the teacher's stored ones, where it is not asked itself.
+            logits: (B, num_classes), the teacher's stored ones; None to run the teacher itself.
             global_batch: images of all processes together.
 
         Returns:
@@ -144,14 +144,14 @@ class Learner:
         return self.world.total(terms)
 
     def is_finite(self) -> bool:
-        """Check all that a checkpoint would hold: weights of student, average and aligners, and the moments."""
+        """True if all that a checkpoint would hold is finite: weights of student, average and aligners, moments."""
         average = [] if self.average is None else self.average.module.parameters()
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         held = [*self.student.parameters(), *average, *self.aligners.parameters(), *moments]
         return all(bool(value.isfinite().all()) for value in held if isinstance(value, Tensor))
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return {
             "student": self.student.state_dict(),
             "average": self.average.module.state_dict() if self.average else None,
@@ -221,7 +221,7 @@ class Objective(nn.Module):
     """A stage's loss as a network, so that DistributedDataParallel sees which weights the loss depends on.
 
     Args:
-        student: what learns.
+        student: the network that learns.
         aligners: of stage one, one a pair.
         pairs: of blocks and teacher stages.
         stage_one: its spec, or None in stage two.

@@ -68,7 +68,7 @@ def stage_one_loss(
         output: of the student, for the batch. Its distillation token learns from the teacher where there is one,
             else its class token does.
         target: as in `classification_loss`.
-        teacher_logits: (B, K); not looked at where nothing is distilled from them.
+        teacher_logits: (B, K); unused if nothing is distilled from them.
         aligned: the aligners' maps, one a pair.
         features: the teacher's, in the same order and of the same shapes.
         spec: weights, and the kind and temperature of distillation.
@@ -100,7 +100,7 @@ def stage_two_loss(output: StudentOutput, target: Tensor, smoothing: float = 0.0
 
 
 def distils(spec: StageOneSpec) -> bool:
-    """True where stage one looks at the teacher's logits."""
+    """True if stage one uses the teacher's logits."""
     return spec.distillation != "none" and spec.weights.distillation > 0
 
 

@@ -57,7 +57,7 @@ def check_data(task: Task, dataset: ShardDataset, eval_dataset: ShardDataset | N
 def check_class_names(
     class_names: Sequence[str] | None, teacher: TeacherSpec | None, class_order: ClassOrder | None
 ) -> None:
-    """Require the labels to be the teacher's, as far as names can tell.
+    """Require the labels to be the teacher's, as far as names can show it.
 
     Args:
         class_names: in the order of labels.

@@ -64,7 +64,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def stages(self) -> list[Stage]:
-        """The feature maps that `forward_intermediates` gives for one image, found out by trying.
+        """The feature maps that `forward_intermediates` gives for one image, found by a trial forward.
 
         Raises:
             InvalidInput: if the architecture has no `forward_intermediates` or cannot take the size, or its features

@@ -68,17 +68,17 @@ class DearKDTrainer:
     and calls back.
 
     Args:
-        spec: a resolved training spec; its dataset and teacher ids are not looked at.
+        spec: a resolved training spec; its dataset and teacher ids are not used.
         dataset: to train on; a part of it (`spec.holdout`) chooses `best` and is not trained on.
         directory: checkpoints and the exported model are written here.
         task: of the dataset's classes and channels, at the student's image size; its class names are exported with the
             model. None: the teacher's.
-        teacher: needed if stage one looks at one, unless the run is past it. Its network is frozen, set to eval mode
+        teacher: needed if stage one uses one, unless the run is past it. Its network is frozen, set to eval mode
             and moved to `device`, and let go of at the switch (a caller that wants its memory back does the same).
         initial: a trained student of the same dimensions, whose weights this one begins with, for fine-tuning; to
             another resolution they are resampled, for other classes the heads are new.
         eval_dataset: accuracy on it is reported, and decides nothing.
-        class_order: of the task's class names, where names alone do not tell (`preconditions.check_class_names`).
+        class_order: of the task's class names, where names alone do not decide it (`preconditions.check_class_names`).
         device: where to train.
         on_step: called after each step with the steps done and their total; what it raises ends the run. It may `save`
             before.

@@ -5,26 +5,26 @@ import math
 import torch
 from torch import Tensor
 
-from dearkd_synth.objective.term import Seen, Term
+from dearkd_synth.objective.term import Term, TermInputs
 
 
 class Adaptive(Term):
-    """1 − JS(p_T ‖ p_S), the mean over the batch (`adaptive_loss`)."""
+    """1 − JS(teacher ‖ student), the mean over the batch (`adaptive_loss`)."""
 
     name = "adaptive"
     needs_labels = True
     needs_student = True
 
-    def loss(self, seen: Seen) -> Tensor:
-        return adaptive_loss(seen.logits, seen.student_logits)
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return adaptive_loss(inputs.logits, inputs.student_logits)
 
 
 def adaptive_loss(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3.0) -> Tensor:
     """1 − JS(p_T ‖ p_S), the mean over the batch, in [0, 1] (DeepInversion, eq. 6 and 7).
 
     JS(p ‖ q) = (½KL(p ‖ m) + ½KL(q ‖ m)) / ln 2 with m = (p + q)/2, softmax at the given temperature. The gradient goes
-    through both networks' outputs. Taken from log-softmax, it does not vanish where the published code, which clamps p
-    to [0.01, 0.99], has none; so the published coefficient 0.2 does not carry over.
+    through both networks' outputs. It is computed from log-softmax and so does not vanish; that of the published code
+    does where its clamp of p to [0.01, 0.99] acts. So the published coefficient 0.2 does not carry over.
 
     Args:
         teacher_logits: (B, num_classes).

@@ -1,14 +1,13 @@
-"""The teacher's BatchNorm statistics, of a batch alone or together with the finished ones of its shard.
+"""Distance to the teacher's BatchNorm statistics, of a batch alone or together with the finished ones of its shard.
 
-With a memory small batches match the teacher's statistics as one large batch does.
+Together, small batches match the statistics as one large batch does (`spec.statistics_memory`).
 """
 
 import torch
 from torch import Tensor
 
-from dearkd.specs import SynthesisSpec
 from dearkd_synth.objective.statistics import Earlier, Statistics, mixed
-from dearkd_synth.objective.term import Finished, Seen, Term
+from dearkd_synth.objective.term import FinishedBatch, Term, TermInputs
 
 
 class BatchNorm(Term):
@@ -17,10 +16,6 @@ class BatchNorm(Term):
     name = "batch_norm"
     needs_statistics = True
 
-    def __init__(self, spec: SynthesisSpec) -> None:
-        super().__init__(spec)
-        self.begin_shard()
-
     def begin_shard(self) -> None:
         self._memory = StatisticsMemory(self.spec.statistics_memory)
         self._earlier: Earlier | None = None
@@ -28,10 +23,10 @@ class BatchNorm(Term):
     def begin_phase(self, phase: int, labels: Tensor) -> None:
         self._earlier = self._memory.beside(phase, len(labels), tensors=self.spec.compile)
 
-    def loss(self, seen: Seen) -> Tensor:
-        return seen.matching.loss(self._earlier)
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return inputs.matching.loss(self._earlier)
 
-    def keep(self, batch: Finished) -> None:
+    def keep(self, batch: FinishedBatch) -> None:
         for phase, statistics in enumerate(batch.statistics):
             self._memory.add(phase, statistics, len(batch.labels))
 
@@ -42,7 +37,8 @@ class StatisticsMemory:
     The teacher is in eval mode, so that the statistics of several batches together are those of one large batch.
 
     Args:
-        max_images: at most so many earlier images count beside a batch; more are averaged exponentially. 0 keeps none.
+        max_images: the most earlier images that count beside a batch; beyond it the average is exponential. 0 keeps
+            none.
     """
 
     def __init__(self, max_images: int) -> None:
@@ -50,9 +46,12 @@ class StatisticsMemory:
         self._kept: dict[int, tuple[Statistics, int]] = {}
 
     def beside(self, phase: int, images: int, *, tensors: bool = False) -> Earlier | None:
-        """What a batch of so many images has to be seen together with in a phase; None where there is nothing yet.
+        """The statistics of a phase to combine with those of a batch; None before the first batch is added.
 
-        `tensors`: the share as a tensor too, since what is compiled is compiled anew for another number.
+        Args:
+            phase: its number.
+            images: in the batch.
+            tensors: give the share as a tensor: a compiled step would be compiled anew for another Python number.
         """
         if phase not in self._kept:
             return None
@@ -61,7 +60,7 @@ class StatisticsMemory:
         return Earlier(statistics, torch.tensor(share, device=statistics[0][0].device) if tensors else share)
 
     def add(self, phase: int, statistics: Statistics, images: int) -> None:
-        """Count in a finished batch: its statistics in this phase, layer by layer."""
+        """Add the statistics of a finished batch of so many images in this phase."""
         if self._max_images == 0:
             return
         if phase in self._kept:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dearkd.specs import SynthesisSpec
-from dearkd_synth.objective.term import Finished, Seen, Term
+from dearkd_synth.objective.term import FinishedBatch, Term, TermInputs
 
 
 class Boundary(Term):
@@ -19,10 +18,6 @@ class Boundary(Term):
     name = "boundary"
     needs_labels = True
 
-    def __init__(self, spec: SynthesisSpec) -> None:
-        super().__init__(spec)
-        self.begin_shard()
-
     def begin_shard(self) -> None:
         self._bank = FeatureBank()
         self._earlier: tuple[Tensor, Tensor] | None = None
@@ -30,17 +25,17 @@ class Boundary(Term):
     def begin_phase(self, phase: int, labels: Tensor) -> None:
         self._earlier = self._bank.of(labels, multiple_of=self.spec.shard_samples if self.spec.compile else 1)
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, inputs: TermInputs) -> Tensor:
         return boundary_loss(
-            seen.features,
-            seen.logits,
-            seen.labels,
+            inputs.features,
+            inputs.logits,
+            inputs.labels,
             self._earlier,
             boundary_margin=self.spec.boundary_margin,
             similarity_margin=self.spec.similarity_margin,
         )
 
-    def keep(self, batch: Finished) -> None:
+    def keep(self, batch: FinishedBatch) -> None:
         self._bank.add(batch.features, batch.labels)
 
 
@@ -61,9 +56,9 @@ class FeatureBank:
         """L2-normalised features (M, D) and labels (M,) of all kept images of these classes; None if nothing is kept.
 
         Args:
-            labels: names the classes.
-            multiple_of: what M is made a multiple of, by images of no class (label −1), for what is compiled anew for
-                another M.
+            labels: (N,), the classes; may repeat.
+            multiple_of: M is padded to a multiple of it by images of no class (label −1), because a compiled step is
+                compiled anew for each M.
         """
         if not self._labels:
             return None

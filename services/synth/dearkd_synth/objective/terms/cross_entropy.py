@@ -1,9 +1,9 @@
-"""Cross-entropy: the teacher gives an image its label."""
+"""Cross-entropy: makes the teacher predict the label."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from dearkd_synth.objective.term import Seen, Term
+from dearkd_synth.objective.term import Term, TermInputs
 
 
 class CrossEntropy(Term):
@@ -12,5 +12,5 @@ class CrossEntropy(Term):
     name = "cross_entropy"
     needs_labels = True
 
-    def loss(self, seen: Seen) -> Tensor:
-        return F.cross_entropy(seen.logits, seen.labels)
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return F.cross_entropy(inputs.logits, inputs.labels)

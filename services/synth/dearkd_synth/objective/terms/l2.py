@@ -1,18 +1,18 @@
-"""Moderate pixel values."""
+"""The L2 norm: keeps pixel values moderate."""
 
 import torch
 from torch import Tensor
 
-from dearkd_synth.objective.term import Seen, Term
+from dearkd_synth.objective.term import Term, TermInputs
 
 
 class L2(Term):
-    """The mean of the images' L2 norms (DeepInversion's code)."""
+    """The mean of the images' L2 norms (`l2`; DeepInversion's code)."""
 
     name = "l2"
 
-    def loss(self, seen: Seen) -> Tensor:
-        return l2(seen.x)
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return l2(inputs.x)
 
 
 def l2(x: Tensor) -> Tensor:

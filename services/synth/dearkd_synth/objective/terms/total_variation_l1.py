@@ -1,4 +1,4 @@
-"""Neighbours that resemble each other: the total variation in the L1 norm."""
+"""Total variation in the L1 norm: makes neighbouring pixels alike."""
 
 from typing import Any, cast
 
@@ -7,16 +7,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dearkd_synth.objective.neighbours import NEIGHBOURS
-from dearkd_synth.objective.term import Seen, Term
+from dearkd_synth.objective.term import Term, TermInputs
 
 
 class TotalVariationL1(Term):
-    """Σ over four directions of the mean absolute difference of neighbours."""
+    """The total variation of the images (`total_variation_l1`)."""
 
     name = "total_variation_l1"
 
-    def loss(self, seen: Seen) -> Tensor:
-        return total_variation_l1(seen.x)
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return total_variation_l1(inputs.x)
 
 
 def total_variation_l1(x: Tensor) -> Tensor:
@@ -29,9 +29,9 @@ def total_variation_l1(x: Tensor) -> Tensor:
 
 
 class _SumOfMeans(torch.autograd.Function):
-    """The term with its gradient, which is no more than signs: made forward, while the differences are at hand.
+    """The term, and its gradient computed in the forward too: it is only the signs of the differences.
 
-    A third of the time that autograd takes over absolute values and means of the differences.
+    Takes a third of the time of autograd through absolute values and means.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Neighbours that resemble each other: the total variation in the L2 norm."""
+"""Total variation in the L2 norm: makes neighbouring pixels alike."""
 
 import math
 from typing import Any, cast
@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dearkd_synth.objective.neighbours import NEIGHBOURS
-from dearkd_synth.objective.term import Seen, Term
+from dearkd_synth.objective.term import Term, TermInputs
 
 
 class TotalVariationL2(Term):
-    """Σ over four directions of the L2 norm of all differences of the batch, divided by √B."""
+    """The total variation of the images (`total_variation_l2`)."""
 
     name = "total_variation_l2"
 
-    def loss(self, seen: Seen) -> Tensor:
-        return total_variation_l2(seen.x)
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return total_variation_l2(inputs.x)
 
 
 def total_variation_l2(x: Tensor) -> Tensor:
