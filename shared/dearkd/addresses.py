@@ -18,7 +18,7 @@ Scheme = Literal["file", "s3", "gs", "az"]
 
 @dataclass(frozen=True, slots=True)
 class StorageAddress:
-    """Where a storage root is: a folder, or a bucket and what its keys begin with."""
+    """The place of a storage root: a folder, or a bucket and the prefix of its keys."""
 
     scheme: Scheme
     folder: Path = Path()

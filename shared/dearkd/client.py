@@ -234,7 +234,7 @@ class Client:
     # The service itself
 
     def is_ready(self) -> bool:
-        """Whether Redis and storage stand behind the API.
+        """Tell whether the API can reach Redis and storage.
 
         Raises:
             Unavailable: if no API answers.
@@ -340,7 +340,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _set(variables: tuple[str, ...]) -> str:
-    """Those of them that are set, in either case of letters."""
+    """The environment variables among `variables` that are set, in upper or lower case."""
     names = sorted(name for name in os.environ if name.upper() in variables and os.environ[name])
     return ", ".join(names) or "the system's setting of proxies or certificates"
 

@@ -156,7 +156,7 @@ class LostLease(DearKDError):
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says; its type's name where it says nothing, as a bare assertion does."""
+    """The text of an exception; its type's name if it has no text, as a bare assertion."""
     return str(error) or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""What is not installed here, and by which extra of the package it would be (`pip install 'dearkd[api]'`)."""
+"""Modules that are not installed, and the extra of the package that installs them (`pip install 'dearkd[api]'`)."""
 
 import re
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ _EXTRA: Final = re.compile(r"""extra\s*==\s*['"]([\w-]+)['"]""")
 
 @cache
 def _requirements() -> dict[str, tuple[set[str], set[str]]]:
-    """By extra: the modules that it brings itself, and the other extras that it includes; "" is the core."""
+    """For each extra, the modules that it brings itself and the other extras that it includes; "" is the core."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     try:
         stated = requires("dearkd") or []

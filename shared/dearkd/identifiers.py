@@ -26,5 +26,5 @@ def sibling(identifier: str, kind: Kind) -> str:
 
 
 def is_id(text: str, kind: Kind) -> bool:
-    """Whether `text` is an identifier of that kind, and so safe as a part of a storage key."""
+    """Tell whether `text` is an identifier of that kind, and so safe as a part of a storage key."""
     return text.startswith(f"{kind}-") and _PATTERN.fullmatch(text) is not None

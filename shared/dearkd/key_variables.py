@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 CHECKED: Final = frozenset({"DEARKD_API_KEYS", "DEARKD_ADMIN_KEYS"})
-"""By the API."""
+"""Variables of keys that the API checks requests against."""
 ALL: Final = CHECKED | {"DEARKD_API_KEY"}
 """The last is what clients send."""
 

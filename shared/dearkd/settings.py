@@ -11,12 +11,12 @@ from dearkd.redaction import without_credentials
 
 
 class Settings(BaseSettings):
-    """What a process must know of its surroundings. Times are seconds, sizes bytes."""
+    """Settings of a dearkd process. Times are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(env_prefix="DEARKD_", extra="ignore", frozen=True)
 
     url: str = "http://127.0.0.1:8000"
-    """Where the client finds the API."""
+    """The API's address, for the client."""
     api_key: str | None = None
     """The client's key."""
 
@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     storage_url: str = "file://./dearkd-data/storage"
     """`file:///absolute/path`, `file://./relative/path` or `s3://bucket/prefix`."""
     s3_endpoint: str | None = None
-    """Of an S3 server other than AWS: `http://host:port` or `https://host:port`."""
+    """The address of an S3 server other than AWS: `http://host:port` or `https://host:port`."""
     s3_region: str | None = None
     """Default: AWS_REGION or AWS_DEFAULT_REGION, else us-east-1."""
 
@@ -45,42 +45,42 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=4 * 2**30, ge=1)
     max_body_bytes: int = Field(default=2**20, ge=1024)
     max_connections: int = Field(default=512, ge=1)
-    """Of the API. Over it, a new one takes the place of that which has waited longest for its client."""
+    """The most open connections of the API. A further one replaces the one that has waited longest for its client."""
     header_seconds: float = Field(default=15.0, gt=0)
-    """By when a connection must have sent a request's headers."""
+    """The most seconds that a connection may take to send a request's headers."""
     body_seconds: float = Field(default=30.0, gt=0)
-    """By when a JSON body must have come."""
+    """The most seconds that a JSON body may take to arrive."""
     send_seconds: float = Field(default=60.0, gt=0)
-    """An answer of which the client takes less than 64 KiB in this time is broken off."""
+    """Seconds in which a client must take 64 KiB of an answer, or all that is left; else the connection is closed."""
     min_upload_rate: int = Field(default=16384, ge=0)
-    """Bytes a second, on average over each `upload_rate_seconds` for which an upload is waited for."""
+    """The lowest rate of an upload in bytes per second, averaged over each `upload_rate_seconds`."""
     upload_rate_seconds: float = Field(default=20.0, gt=0)
     upload_wait_seconds: float = Field(default=10.0, gt=0)
-    """How long an upload waits for one of the eight places before it is answered 503."""
+    """Seconds that an upload waits for one of the eight upload slots before it is answered 503."""
     max_key_failures: int = Field(default=30, ge=1)
     """Wrong API keys from one address in a minute, after which others from there are answered 429."""
     max_images: int = Field(default=10_000_000, ge=1)
     max_image_size: int = Field(default=1024, ge=8)
     max_iterations: int = Field(default=100_000, ge=1)
     max_shards: int = Field(default=100_000, ge=1)
-    """Of one job: each is a unit in Redis and an entry of the manifest."""
+    """The most shards that one job may have; each is a unit in Redis and an entry of the manifest."""
 
     max_queued_jobs: int = Field(default=1000, ge=1)
-    """Jobs and runs that may wait, queued or blocked, before another is refused; of each API key, where there are."""
+    """The most jobs and runs that may be queued or blocked at once; counted for each API key if there are keys."""
 
     lease_seconds: float = Field(default=15.0, gt=0)
     heartbeat_seconds: float = Field(default=3.0, gt=0)
     drain_seconds: float = Field(default=900.0, gt=0)
-    """A drain task gives its worker back to the queue after this long."""
+    """Seconds after which a drain task takes no further unit and gives its worker back to the queue."""
     inspect_seconds: float = Field(default=60.0, gt=0)
-    """How long a request waits for the inspector before it answers 202."""
+    """Seconds that a request waits for the inspector before it is answered 202."""
     inspect_timeout_seconds: float = Field(default=600.0, ge=1)
-    """What the inspector may take for a teacher, or for one shard of a dataset; over it, that is refused."""
+    """The most seconds that inspecting a teacher, or one shard of a dataset, may take; then it is refused."""
     inspect_memory_bytes: int = Field(default=4 * 2**30, ge=400 * 2**20)
     """Memory that an inspection may take, beside three times the size of what was uploaded (on Linux). torch
     itself takes 350 MiB."""
     stall_seconds: float = Field(default=7200.0, gt=0)
-    """A unit that makes no step for this long, and what a step of its size may take on top, is ended as hung."""
+    """Seconds without a step, beside the time that a step of its size may take, after which a unit is ended as hung."""
     max_deaths: int = Field(default=3, ge=1)
     """Deaths in a row without progress after which a job fails."""
     retention: float = Field(default=7 * 86400.0, ge=0)
@@ -88,10 +88,10 @@ class Settings(BaseSettings):
     torch_threads: int | None = Field(default=None, ge=1)
     """CPU threads of a job; recorded with its results. Default: torch's own choice."""
     metrics_sinks: str | None = None
-    """Where training runs show their metrics besides the API: of `tensorboard,mlflow,wandb,trackio`, by commas, or
-    nowhere if empty. Default: in TensorBoard, where its package is installed."""
+    """Trackers that training runs send their metrics to, besides the API: any of `tensorboard,mlflow,wandb,trackio`,
+    separated by commas; empty: none. Default: TensorBoard if its package is installed."""
     metrics_dir: Path = Path("./dearkd-data/metrics")
-    """For sinks that write files."""
+    """The folder for metrics sinks that write files."""
     log_level: str = "INFO"
 
     @field_validator("url")
@@ -130,7 +130,7 @@ class Settings(BaseSettings):
 
 
 def broken_settings(error: ValidationError) -> list[str]:
-    """What is wrong with the environment, one line for each setting; passwords in URLs are left out."""
+    """List the invalid settings of the environment, one line each; passwords in URLs are left out."""
     return [
         f"DEARKD_{str(e['loc'][0]).upper()} is {without_credentials(repr(e['input']))}: "
         + e["msg"].removeprefix("Value error, ")

@@ -38,7 +38,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "evaluate": ("trainer",),
     "export": ("trainer",),
 }
-"""Of this package, by command: without them it would start, and fail in the middle or in a child."""
+"""The extras of this package that each command needs: without them it would start, and fail midway or in a child."""
 
 
 def _version(asked: bool) -> None:
@@ -139,7 +139,7 @@ def _run(given: list[str], *, as_json: bool) -> int:
 
 
 def _explained(error: Exception, what: str, extras: Sequence[str]) -> DearKDError:
-    """What went wrong as an error of ours: on purpose, in this program's surroundings, or by a fault of its own."""
+    """Turn any exception into a `DearKDError`: one raised on purpose, one of the environment, or a bug of dearkd."""
     if isinstance(error, DearKDError):
         return error
     if isinstance(error, ImportError) and not (error.name or "dearkd").startswith("dearkd"):

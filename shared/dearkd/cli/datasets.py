@@ -159,7 +159,7 @@ def _say(summary: Json, console: Console) -> None:
 
 
 def _said_order(reading: Reading, *, given: bool) -> Order | None:
-    """How the user said that the labels follow; a `class_names.json` beside shards says it of the names alone."""
+    """The order of the labels as the user gave it; a `class_names.json` beside shards gives the names alone."""
     if reading.class_order is not None:
         return reading.class_order.value
     return "given" if given else None

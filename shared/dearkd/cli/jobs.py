@@ -86,7 +86,7 @@ def retry(
 
 
 def submitted(client: Client, job: Json, *, wait: bool, as_json: bool) -> None:
-    """What follows once a job is accepted: its id and state, or its progress until it has ended."""
+    """Print an accepted job's id and state or, with `wait`, its progress until it has ended."""
     if wait:
         follow(client, str(job["id"]), as_json=as_json)
         return

@@ -1,4 +1,4 @@
-"""What the commands print: results to stdout, everything else to stderr, and with `--json` one JSON value to stdout."""
+"""Output of the commands: results to stdout, everything else to stderr, and with `--json` one JSON value to stdout."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -11,7 +11,7 @@ _PLAIN: Final = str.maketrans({"…": "...", "–": "-", "—": "-", "→": "->"
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What a terminal's encoding lacks, in signs that resemble it or as an escape, rather than an error."""
+    """Replace characters that a terminal's encoding lacks by similar ones or an escape, instead of raising an error."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(_PLAIN)
@@ -33,7 +33,7 @@ def prepare_streams() -> None:
 
 
 def speaks_unicode() -> bool:
-    """Whether standard output takes every character as it is."""
+    """Tell whether standard output can print every Unicode character."""
     return (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").startswith("utf")
 
 

@@ -14,7 +14,7 @@ from dearkd.client import Client, Json
 from dearkd.names import printable
 
 LINE_STEPS = 10
-"""Where there is no terminal to draw on, a line is printed each time another tenth is done."""
+"""Progress lines printed per job when the output is no terminal: one for each tenth that is done."""
 
 LOOKED_UP = ("attention_distance_", "peak_memory", "threads")
 """Metrics that a line of progress leaves out: one looks them up afterwards."""
@@ -92,7 +92,7 @@ def _line_printer(console: Console) -> Callable[[Json], None]:
 
 
 def title(job: Json) -> str:
-    """What a job is called: its name with its id, or the id alone."""
+    """The title of a job: its name with its id, or the id alone."""
     name = job["spec"].get("name")
     return f"{printable(name)} ({job['id']})" if name else str(job["id"])
 

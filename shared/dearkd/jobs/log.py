@@ -13,7 +13,7 @@ from dearkd.redis_client import Redis, job_key
 from dearkd.storage.objects import Storage
 
 LINES = 5000
-"""Those that are kept of a job; older ones go."""
+"""The most log lines kept for one job; older ones are dropped."""
 
 
 class JobLog:

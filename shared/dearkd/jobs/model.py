@@ -72,7 +72,7 @@ class Job(BaseModel):
     status: Status
     attempt: int = 1
     spec: dict[str, Any]
-    """As JSON, the way it was stored, whatever version of dearkd did that."""
+    """The spec as the JSON object that was stored, perhaps by another version of dearkd."""
     progress: Progress
     metrics: dict[str, Any] = Field(default_factory=dict)
     result: dict[str, str] | None = None

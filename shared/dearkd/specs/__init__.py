@@ -1,4 +1,4 @@
-"""What is asked for: requests, and the specs of teachers, synthesis jobs and training runs that they become.
+"""Requests, and the specs of teachers, synthesis jobs and training runs that they become.
 
 A request is a spec with almost everything left out. With its teacher, or with what is known of its dataset, it becomes
 a spec (the preset's or recipe's, explicit fields win) that is checked as a whole: complete, frozen, and equal to what

@@ -11,7 +11,7 @@ _POSITIVE = r"[1-9]\d{0,2}"
 _REAL = r"\d{1,3}(\.\d*)?"
 _PART = r"(0(\.\d*)?|1(\.0*)?)"
 _ALPHA = r"(0\.[1-9]\d*|[1-9]\d{0,2}(\.\d*)?)"
-"""From 0.1 on [our choice]: of smaller ones whole weights underflow, and timm divides by them."""
+"""A Beta distribution's parameter, at least 0.1 [our choice]: below, weights underflow to 0, and timm divides by them."""
 
 _MOST_WEIGHTED = 14
 """Weighted sets have so many transforms, and are drawn from without replacement."""

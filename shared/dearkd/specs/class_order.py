@@ -1,4 +1,4 @@
-"""Whether class names, in the order of their labels, mean the labels of a teacher. No torch here."""
+"""Checks that class names, in the order of their labels, match the labels of a teacher. No torch here."""
 
 import re
 import unicodedata
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 ClassOrder = Literal["name", "natural", "number", "given"]
-"""How whoever made a dataset says that its labels follow: torchvision's order of class folders, timm's, that of their
-numbers, or a list that was given."""
+"""The order of a dataset's labels, as its maker states it: class folders sorted by name (torchvision), in natural order
+(timm) or by number, or a given list."""
 
 _DIGITS = re.compile(r"(\d+)")
 
 
 def other_order(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> str | None:
-    """Where two lists of class names part: label 2 here is then another class there, in silence.
+    """Find a class that has different labels in two lists of class names; training on them would silently go wrong.
 
     Folders named 0 to 11 are a usual case: sorted as text, the third of them is 10. So are labels that count from 1.
     Names are the same whatever their case, their form of Unicode, and whether they are parted by spaces, `_` or `-`.
@@ -35,17 +35,17 @@ def other_order(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> str
 
 
 def share_names(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> bool:
-    """Whether names can tell anything of two lists: some are in both. `other_order` is then what they tell."""
+    """Tell whether two lists share any name, so that `other_order` can compare their labels."""
     return bool({*map(_loose, theirs or ())} & {*map(_loose, ours or ())})
 
 
 def is_counted(names: Sequence[str]) -> bool:
-    """Whether each class is named by its label alone, as classes without names are."""
+    """Tell whether each class's name is just its label, as for classes without names."""
     return list(names) == [str(label) for label in range(len(names))]
 
 
 def count_remedy(theirs: Sequence[str] | None, ours: Sequence[str], *, whose: str = "the teacher") -> str:
-    """What helps where a dataset (`ours`) has another number of classes than its teacher, as far as names tell."""
+    """Advice for a dataset (`ours`) with another number of classes than its teacher, as far as the names tell."""
     there = {*map(_loose, theirs or ())}
     strangers = [name for name in ours if _loose(name) not in there]
     if there and ours and not strangers:
@@ -56,7 +56,7 @@ def count_remedy(theirs: Sequence[str] | None, ours: Sequence[str], *, whose: st
 
 
 def uncertain_order(names: Sequence[str]) -> str | None:
-    """Why these labels need not be those of a teacher that has no class names.
+    """Explain why these labels may differ from those of a teacher that has no class names.
 
     A teacher's labels usually follow its class folders: by name (torchvision) or in natural order (timm). Where the
     two agree nothing is uncertain, nor where each class is named by its own label, or the labels follow neither.

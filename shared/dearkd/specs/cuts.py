@@ -1,4 +1,4 @@
-"""How a synthesis job's samples are cut: arithmetic alone, so that the API can judge it without making any.
+"""Division of a synthesis job's samples into shards and batches: arithmetic that the API can check without torch.
 
 Samples stand in class groups of `classes_per_batch` classes (the last may have fewer), and a shard is a run of
 `shard_samples` of them. So a shard holds *parts* of groups, and a part is cut into batches of nearly equal length.
@@ -64,7 +64,9 @@ def thinnest_batch(
 def default_shard_samples(
     most: int, fits: int, *, classes: int, images_per_class: int, classes_per_batch: int, batch_size: int
 ) -> int:
-    """As many whole class groups as `most` samples hold, so that a group's feature bank is one; else a share of one.
+    """Choose a shard's size: as many whole class groups as fit into `target` samples, else a part of one group.
+
+    A group within one shard has one feature bank.
 
     A round number may leave a group a last part of a few images, whose statistics match those of nothing. So, of the
     sizes between half of `most` and it, first come those whose batches all have a quarter of what a batch should have,
@@ -107,7 +109,7 @@ def default_shard_samples(
 
 
 def sample_bytes(teacher: TeacherSpec, *, logits: bool) -> int:
-    """What a sample may take in a shard, in bytes: image, `.cls` and `.json`, each after a header and padded.
+    """The most bytes that a sample may take in a shard: image, `.cls` and `.json`, each after a header and padded.
 
     Synthetic images compress little. An image of noise takes its pixels and what the format adds: up to 1/128 and 700
     bytes, as measured on PNG, WebP and JPEG of 8 to 1024 px.

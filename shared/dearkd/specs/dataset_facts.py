@@ -1,4 +1,4 @@
-"""What a training run's defaults and checks know of its dataset, and how many of its images the run trains on."""
+"""Facts about a dataset for a training run's defaults and checks, such as the number of images it trains on."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dearkd.specs.class_order import ClassOrder
 
 
 class TrainedImages(NamedTuple):
-    """How many images a run trains on. The seed decides within the bounds: `holdout` of a class is seldom whole."""
+    """Bounds of the number of images that a run trains on: the seed rounds `holdout` of each class up or down."""
 
     fewest: int
     expected: int
@@ -19,7 +19,7 @@ class TrainedImages(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetFacts:
-    """What a training spec's defaults and checks need to know of its dataset, finished or still being made."""
+    """Facts about a dataset, finished or still being made, that a training spec's defaults and checks need."""
 
     num_samples: int
     num_classes: int
@@ -28,19 +28,19 @@ class DatasetFacts:
     in_chans: int
     synthetic: bool
     mirrored: bool
-    """Whether a mirrored object is still an object of its class."""
+    """True if a mirrored image still shows its class."""
     teacher: str | None = None
     stored_logits: bool = False
-    """Whether each sample has its teacher's logits."""
+    """True if each sample has its teacher's logits."""
     class_samples: tuple[int, ...] = ()
     """Samples of each class; empty where unknown, and then the classes are taken to be of one size."""
     class_names: tuple[str, ...] | None = None
     """In the order of labels."""
     class_order: ClassOrder | None = None
-    """How the labels follow, where whoever made the dataset said so."""
+    """The order of the labels, as the dataset's maker stated it; None: not stated."""
 
     def trained_images(self, fraction: float, holdout: float) -> TrainedImages:
-        """How many images `dearkd.vision.shards.split` leaves to train on.
+        """Count the images that `dearkd.vision.shards.split` leaves to train on.
 
         Exact, with equal bounds, where `holdout` is 0, or whole in every class, or all but one of it; else a class may
         give an image more or less. Where `class_samples` is unknown, this is an estimate.
@@ -62,5 +62,5 @@ class DatasetFacts:
 
 
 def kept_samples(samples: int, fraction: float) -> int:
-    """How many of a class's samples a fraction of the dataset keeps: one at least."""
+    """The number of a class's samples that a fraction of the dataset keeps: at least one."""
     return max(1, round(fraction * samples))

@@ -23,7 +23,7 @@ def choose_preset(teacher: TeacherSpec) -> Preset:
 
 
 def half_size(image_size: int) -> int:
-    """What the teacher is shown in the first phase of `imagenet`: half its image size, but at least 8 px."""
+    """The image size of the first phase of `imagenet`: half the teacher's, but at least 8 px."""
     return max(8, image_size // 2)
 
 

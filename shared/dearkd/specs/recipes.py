@@ -96,7 +96,7 @@ def deit(dataset: DatasetFacts) -> TrainingSpec:
 
 
 def small(dataset: DatasetFacts) -> TrainingSpec:
-    """For images up to 64 px [R]: gentle geometry instead of crops, no mixing of images, a short schedule.
+    """The recipe for images up to 64 px [R]: gentle geometry instead of crops, no mixing of images, a short schedule.
 
     Measured on a part of the digits' training split, 2,000 synthetic images, one seed (benchmarks/LOG.md): batches of
     128 left the student undertrained (91.5 % against 98.0 % with 32); without a distillation token the class head

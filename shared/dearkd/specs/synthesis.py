@@ -97,23 +97,23 @@ class SynthesisSpec(Spec):
     """A batch has diverged if its loss is not finite, or more than so many times the first step's, to which the sum of
     the weights is added for terms that begin at 0 [R]."""
     max_restarts: int = Field(default=3, ge=0, le=20)
-    """How often a batch that has diverged starts again from its seed [R]."""
+    """The most times that a batch that has diverged starts again from its seed [R]."""
     restart_rate_factor: float = Field(default=0.25, gt=0, lt=1)
-    """What the learning rate is multiplied by at each restart [R]."""
+    """The factor on the learning rate at each restart [R]."""
     halve_batches: bool = False
-    """Whether a batch for which the device has no memory is made in halves: other images than on a larger device."""
+    """True if a batch that the device has no memory for is made in halves; its images differ from a larger device's."""
     precision: Precision = "float32"
-    """Of the teacher's forward and backward; statistics and losses are always float32."""
+    """The precision of the teacher's forward and backward; statistics and losses are always float32."""
     compile: bool = False
-    """Whether teacher, losses and backward go through torch.compile: other rounding, and a wait for each phase and
-    size of batch. Needs a C++ compiler where the job runs, on a GPU Triton and a C compiler."""
+    """True if teacher, losses and backward go through torch.compile, which rounds differently and compiles anew for
+    each phase and batch size. Needs a C++ compiler where the job runs; on a GPU, Triton and a C compiler."""
     shard_samples: int = Field(ge=1)
     """The default holds whole class groups, or an even share of one where it can (`cuts`)."""
     image_format: Literal["png", "webp", "jpeg"] = "png"
     store_logits: bool = False
-    """Whether each sample gets the teacher's logits of its stored pixels (`.logits.npy`, half precision)."""
+    """True if the teacher's logits of its stored pixels are saved with each sample (`.logits.npy`, half precision)."""
     parallelism: int = Field(default=1, ge=1, le=1024)
-    """How many workers may work on the job at once."""
+    """The most workers that may work on the job at once."""
     priority: Priority = "normal"
     seed: int = Field(default=0, ge=0, lt=2**63)
     name: Name | None = Field(default=None, max_length=200)
@@ -178,7 +178,7 @@ class SynthesisSpec(Spec):
         return [[str(unit) for unit in group] for group in [*groups, ["finish"]]]
 
     def competes(self, shard: int) -> bool:
-        """Whether the adaptive term takes part in a shard."""
+        """Tell whether the adaptive term takes part in a shard."""
         return self.weights.adaptive > 0 and shard not in self.student_shards
 
     def estimated_bytes(self, teacher: TeacherSpec) -> int:
@@ -312,5 +312,5 @@ class SynthesisSpec(Spec):
         }
 
     def has_lone_batch(self) -> bool:
-        """Whether there is a batch in which no image has another of its class beside it or before it."""
+        """Tell whether some batch has no two images of a class, and none of its classes had images before it."""
         return thinnest_batch(**self.cut(), shard_samples=self.shard_samples) <= 1

@@ -23,7 +23,7 @@ class SynthesisRequest(Spec):
 
     teacher: str
     preset: Preset | None = None
-    """By default the one for the teacher's image size and channels."""
+    """The preset; None: the one for the teacher's image size and channels."""
     adaptive_student: str | None = None
     """Id of the model that the adaptive term competes with; by default a small CNN is trained for it on the way."""
     phases: Annotated[list[PhaseRequest], FIRST_ERROR] = Field(default_factory=list, min_length=1, max_length=16)
@@ -81,7 +81,7 @@ def _fit(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) ->
 
 
 def _shards(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) -> dict[str, int]:
-    """How the samples are cut; where a student is trained on some shards, so that there are some and others [R]."""
+    """Choose the shards' size; if a student is trained on some shards, there are others left for it to compete in [R]."""
     shard, samples = spec.shard_samples, spec.num_samples
     fits = max(1, MAX_SHARD_BYTES // sample_bytes(teacher, logits=spec.store_logits))
     trains = spec.weights.adaptive > 0 and spec.adaptive_student is None

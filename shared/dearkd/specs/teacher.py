@@ -12,7 +12,7 @@ Number = bool | int | float
 MOST_ARGUMENTS = 64
 MOST_NUMBERS = 64
 LARGEST_NUMBER = 65_536
-"""Of `model_args`: beyond any network of timm's, and before a constructor works through lists of that length."""
+"""The largest number in `model_args`: above that of any timm network, and small enough for a list of that length."""
 
 
 def _bounded(value: Number | list[Number]) -> Number | list[Number]:

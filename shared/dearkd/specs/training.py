@@ -25,13 +25,13 @@ class StudentSpec(Spec):
     mhca_blocks: int = Field(ge=0)
     drop_path_rate: float = Field(ge=0, lt=1)
     distilled: bool
-    """Whether the student has a distillation token beside its class token."""
+    """True if the student has a distillation token beside its class token."""
     mhca_mix: Literal["logits", "probabilities"] = "logits"
-    """How MHCA joins content and position: one softmax over their sum, or the mean of two softmaxes [R]."""
+    """The way MHCA joins content and position: one softmax over their sum, or the mean of two softmaxes [R]."""
     mhca_locality: float = Field(default=1.0, gt=0)
-    """How narrow MHCA is at the start: a Gaussian over token distances δ, exp(-mhca_locality·‖δ-Δ‖²) [R]."""
+    """The narrowness of MHCA at the start: a Gaussian over token distances δ, exp(-mhca_locality·‖δ-Δ‖²) [R]."""
     mhca_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Of MHCA's positional logits, against attention that stays too local [R]."""
+    """The dropout rate of MHCA's positional logits, against attention that stays too local [R]."""
 
 
 class StageOneWeights(Spec):
@@ -55,13 +55,13 @@ class StageOneSpec(Spec):
     epochs: int = Field(ge=0)
     distillation: Literal["hard", "soft", "none"]
     temperature: float = Field(gt=0)
-    """Of the soft distillation; its KL is scaled by the square of it."""
+    """The temperature of soft distillation, whose KL is multiplied by its square."""
     weights: StageOneWeights
     teacher_logits: Literal["computed", "stored"] = "computed"
     """`stored`: those beside the images are learnt from, and the teacher is not asked. They are of unchanged pixels, so
     nothing augments those then, and no features are learnt."""
     pairs: Annotated[list[PairSpec], FIRST_ERROR] | None = Field(default=None, min_length=1, max_length=1000)
-    """What the hidden term compares; None: the teacher's early stages by their strides, onto the MHCA blocks [R]."""
+    """Pairs of layers that the hidden term compares; None: the teacher's early stages by stride, and MHCA blocks [R]."""
 
 
 class StageTwoSpec(Spec):
@@ -70,10 +70,10 @@ class StageTwoSpec(Spec):
     epochs: int = Field(ge=0)
     distillation: Literal["none"]
     schedule: Literal["continues", "restarts"] = "continues"
-    """Whether the learning rate goes on along one cosine over both stages, or each stage has a cosine of its own, the
-    second without warm-up [R]."""
+    """The learning rate's schedule: one cosine over both stages (`continues`), or a cosine for each stage, the second
+    without warm-up (`restarts`) [R]."""
     lr: float | None = Field(default=None, gt=0)
-    """Where a schedule that restarts begins; None: at `optimizer.lr` [R]."""
+    """The first learning rate of a schedule that restarts; None: `optimizer.lr` [R]."""
 
 
 class OptimizerSpec(Spec):
@@ -91,7 +91,7 @@ class OptimizerSpec(Spec):
     model_ema_half_life: float | None = Field(default=None, gt=0)
     """In epochs; with one set, the averaged weights are evaluated and exported. None: no averaging."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """For fine-tuning: a block's learning rate is the next block's times this (BEiT: 0.65 to 0.75). None: one rate."""
+    """The ratio of a block's learning rate to the next block's, for fine-tuning (BEiT: 0.65 to 0.75). None: one rate."""
 
 
 class AugmentationSpec(Spec):
@@ -120,7 +120,7 @@ class TrainingSpec(Spec):
     dataset: str
     """A dataset's id, or that of the synthesis job which makes it; kept as posted."""
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Of each class's images that are trained on."""
+    """The fraction of each class's images that is used, in (0, 1]."""
     teacher: str | None = None
     init: str | None = None
     """A stored model's id, whose weights the student begins with, for fine-tuning. It is of that model's dimensions; to
@@ -134,10 +134,10 @@ class TrainingSpec(Spec):
     batch_size: int = Field(ge=1)
     """Global: the sum over all processes and over the parts of `grad_accum_steps`."""
     shuffle_shards: int | None = Field(default=None, ge=1, le=100_000)
-    """For a dataset that does not fit into the workers' cache: an epoch goes through the shards in a random order, and
-    shuffles the samples of so many shards at a time; the cache must hold twice as many, or with several processes three
-    times. Few mix badly where a shard holds few classes, as in synthesised sets. None: all samples are shuffled
-    together, and must fit."""
+    """The number of shards whose samples are shuffled together, for a dataset that does not fit into the workers' cache.
+    An epoch takes the shards in a random order. The cache must hold twice as many shards, or three times with several
+    processes. Few shards mix badly if each holds few classes, as in synthetic datasets. None: all samples are shuffled
+    together, and the cache must hold them all."""
     grad_accum_steps: int = Field(default=1, ge=1, le=1024)
     """Parts in which each process computes the gradient of its share of the batch, where that does not fit into memory
     at once. The result is the same up to the order of sums, but for dropout and drop-path, which differ."""
@@ -154,7 +154,7 @@ class TrainingSpec(Spec):
     checkpoint_seconds: float = Field(default=900.0, gt=0)
     """Within an epoch too a checkpoint is made, once the last one is this old [our choice]."""
     keep_checkpoints: int = Field(default=1, ge=1, le=100)
-    """How many of the last checkpoints are kept, beside the best weights [our choice]."""
+    """The number of last checkpoints that are kept, beside the best weights [our choice]."""
     workers: int = Field(default=1, ge=0, le=64)
     """Loader workers of each process; no result depends on it."""
     priority: Priority = "normal"
@@ -186,12 +186,12 @@ class TrainingSpec(Spec):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether stage one looks at the teacher at all."""
+        """Tell whether stage one uses the teacher at all."""
         one = self.stage_one
         asks = one.distillation != "none" and one.weights.distillation > 0 and one.teacher_logits == "computed"
         return one.epochs > 0 and (asks or one.weights.hidden > 0)
 
     @property
     def reads_logits(self) -> bool:
-        """Whether stage one learns from logits that lie beside the images."""
+        """Tell whether stage one learns from logits stored beside the images."""
         return self.stage_one.epochs > 0 and self.stage_one.teacher_logits == "stored"

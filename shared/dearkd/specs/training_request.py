@@ -19,7 +19,7 @@ from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.training import Recipe, StudentSpec, TrainingSpec
 
 MAX_PATCHES = 2**14
-"""Of a student: 128×128, such as 2048 px by 16."""
+"""The most patches of a student: 128×128, such as 2048 px in patches of 16 px."""
 
 DIMENSIONS = ("architecture", "patch_size", "embed_dim", "depth", "num_heads", "mhca_blocks", "mhca_mix", "distilled")
 """Fields of a student that decide which weights it has, and what they mean, but for its image size."""
@@ -46,12 +46,12 @@ class TrainingRequest(Spec):
     dataset: str
     """A dataset's id, or that of the synthesis job which makes it; kept as posted."""
     teacher: str | None = None
-    """By default the dataset's."""
+    """The teacher's id; None: the dataset's teacher."""
     init: str | None = None
     """A stored model's id, whose weights the student begins with, for fine-tuning. It is of that model's dimensions; to
     another image size they are resampled, and for another number of classes it gets new heads."""
     recipe: Recipe | None = None
-    """By default the one for the student's image size."""
+    """The recipe; None: the one for the student's image size."""
     eval_dataset: str | None = None
     """The id of a dataset to evaluate on."""
     student: StudentRequest = Field(default_factory=StudentRequest)

@@ -31,7 +31,7 @@ class Manifest(BaseModel):
     name: str | None = None
     created_at: datetime
     owner: SkipJsonSchema[str | None] = None
-    """Who may delete it, as of a job. None: nobody, or it is older than this field. Clients do not see it."""
+    """The owner, who may delete it, as for a job. None: no owner, or older than this field. Clients do not see it."""
 
 
 class StoredFile(BaseModel):
