@@ -21,7 +21,7 @@ REMEDIES = {
     "teacher": "POST /v1/teachers first",
     "dataset": "name a dataset, or the synthesis job that makes one",
 }
-"""What to do where a request does not name a resource that it needs."""
+"""The remedy where a request does not name a resource that it needs, by field."""
 
 
 class _JsonRequest(Request):

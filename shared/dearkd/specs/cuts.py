@@ -11,7 +11,7 @@ from dearkd.specs.batches import smallest_batch
 from dearkd.specs.teacher import TeacherSpec
 
 MAX_SHARD_BYTES = 5 * 2**30
-"""A conditional create is one PUT, and that is what S3 allows one PUT."""
+"""The most bytes of a shard: it is created by one conditional PUT, and S3 allows no larger one."""
 TAR_BLOCK = 512
 
 
@@ -38,7 +38,7 @@ def parts(
 
 
 def _runs(start: int, length: int, shard_samples: int) -> Iterator[int]:
-    """The lengths into which the shards' ends cut a run of samples; of whole shards in its middle only one."""
+    """The lengths into which the shards' ends cut a run of samples; whole shards in its middle are given once."""
     first = min(length, shard_samples - start % shard_samples)
     yield first
     left = length - first
@@ -51,9 +51,9 @@ def _runs(start: int, length: int, shard_samples: int) -> Iterator[int]:
 def thinnest_batch(
     classes: int, *, images_per_class: int, classes_per_batch: int, batch_size: int, shard_samples: int
 ) -> float:
-    """Images of a class, on average, in that batch of a job which has fewest.
+    """The mean number of images per class in the job's batch that has the fewest.
 
-    Up to 1, the batch has one of each at most; and it, or one of its length, is the first of its group in its shard.
+    At 1 or less, some batch has at most one image of each class and comes first of its group in its shard.
     """
     cut = parts(
         classes, images_per_class=images_per_class, classes_per_batch=classes_per_batch, shard_samples=shard_samples
@@ -62,31 +62,31 @@ def thinnest_batch(
 
 
 def default_shard_samples(
-    most: int, fits: int, *, classes: int, images_per_class: int, classes_per_batch: int, batch_size: int
+    target: int, max_samples: int, *, classes: int, images_per_class: int, classes_per_batch: int, batch_size: int
 ) -> int:
     """Choose a shard's size: as many whole class groups as fit into `target` samples, else a part of one group.
 
     A group within one shard has one feature bank.
 
-    A round number may leave a group a last part of a few images, whose statistics match those of nothing. So, of the
-    sizes between half of `most` and it, first come those whose batches all have a quarter of what a batch should have,
-    and of these one that divides a group; then the thinnest batch decides. Where each size leaves a batch with one
-    image of each class, it is the whole group, up to ten times `most` [R].
+    A round number may leave a group a last part of a few images, too few for meaningful statistics. So, of the sizes
+    between half of `target` and `target`, those are preferred whose batches are all at least a quarter full, then one
+    that divides a group, then the one whose smallest batch is largest. If each size leaves a batch with one image of
+    each class, the whole group is the shard, up to ten times `target` [R].
 
     Args:
-        most: samples that a shard should have at most.
-        fits: that it may have at most.
-        classes: of the job, as all that follow.
-        images_per_class: likewise.
-        classes_per_batch: likewise.
-        batch_size: likewise.
+        target: the most samples that a shard should have.
+        max_samples: the most samples that fit into a shard.
+        classes: the job's.
+        images_per_class: the job's.
+        classes_per_batch: the job's.
+        batch_size: the job's.
     """
     group = classes_per_batch * images_per_class
-    if group <= most:
-        return most // group * group
-    largest = most // classes_per_batch  # images of each class in a shard
+    if group <= target:
+        return target // group * group
+    largest = target // classes_per_batch  # images of each class in a shard
     if largest < 2:
-        return most
+        return target
 
     def thickness(size: int) -> float:
         return thinnest_batch(
@@ -104,7 +104,7 @@ def default_shard_samples(
     shares = range(largest, largest // 2, -1)
     even = [share for share in shares if images_per_class % share == 0]
     size = classes_per_batch * max([*even[:1], *shares[:: max(1, largest // 64)]], key=merits)
-    whole = classes > classes_per_batch and group <= min(10 * most, fits)
+    whole = classes > classes_per_batch and group <= min(10 * target, max_samples)
     return group if whole and thickness(size) <= 1 else size
 
 

@@ -6,8 +6,8 @@ A grid of 4 to 20 patches a side (16 to 400 tokens) is what the recipes are made
 from dearkd.errors import InvalidInput
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 4096
-MOST_A_SIDE = 20
-MOST_A_SIDE_OF_A_GIVEN_SIZE = 64
+MAX_SIDE_IN_PATCHES = 20
+MAX_SIDE_IN_GIVEN_PATCHES = 64
 
 
 def choose_image_size(near: int, patch_size: int | None = None) -> int:
@@ -39,11 +39,11 @@ def choose_patch_size(image_size: int) -> int:
     if good is not None:
         return good
     patch = _usual_patch(image_size)
-    if image_size > MOST_A_SIDE_OF_A_GIVEN_SIZE * patch:
+    if image_size > MAX_SIDE_IN_GIVEN_PATCHES * patch:
         close = choose_image_size(image_size)
         raise InvalidInput.at(
             "/student/image_size",
-            f"no patch size divides {image_size} into a grid of {MOST_A_SIDE_OF_A_GIVEN_SIZE} patches a side or fewer: "
+            f"no patch size divides {image_size} into a grid of {MAX_SIDE_IN_GIVEN_PATCHES} patches a side or fewer: "
             f"take {close}, close by, or set patch_size too",
         )
     return patch
@@ -51,13 +51,13 @@ def choose_patch_size(image_size: int) -> int:
 
 def _good_patch(image_size: int) -> int | None:
     usual = _usual_patch(image_size)
-    if image_size <= MOST_A_SIDE * usual:
+    if image_size <= MAX_SIDE_IN_PATCHES * usual:
         return usual
     least = _least_a_side(image_size)
-    sides = (side for side in range(MOST_A_SIDE, least - 1, -1) if image_size % side == 0)
+    sides = (side for side in range(MAX_SIDE_IN_PATCHES, least - 1, -1) if image_size % side == 0)
     larger = next((image_size // side for side in sides), None)
     # Up to 320 px a grid of the usual patch lies close by; beyond, no image has one.
-    return larger if image_size > MOST_A_SIDE * 16 else None
+    return larger if image_size > MAX_SIDE_IN_PATCHES * 16 else None
 
 
 def _usual_patch(image_size: int) -> int:

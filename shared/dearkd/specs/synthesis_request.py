@@ -81,7 +81,7 @@ def _fit(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) ->
 
 
 def _shards(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) -> dict[str, int]:
-    """Choose the shards' size; if a student is trained on some shards, there are others left for it to compete in [R]."""
+    """Choose the shards' size; if a student is trained on some, others are left for it to compete in [R]."""
     shard, samples = spec.shard_samples, spec.num_samples
     fits = max(1, MAX_SHARD_BYTES // sample_bytes(teacher, logits=spec.store_logits))
     trains = spec.weights.adaptive > 0 and spec.adaptive_student is None

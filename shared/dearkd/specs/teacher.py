@@ -9,16 +9,16 @@ from dearkd.specs.task import Task
 
 Number = bool | int | float
 
-MOST_ARGUMENTS = 64
-MOST_NUMBERS = 64
+MAX_ARGUMENTS = 64
+MAX_NUMBERS = 64
 LARGEST_NUMBER = 65_536
 """The largest number in `model_args`: above that of any timm network, and small enough for a list of that length."""
 
 
 def _bounded(value: Number | list[Number]) -> Number | list[Number]:
     numbers = value if isinstance(value, list) else [value]
-    if len(numbers) > MOST_NUMBERS:
-        raise ValueError(f"{len(numbers)} numbers, at most {MOST_NUMBERS} are allowed")
+    if len(numbers) > MAX_NUMBERS:
+        raise ValueError(f"{len(numbers)} numbers, at most {MAX_NUMBERS} are allowed")
     if not all(-LARGEST_NUMBER <= number <= LARGEST_NUMBER for number in numbers):
         raise ValueError(f"numbers from -{LARGEST_NUMBER} to {LARGEST_NUMBER} are allowed")
     return value
@@ -40,7 +40,7 @@ class TeacherSpec(Task):
     name: Name = Field(min_length=1, max_length=200)
     architecture: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+$")
     """A name of `timm.list_models()`."""
-    model_args: dict[ArgumentName, Argument] = Field(default_factory=dict, max_length=MOST_ARGUMENTS)
+    model_args: dict[ArgumentName, Argument] = Field(default_factory=dict, max_length=MAX_ARGUMENTS)
     """Further arguments of `timm.create_model`: numbers, booleans and lists of numbers."""
 
     @field_validator("model_args", mode="before")

@@ -61,7 +61,7 @@ class StageOneSpec(Spec):
     """`stored`: those beside the images are learnt from, and the teacher is not asked. They are of unchanged pixels, so
     nothing augments those then, and no features are learnt."""
     pairs: Annotated[list[PairSpec], FIRST_ERROR] | None = Field(default=None, min_length=1, max_length=1000)
-    """Pairs of layers that the hidden term compares; None: the teacher's early stages by stride, and MHCA blocks [R]."""
+    """Pairs of layers that the hidden term compares; None: the teacher's early stages by stride, and MHCA [R]."""
 
 
 class StageTwoSpec(Spec):
@@ -91,7 +91,7 @@ class OptimizerSpec(Spec):
     model_ema_half_life: float | None = Field(default=None, gt=0)
     """In epochs; with one set, the averaged weights are evaluated and exported. None: no averaging."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """The ratio of a block's learning rate to the next block's, for fine-tuning (BEiT: 0.65 to 0.75). None: one rate."""
+    """The ratio of a block's learning rate to the next block's, for fine-tuning (BEiT: 0.65–0.75). None: one rate."""
 
 
 class AugmentationSpec(Spec):
@@ -134,7 +134,7 @@ class TrainingSpec(Spec):
     batch_size: int = Field(ge=1)
     """Global: the sum over all processes and over the parts of `grad_accum_steps`."""
     shuffle_shards: int | None = Field(default=None, ge=1, le=100_000)
-    """The number of shards whose samples are shuffled together, for a dataset that does not fit into the workers' cache.
+    """The number of shards whose samples are shuffled together, for a dataset larger than the workers' cache.
     An epoch takes the shards in a random order. The cache must hold twice as many shards, or three times with several
     processes. Few shards mix badly if each holds few classes, as in synthetic datasets. None: all samples are shuffled
     together, and the cache must hold them all."""

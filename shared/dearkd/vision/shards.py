@@ -132,12 +132,12 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
         self._pixels = pixels
         return True
 
-    def hold(self, batches: Iterable[Indices], *, most: int = 2, workers: int = 0) -> Held:
+    def hold(self, batches: Iterable[Indices], *, max_shards: int = 2, workers: int = 0) -> Held:
         """Keep the shards of each batch here while it is read, and fetch those of the next. Close what is returned.
 
         Args:
             batches: sample numbers.
-            most: shards that are kept at a time.
+            max_shards: the most shards that are kept at a time.
             workers: of the DataLoader that reads the batches; it must ask for each before it hands it out.
         """
         return Held()

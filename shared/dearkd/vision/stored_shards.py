@@ -31,17 +31,17 @@ class HeldShards(Held):
     Args:
         hold: fetches a shard, into a cache of its own.
         batches: the different shards of each.
-        most: so many shards at a time, or those of one batch if they are more.
-        behind: a batch may be at work until so many after it, itself among them, have been asked for.
+        max_shards: the most shards held at a time; a batch that has more of them is held all the same.
+        behind: a batch's shards are held until this many batches, counted from itself, have been asked for.
     """
 
     def __init__(
-        self, hold: Callable[[int], FileCache], batches: Iterable[Collection[int]], *, most: int, behind: int
+        self, hold: Callable[[int], FileCache], batches: Iterable[Collection[int]], *, max_shards: int, behind: int
     ) -> None:
         self._hold = hold
         self._coming = iter(batches)
         self._next = next(self._coming, None)
-        self._most, self._behind = most, behind
+        self._max_shards, self._behind = max_shards, behind
         self._ahead: deque[Collection[int]] = deque()
         self._passed: deque[Collection[int]] = deque()
         self._uses: Counter[int] = Counter()
@@ -87,7 +87,7 @@ class HeldShards(Held):
                 self._held.popitem()[1].add_done_callback(_let_go)
 
     def _fits(self, shards: Collection[int]) -> bool:
-        return len(self._held) + sum(shard not in self._held for shard in shards) <= self._most
+        return len(self._held) + sum(shard not in self._held for shard in shards) <= self._max_shards
 
     def _take(self, shards: Collection[int]) -> None:
         for shard in shards:
@@ -157,9 +157,9 @@ class StoredShards(ShardDataset):
         self._open_cache: Callable[[], FileCache] | None = open_cache
         super().__init__(self._one_by_one(open_cache(), check), num_classes=num_classes, in_chans=in_chans)
 
-    def hold(self, batches: Iterable[Indices], *, most: int = 2, workers: int = 0) -> HeldShards:
+    def hold(self, batches: Iterable[Indices], *, max_shards: int = 2, workers: int = 0) -> HeldShards:
         shards = (set(self.shards[batch].tolist()) for batch in batches)
-        return HeldShards(self._fetch, shards, most=most, behind=max(1, PREFETCH * workers))
+        return HeldShards(self._fetch, shards, max_shards=max_shards, behind=max(1, PREFETCH * workers))
 
     def preload(self, max_bytes: int = 0) -> bool:
         """Decode nothing: not even the image files fit on this machine."""
@@ -171,7 +171,7 @@ class StoredShards(ShardDataset):
 
     def _one_by_one(self, cache: FileCache, check: Callable[[], None]) -> Iterator[Path]:
         each = ((number,) for number in range(len(self._manifest.shards)))
-        with closing(HeldShards(self._fetch, each, most=2, behind=1)) as held:
+        with closing(HeldShards(self._fetch, each, max_shards=2, behind=1)) as held:
             for shard in self._manifest.shards:
                 check()
                 next(held)

@@ -13,14 +13,14 @@ from dearkd.specs import TeacherSpec
 
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
 
-MOST = 1e4
+MAX_MEAN_SQUARE = 1e4
 """Bounds for a layer's normalised activations on noise: the mean square of the median channel [our choice].
 
 Where statistics and weights belong together it is about 1. Measured on noise: at most 5 in all layers of ImageNet's
 EfficientNet-Lite0 at 32 to 224 px, and 100 in CNNs of five families trained on digits (RegNet's; on white noise alone
 up to 5e3, hence several kinds). With weights scaled by 10, or as int8 holds them, it is 8e5 and more.
 """
-LEAST = 1e-6
+MIN_MEAN_SQUARE = 1e-6
 """The same where the running variance has grown above the 1 that it starts from. Below, it proves nothing: untrained
 weights let activations vanish from layer to layer, to 1e-12."""
 
@@ -73,8 +73,13 @@ def check_statistics(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]]
         squares = [on_probe[name].square for on_probe in found if name in on_probe]
         lowest, highest = min(squares), max(squares)  # a network may well see one kind of noise as it sees no image
         grown = variance.median().item() > 1
-        if math.isnan(lowest) or math.isnan(highest) or lowest > MOST or (grown and highest < LEAST):
-            off = lowest if not highest < LEAST else highest
+        if (
+            math.isnan(lowest)
+            or math.isnan(highest)
+            or lowest > MAX_MEAN_SQUARE
+            or (grown and highest < MIN_MEAN_SQUARE)
+        ):
+            off = lowest if not highest < MIN_MEAN_SQUARE else highest
             raise InvalidInput.at(
                 "/weights",
                 f"{name}: on noise its input, less running_mean, has a mean square of {off:.2g} times running_var, and "

@@ -4,8 +4,8 @@ import resource
 import sys
 
 
-def limit_memory(most: int) -> None:
-    """Let allocations beyond `most` bytes fail from here on, for good; a lower bound that stands already stays.
+def limit_memory(max_bytes: int) -> None:
+    """Let allocations beyond `max_bytes` fail from here on, for good; a lower limit set before stays.
 
     On Linux, where the kernel counts private writable memory for RLIMIT_DATA; elsewhere nothing happens, since macOS
     counts the heap of the C library's `brk` alone, which nothing uses. Address space (RLIMIT_AS) is no measure: torch
@@ -14,5 +14,5 @@ def limit_memory(most: int) -> None:
     if not sys.platform.startswith("linux"):
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    bounds = [bound for bound in (most, soft, hard) if bound != resource.RLIM_INFINITY]
+    bounds = [bound for bound in (max_bytes, soft, hard) if bound != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))

@@ -130,23 +130,25 @@ class Counted(FileCache):
 @settings(max_examples=60, deadline=None)
 @given(
     batches=st.lists(st.sets(st.integers(0, 6), min_size=1, max_size=3), max_size=12),
-    most=st.integers(1, 5),
+    max_shards=st.integers(1, 5),
     behind=st.integers(1, 4),
 )
-def test_what_is_at_work_is_held_and_no_more_than_asked(batches: list[set[int]], most: int, behind: int) -> None:
+def test_what_is_at_work_is_held_and_no_more_than_asked(batches: list[set[int]], max_shards: int, behind: int) -> None:
     there: list[int] = []
-    with closing(HeldShards(lambda shard: Counted(shard, there), batches, most=most, behind=behind)) as held:
+    with closing(
+        HeldShards(lambda shard: Counted(shard, there), batches, max_shards=max_shards, behind=behind)
+    ) as held:
         for step, _ in enumerate(held):
             at_work = set().union(*batches[max(0, step - behind + 1) : step + 1])
             now = list(there)
             assert at_work <= set(now)
-            assert len(now) == len(set(now)) <= max(most, len(at_work))
+            assert len(now) == len(set(now)) <= max(max_shards, len(at_work))
         assert step + 1 == len(batches) if batches else True
     eventually(lambda: not there)
 
 
 def test_shards_ahead_are_fetched_while_those_before_are_read(dataset: StoredShards) -> None:
-    with closing(dataset.hold(np.arange(SHARDS * EACH)[:, None], most=2)) as held:
+    with closing(dataset.hold(np.arange(SHARDS * EACH)[:, None], max_shards=2)) as held:
         next(held)
         assert dataset._paths[0].exists()
         eventually(lambda: dataset._paths[1].exists())

@@ -274,7 +274,7 @@ class DearKDTrainer:
     def _hold(self) -> Held:
         """The shards of this window and of the next."""
         shards = 2 * (self.spec.shuffle_shards or 1)
-        return self.dataset.hold(self._batches().samples(), most=shards, workers=self.spec.workers)
+        return self.dataset.hold(self._batches().samples(), max_shards=shards, workers=self.spec.workers)
 
     def _read_ahead(self, held: Held) -> Generator[loader.Batch, None, None]:
         spec, task = self.spec, self.task
