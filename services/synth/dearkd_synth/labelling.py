@@ -8,7 +8,6 @@ it, as far as there are enough of each: who has which label is the assignment wi
 """
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -23,6 +22,8 @@ def share_out(labels: Tensor, logits: Tensor) -> Tensor:
         (B,), a permutation of `labels`: the label of each image.
     """
     likely = torch.log_softmax(logits.double(), dim=1)[:, labels].nan_to_num(0.0, 0.0, 0.0).cpu().numpy()
+    from scipy.optimize import linear_sum_assignment  # half a second, for what not every job asks for
+
     images, places = linear_sum_assignment(likely, maximize=True)
     shared = torch.empty_like(labels)
     shared[torch.from_numpy(images).to(labels.device)] = labels[torch.from_numpy(places).to(labels.device)]
