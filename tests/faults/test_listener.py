@@ -167,7 +167,7 @@ def test_after_each_death_of_an_inspector_the_next_registration_works(
         put_shard(api, tmp_path, "large", 20_000)
         put_shard(api, tmp_path, "small", 3)
         before = listeners(supervisor)
-        for _ in range(3):
+        for _ in range(2):
             place = register(api, "large").headers["location"]
             identifier = place.rpartition("/")[2]
             eventually(lambda key=identifier: (t := _ticket(api, key)) is not None and t.state == "inspecting")

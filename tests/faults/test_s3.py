@@ -2,8 +2,10 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,10 +13,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from dearkd.client import Json
-from dearkd.errors import DearKDError
+from dearkd.errors import DearKDError, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.local.garbage import ABANDONED_SECONDS, Collector
+from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
+from dearkd.storage.objects import Storage
 from tests.support.proxy import FaultProxy
 from tests.support.s3 import S3Server, s3
 from tests.support.services import eventually
@@ -23,6 +27,11 @@ from tests.support.world import SHORT, SYNTHESIS, TRAINING, World, another_worke
 __all__ = ["s3"]
 
 pytestmark = pytest.mark.timeout(900)
+
+
+OUTAGE_SECONDS = 25
+"""More than the client's own retries (20 s) and four leases."""
+UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -51,28 +60,32 @@ def bucket_job(bucket_world: World, bucket_teacher: str) -> Json:
     return bucket_world.synthesise(bucket_teacher)
 
 
-@pytest.mark.parametrize("script", ["done", "end_job"], ids=["after the upload", "after the manifest"])
-def test_a_death_between_storage_and_mark_makes_nothing_twice(
-    bucket_world: World, bucket_teacher: str, script: str
-) -> None:
+def test_a_death_between_storage_and_mark_makes_nothing_twice(bucket_world: World, bucket_teacher: str) -> None:
     here = bucket_world
     eventually(lambda: not workers())
-    here.hold_at(script)
-    job = here.client.create_synthesis_job({"teacher": bucket_teacher, **SYNTHESIS})["id"]
-    assert here.proxy.held.wait(120)
-    found = here.holder(job)
-    prefix = f"datasets/ds-{job.partition('-')[2]}"
-    before = {o.key: here.storage.read(o.key) for o in here.storage.objects(prefix) if o.key.endswith("tar")}
-    assert before
-    kill(found.supervisor, found.worker, found.horse)
-    here.proxy.release(forward=False)
+    job = ""
+    prefix = ""
+    before: dict[str, bytes] = {}
+    for script in ("done", "end_job"):  # after the upload of a shard, and after the manifest's
+        here.hold_at(script)
+        job = job or here.client.create_synthesis_job({"teacher": bucket_teacher, **SYNTHESIS})["id"]
+        assert here.proxy.held.wait(200)
+        found = here.holder(job)
+        prefix = f"datasets/ds-{job.partition('-')[2]}"
+        now = {o.key: here.storage.read(o.key) for o in here.storage.objects(prefix) if o.key.endswith("tar")}
+        assert len(now) == (1 if script == "done" else 2)
+        assert now | before == now, "what was there is as it was"
+        before = now
+        kill(found.supervisor, found.worker, found.horse)
+        here.proxy.release(forward=False)
     ended = here.client.wait_for_job(job)
     assert ended["status"] == "succeeded", ended["error"]
     assert {key: here.storage.read(key) for key in before} == before
-    assert any("lies in storage already" in line for line in here.log(job))
-    shards = here.shards(ended)
+    log = here.log(job)
+    assert any("shard 0 lies in storage already" in line for line in log)
+    assert any("manifest lies in storage already" in line for line in log)
     assert {o.key.rpartition("/")[2]: o.size for o in here.storage.objects(prefix) if o.key.endswith("tar")} == {
-        shard["name"]: shard["bytes"] for shard in shards
+        shard["name"]: shard["bytes"] for shard in here.shards(ended)
     }
 
 
@@ -111,15 +124,17 @@ def test_who_is_stopped_in_mid_upload_publishes_nothing_when_let_go_on(
 def test_a_run_goes_on_from_its_checkpoint_in_the_bucket(bucket_world: World, bucket_job: Json) -> None:
     here, client = bucket_world, bucket_world.client
     eventually(lambda: not workers())
+    here.hold_at("add_row", skip=2)
     run = client.create_training_run({"dataset": bucket_job["result"]["dataset"], **TRAINING})["id"]
-    eventually(lambda: len(list(client.list_metrics(run))) >= 2)
+    assert here.proxy.held.wait(300)
     done = len(list(client.list_metrics(run)))
     kill(here.holder(run).horse)
+    here.proxy.release(forward=False)
     ended = client.wait_for_job(run)
     assert ended["status"] == "succeeded", ended["error"]
     (resumed,) = [line for line in here.log(run) if "goes on after epoch" in line]
     assert int(resumed.split("epoch ")[1].split(",")[0]) >= done - 1
-    assert len(list(client.list_metrics(run))) == 20
+    assert len(list(client.list_metrics(run))) == 8
 
 
 def test_damage_is_named_and_never_trained_on(bucket_world: World, bucket_job: Json) -> None:
@@ -164,11 +179,50 @@ def test_damage_is_named_and_never_trained_on(bucket_world: World, bucket_job: J
     here.storage.put(manifest, whole)
 
 
-def test_abandoned_objects_go_and_what_a_manifest_names_stays(bucket_world: World, bucket_teacher: str) -> None:
-    here = bucket_world
-    job = here.client.wait_for_job(
-        here.client.create_synthesis_job({"teacher": bucket_teacher, **SYNTHESIS, "seed": 10})["id"]
-    )
+def test_an_outage_of_the_object_store_is_waited_out(
+    bucket_world: World, bucket_proxy: FaultProxy, bucket_teacher: str
+) -> None:
+    here, proxy = bucket_world, bucket_proxy
+    eventually(lambda: not workers())
+    broken = {"uploads": 0}
+
+    def in_mid_upload(chunk: bytes) -> bytes | None:
+        if b"PUT /" in chunk and b".tar" in chunk and broken["uploads"] < 2:
+            broken["uploads"] += 1
+            return b""
+        return None
+
+    def all_fail(chunk: bytes) -> bytes | None:
+        return UNAVAILABLE if b"HTTP/1.1" in chunk else None
+
+    with proxy.breaking(in_mid_upload):
+        spec = {"teacher": bucket_teacher, **SYNTHESIS, "phases": [{"resolution": 8, "iterations": 200}], "seed": 4}
+        job = here.client.create_synthesis_job(spec)["id"]
+        eventually(lambda: here.begins(job)[-1:] == ["1"])
+    assert broken["uploads"] == 2
+    before, began = proxy.faults, time.monotonic()
+    with proxy.breaking(all_fail):
+        # Until the worker has given up on the client's own retries, and says that it waits.
+        eventually(lambda: any("waits for storage" in line for line in here.log(job)))
+    with proxy.down():
+        time.sleep(max(0.0, OUTAGE_SECONDS - (time.monotonic() - began)))
+        eventually(lambda: proxy.faults > before + 10)
+        eventually(lambda: sum("waits for storage" in line for line in here.log(job)) >= 3)
+    assert not here.storage.exists(f"datasets/ds-{job.partition('-')[2]}/dataset.json")
+    ended = here.client.wait_for_job(job)
+    assert ended["status"] == "succeeded", ended["error"]
+    assert here.begins(job) == ["0", "1", "finish"], "a shard that was made is not made again"
+    shards = {shard["name"]: shard["bytes"] for shard in here.shards(ended)}
+    assert set(shards) == {"train-000000.tar", "train-000001.tar"}
+    stored = here.storage.objects(f"datasets/{ended['result']['dataset']}")
+    assert {o.key.rpartition("/")[2]: o.size for o in stored if o.key.endswith(".tar")} == shards
+
+
+def test_abandoned_objects_go_and_what_a_manifest_names_stays(
+    bucket_world: World, bucket_teacher: str, bucket_job: Json
+) -> None:
+    here, job = bucket_world, bucket_job
+    eventually(lambda: not workers())
     upload = f"tmp/{new_id('tch')}/weights.safetensors"
     here.storage.put(upload, b"abandoned")
     later = datetime.now(UTC) + timedelta(seconds=2 * ABANDONED_SECONDS)
@@ -183,3 +237,78 @@ def test_abandoned_objects_go_and_what_a_manifest_names_stays(bucket_world: Worl
     assert not list(collector.find())
     assert here.client.get_dataset(job["result"]["dataset"])["num_samples"] == 40
     assert here.client.get_teacher(bucket_teacher)["status"] == "ready"
+
+
+# --- the line to a bucket, without a tree -----------------------------------------------------------------------------
+
+
+def bucket_through(proxy: FaultProxy, s3: S3Server, prefix: str) -> Storage:
+    settings = s3.settings(prefix, Settings())
+    return Storage.open(settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{proxy.port}"}))
+
+
+@pytest.fixture
+def before_bucket(s3: S3Server) -> Iterator[FaultProxy]:
+    """A proxy of its own, through which no tree's requests come."""
+    proxy = FaultProxy(("127.0.0.1", urlsplit(s3.endpoint).port or 0))
+    yield proxy
+    proxy.close()
+
+
+def test_what_is_altered_on_its_way_to_a_bucket_is_refused_and_not_there(
+    s3: S3Server, before_bucket: FaultProxy
+) -> None:
+    storage = bucket_through(before_bucket, s3, "altered")
+
+    def flip_a_bit(chunk: bytes) -> bytes:
+        return bytes([*chunk[:-1], chunk[-1] ^ 1]) if len(chunk) > 20_000 else chunk
+
+    with before_bucket.altering(flip_a_bit), pytest.raises(Unavailable):
+        storage.create("shard.tar", os.urandom(100_000))
+    assert not storage.exists("shard.tar")
+
+
+def test_a_large_file_goes_to_a_bucket_in_one_request(s3: S3Server, before_bucket: FaultProxy, tmp_path: Path) -> None:
+    """So that a process that is killed in the middle leaves no parts, which nobody could find."""
+    storage = bucket_through(before_bucket, s3, "large")
+    path = tmp_path / "last.pt"
+    path.write_bytes(os.urandom(11 * 2**20))
+    storage.put("first", b"")  # makes the bucket a storage, which is then believed to be one for a moment
+    asked: list[bytes] = []
+
+    def listen(chunk: bytes) -> bytes:
+        if b" HTTP/1.1\r\n" in chunk:
+            asked.append(chunk.partition(b" ")[0])
+        return chunk
+
+    with before_bucket.altering(listen):
+        storage.put("last.pt", path)
+    assert asked == [b"PUT"]
+    assert storage.read("last.pt") == path.read_bytes()
+
+
+def trickle(chunk: bytes) -> bytes:
+    """48 MiB in 40 s."""
+    time.sleep(len(chunk) / (1.2 * 2**20))
+    return chunk
+
+
+def test_what_takes_longer_than_half_a_minute_arrives(s3: S3Server, tmp_path: Path) -> None:
+    """Which is obstore's limit for a request, unless told otherwise: a large shard would never be stored, nor read."""
+    path = tmp_path / "train-000000.tar"
+    path.write_bytes(os.urandom(48 * 2**20))
+    Storage.open(s3.settings("slow", Settings())).put("stored.tar", path)
+    with ExitStack() as stack:
+        buckets = []
+        for _ in range(2):
+            proxy = FaultProxy(("127.0.0.1", urlsplit(s3.endpoint).port or 0))
+            stack.callback(proxy.close)
+            stack.enter_context(proxy.altering(trickle))
+            buckets.append(bucket_through(proxy, s3, "slow"))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        upload = pool.submit(buckets[0].create, "train-000000.tar", path)
+        download = pool.submit(buckets[1].download, "stored.tar", tmp_path / "fetched.tar")
+        upload.result()
+        download.result()
+    assert Storage.open(s3.settings("slow", Settings())).size("train-000000.tar") == path.stat().st_size
+    assert (tmp_path / "fetched.tar").read_bytes() == path.read_bytes()

@@ -8,7 +8,6 @@ batch as a whole keeps its labels, and so its number of images of each class.
 """
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -23,6 +22,8 @@ def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
         (B,), a permutation of `labels`: the label of each image.
     """
     likely = torch.log_softmax(logits.double(), dim=1)[:, labels].nan_to_num(0.0, 0.0, 0.0).cpu().numpy()
+    from scipy.optimize import linear_sum_assignment  # half a second, for what not every job asks for
+
     images, places = linear_sum_assignment(likely, maximize=True)
     shared = torch.empty_like(labels)
     shared[torch.from_numpy(images).to(labels.device)] = labels[torch.from_numpy(places).to(labels.device)]
