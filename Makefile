@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo check test test-faults test-services test-unit lint format gpu
+.PHONY: demo check test test-quick test-faults test-others lint format gpu
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -44,7 +44,7 @@ test-faults: $(DEV)
 	$(BIN)/python -m pytest tests/faults $(ARGS)
 
 test-others: $(DEV)
-	$(BIN)/python -m pytest tests/unit tests/services $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/services --numprocesses=2 --dist=loadfile $(ARGS)
 
 # Where there is a CUDA device.
 gpu: $(DEV)

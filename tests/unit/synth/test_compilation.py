@@ -18,6 +18,8 @@ from dearkd_synth.objective.objective import Objective
 from dearkd_synth.objective.term import FinishedBatch
 from dearkd_synth.objective.terms.boundary import FeatureBank, boundary_loss
 
+pytestmark = pytest.mark.slow
+
 
 class TinyTeacher(nn.Module):
     """Two convolutions with BatchNorm: what a compiler is through with in seconds."""

@@ -18,6 +18,8 @@ from dearkd.vision.teachers import features_and_logits, load_teacher
 from dearkd_synth.engine.resizing import resize
 from dearkd_synth.inversion import DeepInversion, Step, SynthesisedShard, batch_seed, rate_factor
 
+pytestmark = pytest.mark.slow
+
 
 def resolve(teacher_spec: TeacherSpec, **posted: Any) -> SynthesisSpec:
     """A spec of two shards of two batches each, unless it says otherwise."""

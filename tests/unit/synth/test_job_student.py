@@ -19,6 +19,8 @@ from dearkd_synth.student.adaptive_student import (
     train_adaptive_student,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def resolve(teacher: TeacherSpec, **posted: Any) -> SynthesisSpec:
     """Three shards of ten images: 0 and 2 are made first."""

@@ -13,6 +13,8 @@ from dearkd_synth.objective.statistics import MatchedBatchNorm, StatisticsMatchi
 from dearkd_synth.objective.terms.batch_norm import StatisticsMemory
 from tests.support.hook_reference import hook_reference
 
+pytestmark = pytest.mark.slow
+
 
 def images(count: int, seed: int) -> torch.Tensor:
     return torch.rand(count, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

@@ -12,6 +12,8 @@ from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd_synth.inversion import DeepInversion, Step
 from dearkd_synth.quality import shard_quality
 
+pytestmark = pytest.mark.slow
+
 
 def resolve(teacher: TeacherSpec, **posted: Any) -> SynthesisSpec:
     small = {

@@ -24,6 +24,8 @@ from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.service.job import check_contents
 from dearkd_synth.synthesised import SynthesisedShard
 
+pytestmark = pytest.mark.slow
+
 
 def make(small_teacher, path: Path, **posted: Any) -> tuple[SynthesisedShard, dict[str, dict[str, bytes]]]:
     """A written shard of 20 images, and its members by sample and suffix."""

@@ -17,6 +17,8 @@ from dearkd_synth.synthesised import SynthesisedShard
 from tests.support.families import FAMILIES
 from tests.support.hook_reference import hook_reference
 
+pytestmark = pytest.mark.slow
+
 
 def invert(model: nn.Module, teacher: Any, **posted: Any) -> tuple[SynthesisedShard, list[float]]:
     """A shard of one batch after a few steps that show the same view, and the total at each step."""

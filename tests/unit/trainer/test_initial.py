@@ -11,6 +11,8 @@ from dearkd.specs import DatasetFacts, StudentSpec, TrainingSpec
 from dearkd_trainer.model.student import Student, create_student
 from tests.support.bars import CLASSES, MakeSpec, MakeTrainer
 
+pytestmark = pytest.mark.slow
+
 TRAINED = StudentSpec(
     architecture="dearkd_micro_patch8_32",
     image_size=16,

@@ -11,6 +11,8 @@ from dearkd_trainer.record import meter
 from dearkd_trainer.train import trainer as training
 from tests.support.bars import STEPS, MakeSpec, MakeTrainer, stop_at
 
+pytestmark = pytest.mark.slow
+
 
 class Clock:
     """Stands still but when it is told."""

@@ -13,6 +13,8 @@ from dearkd_trainer.commands.sources import open_model, recorded_rows
 from dearkd_trainer.evaluate.attention import recorded_distances
 from tests.support.bars import TASK, MakeSpec, MakeTrainer, stop_at
 
+pytestmark = pytest.mark.slow
+
 
 def no_client() -> Client:
     raise AssertionError("a folder needs no API")

@@ -18,6 +18,8 @@ from dearkd.vision.images import encode, to_input
 from dearkd.vision.shards import ShardDataset
 from tests.support.bars import CLASSES, SIDE, STEPS, TEACHER, MakeTrainer, bars, stop_at
 
+pytestmark = pytest.mark.slow
+
 FACTS = DatasetFacts(
     num_samples=60,
     num_classes=CLASSES,

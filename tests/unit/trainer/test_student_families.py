@@ -19,6 +19,8 @@ from dearkd_trainer.model.export import load_model
 from dearkd_trainer.model.student import FAMILIES, HiddenShape
 from tests.support.bars import SIDE, MakeSpec, MakeTrainer, stop_at
 
+pytestmark = pytest.mark.slow
+
 NAME = "toy_conv"
 default_cfgs = generate_default_cfgs({NAME: {"first_conv": "conv1", "classifier": "fc"}})  # timm finds it by its name
 

@@ -23,6 +23,8 @@ from dearkd_trainer.model.export import load_model
 from dearkd_trainer.train.trainer import Metrics
 from tests.support.bars import CLASSES, SIDE, STEPS, TASK, TEACHER, TIMED, MakeSpec, MakeTrainer, curve, stop_at
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_learns(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
     spec = make_spec(

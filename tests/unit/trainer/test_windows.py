@@ -31,6 +31,8 @@ from dearkd_trainer.data.world import World
 from dearkd_trainer.train.trainer import TrainingResult
 from tests.support.bars import CLASSES, SIDE, MakeSpec, MakeTrainer, bars, curve, stop_at
 
+pytestmark = pytest.mark.slow
+
 SHARDS = 6
 Store = Callable[..., DatasetManifest]
 
