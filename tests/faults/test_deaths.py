@@ -29,8 +29,8 @@ Death = tuple[str, str, str | None]
 """Who dies, where, and the unit that it costs."""
 
 STORIES: dict[str, list[Death]] = {
+    "before the claim": [("horse", "before the claim", None)],
     "one after another": [
-        ("horse", "before the claim", None),
         ("horse", "mid-shard", "0"),
         ("part", "before the mark", "0"),
         ("worker", "mid-shard", "1"),

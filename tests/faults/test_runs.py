@@ -75,7 +75,7 @@ def test_sigterm_costs_a_run_nothing(
 def test_a_gang_ends_as_one_whoever_dies_goes_on_from_its_checkpoint_and_is_canceled_whole(
     shared_world: World, undisturbed: Json
 ) -> None:
-    """A gang that goes on to its end is in the test above."""
+    """A group of processes that goes on to its end is in the test above."""
     here = shared_world
     eventually(lambda: not workers())
     run = start(here, undisturbed, **{**TRAINING, "stage_one": {"epochs": 5000}, "processes": 2})
