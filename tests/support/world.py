@@ -200,10 +200,15 @@ def _spawned(process: psutil.Process) -> bool:
 
 
 def at_work(*, seconds: float = 120) -> Workers:
-    """The one that is at work, once there is one."""
-    eventually(workers, seconds=seconds)
-    (found,) = workers()
-    return found
+    """The one that is at work, once there is only one; another queue's may look for something to do for a moment."""
+    found: list[Workers] = []
+
+    def one() -> bool:
+        found[:] = workers()
+        return len(found) == 1
+
+    eventually(one, seconds=seconds)
+    return found[0]
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
