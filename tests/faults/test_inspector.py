@@ -48,11 +48,19 @@ def test_an_upload_whose_inspector_is_killed_is_refused_and_the_next_is_taken(
 
 
 def test_what_forks_has_none_of_the_threads_that_a_fork_would_lose(
-    shared_world: World, undisturbed_run: Json, plain_teacher: tuple[TeacherSpec, Path]
+    shared_world: World, teacher: str, undisturbed_run: Json, plain_teacher: tuple[TeacherSpec, Path]
 ) -> None:
-    shared_world.upload(plain_teacher)
-    forking = rq_workers(shared_world)
+    """Also once it has imported what its work-horses need, which it does before it forks the second one that works."""
+    here = shared_world
+    for _ in range(2):
+        here.upload(plain_teacher)
+    eventually(lambda: not workers())
+    here.synthesise(teacher)
+    forking = rq_workers(here)
     assert len(forking) == 3, "one a queue: synth, inspect, train"
-    (api,) = [family.head for name, family in shared_world.tree._families.items() if name == "api"]
+    (api,) = [family.head for name, family in here.tree._families.items() if name == "api"]
     assert runtime_threads(api) > 0, "where storage is used, its threads are seen"
     assert {pid: runtime_threads(pid) for pid in forking} == dict.fromkeys(forking, 0)
+    assert {pid: psutil.Process(pid).num_threads() for pid in forking} == dict.fromkeys(forking, 1)
+    with_torch = [pid for pid in forking if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+    assert len(with_torch) >= 2, "synth and inspect have forked for the second time"

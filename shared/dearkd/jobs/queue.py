@@ -25,6 +25,13 @@ TASKS: dict[QueueName, str] = {
     "inspect": "dearkd.work.worker.inspect",
 }
 
+# By name as well: what a task imports before it works, torch with it.
+CODE: dict[QueueName, str] = {
+    "synth": "dearkd_synth.service.job",
+    "train": "dearkd_trainer.service.job",
+    "inspect": "dearkd.vision.inspector",
+}
+
 # A task that outlives its worker's interest is ended by cancel or lease; these bounds are the last resort.
 TIMEOUT_SECONDS: dict[QueueName, int] = {"synth": 7 * 86400, "train": 30 * 86400, "inspect": 3600}
 

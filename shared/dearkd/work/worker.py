@@ -2,10 +2,9 @@
 
 `dearkd worker synth` is a small supervisor without torch. It starts one rq worker a queue (`synth` and `inspect`, or
 `train`), restarts one that dies, runs the reaper, and on SIGTERM lets running units go back or reach a checkpoint. An
-rq worker (`dearkd.work.listener`) forks a work-horse for each wake-up; only there is torch imported.
+rq worker (`dearkd.work.listener`) forks a work-horse for each wake-up, which does the work.
 """
 
-import importlib
 import logging
 import multiprocessing
 import os
@@ -38,7 +37,7 @@ from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.storage.objects import AlreadyExists, Storage, is_disk_full
 from dearkd.work.attempt import OUTAGE_SECONDS, Attempt, Died, HandBack
-from dearkd.work.listener import listen
+from dearkd.work.listener import import_code, listen
 from dearkd.work.memory_limit import limit_memory
 
 log = logging.getLogger(__name__)
@@ -61,22 +60,22 @@ Perform = Callable[[Attempt], None]
 
 def synthesize(job: str) -> None:
     """The rq task of synth workers; `job` is only what woke it."""
-    _begin("synthesis", "dearkd_synth.service.job", job)
+    _begin("synthesis", job)
 
 
 def train(job: str) -> None:
     """The rq task of trainer workers; `job` is only what woke it."""
-    _begin("training", "dearkd_trainer.service.job", job)
+    _begin("training", job)
 
 
 def inspect(ticket: str) -> None:
     """The rq task of inspectors."""
     settings = Settings()
     limit_memory(settings.inspect_memory_bytes + UPLOAD_COPIES * uploaded_bytes(connect(settings), ticket))
-    importlib.import_module("dearkd.vision.inspector").inspect(ticket)
+    import_code("inspect").inspect(ticket)
 
 
-def _begin(kind: Kind, module: str, job: str) -> None:
+def _begin(kind: Kind, job: str) -> None:
     """Import the service and let it drain, unless there is nothing to do: then torch need not be imported.
 
     By name, since `dearkd` imports no service; and here, since rq hides why a module does not import.
@@ -84,7 +83,7 @@ def _begin(kind: Kind, module: str, job: str) -> None:
     with suppress(Unavailable):
         if not connect(Settings()).zcard(f"dearkd:open:{kind}"):
             return
-    importlib.import_module(module).drain(job)
+    import_code(QUEUES[kind]).drain(job)
 
 
 def open_ledger(settings: Settings) -> Ledger:
