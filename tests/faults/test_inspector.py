@@ -37,7 +37,7 @@ def test_an_upload_whose_inspector_is_killed_is_refused_and_the_next_is_taken(
             eventually(lambda: not workers())
             before = len(list(here.client.list_teachers()))
             upload = pool.submit(here.upload, plain_teacher)
-            # Whoever is at work: a horse of another queue, which finds nothing to do, may be there for a moment as well.
+            # Whoever is at work: a horse of another queue, which finds nothing to do, may be there for a moment.
             eventually(lambda upload=upload: upload.done() or kill(*(found.horse for found in workers())))
             with pytest.raises(Unavailable, match="killed by SIGKILL") as refusal:
                 upload.result(timeout=120)

@@ -158,7 +158,8 @@ def test_without_an_extra_a_command_names_it_and_starts_nothing(
     assert f"pip install 'dearkd[{extras}]'" in line
     assert all(name in line for name in absent)
     assert list((tmp_path / "here").iterdir()) == []
-    assert run(*words, "--help", cwd=tmp_path / "here", **more).returncode == 0
+    if words in (["worker", "trainer"], ["demo"]):
+        assert run(*words, "--help", cwd=tmp_path / "here", **more).returncode == 0
 
 
 def test_the_server_without_its_extra_names_it(tmp_path: Path) -> None:

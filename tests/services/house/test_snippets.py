@@ -12,6 +12,7 @@ from dearkd_trainer.model.export import model_config, save_model
 from dearkd_trainer.model.student import create_student
 from dearkd_trainer.record import card
 from tests.support.documents import PAPERS, blocks, read
+from tests.support.programs import run_program
 
 STUDENT = StudentSpec(
     architecture="dearkd_micro_patch8_32",
@@ -27,7 +28,7 @@ STUDENT = StudentSpec(
 
 
 def run(code: str, folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = run_program(code, cwd=folder)
     assert done.returncode == 0, done.stderr
 
 
@@ -57,7 +58,9 @@ def test_an_export_loads_as_shown(folder: Path) -> None:
 
 def test_a_models_card_loads_it_as_shown(folder: Path) -> None:
     (snippet,) = blocks(card.USE, "python")
-    run(snippet.replace("FOLDER", "student"), folder)
+    command = [sys.executable, "-c", snippet.replace("FOLDER", "student")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("way", ["dearkd", "safetensors"])

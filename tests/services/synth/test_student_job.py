@@ -1,10 +1,10 @@
 """A job that trains its own student, on a real Redis and real files: by one worker, by two, by one that dies."""
 
-import multiprocessing
 import os
 import signal
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from dearkd_synth.service import student_unit
 from dearkd_synth.service.job import ShardMaker
 from dearkd_synth.service.student_unit import NAME, UNIT, evenly, of_each_class
 from tests.services.synth.test_job import settings, store_teacher
+from tests.support.programs import CONTEXT
 
 __all__ = ["settings"]
 
@@ -90,8 +91,8 @@ def work(settings: Settings, job: str, dies: bool) -> None:
             time.sleep(0.05)
 
 
-def start(settings: Settings, job: Job, *, dies: bool = False) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(settings, job.id, dies))
+def start(settings: Settings, job: Job, *, dies: bool = False) -> BaseProcess:
+    process = CONTEXT.Process(target=work, args=(settings, job.id, dies))
     process.start()
     return process
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +31,7 @@ from dearkd_trainer.model.onnx_export import export_onnx
 from dearkd_trainer.model.student import Student, create_student
 from dearkd_trainer.service.job import model_card
 from tests.support.bars import CLASSES, SIDE, bars
+from tests.support.programs import run_program
 from tests.support.services import database, redis_server, serving
 
 __all__ = ["redis_server"]
@@ -119,7 +118,7 @@ def tree(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("to", ["safetensors", "hf"])
-def test_timm_loads_an_export_in_a_fresh_process(
+def test_timm_loads_an_export_in_another_process(
     run: Run, folder: Path, student: Student, tmp_path: Path, to: str
 ) -> None:
     outcome = run("export", folder, tmp_path / "out", "--to", to, "--json")
@@ -140,7 +139,7 @@ with torch.no_grad():
     save_file({"logits": model(load_file(sys.argv[2])["images"])}, sys.argv[3])
 """
     arguments = [tmp_path / "out", tmp_path / "images.safetensors", tmp_path / "logits.safetensors"]
-    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True)
+    done = run_program(program, *map(str, arguments))
     assert done.returncode == 0, done.stderr
     logits = load_file(tmp_path / "logits.safetensors")["logits"]
     torch.testing.assert_close(logits, student(images()).detach(), rtol=0, atol=1e-6)

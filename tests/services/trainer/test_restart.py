@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.train.trainer import TrainingResult
 from tests.support.bars import CLASSES, STEPS, TASK, MakeSpec, MakeTrainer, bars, curve, stop_at
+from tests.support.programs import run_program
 
 OPTIMIZER = {"lr": 3e-3, "warmup_epochs": 1, "model_ema_half_life": 1.0}
 ALWAYS: dict[str, Any] = {"optimizer": OPTIMIZER, "checkpoint_seconds": 1e-9}
@@ -179,12 +178,7 @@ def test_sigkill_changes_nothing(
 ) -> None:
     spec = make_spec(**ALWAYS, workers=workers)
     arguments = [str(bar_shard), spec.model_dump_json(), str(tmp_path / "run"), where, str(number)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]),
-        "THREADS": str(torch.get_num_threads()),
-    }
-    ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
+    ended = run_program(KILLED, *arguments, env={"THREADS": str(torch.get_num_threads())})
     assert ended.returncode == -signal.SIGKILL
     folder = tmp_path / "run" / "checkpoints"
     assert (folder / "last.pt.part").exists() == (where == "save")

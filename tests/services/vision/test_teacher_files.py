@@ -2,8 +2,6 @@
 
 import json
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec
 from dearkd.vision.bounded_construction import ParametersOnMeta, TooLargeToBuild, bounded_construction
 from dearkd.vision.teachers import build_teacher, check_teacher, describe_teacher, load_teacher, save_teacher
+from tests.support.programs import run_program
 from tests.unit.vision.test_teachers import refusal, saved, spec
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -69,12 +68,7 @@ def test_a_network_is_compared_with_its_file_before_it_takes_memory(
     path = tmp_path / "weights.safetensors"
     save_file({"conv1.weight": torch.zeros(8)}, path)
     teacher = spec(architecture, model_args=model_args)
-    done = subprocess.run(
-        [sys.executable, "-c", LOADING, teacher.model_dump_json(), str(path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_program(LOADING, teacher.model_dump_json(), str(path))
     assert done.returncode == 0, done.stderr
     message, megabytes = done.stdout.rsplit("\n", 2)[:2]
     assert message.startswith(("/weights: they do not fit", "/model_args: "))
@@ -240,8 +234,10 @@ def test_statistics_that_are_not_those_of_the_weights_are_refused(
     assert "running_var" in detail or "not finite" in detail
 
 
-@pytest.mark.parametrize(("architecture", "model_args"), FAMILIES.items())
-@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize(
+    ("architecture", "model_args", "size"),
+    [(*family, size) for family, size in zip(FAMILIES.items(), [32, 48] * 5, strict=True)],
+)
 def test_untrained_networks_and_those_trained_on_noise_are_taken(
     architecture: str, model_args: dict[str, Any], size: int
 ) -> None:
