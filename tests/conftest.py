@@ -18,5 +18,22 @@ def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[TeacherSpe
     from dearkd_trainer.demo.digits import real_digits, train_teacher
 
     weights = tmp_path_factory.mktemp("digits-teacher") / "weights.safetensors"
-    spec, _ = train_teacher(real_digits()[0], weights, seed=0, epochs=5)
+    spec, _ = train_teacher(real_digits()[0], weights, seed=0, epochs=3)
     return spec, weights
+
+
+@pytest.fixture(scope="session")
+def plain_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[TeacherSpec, Path]:
+    """A resnet10t that has learnt nothing: whether a job is lost does not depend on that."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    spec = TeacherSpec(
+        name="untrained", architecture="resnet10t", num_classes=10, in_chans=1, image_size=32, mean=[0.5], std=[0.5]
+    )
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+    path = tmp_path_factory.mktemp("plain-teacher") / "weights.safetensors"
+    save_file(model.state_dict(), path)
+    return spec, path

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from dearkd.client import Json
 from dearkd.specs import TeacherSpec
@@ -17,22 +16,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             item.add_marker(pytest.mark.faults)
             item.add_marker(pytest.mark.services)
-
-
-@pytest.fixture(scope="session")
-def plain_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[TeacherSpec, Path]:
-    """A resnet10t that has learnt nothing: whether a job is lost does not depend on that."""
-    import timm
-    from safetensors.torch import save_file
-
-    spec = TeacherSpec(
-        name="untrained", architecture="resnet10t", num_classes=10, in_chans=1, image_size=32, mean=[0.5], std=[0.5]
-    )
-    torch.manual_seed(0)
-    model = timm.create_model("resnet10t", num_classes=10, in_chans=1)
-    path = tmp_path_factory.mktemp("plain-teacher") / "weights.safetensors"
-    save_file(model.state_dict(), path)
-    return spec, path
 
 
 @pytest.fixture(scope="session")

@@ -42,8 +42,8 @@ def client(tmp_path_factory: pytest.TempPathFactory, metrics_dir: Path) -> Itera
 
 
 @pytest.fixture(scope="module")
-def teacher(client: Client, digits_teacher: tuple[TeacherSpec, Path]) -> Json:
-    spec, weights = digits_teacher
+def teacher(client: Client, plain_teacher: tuple[TeacherSpec, Path]) -> Json:
+    spec, weights = plain_teacher
     return client.create_teacher(spec.model_dump(), weights)
 
 

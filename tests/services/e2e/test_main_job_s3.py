@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 
 def test_from_a_teacher_to_a_student_in_a_bucket(
-    s3: S3Server, digits_teacher: tuple[TeacherSpec, Path], tmp_path: Path
+    s3: S3Server, plain_teacher: tuple[TeacherSpec, Path], tmp_path: Path
 ) -> None:
-    spec, weights = digits_teacher
+    spec, weights = plain_teacher
     environment = {**os.environ, "DEARKD_STORAGE_URL": s3.url("job"), "DEARKD_S3_ENDPOINT": s3.endpoint}
     environment.pop("DEARKD_REDIS_URL", None)
     with UpTree(tmp_path / "up", port=0, environment=environment) as tree, Client(tree.url) as client:
