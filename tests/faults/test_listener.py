@@ -1,8 +1,8 @@
 """The rq worker forks: whatever its work-horses die of, the next one works, since nothing in it has threads."""
 
+import io
 import os
 import signal
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from PIL import Image
 
-from dearkd.data.shard_files import IMAGE_SUFFIXES, Sample, write_shard
+from dearkd.data.shard_files import Sample, write_shard
 from dearkd.data.tar_members import MAX_MEMBER_BYTES
 from dearkd.errors import Unavailable
 from dearkd.identifiers import new_id
@@ -57,7 +58,9 @@ def worker(kind: WorkerKind, settings: Settings, folder: Path) -> Iterator[psuti
             (package / "__init__.py").touch()
         (service / "job.py").write_text(WORKS.replace("KIND", repr(name)))
     command = f"import sys; from dearkd.work.worker import main; sys.exit(main({kind!r}))"
-    env = environment(settings, PYTHONPATH=f"{folder / 'code'}:{os.environ.get('PYTHONPATH', '')}")
+    # Threads take memory: as many as there are cores would make a limit another on each machine.
+    code = f"{folder / 'code'}:{os.environ.get('PYTHONPATH', '')}"
+    env = environment(settings, PYTHONPATH=code, OPENBLAS_NUM_THREADS="2")
     with process("-c", command, env=env, log=folder / "worker.log") as started:
         yield psutil.Process(started.pid)
 
@@ -130,22 +133,25 @@ def inspector(settings: Settings, folder: Path) -> Iterator[tuple[Api, psutil.Pr
         yield api, supervisor
 
 
-def put_shard(api: Api, folder: Path, prefix: str, samples: int) -> None:
+def put_shard(api: Api, folder: Path, prefix: str, samples: int, *, image: bytes | None = None) -> None:
     path = folder / f"{prefix}.tar"
-    image = _png()
+    image = image or _png()
     made = (Sample(f"{i:06d}", image, "png", 0, {}) for i in range(samples))
     write_shard(path, made)
     api.storage.put(f"{prefix}/{path.name}", path)
 
 
 def _png() -> bytes:
-    import io
-
-    from PIL import Image
-
     file = io.BytesIO()
     Image.new("L", (8, 8)).save(file, "PNG")
     return file.getvalue()
+
+
+def _greedy_image() -> bytes:
+    """As many pixels as an image may have, which Pillow holds in 64 MiB, in a file of nearly the largest size."""
+    file = io.BytesIO()
+    Image.new("RGB", (4096, 4096)).save(file, "PNG")
+    return file.getvalue().ljust(MAX_MEMBER_BYTES - 2**20, b"\0")
 
 
 def register(api: Api, prefix: str) -> httpx.Response:
@@ -241,7 +247,7 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
     ledger: Ledger, hasty: Settings, tmp_path: Path
 ) -> None:
     limited = hasty.model_copy(
-        update={"inspect_memory_bytes": 450 * 2**20, "inspect_timeout_seconds": 45.0, "lease_seconds": 300.0}
+        update={"inspect_memory_bytes": 410 * 2**20, "inspect_timeout_seconds": 45.0, "lease_seconds": 300.0}
     )
     with inspector(limited, tmp_path) as (api, supervisor):
         put_shard(api, tmp_path, "small", 3)
@@ -254,9 +260,9 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
             assert list(api.storage.objects(f"datasets/{shown['id']}")) == []
             return error["code"], error["message"]
 
-        _put_greedy_sample(tmp_path / "storage" / "greedy" / "a.tar")
+        put_shard(api, tmp_path, "greedy", 1, image=_greedy_image())
         code, message = refusal(register(api, "greedy").headers["location"])
-        assert code == "too_large_to_inspect"
+        assert code == "too_large_to_inspect", message
         assert "DEARKD_INSPECT_MEMORY_BYTES" in message
 
         eventually(lambda: not horses(supervisor))
@@ -271,15 +277,3 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
 
         where = register(api, "small").headers["location"]
         eventually(lambda: api.http.get(where).json()["status"] == "ready")
-
-
-def _put_greedy_sample(path: Path) -> None:
-    """A shard whose one sample has four images of nearly the largest size, which are read before they are looked at."""
-    path.parent.mkdir(parents=True)
-    with path.open("wb") as file:
-        for suffix in IMAGE_SUFFIXES:
-            header = tarfile.TarInfo(f"a.{suffix}")
-            header.size = MAX_MEMBER_BYTES - tarfile.BLOCKSIZE
-            file.write(header.tobuf(tarfile.GNU_FORMAT))
-            file.seek(header.size, os.SEEK_CUR)  # zeros, which take no room on disk
-        file.truncate(file.tell() + 20 * tarfile.BLOCKSIZE)

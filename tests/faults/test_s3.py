@@ -196,9 +196,10 @@ def test_an_outage_of_the_object_store_is_waited_out(
         return UNAVAILABLE if b"HTTP/1.1" in chunk else None
 
     with proxy.breaking(in_mid_upload):
-        spec = {"teacher": bucket_teacher, **SYNTHESIS, "phases": [{"resolution": 8, "iterations": 200}], "seed": 4}
+        spec = {"teacher": bucket_teacher, **SYNTHESIS, "phases": [{"resolution": 8, "iterations": 300}], "seed": 4}
         job = here.client.create_synthesis_job(spec)["id"]
-        eventually(lambda: here.begins(job)[-1:] == ["1"])
+        # In its midst: a unit that cannot even read what it needs goes back, and waits for its turn.
+        eventually(lambda: here.client.get_job(job)["metrics"].get("shard") == 1)
     assert broken["uploads"] == 2
     before, began = proxy.faults, time.monotonic()
     with proxy.breaking(all_fail):

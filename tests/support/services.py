@@ -26,7 +26,7 @@ def eventually(condition: Callable[[], object], *, seconds: float = 200) -> None
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.1)  # asking is work too: for the API, for Redis, for storage
 
 
 @pytest.fixture(scope="session")
