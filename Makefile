@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo check test test-quick test-faults test-others lint format gpu
+.PHONY: demo check test test-all test-quick lint format gpu
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -25,29 +25,21 @@ demo: $(RUN)
 	$(BIN)/dearkd demo $(ARGS)
 
 # As many processes as cores work side by side: threads within them would only wait for each other.
-check test test-quick test-faults test-others: export OMP_NUM_THREADS = 1
+check test: export OMP_NUM_THREADS = 1
 
 # Under a minute: what one runs all day.
 check: $(DEV)
 	$(MAKE) $(BESIDE) lint test-quick
 
-# Everything, as CI runs it.
-test: $(DEV) lint
-ifdef ARGS
-	$(BIN)/python -m pytest $(ARGS)
-else
-	$(MAKE) $(BESIDE) test-faults test-others
-endif
+# Everything, as CI runs it. The fault tests come first: they take longest, and mostly wait for what must happen.
+test: $(DEV)
+	$(MAKE) $(BESIDE) lint test-all
+
+test-all: $(DEV)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=3 --dist=loadfile --no-loadscope-reorder tests/faults tests/services tests/unit)
 
 test-quick: $(DEV)
 	$(BIN)/python -m pytest tests/unit -m 'not slow' --numprocesses=2 $(ARGS)
-
-# Processes killed, Redis and storage failing, disks full: they mostly wait.
-test-faults: $(DEV)
-	$(BIN)/python -m pytest tests/faults $(ARGS)
-
-test-others: $(DEV)
-	$(BIN)/python -m pytest tests/unit tests/services --numprocesses=2 --dist=loadfile $(ARGS)
 
 # Where there is a CUDA device.
 gpu: $(DEV)

@@ -251,6 +251,7 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
     )
     with inspector(limited, tmp_path) as (api, supervisor):
         put_shard(api, tmp_path, "small", 3)
+        put_shard(api, tmp_path, "large", 20_000)
 
         def refusal(place: str) -> tuple[str, str]:
             eventually(lambda: api.http.get(place).json()["status"] == "failed")
@@ -266,7 +267,7 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
         assert "DEARKD_INSPECT_MEMORY_BYTES" in message
 
         eventually(lambda: not horses(supervisor))
-        place = register(api, "small").headers["location"]
+        place = register(api, "large").headers["location"]
         eventually(lambda: horses(supervisor))
         (horse,) = horses(supervisor)
         horse.suspend()  # so that nothing in it can end it
