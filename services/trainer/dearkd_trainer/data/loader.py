@@ -193,7 +193,7 @@ def create_loader(
     pin_memory: bool,
     logits_before: int = 0,
     held: Iterator[None] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of normalised images (B, C, H, W), labels (B,), and before the epoch `logits_before` the teacher's stored
     logits (B, K), read ahead by the workers across epochs.
 
@@ -204,8 +204,8 @@ def create_loader(
     return read(augmented, batch_sampler=gated, num_workers=workers, pin_memory=pin_memory)
 
 
-def read(dataset: Dataset[Any], **how: Any) -> Iterator[Batch]:
-    """The batches of torch's DataLoader, whose worker processes end with this one.
+def read(dataset: Dataset[Any], **how: Any) -> Generator[Batch, None, None]:
+    """The batches of torch's DataLoader, whose worker processes end with this one, or with the generator.
 
     Args:
         dataset: what to read.
@@ -240,11 +240,16 @@ def _collate_or_error(items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, DearKDError)), None) or default_collate(items)
 
 
-def _or_raised(batches: Iterator[Any]) -> Iterator[Batch]:
-    for batch in batches:
-        if isinstance(batch, DearKDError):
-            raise batch
-        yield batch
+def _or_raised(batches: Iterator[Any]) -> Generator[Batch, None, None]:
+    try:
+        for batch in batches:
+            if isinstance(batch, DearKDError):
+                raise batch
+            yield batch
+    finally:
+        # Now, not when the last traceback that holds them goes: until then torch would raise, wherever this process is
+        # when any child of it ends, that a worker of these was killed.
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 def read_ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:

@@ -289,7 +289,8 @@ class DearKDTrainer:
             logits_before=spec.stage_one.epochs if spec.reads_logits else 0,
             held=held,
         )
-        yield from loader.read_ahead(batches) if spec.workers else batches
+        with closing(batches):
+            yield from loader.read_ahead(batches) if spec.workers else batches
 
     def _train_epoch(self, batches: Iterator[loader.Batch]) -> Metrics:
         self.student.train()
