@@ -107,6 +107,10 @@ def shard(
         return inversion.shard(index), totals
 
 
+# Those whose layers differ most: each is compiled for ten seconds.
+@pytest.mark.parametrize(
+    "family_teacher", ["resnet10t", "mobilenetv3_small_050", "densenet121", "vgg11_bn"], indirect=True
+)
 def test_every_family_can_be_traced_and_gives_the_same(
     family_teacher: tuple[nn.Module, TeacherSpec], traced: None
 ) -> None:
