@@ -40,7 +40,8 @@ STORIES: dict[str, list[Death]] = {
     ],
     "more at once": [("both", "mid-shard", "0"), ("supervisor", "mid-shard", "1")],
 }
-"""A unit dies at most twice: the third death in a row would fail the job, which is another test's."""
+"""A unit dies at most twice: the third death in a row would fail the job, which is another test's. A death before a
+claim counts for the unit that would have been next (`Leases.blame`), and so is a story of its own."""
 
 
 def hold_where(here: World, where: str, unit: str | None) -> None:

@@ -17,7 +17,7 @@ from typer.main import get_command
 import dearkd
 from dearkd.cli import datasets, jobs, models, processes, submit, teachers
 from dearkd.cli.output import print_error
-from dearkd.cli.streams import flush_streams, prepare_streams, silence_stdout
+from dearkd.cli.streams import discard_stdout, flush_streams, prepare_streams
 from dearkd.errors import DearKDError, InvalidInput
 from dearkd.extras import import_error, require_extras
 from dearkd.settings import broken_settings
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _run(given, as_json=as_json)
         unsent = flush_streams()
     except BrokenPipeError:  # such as `dearkd jobs | head -1`: whoever read has enough
-        silence_stdout()
+        discard_stdout()
         sys.exit(FAILED)
     if unsent is not None and not isinstance(unsent, BrokenPipeError):
         print_error(DearKDError(f"standard output: {_system_text(unsent)}", code="system_error"), as_json=False)

@@ -42,12 +42,12 @@ def flush_streams() -> OSError | None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        silence_stdout()
+        discard_stdout()
         return error
     return None
 
 
-def silence_stdout() -> None:
+def discard_stdout() -> None:
     """Nobody reads it any more."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

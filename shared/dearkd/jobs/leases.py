@@ -68,9 +68,9 @@ class Leases:
         Without it a worker that cannot even start its task would be woken for ever.
 
         Args:
-            kind: of the jobs that it was woken for.
-            name: `holder` of it.
-            cause: how it ended, as a clause.
+            kind: the kind of job that it was woken for.
+            name: its `holder` name.
+            cause: how it ended, as a clause ("was killed by SIGKILL").
         """
         if self.expire(name, cause) == 0 and self.claim(kind, BLAMED_SECONDS, who=name) is not None:
             self.expire(name, cause)

@@ -15,7 +15,7 @@ UNSETTLED = "dearkd:unsettled"
 
 
 class Settlement(JobRecords):
-    """Ends jobs' stories; whoever ends a job settles it, and the reaper what is left unsettled."""
+    """Carries out the consequences of a job's end: who ends a job settles it, the reaper what was left."""
 
     def __init__(self, redis: Redis, storage: Storage) -> None:
         super().__init__(redis)

@@ -52,8 +52,8 @@ class JobStore(Settlement):
         """Accept a synthesis job: record, index, wake-ups, all or nothing.
 
         Args:
-            spec: of the job.
-            images: that it is to make.
+            spec: the complete spec of the job.
+            images: number of images to make.
             max_queued: how many jobs of both kinds, and of this owner, may wait before another is refused; None: any
                 number.
             owner: whose it is; None: everyone's.
@@ -101,7 +101,7 @@ class JobStore(Settlement):
         try:
             self.get(identifier, owner=owner)
         except NotFound:
-            self._stored(identifier, owner)
+            self._from_storage(identifier, owner)
 
     # --- steering ---------------------------------------------------------------------------------------------------
 
@@ -125,9 +125,9 @@ class JobStore(Settlement):
         So is one that Redis has lost, unless it succeeded before. One that `owner` may not see is not found.
 
         Args:
-            identifier: of the job.
-            owner: who asks.
-            from_beginning: what it made so far is deleted first, and nothing of it is gone on with.
+            identifier: the job's id.
+            owner: the key that asks.
+            from_beginning: delete first what it made so far, and use nothing of it.
 
         Raises:
             Conflict: if it is in any other state, or its dataset failed; with `from_beginning` also if what it makes
@@ -148,7 +148,7 @@ class JobStore(Settlement):
         try:
             job = self.get(identifier, owner=owner)
         except NotFound:
-            return self._restore(self._stored(identifier, owner), from_beginning=from_beginning)
+            return self._restore(self._from_storage(identifier, owner), from_beginning=from_beginning)
         step: dict[str, Any] = {"id": identifier, "attempt": job.attempt, "from_beginning": from_beginning}
         outcome, *details = self._start_again(**step, only_ask=True)
         if outcome == "ok":
@@ -255,7 +255,7 @@ class JobStore(Settlement):
                 gone.add(unit.decode())
         return kept, gone
 
-    def _stored(self, identifier: str, owner: str | None) -> Job:
+    def _from_storage(self, identifier: str, owner: str | None) -> Job:
         """The job as it was accepted: storage knows that even where Redis has lost the record."""
         missing = NotFound(f"there is no job {identifier!r}")
         try:

@@ -13,7 +13,7 @@ _PART = r"(0(\.\d*)?|1(\.0*)?)"
 _ALPHA = r"(0\.[1-9]\d*|[1-9]\d{0,2}(\.\d*)?)"
 """A Beta distribution's parameter, at least 0.1 [our choice]: below, weights underflow to 0, by which timm divides."""
 
-_MAX_WEIGHTED = 14
+_MAX_WEIGHTED_TRANSFORMS = 14
 """Weighted sets have so many transforms, and are drawn from without replacement."""
 
 _RAND = {
@@ -58,6 +58,8 @@ def check_auto_augment(notation: str) -> str:
             )
         (name,) = fitting
         values[name] = section.removeprefix(name)
-    if values.get("t") in ("weights", "3aw") and int(values.get("n", 2)) > _MAX_WEIGHTED:
-        raise ValueError(f"n{values['n']}, but of t{values['t']} {_MAX_WEIGHTED} transforms at most are drawn")
+    if values.get("t") in ("weights", "3aw") and int(values.get("n", 2)) > _MAX_WEIGHTED_TRANSFORMS:
+        raise ValueError(
+            f"n{values['n']}, but of t{values['t']} {_MAX_WEIGHTED_TRANSFORMS} transforms at most are drawn"
+        )
     return notation

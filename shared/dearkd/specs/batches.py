@@ -51,13 +51,13 @@ def batch_refusals(spec: TrainingSpec, given: Collection[str], dataset: DatasetF
 
 
 def _fault(batch: int, processes: int, images: TrainedImages) -> str | None:
-    fewest, most = max(1, images.fewest), max(1, images.most)
-    if batch > most:
-        return f"only {images.most} images are trained on"
-    smallest = min(smallest_batch(count, batch) for count in range(fewest, most + 1))
+    minimum, maximum = max(1, images.minimum), max(1, images.maximum)
+    if batch > maximum:
+        return f"only {images.maximum} images are trained on"
+    smallest = min(smallest_batch(count, batch) for count in range(minimum, maximum + 1))
     if smallest >= processes:
         return None
-    count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    count = f"{minimum}" if minimum == maximum else f"{minimum} to {maximum}"
     return f"of {count} images a batch may get {smallest}, and each of {processes} processes needs one"
 
 

@@ -21,10 +21,10 @@ def parts(
     """The parts that occur, as (classes of the group, samples): each sort at least once, but not as often as it does.
 
     Args:
-        classes: of the job.
-        images_per_class: of the job.
-        classes_per_batch: of a group.
-        shard_samples: of a shard.
+        classes: number of classes of the job.
+        images_per_class: number of images of each.
+        classes_per_batch: number of classes of a group.
+        shard_samples: number of samples of a full shard.
     """
     group = classes_per_batch * images_per_class
     groups, rest = divmod(classes, classes_per_batch)

@@ -11,10 +11,10 @@ from dearkd.specs.class_order import ClassOrder
 class TrainedImages(NamedTuple):
     """Bounds of the number of images that a run trains on: the seed rounds `holdout` of each class up or down."""
 
-    fewest: int
+    minimum: int
     expected: int
     """The mean over all seeds, rounded."""
-    most: int
+    maximum: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +51,9 @@ class DatasetFacts:
         """
         kept = [kept_samples(samples, fraction) for samples in self.class_samples or self._even_classes() if samples]
         return TrainedImages(
-            fewest=sum(max(1, count - math.ceil(count * holdout)) for count in kept),
+            minimum=sum(max(1, count - math.ceil(count * holdout)) for count in kept),
             expected=round(math.fsum(max(1.0, count - count * holdout) for count in kept)),
-            most=sum(max(1, count - math.floor(count * holdout)) for count in kept),
+            maximum=sum(max(1, count - math.floor(count * holdout)) for count in kept),
         )
 
     def _even_classes(self) -> Sequence[int]:

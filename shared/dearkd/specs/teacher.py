@@ -11,7 +11,7 @@ Number = bool | int | float
 
 MAX_ARGUMENTS = 64
 MAX_NUMBERS = 64
-LARGEST_NUMBER = 65_536
+MAX_NUMBER = 65_536
 """The largest number in `model_args`: above that of any timm network, and small enough for a list of that length."""
 
 
@@ -19,8 +19,8 @@ def _bounded(value: Number | list[Number]) -> Number | list[Number]:
     numbers = value if isinstance(value, list) else [value]
     if len(numbers) > MAX_NUMBERS:
         raise ValueError(f"{len(numbers)} numbers, at most {MAX_NUMBERS} are allowed")
-    if not all(-LARGEST_NUMBER <= number <= LARGEST_NUMBER for number in numbers):
-        raise ValueError(f"numbers from -{LARGEST_NUMBER} to {LARGEST_NUMBER} are allowed")
+    if not all(-MAX_NUMBER <= number <= MAX_NUMBER for number in numbers):
+        raise ValueError(f"numbers from -{MAX_NUMBER} to {MAX_NUMBER} are allowed")
     return value
 
 

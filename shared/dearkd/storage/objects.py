@@ -94,7 +94,7 @@ class Storage:
         return self._root.store()
 
     @contextmanager
-    def _asking(self, key: str, *, writing: bool = False) -> Iterator[None]:
+    def _proven(self, key: str, *, writing: bool = False) -> Iterator[None]:
         """Prove first that this is the storage, and once more where the key is not there; tell errors as ours."""
         self._marker.prove(writing=writing)
         try:
@@ -115,7 +115,7 @@ class Storage:
         is a stream, or more than S3 takes at once.
         """
         size = _size(data)
-        with self._asking(key, writing=True):
+        with self._proven(key, writing=True):
             if self.is_local or size is None or size > MAX_PUT_BYTES:
                 obstore.put(self._store, key, data)
             else:
@@ -127,7 +127,7 @@ class Storage:
         Raises:
             AlreadyExists: if the key exists; nothing was written.
         """
-        with self._asking(key, writing=True):
+        with self._proven(key, writing=True):
             obstore.put(self._for_upload(_size(data) or 0), key, data, mode="create", use_multipart=False)
 
     def create_or_adopt(self, key: str, data: bytes | Path, made: T, adopt: Callable[[], T]) -> T:
@@ -146,12 +146,12 @@ class Storage:
         return made
 
     def read(self, key: str) -> bytes:
-        with self._asking(key):
+        with self._proven(key):
             return bytes(obstore.get(self._store, key).bytes())
 
     def stream(self, key: str, *, start: int = 0, end: int | None = None, chunk_bytes: int = 2**20) -> Iterator[bytes]:
         """Bytes `start` to `end` (exclusive). The first chunk is asked for before this returns, so errors come here."""
-        with self._asking(key):
+        with self._proven(key):
             if start or end is not None:
                 stop = self.size(key) if end is None else end
                 result = obstore.get(self._root.store_for_downloads(), key, options={"range": (start, stop)})
@@ -161,7 +161,7 @@ class Storage:
         return _guarded(key, chunks)
 
     def size(self, key: str) -> int:
-        with self._asking(key):
+        with self._proven(key):
             return int(obstore.head(self._store, key)["size"])
 
     def version(self, key: str) -> tuple[int, tuple[object, ...]]:
@@ -169,7 +169,7 @@ class Storage:
 
         On a local store also the time of the last change of the file itself, which no program can set.
         """
-        with self._asking(key):
+        with self._proven(key):
             found = obstore.head(self._store, key)
         marks = (found["e_tag"], found["version"], found["last_modified"], self._root.changed_at(key))
         return int(found["size"]), marks
@@ -189,7 +189,7 @@ class Storage:
         """
         found: list[StoredObject] = []
         try:
-            with self._asking(prefix):
+            with self._proven(prefix):
                 for page in obstore.list(self._store, prefix):
                     found += [StoredObject(str(e["path"]), int(e["size"]), e["last_modified"]) for e in page]
         except NotFound:
@@ -201,7 +201,7 @@ class Storage:
     def children(self, prefix: str) -> list[str]:
         """Names one level below a prefix that have objects under them, sorted."""
         try:
-            with self._asking(prefix):
+            with self._proven(prefix):
                 listing = obstore.list_with_delimiter(self._store, prefix)
         except NotFound:
             return []
@@ -212,7 +212,7 @@ class Storage:
     def delete(self, key: str) -> None:
         """Delete an object; one that does not exist is no error."""
         try:
-            with self._asking(key):
+            with self._proven(key):
                 obstore.delete(self._store, key)
         except NotFound:
             return
@@ -232,7 +232,7 @@ class Storage:
         self._root.delete_leftover(stored)
 
     def copy(self, source: str, target: str) -> None:
-        with self._asking(source, writing=True):
+        with self._proven(source, writing=True):
             obstore.copy(self._for_upload(self.size(source)), source, target)
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
@@ -260,7 +260,7 @@ class Storage:
 
     def presign(self, key: str, *, seconds: int = 3600) -> str | None:
         """A URL from which the object can be fetched without credentials; None on a local store, which has none."""
-        with self._asking(key):
+        with self._proven(key):
             return self._root.presign(key, timedelta(seconds=seconds))
 
     def ping(self) -> None:

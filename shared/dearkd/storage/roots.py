@@ -146,11 +146,11 @@ class BucketRoot:
             return None
 
     def create_marker(self, data: bytes) -> None:
-        with self._there(), errors_told(marker.KEY):
+        with self._missing_bucket_named(), errors_told(marker.KEY):
             obstore.put(self._store, marker.KEY, data, mode="create", use_multipart=False)
 
     def entries(self) -> list[str]:
-        with self._there(), errors_told("the root"):
+        with self._missing_bucket_named(), errors_told("the root"):
             listing = obstore.list_with_delimiter(self._store)
         found = [str(path) for path in listing["common_prefixes"]] + [str(o["path"]) for o in listing["objects"]]
         return [path.rstrip("/").rpartition("/")[2] for path in found]
@@ -171,7 +171,7 @@ class BucketRoot:
         """Do nothing: it has none."""
 
     @contextmanager
-    def _there(self) -> Iterator[None]:
+    def _missing_bucket_named(self) -> Iterator[None]:
         """Say that the bucket is missing where something is not found although nothing was looked for."""
         try:
             yield

@@ -46,10 +46,10 @@ def test_the_split_trains_on_as_many_images_as_were_told(
 ) -> None:
     known = facts(*counts)
     told = known.trained_images(fraction, holdout)
-    assert told.fewest <= trained(known, fraction, holdout, seed) <= told.most
-    assert told.fewest <= told.expected <= told.most
+    assert told.minimum <= trained(known, fraction, holdout, seed) <= told.maximum
+    assert told.minimum <= told.expected <= told.maximum
     if holdout == 0:
-        assert told.fewest == told.most
+        assert told.minimum == told.maximum
 
 
 @pytest.mark.parametrize(

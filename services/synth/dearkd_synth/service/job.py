@@ -272,8 +272,8 @@ def update_preview(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, mark
     It only serves people: a failure is noted, and does not fail the job.
 
     Args:
-        attempt: at a unit of the job.
-        spec: of the job.
+        attempt: the attempt at a unit of the job.
+        spec: the job's spec.
         teacher: names the classes.
         marked: index of the shard that was just finished; does nothing if it is beyond those that the grid shows.
     """

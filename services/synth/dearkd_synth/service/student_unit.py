@@ -33,9 +33,9 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
     """Train the student on the first shards and store it; adopt it if storage has it already.
 
     Args:
-        attempt: at the unit `student`.
-        spec: of the job.
-        teacher: its manifest.
+        attempt: the attempt at the unit `student`.
+        spec: the job's spec.
+        teacher: the teacher's manifest.
         network: the teacher itself, frozen, on the device to compute on.
     """
     if attempt.storage.exists(_key(attempt)):
