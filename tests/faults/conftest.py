@@ -1,13 +1,15 @@
 """One tree with short leases for most tests, and what an undisturbed job makes."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from dearkd.client import Json
+from dearkd.errors import Conflict
 from dearkd.specs import TeacherSpec
-from tests.support.world import SHORT, TRAINING, World, world
+from tests.support.world import SHORT, TRAINING, WORLDS, World, world
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,6 +18,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             item.add_marker(pytest.mark.faults)
             item.add_marker(pytest.mark.services)
+
+
+@pytest.fixture(autouse=True)
+def no_job_goes_on() -> Iterator[None]:
+    """A test that fails in its midst leaves no job at work, for which those after it would wait in vain."""
+    yield
+    for here in WORLDS:
+        here.proxy.release()
+        for job in [job for kind in ("synthesis", "training") for job in here.client.list_jobs(kind)]:
+            if job["status"] in ("queued", "blocked", "running"):
+                with suppress(Conflict):
+                    here.client.cancel_job(job["id"])
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def test_sigterm_costs_a_run_nothing(
     assert len(losses(here, run)) == len(expected)
 
 
-def test_a_gang_ends_as_one_whoever_dies_goes_on_from_its_checkpoint_and_is_canceled_whole(
+def test_a_process_group_ends_as_one_whoever_dies_goes_on_from_its_checkpoint_and_is_canceled_whole(
     shared_world: World, undisturbed: Json
 ) -> None:
     """A group of processes that goes on to its end is in the test above."""
@@ -84,6 +84,7 @@ def test_a_gang_ends_as_one_whoever_dies_goes_on_from_its_checkpoint_and_is_canc
         eventually(lambda before=before: len(losses(here, run)) >= before + 2)
         horse = here.holder(run).horse
         group = below(horse)
+        begun = len(here.begins(run))
         assert len(ranks(horse)) == 2
         if victim is None:
             here.client.cancel_job(run)
@@ -92,7 +93,6 @@ def test_a_gang_ends_as_one_whoever_dies_goes_on_from_its_checkpoint_and_is_canc
             kill({"rank 1": ranks(horse)[1], "torchrun": torchrun(horse), "horse": horse}[victim])
         eventually(lambda group=group: not alive(group))
         if victim is not None:
-            begun = len(here.begins(run))
             eventually(lambda begun=begun: len(here.begins(run)) > begun)
     assert here.begins(run) == ["run"] * 4
     log = here.log(run)

@@ -133,6 +133,10 @@ class World:
         return found
 
 
+WORLDS: list[World] = []
+"""Those that run."""
+
+
 @contextmanager
 def world(folder: Path, **variables: str) -> Iterator[World]:
     """A world on an empty folder; `variables` are added to the environment of its processes."""
@@ -155,7 +159,10 @@ def world(folder: Path, **variables: str) -> Iterator[World]:
                 cache_dir=folder / "cache",
                 s3_endpoint=variables.get("DEARKD_S3_ENDPOINT"),
             )
-            yield World(tree, redis, proxy, client, settings)
+            here = World(tree, redis, proxy, client, settings)
+            WORLDS.append(here)
+            yield here
+            WORLDS.remove(here)
     finally:
         proxy.close()
         if redis.process is not None and redis.process.poll() is None:
