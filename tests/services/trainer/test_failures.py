@@ -1,14 +1,18 @@
 """What ends a run in the middle of torch is told as what it was."""
 
 import multiprocessing
+import time
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pytest
 import torch
 
 from dearkd.errors import OutOfMemory
+from dearkd_trainer.data.loader import _or_raised
 from dearkd_trainer.train.failures import LoaderLost, explained
 from tests.support.bars import STEPS, MakeSpec, MakeTrainer, curve
+from tests.support.programs import CONTEXT
 
 CPU = torch.device("cpu")
 
@@ -62,3 +66,38 @@ def test_a_run_that_lost_its_loader_says_so_and_goes_on_from_its_checkpoint(
     again = make_trainer(spec)
     assert again.epoch >= 1
     assert curve(again.fit().history) == curve(make_trainer(spec, directory=tmp_path / "undisturbed").fit().history)
+
+
+class HandingOver:
+    """A loader's iterator whose worker is killed while it hands over a batch, as torch meets it."""
+
+    def __init__(self, worker: BaseProcess, error: Exception) -> None:
+        self._workers = [worker]
+        self.error = error
+
+    def __iter__(self) -> "HandingOver":
+        return self
+
+    def __next__(self) -> Any:
+        self._workers[0].kill()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()], ids=repr)
+def test_a_loader_that_is_lost_while_it_hands_over_a_batch_is_named(make_spec: MakeSpec, error: Exception) -> None:
+    worker = CONTEXT.Process(target=time.sleep, args=(60,))
+    worker.start()
+    with pytest.raises(LoaderLost, match=rf"pid\(s\) {worker.pid}\) exited"), explained(make_spec(), CPU):
+        next(_or_raised(HandingOver(worker, error)))
+
+
+def test_a_broken_connection_of_a_loader_that_lives_stays_as_it_is() -> None:
+    class Broken(HandingOver):
+        def __next__(self) -> Any:
+            raise self.error
+
+    worker = CONTEXT.Process(target=time.sleep, args=(60,))
+    worker.start()
+    with pytest.raises(ConnectionResetError):
+        next(_or_raised(Broken(worker, ConnectionResetError())))
+    worker.kill()

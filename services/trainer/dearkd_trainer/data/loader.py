@@ -246,10 +246,21 @@ def _or_raised(batches: Iterator[Any]) -> Generator[Batch, None, None]:
             if isinstance(batch, DearKDError):
                 raise batch
             yield batch
+    except (ConnectionError, EOFError) as error:
+        # Killed while it handed a batch over; torch looks for dead workers only where it waits for one.
+        dead = [worker.pid for worker in getattr(batches, "_workers", ()) if _is_dead(worker)]
+        if not dead:
+            raise
+        raise RuntimeError(f"DataLoader worker (pid(s) {', '.join(map(str, dead))}) exited unexpectedly") from error
     finally:
         # Now, not when the last traceback that holds them goes: until then torch would raise, wherever this process is
         # when any child of it ends, that a worker of these was killed.
         getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+def _is_dead(worker: BaseProcess) -> bool:
+    worker.join(1.0)
+    return not worker.is_alive()
 
 
 def read_ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:
