@@ -1,5 +1,6 @@
-"""Tasks with real sources that neither teacher nor synthesis sees: digits, and photographs by their parts."""
+"""Tasks with real sources that neither teacher nor synthesis sees: digits, clothes, photographs by parts, glyphs."""
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import skimage
 import sklearn.datasets
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dearkd_trainer.demo.digits import real_digits
@@ -67,18 +68,78 @@ class Task:
         return self.images.shape[1]
 
 
-TASKS = ("digits", "photographs")
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts it (MIT)."""
+FONTS = [
+    *(f"DejaVuSans{cut}" for cut in ("", "-Bold", "-Oblique", "Mono", "Mono-Bold", "Mono-Oblique")),
+    *(f"DejaVuSerif{cut}" for cut in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmb10", "cmss10", "cmtt10", "cmti10"),
+]
+"""Fonts that come with matplotlib, in which each letter has its usual place; every third one is held out."""
+
+TASKS = ("digits", "fashion", "photographs", "glyphs")
 
 
 def task(name: str) -> Task:
     """One of `TASKS`."""
-    return {"digits": digits, "photographs": photographs}[name]()
+    return {"digits": digits, "fashion": fashion, "photographs": photographs, "glyphs": glyphs}[name]()
 
 
 def digits() -> Task:
     """scikit-learn's handwritten digits in the demo's split."""
     train, held_out = real_digits()
     return Task("digits", [str(d) for d in range(10)], train.images, train.labels, held_out.images, held_out.labels)
+
+
+def fashion(*, validation: int = 10_000) -> Task:
+    """Fashion-MNIST, padded to 32×32; of its training images the last are held out, and its test images are not read.
+
+    Raises:
+        FileNotFoundError: if the package dataset-fashion-mnist is not installed.
+    """
+    files = (
+        (FASHION / "train-images-idx3-ubyte.gz", 16, (-1, 1, 28, 28)),
+        (FASHION / "train-labels-idx1-ubyte.gz", 8, (-1,)),
+    )
+    images, labels = (
+        torch.from_numpy(
+            np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header).reshape(shape).copy()
+        )
+        for path, header, shape in files
+    )
+    images, labels = torch.nn.functional.pad(images, (2, 2, 2, 2)), labels.long()
+    names = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+    cut = len(labels) - validation
+    return Task("fashion", names, images[:cut], labels[:cut], images[cut:], labels[cut:])
+
+
+def glyphs(*, per_class: int = 200, seed: int = 0) -> Task:
+    """Capital letters in many fonts, sizes, turns and colours, on grounds of other colours; whole fonts are held out."""
+    generator = np.random.default_rng(seed)
+    names = [chr(ord("A") + n) for n in range(26)]
+    parts: list[tuple[Tensor, Tensor]] = []
+    for fonts in ([f for n, f in enumerate(FONTS) if n % 3 != 2], FONTS[2::3]):
+        count = per_class if not parts else per_class // 4
+        made = [glyph(letter, fonts[n % len(fonts)], generator) for letter in names for n in range(count)]
+        parts.append((torch.stack(made), torch.arange(26).repeat_interleave(count)))
+    (images, labels), (held_out, held_out_labels) = parts
+    return Task("glyphs", names, images, labels, held_out, held_out_labels, {"flip": 0.0})
+
+
+def glyph(letter: str, font: str, generator: np.random.Generator) -> Tensor:
+    """(3, 32, 32), uint8: one letter, drawn at four times the size."""
+    ground = generator.integers(0, 256, 3)
+    ink = ground
+    while np.abs(ink - ground).sum() < 200:
+        ink = generator.integers(0, 256, 3)
+    image = Image.new("RGB", (4 * SIDE, 4 * SIDE), tuple(ground.tolist()))
+    face = ImageFont.truetype(
+        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf", int(generator.integers(70, 115))
+    )
+    middle = 2 * SIDE + generator.integers(-10, 11, 2)
+    ImageDraw.Draw(image).text(tuple(middle.tolist()), letter, tuple(ink.tolist()), face, anchor="mm")
+    image = image.rotate(generator.uniform(-15, 15), Image.Resampling.BICUBIC, fillcolor=tuple(ground.tolist()))
+    return torch.from_numpy(np.array(image.resize((SIDE, SIDE), Image.Resampling.BOX))).permute(2, 0, 1)
 
 
 def photographs(*, train_per_class: int = 120, held_out_per_class: int = 25, seed: int = 0) -> Task:

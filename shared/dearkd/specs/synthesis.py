@@ -60,6 +60,10 @@ class SynthesisSpec(Spec):
     schedule: Literal["constant", "cosine"]
     warmup_iterations: int = Field(ge=0)
     weights: SynthesisWeights
+    statistics_distance: Literal["gaussian", "symmetric", "wasserstein", "normalised_l2", "l2"] = "gaussian"
+    """How far a batch's statistics are from the running ones: `l2` as published [P], with the scale of the network; the
+    others, relative to the running deviation, mean the same for every network [R]
+    (`dearkd_synth.objective.statistics`)."""
     first_batch_norm_weight: float = Field(ge=0)
     """Weight of the first BatchNorm layer's statistics; the others weigh 1."""
     batch_norm_layer_weights: Annotated[list[Annotated[float, Field(ge=0)]], FIRST_ERROR] | None = None

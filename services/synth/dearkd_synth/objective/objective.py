@@ -26,7 +26,10 @@ class Objective:
         self._teacher = teacher
         self._features_and_logits = TraceableFeatures(teacher)
         self._matching = StatisticsMatching(
-            teacher, first_weight=spec.first_batch_norm_weight, layer_weights=spec.batch_norm_layer_weights
+            teacher,
+            first_weight=spec.first_batch_norm_weight,
+            layer_weights=spec.batch_norm_layer_weights,
+            distance=spec.statistics_distance,
         )
         self._student = adaptive_student
         self._weights: dict[str, float] = {name: weight for name, weight in spec.weights.model_dump().items() if weight}

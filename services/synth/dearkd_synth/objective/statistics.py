@@ -7,7 +7,7 @@ in eval mode BatchNorm is an affine map with known constants, so its backward an
 expression.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -118,15 +118,37 @@ class MatchedBatchNorm(nn.Module):
             y = self.normalise(x)
         return cast(Tensor, self.act(self.drop(y)))
 
-    def distance(self, statistics: Statistics) -> Tensor:
-        """‖μ − μ̂‖₂ + ‖σ² − σ̂²‖₂, a scalar; summed over calls where a network runs the layer several times."""
-        return torch.stack(
-            [
-                torch.linalg.vector_norm(mean - self.running_mean)
-                + torch.linalg.vector_norm(variance - self.running_var)
-                for mean, variance in statistics
-            ]
-        ).sum()
+
+def gaussian(mean: Tensor, variance: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+    """½(r − 1 − ln r + (μ − μ̂)²/σ̂²) with r = σ²/σ̂², of each channel: KL(batch ‖ running) of two Gaussians [R]."""
+    ratio = variance / running_var
+    return 0.5 * (ratio - 1 - ratio.log() + (mean - running_mean).square() / running_var)
+
+
+def symmetric(mean: Tensor, variance: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+    """½(KL(batch ‖ running) + KL(running ‖ batch)) of two Gaussians, of each channel [R]."""
+    ratio = variance / running_var
+    apart = (mean - running_mean).square()
+    return 0.25 * (ratio + 1 / ratio - 2 + apart / running_var + apart / variance)
+
+
+def wasserstein(mean: Tensor, variance: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+    """((μ − μ̂)² + (σ − σ̂)²)/σ̂², of each channel: the squared 2-Wasserstein distance in the running deviation [R]."""
+    apart = (mean - running_mean).square() / running_var
+    return apart + ((variance / running_var).sqrt() - 1).square()
+
+
+def normalised_l2(mean: Tensor, variance: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+    """(μ − μ̂)²/σ̂² + (σ²/σ̂² − 1)², of each channel: the published distance, squared, in the running deviation [R]."""
+    return (mean - running_mean).square() / running_var + (variance / running_var - 1).square()
+
+
+SCALE_FREE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "gaussian": gaussian,
+    "symmetric": symmetric,
+    "wasserstein": wasserstein,
+    "normalised_l2": normalised_l2,
+}
 
 
 class StatisticsMatching:
@@ -137,14 +159,22 @@ class StatisticsMatching:
         first_weight: weight of the first layer; the others weigh 1 (10 in DeepInversion's ImageNet recipe, else 1).
         layer_weights: a further factor for each layer, in the order of registration. The statistics of a layer that
             weighs 0 are not computed.
+        distance: a name in `SCALE_FREE`, or `l2`, the published one.
 
     Raises:
         InvalidInput: at `/batch_norm_layer_weights`, if they are not one for each layer, or no layer is left.
     """
 
     def __init__(
-        self, teacher: nn.Module, *, first_weight: float = 1.0, layer_weights: Sequence[float] | None = None
+        self,
+        teacher: nn.Module,
+        *,
+        first_weight: float = 1.0,
+        layer_weights: Sequence[float] | None = None,
+        distance: str = "gaussian",
     ) -> None:
+        self._distance = SCALE_FREE.get(distance)
+        self._running: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         found: dict[nn.Module, MatchedBatchNorm] = {
             layer: MatchedBatchNorm(layer) for _, layer in batch_norm_layers(teacher)
         }
@@ -183,25 +213,51 @@ class StatisticsMatching:
         return [(mean.detach(), variance.detach()) for layer in self.layers for mean, variance in layer.statistics]
 
     def loss(self, earlier: Earlier | None = None) -> Tensor:
-        """Σ_l w_l·(‖μ_l − μ̂_l‖₂ + ‖σ²_l − σ̂²_l‖₂) over the layers that ran since `start`, a float32 scalar.
+        """The distance over the layers that ran since `start`, a float32 scalar.
 
-        (DeepInversion, eq. 4, with norms that are not squared, as in its code; the weights w_l are the code's too.)
+        Scale-free: the mean over layers, weighted by w_l, of the means over their channels [R]; so it has the same
+        size for networks of any width, depth and scale of activations. `l2`: Σ_l w_l·(‖μ_l − μ̂_l‖₂ + ‖σ²_l − σ̂²_l‖₂)
+        (DeepInversion, eq. 4, with norms that are not squared, as in its code; the weights w_l are the code's too).
 
         Args:
             earlier: finished images; the statistics are then those of these and the batch together, and the distance
                 is divided by the batch's share, so that an image's gradient is as large, against terms that are means
                 over the batch, as in one batch of all images [R].
         """
-        calls = iter(earlier.statistics if earlier else ())
-        distances = []
-        for weight, layer in zip(self.weights, self.layers, strict=True):
-            if layer.statistics:
-                statistics = layer.statistics
-                if earlier is not None:
-                    statistics = [mixed(next(calls), moments, earlier.share) for moments in statistics]
-                distances.append(weight * layer.distance(statistics))
-        total = torch.stack(distances).sum()
+        means, variances, *running, channel_weights = self._flat()
+        if earlier is not None:
+            before = [torch.cat(moments) for moments in zip(*earlier.statistics, strict=True)]
+            means, variances = mixed((before[0], before[1]), (means, variances), earlier.share)
+        if self._distance is not None:
+            floor = running[2]
+            total = channel_weights @ self._distance(means, variances + floor, running[0], running[1] + floor)
+        else:
+            total = self._sum_of_norms(means - running[0], variances - running[1])
         return total if earlier is None else total / earlier.share
+
+    def _flat(self) -> list[Tensor]:
+        """Means, variances, running means, running variances, their ε and weights of all channels of all calls."""
+        calls = tuple(len(layer.statistics) for layer in self.layers)
+        means, variances = zip(*(moments for layer in self.layers for moments in layer.statistics), strict=True)
+        if calls not in self._running:
+            rows: list[tuple[Tensor, ...]] = []
+            total = sum(weight * count for weight, count in zip(self.weights, calls, strict=True))
+            for weight, count, layer in zip(self.weights, calls, self.layers, strict=True):
+                share = torch.full_like(layer.running_var, weight / total / len(layer.running_var))
+                floor = torch.full_like(layer.running_var, layer.eps)
+                rows += [(layer.running_mean, layer.running_var, floor, share)] * count
+            self._running[calls] = tuple(torch.cat(column) for column in zip(*rows, strict=True))  # type: ignore[assignment]
+        return [torch.cat(means), torch.cat(variances), *self._running[calls]]
+
+    def _sum_of_norms(self, means: Tensor, variances: Tensor) -> Tensor:
+        """Σ_l w_l·(‖·‖₂ + ‖·‖₂) of differences of means and variances."""
+        sizes = [len(layer.running_mean) for layer in self.layers for _ in layer.statistics]
+        weights = [w for w, layer in zip(self.weights, self.layers, strict=True) for _ in layer.statistics]
+        norms = [
+            weight * (torch.linalg.vector_norm(mean) + torch.linalg.vector_norm(variance))
+            for weight, mean, variance in zip(weights, means.split(sizes), variances.split(sizes), strict=True)
+        ]
+        return torch.stack(norms).sum()
 
 
 def mixed(one: Moments, other: Moments, share: float | Tensor) -> Moments:
