@@ -114,7 +114,7 @@ def fashion(*, validation: int = 10_000) -> Task:
 
 
 def glyphs(*, per_class: int = 200, seed: int = 0) -> Task:
-    """Capital letters in many fonts, sizes, turns and colours, on grounds of other colours; whole fonts are held out."""
+    """Capital letters in many fonts, sizes, turns and colours, on grounds of others; whole fonts are held out."""
     generator = np.random.default_rng(seed)
     names = [chr(ord("A") + n) for n in range(26)]
     parts: list[tuple[Tensor, Tensor]] = []

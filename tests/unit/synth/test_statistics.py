@@ -136,7 +136,8 @@ def test_statistics_that_match_exactly_have_a_gradient_of_zero() -> None:
     x = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     layer.running_mean.copy_(x.mean((0, 2, 3)))
     layer.running_var.copy_(x.var((0, 2, 3), correction=0))
-    matched = MatchedBatchNorm(layer)
+    matching = StatisticsMatching(nn.Sequential(layer))
+    (matched,) = matching.layers
     x.requires_grad_()
     mean, variance = torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
     matched.running_mean.copy_(mean)
@@ -144,6 +145,6 @@ def test_statistics_that_match_exactly_have_a_gradient_of_zero() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         matched(x)
-        matched.distance(matched.statistics).backward()
+        matching.loss().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.zeros_like(x.grad))

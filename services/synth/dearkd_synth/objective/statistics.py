@@ -171,7 +171,7 @@ class StatisticsMatching:
         *,
         first_weight: float = 1.0,
         layer_weights: Sequence[float] | None = None,
-        distance: str = "gaussian",
+        distance: str = "l2",
     ) -> None:
         self._distance = SCALE_FREE.get(distance)
         self._running: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
