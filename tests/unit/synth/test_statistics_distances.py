@@ -66,7 +66,7 @@ def network(*, scale: float = 1.0, copies: int = 1) -> nn.Module:
 
 
 def distance_of(model: nn.Module, distance: str, x: Tensor, **options: object) -> Tensor:
-    matching = StatisticsMatching(model, distance=distance, **options)  # type: ignore[arg-type]
+    matching = StatisticsMatching(model, distance=distance, **options)
     matching.start()
     model(x)
     return matching.loss()

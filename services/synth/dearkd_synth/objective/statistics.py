@@ -174,7 +174,7 @@ class StatisticsMatching:
         distance: str = "l2",
     ) -> None:
         self._distance = SCALE_FREE.get(distance)
-        self._running: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._running: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
         found: dict[nn.Module, MatchedBatchNorm] = {
             layer: MatchedBatchNorm(layer) for _, layer in batch_norm_layers(teacher)
         }
@@ -239,15 +239,21 @@ class StatisticsMatching:
         """Means, variances, running means, running variances, their ε and weights of all channels of all calls."""
         calls = tuple(len(layer.statistics) for layer in self.layers)
         means, variances = zip(*(moments for layer in self.layers for moments in layer.statistics), strict=True)
-        if calls not in self._running:
-            rows: list[tuple[Tensor, ...]] = []
-            total = sum(weight * count for weight, count in zip(self.weights, calls, strict=True))
-            for weight, count, layer in zip(self.weights, calls, self.layers, strict=True):
-                share = torch.full_like(layer.running_var, weight / total / len(layer.running_var))
-                floor = torch.full_like(layer.running_var, layer.eps)
-                rows += [(layer.running_mean, layer.running_var, floor, share)] * count
-            self._running[calls] = tuple(torch.cat(column) for column in zip(*rows, strict=True))  # type: ignore[assignment]
-        return [torch.cat(means), torch.cat(variances), *self._running[calls]]
+        if torch.compiler.is_compiling():
+            running = self._running_of(calls)  # what is kept from step to step would be compiled anew
+        else:
+            running = self._running[calls] = self._running.get(calls) or self._running_of(calls)
+        return [torch.cat(means), torch.cat(variances), *running]
+
+    def _running_of(self, calls: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Running means, running variances, their ε and weights of all channels of so many calls of each layer."""
+        total = sum(weight * count for weight, count in zip(self.weights, calls, strict=True))
+        rows: list[tuple[Tensor, ...]] = []
+        for weight, count, layer in zip(self.weights, calls, self.layers, strict=True):
+            share = torch.full_like(layer.running_var, weight / total / len(layer.running_var))
+            floor = torch.full_like(layer.running_var, layer.eps)
+            rows += [(layer.running_mean, layer.running_var, floor, share)] * count
+        return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 
     def _sum_of_norms(self, means: Tensor, variances: Tensor) -> Tensor:
         """Σ_l w_l·(‖·‖₂ + ‖·‖₂) of differences of means and variances."""
