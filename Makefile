@@ -27,7 +27,7 @@ demo: $(RUN)
 # As many processes as cores work side by side: threads within them would only wait for each other.
 check test: export OMP_NUM_THREADS = 1
 
-# Under a minute: what one runs all day.
+# About a minute: what one runs all day.
 check: $(DEV)
 	$(MAKE) $(BESIDE) lint test-quick
 

@@ -1,12 +1,13 @@
 """One rule for every teacher: families × tasks, each cell cached, with the share of labels and a stranger's judgement.
 
-    python benchmarks/matrix.py --folder matrix --arms auto published-cifar --tasks fashion glyphs
+    python benchmarks/matrix.py --folder matrix --arms l2 gaussian --tasks fashion glyphs
 
 A cell is a teacher, trained here on the task's real images, and images made from it with an arm's spec. Its figures:
 the share of the images that the teacher, and an independent network of the same task, give their label.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -17,7 +18,11 @@ from arms import STRANGER, Network, figures, synthesise, train_network
 from tasks import TASKS, Task, task
 
 FAMILIES = ("resnet10t", "mobilenetv3_small_050", "efficientnet_lite0", "regnety_002", "densenet121", "vgg11_bn")
-ARMS: dict[str, dict[str, Any]] = {"auto": {}, "l2": {"statistics_distance": "l2"}}
+ARMS: dict[str, dict[str, Any]] = {
+    distance: {"statistics_distance": distance}
+    for distance in ("l2", "gaussian", "symmetric", "wasserstein", "normalised_l2")
+}
+"""The teacher's own preset with each distance of the statistics; its weights are those found for `l2`."""
 EPOCHS = {"digits": 30, "fashion": 4, "photographs": 20, "glyphs": 10}
 
 
@@ -34,7 +39,8 @@ def network(folder: Path, of: Task, architecture: str, seed: int) -> Network:
 
 def cell(folder: Path, of: Task, family: str, arm: str, posted: dict[str, Any], images: int) -> dict[str, Any]:
     """Made once, then read from the folder."""
-    path = folder / f"{of.name}-{family}-{arm}.json"
+    asked = hashlib.sha256(json.dumps([posted, images], sort_keys=True).encode()).hexdigest()[:8]
+    path = folder / f"{of.name}-{family}-{arm}-{asked}.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
@@ -63,7 +69,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("matrix"))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
-    parser.add_argument("--arms", nargs="+", default=["auto"])
+    parser.add_argument("--arms", nargs="+", default=["l2"])
     parser.add_argument("--arm-file", type=Path, help="JSON of further arms: name to fields of the synthesis spec")
     parser.add_argument("--images", type=int, default=200)
     options = parser.parse_args()

@@ -161,8 +161,10 @@ def world(folder: Path, **variables: str) -> Iterator[World]:
             )
             here = World(tree, redis, proxy, client, settings)
             WORLDS.append(here)
-            yield here
-            WORLDS.remove(here)
+            try:
+                yield here
+            finally:
+                WORLDS.remove(here)
     finally:
         proxy.close()
         if redis.process is not None and redis.process.poll() is None:

@@ -15,6 +15,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -75,7 +76,7 @@ class ListeningWorker(Worker):
         """Listen to no commands of rq's: that would take a thread."""
 
     def fork_work_horse(self, job: Any, queue: Any) -> None:
-        if _imported_by_a_horse[0]:
+        if _imported_by_a_horse[0] and CODE[queue.name] not in sys.modules:
             with suppress(Exception):  # the horse will meet the same, and say it
                 import_code(queue.name)
         super().fork_work_horse(job, queue)
