@@ -2,6 +2,7 @@
 
     {cache}/files/{sha256}/{name}   a copy: keyed by content, so that datasets and teachers never mix
     {cache}/scratch/{id}/           a unit's own files while it is at work
+    {cache}/room.lock               held by the one process that makes room
 
 Who uses a folder holds a shared lock on it (`flock`, which ends with the process however it ends); who removes one
 needs the exclusive lock. So nothing in use is ever removed, and what a dead process left is. Least recently used copies
@@ -26,6 +27,9 @@ from dearkd.identifiers import new_id
 from dearkd.storage.objects import Storage
 
 log = logging.getLogger(__name__)
+
+RESERVED = "filling.lock"
+"""Held by the one process that fills a folder, so that a copy is fetched once; says how many bytes it will have."""
 
 
 class FileCache:
@@ -87,9 +91,9 @@ class FileCache:
         descriptor = _hold(folder)
         try:
             if not _is_whole(path, sha256):
-                with _filling(folder):
+                with _locked(folder / RESERVED) as reserved:
                     if not _is_whole(path, sha256):
-                        self._fill(path, download, sha256=sha256, size=size)
+                        self._fill(path, download, sha256=sha256, size=size, reserved=reserved)
             os.utime(folder)
         except BaseException:
             _let_go(descriptor)
@@ -97,9 +101,12 @@ class FileCache:
         self._held.append(descriptor)
         return path
 
-    def _fill(self, path: Path, download: Callable[[Path], None], *, sha256: str, size: int) -> None:
+    def _fill(self, path: Path, download: Callable[[Path], None], *, sha256: str, size: int, reserved: int) -> None:
         """Download a copy beside its place and move it there once it is whole and verified; a bad one is replaced."""
-        self._make_room(size)
+        with self._room():
+            self._make_room(size)
+            # Counts for others from here on, however little of the copy has arrived.
+            os.pwrite(reserved, str(size).encode(), 0)
         part = path.with_name(new_id("tmp"))
         try:
             download(part)
@@ -107,6 +114,7 @@ class FileCache:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+            os.ftruncate(reserved, 0)
 
     @contextmanager
     def scratch(self, purpose: str) -> Iterator[Path]:
@@ -114,11 +122,19 @@ class FileCache:
         folder = self.root / "scratch" / f"{purpose}-{new_id('tmp')}"
         descriptor = _hold(folder)
         try:
-            self._make_room(0)
+            with self._room():
+                self._make_room(0)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             _let_go(descriptor)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Let one process at a time count and take what is free, so that no two take the same."""
+        private_folder(self.root)
+        with _locked(self.root / "room.lock"):
+            yield
 
     def _make_room(self, size: int) -> None:
         """Remove what dead processes left, then copies that nobody uses, until `size` bytes more fit."""
@@ -181,12 +197,12 @@ def _let_go(descriptor: int) -> None:
 
 
 @contextmanager
-def _filling(folder: Path) -> Iterator[None]:
-    """Let one process at a time fill a folder, so that those who want the same copy at once fetch it once."""
-    descriptor = os.open(folder / "filling.lock", os.O_RDWR | os.O_CREAT, 0o666)
+def _locked(path: Path) -> Iterator[int]:
+    """Let one process at a time hold a file, which is made where there is none; its descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         _let_go(descriptor)
 
@@ -219,12 +235,17 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _bytes(folder: Path) -> int:
-    total = 0
+    """The bytes that a folder holds, or will once the copy that is under way in it has arrived."""
+    total = reserved = 0
     for path, _, names in os.walk(folder):
         for name in names:
             with suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(path, name)).st_size
-    return total
+                file = Path(path, name)
+                if name == RESERVED:
+                    reserved += int(file.read_text() or 0)
+                else:
+                    total += file.lstat().st_size
+    return max(total, reserved)
 
 
 def _is_whole(path: Path, sha256: str) -> bool:

@@ -140,6 +140,31 @@ def test_those_who_want_the_same_copy_at_once_fetch_it_once(tmp_path: Path) -> N
     assert len(fetched) == 1
 
 
+def test_a_copy_under_way_counts_for_those_who_fetch_beside_it(storage: Storage, tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    with FileCache(root, 2 * SIZE) as cache:
+        old = fetch(cache, storage, 0)
+    digest = hashlib.sha256(content(1)).hexdigest()
+
+    def beside(path: Path) -> None:
+        """Before the first byte of one copy has arrived, another is fetched."""
+        assert old.exists()
+        fetch(other, storage, 2)
+        assert not old.exists()
+        path.write_bytes(content(1))
+
+    with FileCache(root, 2 * SIZE) as cache, FileCache(root, 2 * SIZE) as other:
+        cache.obtain(beside, name="x.tar", sha256=digest, size=SIZE)
+        assert sum(path.stat().st_size for path in root.rglob("x.tar")) == 2 * SIZE
+    # A download that failed leaves nothing reserved: what it made room for is free again.
+    with FileCache(root, 2 * SIZE) as cache:
+        with pytest.raises(CorruptData, match="truncated or altered"):
+            cache.obtain(lambda path: path.touch(), name="x.tar", sha256="0" * 64, size=SIZE)
+        assert len(list(root.rglob("x.tar"))) == 1
+        fetch(cache, storage, 3)
+        assert len(list(root.rglob("x.tar"))) == 2
+
+
 def test_what_was_let_go_may_be_removed_though_a_process_was_forked_meanwhile(storage: Storage, tmp_path: Path) -> None:
     """As the loader's of a run are, which live on with what its cache had open."""
     ended = multiprocessing.get_context("fork").Event()
