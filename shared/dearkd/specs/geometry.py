@@ -1,12 +1,13 @@
 """The student's image size and patch size, chosen together where the spec leaves them out [R].
 
-A grid of 4 to 20 patches a side (16 to 400 tokens) is what the recipes are made for.
+A grid of 8 to 20 patches a side (64 to 400 tokens) is what the recipes are made for: with 4×4 tokens a student learns
+digits and little else (benchmarks/RESULTS.md).
 """
 
 from dearkd.errors import InvalidInput
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 4096
-MAX_SIDE_IN_PATCHES = 20
+MIN_SIDE_IN_PATCHES, MAX_SIDE_IN_PATCHES = 8, 20
 MAX_SIDE_IN_GIVEN_PATCHES = 64
 
 
@@ -22,12 +23,11 @@ def choose_image_size(near: int, patch_size: int | None = None) -> int:
         return _multiple(near, patch_size)
     if _good_patch(near) is not None:
         return near
-    least = _least_a_side(near)
-    return _multiple(near, max(step for step in (1, 2, 4, 8, 16) if step * least <= near))
+    return _multiple(near, max(step for step in (1, 2, 4, 8, 16) if step * MIN_SIDE_IN_PATCHES <= near))
 
 
 def choose_patch_size(image_size: int) -> int:
-    """The largest patch up to 16 px that divides the image and gives at least 4×4 tokens (8×8 above 32 px).
+    """The largest patch up to 16 px that divides the image and gives at least 8×8 tokens.
 
     Where that makes more than 20×20 tokens, the smallest patch that makes fewer. Of an image that no patch divides so,
     the first after all, up to 64×64 tokens.
@@ -53,20 +53,14 @@ def _good_patch(image_size: int) -> int | None:
     usual = _usual_patch(image_size)
     if image_size <= MAX_SIDE_IN_PATCHES * usual:
         return usual
-    least = _least_a_side(image_size)
-    sides = (side for side in range(MAX_SIDE_IN_PATCHES, least - 1, -1) if image_size % side == 0)
+    sides = (side for side in range(MAX_SIDE_IN_PATCHES, MIN_SIDE_IN_PATCHES - 1, -1) if image_size % side == 0)
     larger = next((image_size // side for side in sides), None)
     # Up to 320 px a grid of the usual patch lies close by; beyond, no image has one.
     return larger if image_size > MAX_SIDE_IN_PATCHES * 16 else None
 
 
 def _usual_patch(image_size: int) -> int:
-    least = _least_a_side(image_size)
-    return max((p for p in range(1, 17) if image_size % p == 0 and image_size // p >= least), default=1)
-
-
-def _least_a_side(image_size: int) -> int:
-    return 4 if image_size <= 32 else 8
+    return max((p for p in range(1, 17) if image_size % p == 0 and image_size // p >= MIN_SIDE_IN_PATCHES), default=1)
 
 
 def _multiple(near: int, step: int) -> int:

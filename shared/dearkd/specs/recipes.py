@@ -62,7 +62,7 @@ def deit(dataset: DatasetFacts) -> TrainingSpec:
         student=native_student("dearkd_tiny_patch16_224", drop_path_rate=0.1, distilled=True),
         stage_one=StageOneSpec(
             epochs=250,
-            distillation="soft" if dataset.synthetic else "hard",
+            distillation="soft",
             temperature=3.0,
             weights=StageOneWeights(classification=0.5, distillation=0.5, hidden=0.2),
         ),
@@ -110,7 +110,7 @@ def small(dataset: DatasetFacts) -> TrainingSpec:
         student=native_student("dearkd_micro_patch8_32", drop_path_rate=0.0, distilled=False),
         stage_one=StageOneSpec(
             epochs=33,
-            distillation="soft" if dataset.synthetic else "hard",
+            distillation="soft",
             temperature=3.0,
             weights=StageOneWeights(classification=0.1, distillation=0.9, hidden=0.2),
         ),

@@ -12,12 +12,12 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import Task
-from dearkd.vision.shards import ShardDataset
-from dearkd_trainer import FrozenTeacher
+from dearkd.vision.shards import Indices, ShardDataset
+from dearkd_trainer import DearKDTrainer, FrozenTeacher
 from dearkd_trainer.evaluate.attention import recorded_distances
 from dearkd_trainer.model.export import load_model
 from dearkd_trainer.train.trainer import Metrics
@@ -414,6 +414,44 @@ def test_the_learning_rate_of_a_row_is_the_one_that_was_asked_for_also_where_lay
     assert rates(layer_decay=0.1) == rates()
 
 
+def whole_images(trainer: DearKDTrainer, indices: Indices) -> Tensor:
+    pixels = torch.stack([trainer.dataset[int(place)][0] for place in indices]).float() / 255
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (trainer.task.mean, trainer.task.std))
+    return (pixels - mean) / std
+
+
+def test_the_hidden_loss_does_not_know_the_scale_of_the_teachers_features(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, teacher: nn.Module, tmp_path: Path
+) -> None:
+    """A network whose features are a thousand times as large, and that answers the same, teaches the same."""
+
+    class Louder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = teacher
+
+        def forward(self, images: Tensor) -> Any:
+            return self.teacher(images)
+
+        def forward_intermediates(self, images: Tensor, **how: Any) -> Any:
+            answer = self.teacher.forward_intermediates(images, **how)
+            if how.get("intermediates_only"):
+                return [1000 * features + 7 for features in answer]
+            return answer[0], [1000 * features + 7 for features in answer[1]]
+
+        def forward_head(self, features: Tensor) -> Any:
+            return self.teacher.forward_head(features)
+
+    spec = make_spec(stage_one={"epochs": 2}, stage_two={"epochs": 0})
+    plain = make_trainer(spec).fit().history[0]["hidden"]
+    loud = (
+        make_trainer(spec, directory=tmp_path / "loud", teacher=FrozenTeacher(Louder().eval(), TEACHER))
+        .fit()
+        .history[0]["hidden"]
+    )
+    assert loud == pytest.approx(plain, rel=1e-3)
+
+
 def test_pairs_are_those_that_were_asked_for(
     make_spec: MakeSpec, make_trainer: MakeTrainer, teacher: nn.Module, tmp_path: Path
 ) -> None:
@@ -422,8 +460,15 @@ def test_pairs_are_those_that_were_asked_for(
     images = torch.randn(3, 1, 16, 16)
     maps = teacher.forward_intermediates(images, intermediates_only=True)
     output = trainer.student.eval().forward_training(images, [0, 1])
+    seen = teacher.forward_intermediates(whole_images(trainer, trainer.train_indices), intermediates_only=True)
+
+    def normalised(stage: int) -> Tensor:
+        """In units of each channel's mean and deviation over the training images, dead channels in the layer's."""
+        mean, deviation = seen[stage].mean((0, 2, 3), keepdim=True), seen[stage].std((0, 2, 3), False, keepdim=True)
+        return (maps[stage] - mean) / (deviation.square() + 1e-4 * deviation.square().mean()).sqrt()
+
     hidden = [
-        (aligner(output.hidden[pair["block"]]) - maps[pair["stage"]]).square().mean()
+        (aligner(output.hidden[pair["block"]]) - normalised(pair["stage"])).square().mean()
         for pair, aligner in zip(asked, trainer.learner.aligners, strict=True)
     ]
     terms = trainer.learner.objective(images, torch.zeros(3).long(), torch.zeros(3, CLASSES), [maps[0], maps[2]])

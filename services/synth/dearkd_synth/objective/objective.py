@@ -29,7 +29,7 @@ class Objective:
             teacher,
             first_weight=spec.first_batch_norm_weight,
             layer_weights=spec.batch_norm_layer_weights,
-            distance=spec.statistics_distance,
+            distance=spec.statistics,
         )
         self._student = adaptive_student
         self._weights: dict[str, float] = {name: weight for name, weight in spec.weights.model_dump().items() if weight}

@@ -87,13 +87,15 @@ def normalised_sample(
     *,
     crop_pct: float = 1.0,
     count: int = 256,
+    indices: Indices | None = None,
 ) -> Tensor:
     """Take up to `count` images (N, C, image_size, image_size), spread evenly over a dataset, as the model takes them.
 
-    For `Student.attention_distances`. They are fewer where so many would take more than `MAX_SAMPLE_BYTES`.
+    Of all samples, or of those at `indices`. They are fewer where so many would take more than `MAX_SAMPLE_BYTES`.
     """
     count = max(1, min(count, MAX_SAMPLE_BYTES // (4 * data.in_chans * image_size**2)))
-    places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
+    samples = np.arange(len(data)) if indices is None else np.sort(indices)
+    places = samples[np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(np.int64))]
     images = WholeImages(data, places, image_size, crop_pct)
     pixels = torch.stack([images[place][0] for place, _ in enumerate(data.visit(places))]).float() / 255
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))

@@ -7,6 +7,7 @@ from typing import cast
 import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
+import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,10 @@ from torch.nn import functional as F
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs import PairSpec
 from dearkd_trainer.model.student import Student
-from dearkd_trainer.train.teacher import Stage
+from dearkd_trainer.train.teacher import Moments, Stage
+
+DEAD = 1e-4
+"""The part of the channels' mean variance that is added to each [our choice]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,17 @@ class Aligner(nn.Module):
     """A block's feature map → the teacher's height and width (bilinear) → 3×3 depth-wise convolution → LayerNorm over
     channels → GELU → 1×1 convolution to the teacher's channels.
 
-    That tokens are bridged with a depth-wise convolution is the paper's; the form is our choice [R].
+    That tokens are bridged with a depth-wise convolution is the paper's; the form is our choice [R]. So is that it
+    foretells the teacher's features in units of each channel's own mean and deviation, which it `takes` before the
+    first step: the features' scale is the network's, and would decide the weight of the loss.
 
     Args:
         channels: of the block's map: a transformer's embed_dim.
         stage: the teacher's map to match.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, channels: int, stage: Stage) -> None:
         super().__init__()
@@ -42,9 +51,24 @@ class Aligner(nn.Module):
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.norm = LayerNorm2d(channels)
         self.project = nn.Conv2d(channels, stage.channels, 1)
+        self.register_buffer("mean", torch.zeros(stage.channels, 1, 1))
+        self.register_buffer("std", torch.ones(stage.channels, 1, 1))
+
+    def take(self, moments: Moments) -> None:
+        """Take the measure of each channel from the mean and variance of the teacher's features.
+
+        A channel of next to no deviation, beside the others, is dead: it is not blown up to theirs.
+        """
+        mean, variance = moments
+        self.mean.copy_(mean.view(-1, 1, 1))
+        self.std.copy_((variance + DEAD * variance.mean()).clamp(min=1e-12).sqrt().view(-1, 1, 1))
+
+    def normalised(self, features: Tensor) -> Tensor:
+        """The teacher's features (B, C, H, W) with mean 0 and deviation 1 in each channel, as measured."""
+        return (features - self.mean) / self.std
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Map (B, channels, rows, columns) to (B, stage.channels, height, width)."""
+        """Map (B, channels, rows, columns) to normalised features (B, stage.channels, height, width)."""
         x = F.interpolate(hidden, self.size, mode="bilinear", align_corners=False)
         return cast(Tensor, self.project(F.gelu(self.norm(self.depthwise(x)))))
 

@@ -1,7 +1,7 @@
 """The learner: the student with its teacher, aligners, optimiser, schedule and averaged weights, step by step."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -38,6 +38,7 @@ class Learner:
         teacher: prepared for the task, on the device; None if stage one is over or uses none.
         epoch: epochs done.
         steps_per_epoch: turns epochs into steps.
+        sample: gives training images (N, in_chans, H, W), normalised, on which the teacher's features are measured.
         initial: whose weights the student begins with; None: with random ones.
         device: where to compute.
         world: who learns together.
@@ -54,6 +55,7 @@ class Learner:
         teacher: FrozenTeacher | None,
         epoch: int,
         steps_per_epoch: int,
+        sample: Callable[[], Tensor],
         initial: Student | None,
         device: torch.device,
         world: World,
@@ -73,11 +75,15 @@ class Learner:
             if initial is not None:
                 self.student.begin_from(initial)
             shapes = self.student.hidden_shapes
-            aligners = nn.ModuleList(Aligner(shapes[pair.block].channels, pair.stage) for pair in pairs).to(device)
-        self.optimizer = create_optimizer(self.student, aligners, spec.optimizer)
+            aligners = [Aligner(shapes[pair.block].channels, pair.stage).to(device) for pair in pairs]
+        if teacher is not None and pairs:
+            moments = teacher.feature_moments(sample().to(device), [pair.stage.index for pair in pairs])
+            for pair, aligner in zip(pairs, aligners, strict=True):
+                aligner.take(moments[pair.stage.index])
+        self.optimizer = create_optimizer(self.student, nn.ModuleList(aligners), spec.optimizer)
         self.average = create_average(self.student, spec.optimizer.model_ema_half_life, steps_per_epoch)
         self.mixing = Mixing(spec.augmentation, task.num_classes)
-        self._enter(1 if epoch < spec.stage_one.epochs else 2, aligners, pairs)
+        self._enter(1 if epoch < spec.stage_one.epochs else 2, nn.ModuleList(aligners), pairs)
 
     @property
     def evaluated(self) -> Student:
@@ -267,5 +273,8 @@ class Objective(nn.Module):
         hidden = dict(zip(self._blocks, output.hidden, strict=True))
         maps = dict(zip(self._stages, features, strict=True))
         aligned = [aligner(hidden[pair.block]) for aligner, pair in zip(self.aligners, self.pairs, strict=True)]
-        wanted = [maps[pair.stage.index] for pair in self.pairs]
+        wanted = [
+            cast(Aligner, aligner).normalised(maps[pair.stage.index])
+            for aligner, pair in zip(self.aligners, self.pairs, strict=True)
+        ]
         return stage_one_loss(output, target, logits, aligned, wanted, self.stage_one, self.smoothing)

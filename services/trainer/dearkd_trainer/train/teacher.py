@@ -1,6 +1,6 @@
 """The teacher of a run: a frozen CNN, asked for logits and early feature maps in one forward."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,9 @@ from torch.nn import functional as F
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import Task, TeacherSpec
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and variance of each channel, (C,) each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,27 @@ class FrozenTeacher:
             Stage(index, channels, height, width, stride=round(size / height))
             for index, (channels, height, width) in enumerate(shapes)
         ]
+
+    def feature_moments(self, images: Tensor, stages: Collection[int]) -> dict[int, Moments]:
+        """Mean and biased variance of each channel of some stages' feature maps, over images and places.
+
+        Args:
+            images: (N, in_chans, H, W), normalised; they are taken in small batches.
+            stages: indices into `forward_intermediates`.
+        """
+        indices = sorted(set(stages))
+        sums: dict[int, Tensor] = {}
+        for part in images.split(32):
+            for index, features in zip(indices, self.forward(part, indices)[1], strict=True):
+                values = features.double().transpose(0, 1).flatten(1)
+                found = torch.stack(
+                    [values.sum(1), values.square().sum(1), torch.full_like(values[:, 0], len(values.T))]
+                )
+                sums[index] = sums[index] + found if index in sums else found
+        return {
+            index: ((total / count).float(), (squares / count - (total / count).square()).clamp(min=0).float())
+            for index, (total, squares, count) in sums.items()
+        }
 
     @torch.no_grad()
     def forward(self, images: Tensor, stages: Sequence[int]) -> tuple[Tensor, list[Tensor]]:

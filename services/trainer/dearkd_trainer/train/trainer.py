@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import Task, TrainingSpec
@@ -146,6 +147,7 @@ class DearKDTrainer:
             teacher=wanted,
             epoch=self.epoch,
             steps_per_epoch=self.steps_per_epoch,
+            sample=lambda: self._sample(dataset, self.train_indices),
             initial=initial,
             device=self.device,
             world=self.world,
@@ -337,10 +339,12 @@ class DearKDTrainer:
 
     def _look_at_attention(self) -> list[list[float]]:
         """Measure how far each head of each layer looks, which stage one teaches and stage two may undo."""
-        data = self.dataset if self.eval_dataset is None else self.eval_dataset
-        task = self.task
-        images = normalised_sample(data, task.image_size, task.mean, task.std, crop_pct=self.crop_pct)
+        images = self._sample(self.dataset if self.eval_dataset is None else self.eval_dataset)
         return self.evaluated.attention_distances(images.to(self.device))
+
+    def _sample(self, data: ShardDataset, indices: Indices | None = None) -> Tensor:
+        task = self.task
+        return normalised_sample(data, task.image_size, task.mean, task.std, crop_pct=self.crop_pct, indices=indices)
 
     def _evaluate(self, dataset: ShardDataset, indices: Indices | None = None, *, confusion: bool) -> Evaluation:
         return evaluate(
