@@ -51,7 +51,7 @@ def posted(arm: str, epochs: int, stage_two_epochs: int, distillation: str | Non
         arm: a name of `ARMS`.
         epochs: of both stages together.
         stage_two_epochs: of DearKD's second stage; the others have one stage.
-        distillation: `hard` or `soft`; None leaves it to the recipe: hard on real images, soft on synthetic ones.
+        distillation: `hard` or `soft`; None leaves it to the recipe, which is soft.
     """
     place = list(ARMS).index(arm)
     second = stage_two_epochs if place == 4 else 0

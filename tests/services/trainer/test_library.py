@@ -26,7 +26,7 @@ teacher = TeacherSpec(
 facts = DatasetFacts(num_samples=60, num_classes=3, image_size=16, in_chans=1, synthetic=True, mirrored=False)
 posted = {
     "dataset": "bars", "teacher": "tiny", "batch_size": 30, "workers": 0,
-    "student": {"embed_dim": 16, "depth": 1, "num_heads": 2},
+    "student": {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
     "stage_one": {"epochs": 1}, "stage_two": {"epochs": 1}, "optimizer": {"warmup_epochs": 0},
 }
 shard, folder = map(Path, sys.argv[1:])

@@ -72,7 +72,7 @@ def finished_run(settings: Settings, tmp_path: Path, attempts: int = 1) -> Job:
         "batch_size": 12,
         "holdout": 0.0,
         "workers": 0,
-        "student": {"embed_dim": 16, "depth": 1, "num_heads": 2, "mhca_blocks": 1},
+        "student": {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "mhca_blocks": 1},
         "stage_one": {"epochs": 1, "distillation": "none", "weights": {"hidden": 0.0}},
         "stage_two": {"epochs": 2},
         "optimizer": {"warmup_epochs": 1},

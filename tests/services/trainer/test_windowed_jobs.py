@@ -39,7 +39,7 @@ PLAIN: dict[str, Any] = {
     "holdout": 0.1,
     "workers": 1,
     "eval_every": 1,
-    "student": {"embed_dim": 16, "depth": 1, "num_heads": 2, "mhca_blocks": 1, "mhca_dropout": 0.0},
+    "student": {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "mhca_blocks": 1, "mhca_dropout": 0.0},
     "stage_one": {"epochs": 1, "distillation": "none", "weights": {"hidden": 0.0}},
     "stage_two": {"epochs": 1},
     "optimizer": {"warmup_epochs": 1},

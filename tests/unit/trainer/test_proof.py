@@ -57,7 +57,7 @@ def test_each_arm_is_the_one_before_and_one_thing_more(synthetic: bool) -> None:
         {"/stage_one/epochs", "/stage_two/epochs"},
     ]
     assert {spec["stage_one"]["epochs"] + spec["stage_two"]["epochs"] for spec in specs} == {24}
-    assert [spec["stage_one"]["distillation"] for spec in specs[:2]] == ["none", "soft" if synthetic else "hard"]
+    assert [spec["stage_one"]["distillation"] for spec in specs[:2]] == ["none", "soft"]
     assert specs[2]["student"]["mhca_blocks"] > 0 < specs[3]["stage_one"]["weights"]["hidden"]
     assert specs[4]["stage_two"]["epochs"] == 2
 

@@ -39,7 +39,7 @@ def resolve(facts: DatasetFacts = FACTS, **posted: Any) -> TrainingSpec:
         "batch_size": 16,
         "holdout": 0.1,
         "workers": 0,
-        "student": {"embed_dim": 16, "depth": 2, "num_heads": 2, "mhca_blocks": 1},
+        "student": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "mhca_blocks": 1},
         "stage_one": {"epochs": 2} | STORED,
         "stage_two": {"epochs": 1},
         "optimizer": {"lr": 3e-3, "warmup_epochs": 1},
