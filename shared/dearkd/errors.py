@@ -13,6 +13,7 @@
     ├── CorruptData         stored bytes are not what their manifest says                   HTTP 500
     │   └── Unreadable      a manifest or record in storage that cannot be read itself      HTTP 409
     ├── Diverged            an optimisation left the finite numbers, or all bounds
+    ├── PoorImages          a teacher does not recognise the images that were made of it
     ├── OutOfMemory         a device has too little memory for what was asked of it
     ├── Canceled            the job was canceled while it ran (control flow, not a fault)
     └── LostLease           another attempt holds the work now (control flow, not a fault)
@@ -141,6 +142,12 @@ class Diverged(DearKDError):
     """Not retryable: a shard or a step is a function of the spec, and would do the same again."""
 
     default_code = "diverged"
+
+
+class PoorImages(DearKDError):
+    """Not retryable: the spec or the teacher has to change."""
+
+    default_code = "poor_images"
 
 
 class OutOfMemory(DearKDError):

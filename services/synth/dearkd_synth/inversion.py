@@ -291,6 +291,7 @@ class DeepInversion:
         inputs = to_input(pixels, self.teacher_spec).contiguous(memory_format=torch.channels_last)
         by_class = {label: objective.judge(inputs[labels == label])[2].item() for label in labels.unique().tolist()}
         features, logits, distance = objective.judge(inputs)
+        first_layer_variance = objective.first_layer_variance
         return SynthesisedBatch(
             images=pixels.cpu(),
             labels=labels.cpu(),
@@ -301,6 +302,7 @@ class DeepInversion:
             logits=logits.cpu(),
             batch_norm_distance=distance.item(),
             class_batch_norm_distance=by_class,
+            first_layer_variance=first_layer_variance,
             losses=end.losses,
             restarts=end.restarts,
             files=files,

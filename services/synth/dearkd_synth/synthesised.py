@@ -53,6 +53,8 @@ class SynthesisedBatch:
     """The objective's BatchNorm term of these pixels, not weighted."""
     class_batch_norm_distance: Mapping[int, float]
     """The same for the images of each class alone, by class index: the distance of a class from all together."""
+    first_layer_variance: float
+    """Variance of the first BatchNorm layer's input, as a multiple of its running variance: of the median channel."""
     losses: Mapping[str, float]
     """The losses of the last step, as in `Step.losses`."""
     restarts: int = 0

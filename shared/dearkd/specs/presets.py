@@ -14,20 +14,65 @@ from collections.abc import Callable
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec, SynthesisWeights
 from dearkd.specs.teacher import TeacherSpec
 
-
-def choose_preset(teacher: TeacherSpec) -> Preset:
-    """The preset for a teacher that names none: by image size, and below 112 px by colour [R]."""
-    if teacher.image_size >= 112:
-        return "imagenet"
-    return "cifar" if teacher.in_chans == 3 else "digits"
+LARGE = 64
+"""The image size in pixels from which `auto` optimises most of the time at half of it [R]."""
 
 
 def half_size(image_size: int) -> int:
-    """The image size of the first phase of `imagenet`: half the teacher's, but at least 8 px."""
+    """Half the teacher's image size, at which the first phase of a large teacher is seen, but at least 8 px."""
     return max(8, image_size // 2)
 
 
-def imagenet(teacher: TeacherSpec) -> SynthesisSpec:
+def auto(teacher: TeacherSpec) -> SynthesisSpec:
+    """One rule for every teacher [R]: the weights are the same everywhere, since each term means the same everywhere.
+
+    The statistics' distance is relative to the teacher's own deviations (`statistics`: `gaussian`), so that its weight
+    does not depend on the network. The optimised tensor has half the side of what the teacher sees, and is upsampled
+    in the graph: what is finer than that is noise that the teacher reads and nobody else. Images get their labels after
+    a quarter of the iterations, by what they have become. Teachers of 64 px and more see half their image size in six
+    of seven iterations. Mirrored images are taken for images of the same thing where they have colours.
+
+    Cost: 200 teacher passes an image up to 63 px; 125 (300 iterations at half size, 50 at full size) from 64 px on.
+
+    To expect: docs/method.md has the matrix of teachers and tasks.
+    """
+    size = teacher.image_size
+    large = size >= LARGE
+    half = half_size(size)
+    whole = Phase(resolution=max(4, size // 2), input_size=size, iterations=50 if large else 200)
+    coarse = [Phase(resolution=max(4, half // 2), input_size=half, iterations=300)] if large else []
+    iterations = sum(phase.iterations for phase in [*coarse, whole])
+    return SynthesisSpec(
+        teacher=teacher.name,
+        preset="auto",
+        images_per_class=50 if large else 200,
+        classes=list(range(teacher.num_classes)),
+        batch_size=80 if large else 200,
+        classes_per_batch=10,
+        shard_samples=500 if large else 400,
+        phases=[*coarse, whole],
+        learning_rate=0.15,
+        betas=[0.9, 0.999],
+        schedule="cosine",
+        warmup_iterations=0,
+        statistics="gaussian",
+        unlabelled_iterations=iterations // 4,
+        first_batch_norm_weight=1.0,
+        weights=SynthesisWeights(
+            cross_entropy=1.0,
+            batch_norm=10.0,
+            total_variation_l1=0.1,
+            total_variation_l2=0.0,
+            l2=0.0,
+            adaptive=0.0,
+            boundary=1.0,
+        ),
+        jitter=max(1, size // 16),
+        flip=0.5 if teacher.in_chans == 3 else 0.0,
+    )
+
+
+def published_imagenet(teacher: TeacherSpec) -> SynthesisSpec:
     """DeepInversion's ImageNet recipe [P] at true low resolution, with the boundary term [R].
 
     Published: a ResNet-50 teacher, λ_bn 0.01, λ_tv2 1e-4, λ_l2 1e-5, Adam (0.5, 0.9) at 0.25, 100 warm-up iterations
@@ -46,7 +91,7 @@ def imagenet(teacher: TeacherSpec) -> SynthesisSpec:
     half = half_size(teacher.image_size)
     return SynthesisSpec(
         teacher=teacher.name,
-        preset="imagenet",
+        preset="published-imagenet",
         images_per_class=50,
         classes=list(range(teacher.num_classes)),
         batch_size=80,
@@ -60,6 +105,7 @@ def imagenet(teacher: TeacherSpec) -> SynthesisSpec:
         betas=[0.5, 0.9],
         schedule="cosine",
         warmup_iterations=100,
+        statistics="l2",
         first_batch_norm_weight=10.0,
         weights=SynthesisWeights(
             cross_entropy=1.0,
@@ -75,90 +121,51 @@ def imagenet(teacher: TeacherSpec) -> SynthesisSpec:
     )
 
 
-def cifar(teacher: TeacherSpec) -> SynthesisSpec:
-    """Small colour images [R]: a tensor of half the side, upsampled in the graph, labels given late, as in `digits`.
+def published_cifar(teacher: TeacherSpec) -> SynthesisSpec:
+    """DeepInversion's CIFAR-10 recipe [P] with the boundary term [R].
 
-    Published for CIFAR-10 and ResNet-34: λ_bn 10, λ_tv2 2.5e-5, Adam at a constant 0.05, 2000 iterations, jitter ±2 [P:
-    the jitter is all that is kept]. With those weights and 400 iterations a ResNet-10 gave a tenth of the images their
-    label (benchmarks/LOG.md).
+    Published: a ResNet-34 teacher, λ_bn 10, λ_tv2 2.5e-5, Adam at a constant 0.05, 2000 iterations, jitter ±2, flips,
+    no clipping. λ_tv2 is multiplied by √B as in `published-imagenet`: 2.5e-5·√200 is about 3.5e-4. The boundary term
+    and P×K batches of 10×20 are ours [R].
 
-    Cost: 400 teacher passes an image, a fifth of the published schedule; 800,000 for 200 images of 10 classes.
+    Cost: 2000 teacher passes an image; 4 million for 200 images of 10 classes.
 
-    To expect: not measured here on CIFAR-10, for which no teacher was at hand.
+    To expect: not measured here on CIFAR-10, for which no teacher was at hand; its distance of statistics has the scale
+    of the network, so that its weight fits that teacher and few others (docs/method.md).
     """
     size = teacher.image_size
     return SynthesisSpec(
         teacher=teacher.name,
-        preset="cifar",
+        preset="published-cifar",
         images_per_class=200,
         classes=list(range(teacher.num_classes)),
         batch_size=200,
         classes_per_batch=10,
         shard_samples=1000,
-        phases=[Phase(resolution=max(4, size // 2), input_size=size, iterations=400)],
-        learning_rate=0.2,
+        phases=[Phase(resolution=size, input_size=size, iterations=2000)],
+        learning_rate=0.05,
         betas=[0.9, 0.999],
-        schedule="cosine",
+        schedule="constant",
         warmup_iterations=0,
-        unlabelled_iterations=100,
-        first_batch_norm_weight=1.0,
-        weights=SynthesisWeights(
-            cross_entropy=2.0,
-            batch_norm=0.5,
-            total_variation_l1=0.3,
-            total_variation_l2=0.0,
-            l2=0.0,
-            adaptive=0.0,
-            boundary=5.0,
-        ),
-        jitter=max(1, size * 2 // 32),
-        flip=0.5,
-    )
-
-
-def digits(teacher: TeacherSpec) -> SynthesisSpec:
-    """Small grey images of smooth shapes [R]: a tensor of 12 px for 32 px input, upsampled in the graph.
-
-    The statistics weigh twenty times what they did at first, which makes better digits. It is possible because images
-    get their labels after 50 iterations, by what they look like: an image of noise that is told its class at once then
-    keeps another one. A cosine without warm-up comes nearer to the statistics than a constant rate. With 120 iterations
-    and a warm-up the teacher was as sure and students as good, but many images were no digits to the eye
-    (benchmarks/LOG.md).
-
-    Cost: 200 teacher passes an image; 400,000 for 200 images of 10 classes.
-
-    To expect, measured on scikit-learn's digits with a resnet10t of 99.3 to 100 % (benchmarks/RESULTS.md, seeds 0 to
-    2): the teacher gives 98.8 to 99.3 % of the images their label, mean intra-class cosine distance 0.41 to 0.44, and a
-    DearKD-ViT trained on 2,000 of them reaches 98.3 to 98.9 % on real held-out digits.
-    """
-    size = teacher.image_size
-    return SynthesisSpec(
-        teacher=teacher.name,
-        preset="digits",
-        images_per_class=200,
-        classes=list(range(teacher.num_classes)),
-        batch_size=200,
-        classes_per_batch=10,
-        shard_samples=400,
-        phases=[Phase(resolution=max(4, round(size * 12 / 32)), input_size=size, iterations=200)],
-        learning_rate=0.4,
-        betas=[0.9, 0.999],
-        schedule="cosine",
-        warmup_iterations=0,
-        unlabelled_iterations=50,
+        statistics="l2",
         first_batch_norm_weight=1.0,
         weights=SynthesisWeights(
             cross_entropy=1.0,
-            batch_norm=5.0,
-            total_variation_l1=1e-3,
-            total_variation_l2=0.0,
+            batch_norm=10.0,
+            total_variation_l1=0.0,
+            total_variation_l2=3.5e-4,
             l2=0.0,
             adaptive=0.0,
             boundary=1.0,
         ),
-        jitter=max(1, size // 32),
-        flip=0.0,
+        jitter=max(1, size * 2 // 32),
+        flip=0.5,
+        clip=False,
     )
 
 
-PRESETS: dict[Preset, Callable[[TeacherSpec], SynthesisSpec]] = {"imagenet": imagenet, "cifar": cifar, "digits": digits}
+PRESETS: dict[Preset, Callable[[TeacherSpec], SynthesisSpec]] = {
+    "auto": auto,
+    "published-imagenet": published_imagenet,
+    "published-cifar": published_cifar,
+}

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.base import FIRST_ERROR, Limits, Name, Precision, Priority, Spec
@@ -11,7 +11,13 @@ from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.terms import with_plugged_in
 
-Preset = Literal["imagenet", "cifar", "digits"]
+EARLIER_NAMES = {"imagenet": "published-imagenet", "cifar": "published-cifar", "digits": "auto"}
+"""Presets as they were called before `auto`."""
+
+Preset = Annotated[
+    Literal["auto", "published-imagenet", "published-cifar"],
+    BeforeValidator(lambda name: EARLIER_NAMES.get(name, name) if isinstance(name, str) else name),
+]
 
 
 class Phase(Spec):
@@ -104,6 +110,9 @@ class SynthesisSpec(Spec):
     """The most times that a batch that has diverged starts again from its seed [R]."""
     restart_rate_factor: float = Field(default=0.25, gt=0, lt=1)
     """The factor on the learning rate at each restart [R]."""
+    min_teacher_accuracy: float = Field(default=0.5, ge=0, le=1)
+    """The share of the first shard's images that the teacher has to give their label: below it the job ends with
+    `poor_images`, and no more are made [R]. 0 takes whatever comes out."""
     halve_batches: bool = False
     """True if a batch that the device has no memory for is made in halves; its images differ from a larger device's."""
     precision: Precision = "float32"

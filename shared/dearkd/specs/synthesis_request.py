@@ -7,7 +7,7 @@ from pydantic import Field
 
 from dearkd.specs.base import FIRST_ERROR, Limits, Spec, fields_of, overlay
 from dearkd.specs.cuts import MAX_SHARD_BYTES, default_shard_samples, sample_bytes
-from dearkd.specs.presets import PRESETS, choose_preset
+from dearkd.specs.presets import PRESETS
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec
 from dearkd.specs.teacher import TeacherSpec
 
@@ -23,7 +23,7 @@ class SynthesisRequest(Spec):
 
     teacher: str
     preset: Preset | None = None
-    """The preset; None: the one for the teacher's image size and channels."""
+    """The preset; None: `auto`."""
     adaptive_student: str | None = None
     """Id of the model that the adaptive term competes with; by default a small CNN is trained for it on the way."""
     phases: Annotated[list[PhaseRequest], FIRST_ERROR] = Field(default_factory=list, min_length=1, max_length=16)
@@ -41,7 +41,7 @@ class SynthesisRequest(Spec):
         Raises:
             InvalidInput: with a pointer for every rule that the fields break together, or with the teacher.
         """
-        preset = PRESETS[self.preset or choose_preset(teacher)](teacher).model_dump()
+        preset = PRESETS[self.preset or "auto"](teacher).model_dump()
         for phase in preset["phases"]:
             if phase["input_size"] in refused_input_sizes:
                 phase["input_size"] = teacher.image_size

@@ -75,7 +75,7 @@ def test_what_the_inspector_found_a_teacher_not_to_take_is_not_asked_of_it(api: 
     fixed, any_size = (put_teacher(api, image_size=64, refused_input_sizes=sizes) for sizes in ([32], []))
     planned = []
     for teacher in (fixed, any_size):
-        body = {"teacher": teacher, "preset": "imagenet", "images_per_class": 1}
+        body = {"teacher": teacher, "preset": "published-imagenet", "images_per_class": 1}
         plan = api.http.post(JOBS, params={"dry_run": "true"}, json=body).json()
         planned.append([(phase["resolution"], phase["input_size"]) for phase in plan["spec"]["phases"]])
     assert planned == [[(32, 64), (64, 64)], [(32, 32), (64, 64)]]

@@ -23,6 +23,7 @@ SYNTHESIS = {
     "batch_size": 40,
     "shard_samples": 40,
     "phases": [{"resolution": 12, "iterations": 12}],
+    "min_teacher_accuracy": 0,
 }
 TRAINING = {"stage_one": {"epochs": 2}, "stage_two": {"epochs": 1}, "batch_size": 16, "checkpoint_every": 1}
 

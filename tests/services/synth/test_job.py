@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import tarfile
 import threading
@@ -91,6 +92,7 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
         "batch_size": 10,
         "shard_samples": 10,
         "phases": [{"resolution": 16, "iterations": 2}],
+        "min_teacher_accuracy": 0,
         "weights": {"adaptive": 0.5, "boundary": 0.0},
         "adaptive_student": student,
         "store_logits": True,
@@ -140,8 +142,28 @@ def plain(teacher: Teacher) -> SynthesisSpec:
         "batch_size": 10,
         "shard_samples": 10,
         "phases": [{"resolution": 16, "iterations": 2}],
+        "min_teacher_accuracy": 0,
     }
     return SynthesisSpec.resolve(posted, teacher.spec)
+
+
+def test_a_job_whose_first_shard_comes_out_badly_ends_with_a_picture_and_makes_no_more(
+    settings: Settings, small_teacher, tmp_path: Path
+) -> None:
+    ledger = open_ledger(settings)
+    storage = ledger.store.storage
+    spec = plain(store_teacher(ledger, small_teacher, tmp_path)).model_copy(update={"min_teacher_accuracy": 0.99})
+    job = ledger.store.create_synthesis(spec, images=spec.num_samples)
+    with ShardMaker() as maker:
+        assert drain("synthesis", maker.perform, settings) == 1
+    ended = ledger.store.get(job.id)
+    assert ended.status == "failed"
+    assert ended.error is not None
+    assert (ended.error.code, ended.error.retryable) == ("poor_images", False)
+    assert re.search(r"of the first 10 images .* min_teacher_accuracy is 0\.99; no more were made", ended.error.message)
+    prefix = f"datasets/{dataset_of(job.id)}"
+    assert Image.open(io.BytesIO(storage.read(f"{prefix}/preview.png"))).height == 5 * 66 + 2
+    assert [stored.key for stored in storage.objects(prefix) if stored.key.endswith(".tar")] == []
 
 
 def test_the_preview_is_there_with_the_first_shard_and_grows_with_each(
@@ -231,6 +253,7 @@ def test_a_job_of_large_images_of_many_classes_ends_with_a_picture(
         "classes_per_batch": 17,
         "batch_size": 17,
         "phases": [{"resolution": 16, "input_size": 32, "iterations": 1}],
+        "min_teacher_accuracy": 0,
         "jitter": 0,
     }
     spec = SynthesisSpec.resolve(posted, teacher.spec)

@@ -39,6 +39,7 @@ POSTED: dict[str, Any] = {
     "batch_size": 10,
     "shard_samples": 10,
     "phases": [{"resolution": 16, "iterations": 2}],
+    "min_teacher_accuracy": 0,
     "weights": {"adaptive": 1.0},
     "adaptive_every": 2,
     "adaptive_iterations": 4,

@@ -30,7 +30,7 @@ def teacher(image_size: int, in_chans: int, num_classes: int = 10) -> TeacherSpe
 @pytest.mark.parametrize("num_classes", [2, 7, 10, 1000])
 def test_only_the_teacher_is_required(image_size: int, in_chans: int, num_classes: int) -> None:
     spec = SynthesisSpec.resolve({"teacher": "t"}, teacher(image_size, in_chans, num_classes))
-    assert spec.preset == ("imagenet" if image_size >= 112 else "cifar" if in_chans == 3 else "digits")
+    assert spec.preset == "auto"
     assert spec.classes == list(range(num_classes))
     assert sum(spec.shard_lengths()) == spec.num_samples == spec.images_per_class * num_classes
 
@@ -73,7 +73,7 @@ def test_a_spec_resolves_to_itself_and_its_defaults_fit_each_other(
 def test_a_teacher_that_cannot_take_half_its_size_is_shown_all_of_it() -> None:
     fixed = teacher(224, 3)
     spec = SynthesisSpec.resolve({"teacher": "t"}, fixed, refused_input_sizes=[112])
-    assert [(p.resolution, p.input_size) for p in spec.phases] == [(112, 224), (224, 224)]
+    assert [(p.resolution, p.input_size) for p in spec.phases] == [(56, 224), (112, 224)]
     assert SynthesisSpec.resolve(spec.model_dump(mode="json"), fixed, refused_input_sizes=[112]) == spec
     asked = {
         "teacher": "t",
@@ -85,10 +85,36 @@ def test_a_teacher_that_cannot_take_half_its_size_is_shown_all_of_it() -> None:
     assert [error.pointer for error in caught.value.errors] == ["/phases/1/input_size"]
 
 
+@pytest.mark.parametrize(
+    ("earlier", "preset"), [("imagenet", "published-imagenet"), ("cifar", "published-cifar"), ("digits", "auto")]
+)
+def test_presets_are_found_by_their_earlier_names(earlier: str, preset: str) -> None:
+    assert synthesis_spec(preset=earlier) == synthesis_spec(preset=preset)
+    stored = synthesis_spec().model_dump(mode="json") | {"preset": earlier}
+    assert SynthesisSpec.check(stored).preset == preset
+
+
+@pytest.mark.parametrize("image_size", [28, 32, 64, 96, 224, 299])
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_one_rule_serves_every_teacher(image_size: int, in_chans: int) -> None:
+    spec = SynthesisSpec.resolve({"teacher": "t"}, teacher(image_size, in_chans))
+    assert spec.weights == synthesis_spec().weights
+    assert spec.statistics == "gaussian"
+    assert all(phase.resolution == phase.input_size // 2 for phase in spec.phases)
+    assert spec.phases[-1].input_size == image_size
+    total = sum(phase.iterations for phase in spec.phases)
+    assert total / 7 <= spec.unlabelled_iterations <= total / 4
+    if image_size >= 64:
+        assert spec.phases[0].input_size == image_size // 2
+        assert spec.phases[0].iterations == pytest.approx(0.85 * total, rel=0.02)
+
+
 def test_explicit_fields_win_one_by_one() -> None:
-    spec = synthesis_spec(weights={"boundary": 0.25}, preset="cifar", phases=[{"resolution": 8, "iterations": 3}])
+    spec = synthesis_spec(
+        weights={"boundary": 0.25}, preset="published-cifar", phases=[{"resolution": 8, "iterations": 3}]
+    )
     assert spec.weights.boundary == 0.25
-    assert spec.weights.total_variation_l1 == 0.3  # the preset's own
+    assert spec.weights.total_variation_l2 == 3.5e-4  # the preset's own
     assert [(p.resolution, p.input_size, p.iterations) for p in spec.phases] == [(8, 32, 3)]
 
 
@@ -159,7 +185,7 @@ def test_a_job_has_not_more_shards_than_the_server_allows() -> None:
     ("image_size", "in_chans", "posted", "shard"),
     [
         (32, 1, {}, 400),
-        (32, 3, {}, 1000),
+        (32, 3, {}, 400),
         (224, 3, {}, 500),  # a group of 10 × 50
         (224, 3, {"images_per_class": 20}, 400),  # two groups
         (224, 3, {"images_per_class": 100}, 500),  # half a group

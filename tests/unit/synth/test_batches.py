@@ -90,7 +90,7 @@ def test_a_boundary_weight_is_refused_where_a_batch_has_no_positives_and_0_by_de
 @given(
     classes=st.integers(1, 40),
     images_per_class=st.integers(2, 400),
-    preset=st.sampled_from(["digits", "cifar", "imagenet"]),
+    preset=st.sampled_from(["auto", "published-cifar", "published-imagenet"]),
 )
 def test_default_shards_leave_no_batch_without_positives(classes: int, images_per_class: int, preset: str) -> None:
     posted = {"teacher": "t", "classes": [*range(classes)], "images_per_class": images_per_class, "preset": preset}
@@ -102,7 +102,12 @@ def test_default_shards_leave_no_batch_without_positives(classes: int, images_pe
 @pytest.mark.parametrize("images_per_class", [50, 100, 150, 333, 499])
 def test_no_default_batch_is_a_crumb(images_per_class: int) -> None:
     """Of 19 classes the last group has 9; a batch should have 8 images of each class."""
-    posted = {"teacher": "t", "classes": [*range(19)], "images_per_class": images_per_class, "preset": "imagenet"}
+    posted = {
+        "teacher": "t",
+        "classes": [*range(19)],
+        "images_per_class": images_per_class,
+        "preset": "published-imagenet",
+    }
     spec = SynthesisSpec.resolve(posted, TEACHER)
     for shard in range(spec.num_shards):
         for batch in shard_batches(spec, shard):

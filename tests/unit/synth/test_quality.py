@@ -25,6 +25,7 @@ def batch(size: int, seed: int, batch_norm_distance: float) -> SynthesisedBatch:
         logits=torch.randn(size, 3, generator=generator),
         batch_norm_distance=batch_norm_distance,
         class_batch_norm_distance={label: batch_norm_distance + label for label in range(min(3, size))},
+        first_layer_variance=1.0,
         losses={"total": 1.0},
     )
 

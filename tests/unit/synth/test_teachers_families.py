@@ -128,7 +128,7 @@ def test_the_classifiers_bias_counts(small_teacher, bias: float) -> None:
 
 def test_a_network_of_one_size_is_inverted_with_the_preset_that_halves_it(small_teacher) -> None:
     model, teacher = small_teacher("levit_128s", image_size=64, model_args={"img_size": 64})
-    posted = {"teacher": "t", "preset": "imagenet", "images_per_class": 1, "classes": [0, 1]}
+    posted = {"teacher": "t", "preset": "published-imagenet", "images_per_class": 1, "classes": [0, 1]}
     with pytest.raises(InvalidInput, match="/phases/0/input_size"):
         DeepInversion(model, teacher, SynthesisSpec.resolve(posted, teacher))
     spec = SynthesisSpec.resolve(posted, teacher, refused_input_sizes=[32])

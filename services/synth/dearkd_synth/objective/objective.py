@@ -114,3 +114,8 @@ class Objective:
         self._matching.start()
         features, logits = features_and_logits(self._teacher, inputs)
         return features, logits, self._matching.loss()
+
+    @property
+    def first_layer_variance(self) -> float:
+        """Of the images that were judged last, as in `SynthesisedBatch`."""
+        return self._matching.first_layer_variance()

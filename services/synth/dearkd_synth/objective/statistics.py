@@ -212,6 +212,12 @@ class StatisticsMatching:
         """The statistics of all calls since `start`, without their graph."""
         return [(mean.detach(), variance.detach()) for layer in self.layers for mean, variance in layer.statistics]
 
+    def first_layer_variance(self) -> float:
+        """The median over channels of σ²/σ̂² in the first layer that ran since `start`."""
+        layer = next(layer for layer in self.layers if layer.statistics)
+        variance = layer.statistics[0][1]
+        return ((variance + layer.eps) / (layer.running_var + layer.eps)).median().item()
+
     def loss(self, earlier: Earlier | None = None) -> Tensor:
         """The distance over the layers that ran since `start`, a float32 scalar.
 

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from dearkd.data.manifests import DatasetManifest, count_classes, datasets
 from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import info_json
 from dearkd.data.shard_reader import ShardContents, inspect_shard
-from dearkd.errors import CorruptData, NotFound, Unavailable
+from dearkd.errors import CorruptData, NotFound, PoorImages, Unavailable
 from dearkd.jobs.model import dataset_of, now
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
@@ -42,6 +42,7 @@ from dearkd_synth.service.preview import compose_preview, write_strip
 from dearkd_synth.service.stored_student import load_student
 from dearkd_synth.service.student_unit import UNIT, fetch_student, make_student
 from dearkd_synth.synthesised import Step, SynthesisedShard
+from dearkd_synth.watch import require_good, warnings
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +107,30 @@ class ShardMaker:
                 shard = write_samples(path, made, spec).model_copy(update=said)
                 check_contents(path, spec, index)
                 strip = write_strip(made.images, made.labels)
+                if index == 0:
+                    self._watch(attempt, spec, teacher, made, strip, shard)
                 shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
         attempt.stop_reporting()
         attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard))
         update_preview(attempt, spec, teacher, index)
+
+    def _watch(
+        self,
+        attempt: Attempt,
+        spec: SynthesisSpec,
+        teacher: Teacher,
+        made: SynthesisedShard,
+        strip: bytes,
+        shard: Shard,
+    ) -> None:
+        """Note what is suspicious in the first shard; end the job, with a picture, where it is too bad to go on."""
+        for warning in warnings(made):
+            attempt.note(f"shard 0: {warning}")
+        try:
+            require_good(made, spec)
+        except PoorImages:
+            attempt.publish(lambda: _store_preview(attempt, spec, teacher, [(strip, shard)]))
+            raise
 
     def _train_student(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         student = make_student(attempt, spec, teacher, self._load_teacher(attempt, teacher))
@@ -279,17 +300,22 @@ def update_preview(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, mark
     """
     if marked is not None and marked >= MAX_STRIPS:
         return
-    names = [teacher.class_name(label) for label in range(teacher.num_classes)]
     try:
-        strips = _strips(attempt, range(min(spec.num_shards, MAX_STRIPS)))
-        grid = compose_preview(strips, names, classes=len(spec.classes), images_per_class=spec.images_per_class)
-        if grid is not None:
-            attempt.storage.put(f"datasets/{dataset_of(attempt.job.id)}/preview.png", grid)
+        _store_preview(attempt, spec, teacher, _strips(attempt, range(min(spec.num_shards, MAX_STRIPS))))
     except Unavailable:
         raise  # storage or Redis is away, which ends no job
     except Exception as error:
         log.exception("the preview of %s", attempt.job.id)
         attempt.note(f"the preview could not be made: {type(error).__name__}: {error}")
+
+
+def _store_preview(
+    attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, strips: Iterable[tuple[bytes, Shard]]
+) -> None:
+    names = [teacher.class_name(label) for label in range(teacher.num_classes)]
+    grid = compose_preview(strips, names, classes=len(spec.classes), images_per_class=spec.images_per_class)
+    if grid is not None:
+        attempt.storage.put(f"datasets/{dataset_of(attempt.job.id)}/preview.png", grid)
 
 
 def _strips(attempt: Attempt, indices: range) -> Iterator[tuple[bytes, Shard]]:
