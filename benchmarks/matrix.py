@@ -22,6 +22,8 @@ ARMS: dict[str, dict[str, Any]] = {
     distance: {"statistics": distance} for distance in ("l2", "gaussian", "symmetric", "wasserstein", "normalised_l2")
 }
 """The teacher's own preset with each distance of the statistics; its weights are those found for `l2`."""
+JUDGE = "resnet10t"
+"""Judges the images of all families but its own, which `STRANGER` judges."""
 TEACHER_IMAGES = 12_000
 EPOCHS = {"digits": 30, "fashion": 5, "photographs": 20, "glyphs": 10}
 """Of the networks, on so many images at most: some 60,000 in all."""
@@ -33,7 +35,8 @@ def network(folder: Path, of: Task, architecture: str, seed: int) -> Network:
     if path.exists():
         found: Network = torch.load(path, weights_only=False)
         return found
-    made = train_network(few(of, TEACHER_IMAGES), architecture, seed, EPOCHS[of.name], batch_size=128)
+    made = train_network(few(of, TEACHER_IMAGES), architecture, seed, EPOCHS[of.name])
+    print(f"{of.name} {architecture} {made.top1(of.held_out_images, of.held_out_labels):.3f}", flush=True)
     torch.save(made, path)
     return made
 
@@ -45,10 +48,7 @@ def cell(folder: Path, of: Task, family: str, arm: str, posted: dict[str, Any], 
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
-    teacher, stranger = (
-        network(folder, of, family, 0),
-        network(folder, of, STRANGER if family != STRANGER else "resnet10t", 1),
-    )
+    teacher, stranger = (network(folder, of, name, 0) for name in (family, STRANGER if family == JUDGE else JUDGE))
     began = time.perf_counter()
     made = synthesise(teacher, {"images_per_class": -(-images // len(of.class_names)), **of.synthesis, **posted})
     row = {
@@ -60,7 +60,7 @@ def cell(folder: Path, of: Task, family: str, arm: str, posted: dict[str, Any], 
         **figures(made, teacher, stranger, of),
         "seconds": time.perf_counter() - began,
     }
-    torch.save(made.images, path.with_suffix(".images.pt"))
+    torch.save((made.images, made.labels), path.with_suffix(".images.pt"))
     path.write_text(json.dumps(row))
     return row
 
