@@ -43,8 +43,8 @@ class SynthesisWeights(Spec):
     total_variation_l2: float = Field(ge=0)
     l2: float = Field(ge=0)
     adaptive: float = Field(ge=0)
-    """The published 0.2 does not carry over. Beside statistics that weigh as in `digits` 30 made better students;
-    beside weaker ones more than 2 made worse (benchmarks/RESULTS.md, LOG.md)."""
+    """The published 0.2 does not carry over. Beside strong `l2` statistics of digits 30 made better students; beside
+    weaker ones more than 2 made worse (benchmarks/RESULTS.md, LOG.md)."""
     boundary: float = Field(ge=0)
     """Refused, and 0 by default, where the cuts leave a batch with one image of each class and none made before."""
 

@@ -27,7 +27,7 @@ class TeacherDescription:
     parameters: int
     batch_norm_layers: int
     refused_input_sizes: list[int]
-    """Sides of images that it cannot take. Only half its image size is tried, with which `imagenet` begins."""
+    """Sides of images that it cannot take. Only half its image size is tried, with which presets begin."""
 
 
 def build_teacher(spec: TeacherSpec) -> nn.Module:

@@ -17,7 +17,7 @@ from dearkd.vision.weight_files import separate_state
 LAST = "last.pt"
 BEST = "best.safetensors"
 """The evaluated weights that did best on the held-out part of the training data; its header says which epoch."""
-VERSION = 3
+VERSION = 4
 
 _JOB = " (of a job: `dearkd retry RUN --from beginning`)"
 
