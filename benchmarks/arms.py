@@ -84,6 +84,7 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int, *, batc
             loss = F.cross_entropy(model(moved), task.labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)  # a RegNet leaves the finite numbers without
             optimizer.step()
             schedule.step()
     return Network(model.eval().requires_grad_(False), spec)
