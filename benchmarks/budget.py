@@ -54,6 +54,7 @@ def published(side: int, batch_size: int) -> dict[str, Any]:
         "betas": [0.9, 0.999],
         "schedule": "constant",
         "warmup_iterations": 0,
+        "statistics": "l2",
         "weights": dict.fromkeys(SynthesisWeights.model_fields, 0.0)
         | {"cross_entropy": 1.0, "batch_norm": 10.0, "total_variation_l2": 2.5e-5 * math.sqrt(batch_size)},
         "first_batch_norm_weight": 1.0,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import STRANGER, Network, few, figures, synthesise, train_network
+from arms import Network, few, figures, synthesise, train_network
 from tasks import TASKS, Task, task
 
 FAMILIES = ("resnet10t", "mobilenetv3_small_050", "efficientnet_lite0", "regnety_002", "densenet121", "vgg11_bn")
@@ -22,8 +22,8 @@ ARMS: dict[str, dict[str, Any]] = {
     distance: {"statistics": distance} for distance in ("l2", "gaussian", "symmetric", "wasserstein", "normalised_l2")
 }
 """The teacher's own preset with each distance of the statistics; its weights are those found for `l2`."""
-JUDGE = "resnet10t"
-"""Judges the images of all families but its own, which `STRANGER` judges."""
+JUDGE, OTHER_JUDGE = "resnet10t", "mobilenetv3_small_050"
+"""Judges the images of all families but its own, which `OTHER_JUDGE` judges."""
 TEACHER_IMAGES = 12_000
 EPOCHS = {"digits": 30, "fashion": 5, "photographs": 20, "glyphs": 10}
 """Of the networks, on so many images at most: some 60,000 in all."""
@@ -48,7 +48,7 @@ def cell(folder: Path, of: Task, family: str, arm: str, posted: dict[str, Any], 
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
-    teacher, stranger = (network(folder, of, name, 0) for name in (family, STRANGER if family == JUDGE else JUDGE))
+    teacher, stranger = (network(folder, of, name, 0) for name in (family, OTHER_JUDGE if family == JUDGE else JUDGE))
     began = time.perf_counter()
     made = synthesise(teacher, {"images_per_class": -(-images // len(of.class_names)), **of.synthesis, **posted})
     row = {

@@ -110,7 +110,8 @@ def test_other_formulations_of_a_step_have_the_same_loss(small_teacher, name: st
     model, teacher = small_teacher()
     weights = {"total_variation_l1": 0.1, "total_variation_l2": 0.1, "l2": 0.1}
     weights |= {"boundary": 0.0} if name == "reference" else {"boundary": 2.0}
-    posted = {"teacher": "t", "images_per_class": 2, "weights": weights, "first_batch_norm_weight": 7.0}
+    posted = {"teacher": "t", "statistics": "l2", "images_per_class": 2, "weights": weights}
+    posted["first_batch_norm_weight"] = 7.0
     spec = SynthesisSpec.resolve(posted, teacher)
     labels = torch.tensor([0, 0, 1, 1])
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -42,12 +42,15 @@ def run_comparison(demo: Demo, report: dict[str, Any]) -> dict[str, Any]:
 
     side = synthesis["phases"][-1]["input_size"]
     steps = sum(phase["iterations"] for phase in synthesis["phases"])
-    plain = changed(
-        synthesis,
-        phases=[{"resolution": side, "input_size": side, "iterations": steps}],
-        weights={**synthesis["weights"], "boundary": 0.0},
-        unlabelled_iterations=0,
-    )
+    plain = {
+        "teacher": synthesis["teacher"],
+        "preset": "published-cifar",
+        "seed": synthesis["seed"],
+        "phases": [{"resolution": side, "input_size": side, "iterations": steps}],
+        "weights": {"boundary": 0.0},
+        "flip": 0.0,  # a digit in a mirror is none
+        "min_teacher_accuracy": 0.0,
+    }
     dataset, figures = synthesise("plain DeepInversion", plain)
     train("plain DeepInversion", changed(training, dataset=dataset), **figures)
 
