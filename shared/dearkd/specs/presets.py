@@ -53,7 +53,7 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
         phases=[*coarse, whole],
         learning_rate=0.15,
         betas=[0.9, 0.999],
-        schedule="cosine",
+        schedule="cosine_once",
         warmup_iterations=0,
         statistics="gaussian",
         unlabelled_iterations=iterations // 4,
