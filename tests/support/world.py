@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, cast
@@ -80,11 +81,11 @@ class World:
     settings: Settings
     """Of the tree, but past the proxy."""
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         return open_ledger(self.settings)
 
-    @property
+    @cached_property
     def storage(self) -> Storage:
         return Storage.open(self.settings)
 
