@@ -5,11 +5,18 @@ from pathlib import Path
 
 import pytest
 
-import dearkd.vision  # noqa: F401  # makes timm importable
+from dearkd.imports import import_large
 from dearkd.specs import TeacherSpec
 
 # Else every run that a test makes would be shown in TensorBoard's files, in the folder that the tests were started in.
 os.environ.setdefault("DEARKD_METRICS_SINKS", "")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import what nearly all tests need, and first what makes timm importable; not where xdist only hands out tests."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        for name in ("dearkd.vision", "timm", "torch._dynamo"):
+            import_large(name)
 
 
 @pytest.fixture(scope="session")

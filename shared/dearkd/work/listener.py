@@ -9,8 +9,6 @@ all of its horses, before the first that has something to do. What is broken may
 worker leaves that to its horses, whose deaths fail a job with the cause, until one of them has lived through it.
 """
 
-import gc
-import importlib
 import logging
 import multiprocessing
 import os
@@ -29,6 +27,7 @@ from rq.exceptions import AbandonedJobError
 from rq.serializers import JSONSerializer
 
 from dearkd.errors import Unavailable
+from dearkd.imports import import_large
 from dearkd.jobs.deaths import (
     InspectorDeath,
     end_this_process,
@@ -160,18 +159,9 @@ def listen(name: QueueName, supervisor: int, doubt: Doubt) -> None:
 
 
 def import_code(name: QueueName) -> ModuleType:
-    """Import the code of a queue's tasks.
-
-    Without the garbage collector, which would look through half a million new objects again and again, and with all of
-    them kept out of its way afterwards: a fifth of the time, and memory that forked processes go on sharing.
-    """
+    """Import the code of a queue's tasks."""
     _doubt.value = True
-    gc.disable()
-    try:
-        module = importlib.import_module(CODE[name])
-    finally:
-        gc.enable()
-    gc.freeze()
+    module = import_large(CODE[name])
     _doubt.value = False
     return module
 
