@@ -9,6 +9,9 @@ DEV := $(VENV)/.installed-dev
 # OpenMP threads that spin while they wait make two processes on the same cores 20 to 40 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Tests start hundreds of processes: what they import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
@@ -36,7 +39,7 @@ test: $(DEV)
 	$(MAKE) $(BESIDE) lint test-all
 
 test-all: $(DEV)
-	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=3 --dist=loadfile --no-loadscope-reorder tests/faults tests/services tests/unit)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=3 --dist=loadgroup --no-loadscope-reorder tests/faults tests/services tests/unit)
 
 test-quick: $(DEV)
 	$(BIN)/python -m pytest tests/unit -m 'not slow' --numprocesses=2 $(ARGS)
