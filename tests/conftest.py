@@ -19,6 +19,18 @@ def pytest_configure(config: pytest.Config) -> None:
             import_large(name)
 
 
+WORLDS = ("shared_world", "patient_world")
+"""Fixtures that take a minute to build, and belong to a session: who uses one runs in one process of pytest-xdist's."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for `--dist=loadgroup`: by the world that they need, or else by their file."""
+    for item in items:
+        used = [name for name in WORLDS if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(used[0] if used else item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[TeacherSpec, Path]:
     """A resnet10t that knows most handwritten digits (1×32×32), trained once a session: its spec and safetensors file.
