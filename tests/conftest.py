@@ -7,6 +7,9 @@ import pytest
 
 from dearkd.imports import import_large
 from dearkd.specs import TeacherSpec
+from tests.support.s3 import s3
+
+__all__ = ["s3"]
 
 # Else every run that a test makes would be shown in TensorBoard's files, in the folder that the tests were started in.
 os.environ.setdefault("DEARKD_METRICS_SINKS", "")
@@ -19,16 +22,22 @@ def pytest_configure(config: pytest.Config) -> None:
             import_large(name)
 
 
-WORLDS = ("shared_world", "patient_world")
-"""Fixtures that take a minute to build, and belong to a session: who uses one runs in one process of pytest-xdist's."""
+WORLDS = ("shared_world", "patient_world", "s3")
+"""Fixtures that take long to build, and belong to a session: who uses one runs in one process of pytest-xdist's."""
+
+
+def group(item: pytest.Item) -> str:
+    """The world that a test needs, asked for as a fixture or by its name as a parameter's value; or else its file."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    asked = {*getattr(item, "fixturenames", ()), *(value for value in parameters if isinstance(value, str))}
+    return next((name for name in WORLDS if name in asked), item.nodeid.partition("::")[0])
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `--dist=loadgroup`: by the world that they need, or else by their file."""
+    """Tell `--dist=loadgroup` which tests belong together."""
     for item in items:
-        used = [name for name in WORLDS if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(used[0] if used else item.nodeid.partition("::")[0]))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
 @pytest.fixture(scope="session")

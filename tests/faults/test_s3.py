@@ -21,11 +21,9 @@ from dearkd.specs import TeacherSpec
 from dearkd.storage.objects import Storage
 from tests.support.deaths import Death, require_one_unit_a_death
 from tests.support.proxy import FaultProxy
-from tests.support.s3 import S3Server, s3
+from tests.support.s3 import S3Server
 from tests.support.services import eventually
 from tests.support.world import SHORT, SYNTHESIS, TRAINING, World, another_worker, kill, workers, world
-
-__all__ = ["s3"]
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -210,7 +208,7 @@ def test_an_outage_of_the_object_store_is_waited_out(
         return UNAVAILABLE if b"HTTP/1.1" in chunk else None
 
     with proxy.breaking(in_mid_upload):
-        spec = {"teacher": bucket_teacher, **SYNTHESIS, "phases": [{"resolution": 8, "iterations": 300}], "seed": 4}
+        spec = {"teacher": bucket_teacher, **SYNTHESIS, "phases": [{"resolution": 8, "iterations": 80}], "seed": 4}
         job = here.client.create_synthesis_job(spec)["id"]
         # In its midst: a unit that cannot even read what it needs goes back, and waits for its turn.
         eventually(lambda: here.client.get_job(job)["metrics"].get("shard") == 1)

@@ -26,10 +26,8 @@ from dearkd.vision import stored_shards
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.stored_shards import HeldShards, StoredShards
-from tests.support.s3 import S3Server, s3
+from tests.support.s3 import S3Server
 from tests.support.services import eventually
-
-__all__ = ["s3"]
 
 SHARDS, EACH = 5, 4
 
