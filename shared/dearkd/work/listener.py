@@ -167,7 +167,7 @@ def import_code(name: QueueName) -> ModuleType:
 
 
 def is_there_work(redis: Redis, name: QueueName) -> bool:
-    """Whether a wake-up has something to do: by the time that it is heard, others may have done it."""
+    """Tell whether a wake-up has something to do: by the time that it is heard, others may have done it."""
     kinds = [kind for kind, queue in QUEUES.items() if queue == name]
     return not kinds or bool(redis.zcard(f"dearkd:open:{kinds[0]}"))
 
