@@ -39,7 +39,7 @@ test: $(DEV)
 	$(MAKE) $(BESIDE) lint test-all
 
 test-all: $(DEV)
-	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=3 --dist=loadgroup --no-loadscope-reorder tests/faults tests/services tests/unit)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=3 --dist=loadfile --no-loadscope-reorder tests/faults tests/services tests/unit)
 
 test-quick: $(DEV)
 	$(BIN)/python -m pytest tests/unit -m 'not slow' --numprocesses=2 $(ARGS)
