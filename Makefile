@@ -9,6 +9,9 @@ DEV := $(VENV)/.installed-dev
 # OpenMP threads that spin while they wait make two processes on the same cores 20 to 40 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Tests start hundreds of processes: what they import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 

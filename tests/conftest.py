@@ -2,23 +2,58 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import dearkd.vision  # noqa: F401  # makes timm importable
+from dearkd.imports import import_large
 from dearkd.specs import TeacherSpec
+from tests.support.s3 import s3
+
+__all__ = ["s3"]
 
 # Else every run that a test makes would be shown in TensorBoard's files, in the folder that the tests were started in.
 os.environ.setdefault("DEARKD_METRICS_SINKS", "")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Import what nearly all tests need, and first what makes timm importable; not where xdist only hands out tests."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        for name in ("dearkd.vision", "timm", "torch._dynamo"):
+            import_large(name)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share out whole files, and those together that need the same tree of processes or an S3 server: they cost much.
+
+    `--dist=loadgroup` would let tests say so themselves, but pytest-xdist 3.8 does not do that under pytest 9.2.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Worlds(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            if "s3.py" in file or "[s3]" in nodeid:
+                return "s3"
+            return "tests/faults" if file.startswith("tests/faults/") and "test_listener" not in file else file
+
+    return Worlds(config, log)
+
+
 @pytest.fixture(scope="session")
 def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[TeacherSpec, Path]:
-    """A resnet10t that knows handwritten digits (1×32×32), trained once a session: its spec and safetensors file."""
-    from dearkd_trainer.demo.digits import real_digits, train_teacher
+    """A resnet10t that knows most handwritten digits (1×32×32), trained once a session: its spec and safetensors file.
+
+    Half of the digits do: it names six of seven that it has not seen.
+    """
+    from dearkd_trainer.demo.digits import Digits, real_digits, train_teacher
 
     weights = tmp_path_factory.mktemp("digits-teacher") / "weights.safetensors"
-    spec, _ = train_teacher(real_digits()[0], weights, seed=0, epochs=3)
+    train, _ = real_digits()
+    spec, _ = train_teacher(Digits(train.images[:640], train.labels[:640]), weights, seed=0, epochs=3)
     return spec, weights
 
 

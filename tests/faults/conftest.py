@@ -1,7 +1,8 @@
-"""One tree with short leases for most tests, and what an undisturbed job makes."""
+"""One tree with short leases for most tests, one with leases by default, and what an undisturbed job makes."""
 
+import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,35 @@ def no_job_goes_on() -> Iterator[None]:
 def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with world(tmp_path_factory.mktemp("faults"), **SHORT) as found:
         yield found
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 8 MB, if this process may mount one; a folder otherwise."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
+    try:
+        yield folder
+    finally:
+        if done.returncode == 0:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def patient_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One with the leases that it has by itself, and its storage on a small disk, but for what teachers need."""
+    folder = tmp_path_factory.mktemp("patient")
+    with small_disk(folder / "small") as disk:
+        for name in ("teachers", "tmp"):
+            (folder / name).mkdir()
+            (disk / name).symlink_to(folder / name)
+        with world(folder, DEARKD_STORAGE_URL=f"file://{disk}", DEARKD_TORCH_THREADS="1") as found:
+            yield found
+
+
+@pytest.fixture(scope="session")
+def patient_teacher(patient_world: World, plain_teacher: tuple[TeacherSpec, Path]) -> str:
+    return patient_world.upload(plain_teacher)
 
 
 @pytest.fixture(scope="session")

@@ -1,85 +1,28 @@
 """Whatever dies, and wherever it was: an accepted job ends well, and at most the unit in flight is done again."""
 
 from datetime import datetime
-from pathlib import Path
 
-import psutil
 import pytest
 
 from dearkd.client import Json
-from dearkd.specs import TeacherSpec
+from tests.support.deaths import Death, require_one_unit_a_death
 from tests.support.services import eventually
-from tests.support.world import SYNTHESIS, TRAINING, Workers, World, alive, at_work, kill, workers, world
+from tests.support.world import SYNTHESIS, TRAINING, World, kill, workers
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def victims(found: Workers, who: str) -> list[int]:
-    """`part` is the supervisor with all below it, at one stroke."""
-    return {
-        "horse": [found.horse],
-        "worker": [found.worker],
-        "both": [found.worker, found.horse],
-        "supervisor": [found.supervisor],
-        "part": [found.supervisor, found.worker, found.horse],
-    }[who]
-
-
-Death = tuple[str, str, str | None]
-"""Who dies, where, and the unit that it costs."""
-
 STORIES: dict[str, list[Death]] = {
     "before the claim": [("horse", "before the claim", None)],
-    "one after another": [
-        ("horse", "mid-shard", "0"),
-        ("part", "before the mark", "0"),
-        ("worker", "mid-shard", "1"),
-        ("horse", "before the mark", "1"),
-        ("worker", "before the manifest", "finish"),
-        ("horse", "before the end", "finish"),
-    ],
     "more at once": [("both", "mid-shard", "0"), ("supervisor", "mid-shard", "1")],
 }
-"""A unit dies at most twice: the third death in a row would fail the job, which is another test's. A death before a
-claim counts for the unit that would have been next (`Leases.blame`), and so is a story of its own."""
-
-
-def hold_where(here: World, where: str, unit: str | None) -> None:
-    if where == "mid-shard":
-        here.hold_in_shard(int(unit or 0))
-    elif where == "before the manifest":
-        here.proxy.hold(b"unit finish begins")
-    else:
-        here.hold_at({"before the claim": "claim", "before the mark": "done", "before the end": "end_job"}[where])
+"""A death before a claim counts for the unit that would have been next (`Leases.blame`), and so is a story of its own.
+The longest story is told of a bucket (`test_s3`)."""
 
 
 @pytest.mark.parametrize("story", STORIES)
 def test_a_death_costs_one_unit_at_most(shared_world: World, teacher: str, undisturbed: Json, story: str) -> None:
-    here, proxy = shared_world, shared_world.proxy
-    eventually(lambda: not workers())
-    deaths = STORIES[story]
-    job = ""
-    for who, where, unit in deaths:
-        hold_where(here, where, unit)
-        job = job or here.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})["id"]
-        assert proxy.held.wait(120), (where, unit)
-        if where == "before the mark":
-            assert here.storage.exists(f"datasets/ds-{job.partition('-')[2]}/train-00000{unit}.tar")
-        found = at_work() if where == "before the claim" else here.holder(job)
-        horse = psutil.Process(found.horse)
-        kill(*victims(found, who))
-        eventually(lambda horse=horse: not alive([horse]))  # also where its rq worker was killed: an orphan ends
-        proxy.release(forward=False)
-    ended = here.client.wait_for_job(job)
-    assert ended["status"] == "succeeded", ended["error"]
-    assert here.shards(ended) == here.shards(undisturbed)
-    begun, log = here.begins(job), here.log(job)
-    assert set(begun) == {"0", "1", "finish"}
-    for unit in ("0", "1", "finish"):
-        blamed = [who for who, _, at in deaths if at == unit]
-        assert begun.count(unit) <= 1 + len(blamed), begun
-        told = [line for line in log if f"unit {unit} lost its worker" in line and "killed by SIGKILL" in line]
-        assert len(told) >= blamed.count("horse"), log
+    require_one_unit_a_death(shared_world, teacher, undisturbed, STORIES[story])
 
 
 def test_a_death_costs_a_run_no_more_than_its_checkpoint_interval_and_its_model_is_stored_once(
@@ -153,23 +96,17 @@ def test_what_kills_its_worker_three_times_fails_with_the_cause_and_blocks_nobod
     assert healthy["status"] == "succeeded"
 
 
-def test_recovery_begins_within_half_a_minute_by_default(
-    plain_teacher: tuple[TeacherSpec, Path], tmp_path: Path
-) -> None:
-    with world(tmp_path) as here:
-        spec, weights = plain_teacher
-        teacher = here.client.create_teacher(spec.model_dump(), weights)["id"]
-        endless = {**SYNTHESIS, "phases": [{"resolution": 8, "iterations": 50_000}]}
-        job = here.client.create_synthesis_job({"teacher": teacher, **endless})["id"]
-        eventually(lambda: here.client.get_job(job)["metrics"].get("iteration", 0) > 0)
-        found = here.holder(job)
-        # All at one stroke, so that nobody is left to say that the others died: the lease has to run out.
-        kill(found.supervisor, found.worker, found.horse)
-        killed_at = datetime.now().astimezone()
-        eventually(lambda: len(here.begins(job)) == 2)
-        again = [
-            e for e in here.client.list_events(job) if e["type"] == "log" and " begins on " in e["data"]["message"]
-        ]
-        assert (datetime.fromisoformat(again[1]["at"]) - killed_at).total_seconds() < 30
-        here.client.cancel_job(job)
-        assert here.client.wait_for_job(job)["status"] == "canceled"
+def test_recovery_begins_within_half_a_minute_by_default(patient_world: World, patient_teacher: str) -> None:
+    here = patient_world
+    endless = {**SYNTHESIS, "phases": [{"resolution": 8, "iterations": 50_000}]}
+    job = here.client.create_synthesis_job({"teacher": patient_teacher, **endless})["id"]
+    eventually(lambda: here.client.get_job(job)["metrics"].get("iteration", 0) > 0)
+    found = here.holder(job)
+    # All at one stroke, so that nobody is left to say that the others died: the lease has to run out.
+    kill(found.supervisor, found.worker, found.horse)
+    killed_at = datetime.now().astimezone()
+    eventually(lambda: len(here.begins(job)) == 2)
+    again = [e for e in here.client.list_events(job) if e["type"] == "log" and " begins on " in e["data"]["message"]]
+    assert (datetime.fromisoformat(again[1]["at"]) - killed_at).total_seconds() < 30
+    here.client.cancel_job(job)
+    assert here.client.wait_for_job(job)["status"] == "canceled"

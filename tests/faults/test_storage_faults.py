@@ -2,18 +2,15 @@
 
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from dearkd.client import Json
 from dearkd.errors import DearKDError
-from dearkd.specs import TeacherSpec
 from tests.support.services import eventually
-from tests.support.world import SHORT, SYNTHESIS, TRAINING, World, world
+from tests.support.world import SYNTHESIS, TRAINING, World
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -80,44 +77,25 @@ def test_a_damaged_checkpoint_is_named_and_not_gone_on_with(shared_world: World,
     assert client.wait_for_job(run)["status"] == "canceled"
 
 
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 8 MB."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        pytest.skip(f"only who may mount a tmpfs can fill a disk: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_full_disk_fails_the_job_and_with_room_a_retry_completes_it(
-    plain_teacher: tuple[TeacherSpec, Path], tmp_path: Path
+    patient_world: World, patient_teacher: str
 ) -> None:
-    spec, weights = plain_teacher
-    with small_disk(tmp_path / "small") as disk:
-        (disk / "teachers").symlink_to(tmp_path / "teachers")
-        (disk / "tmp").symlink_to(tmp_path / "tmp")
-        for name in ("teachers", "tmp"):
-            (tmp_path / name).mkdir()
-        with world(tmp_path, DEARKD_STORAGE_URL=f"file://{disk}", **SHORT) as here:
-            teacher = here.client.create_teacher(spec.model_dump(), weights)["id"]
-            short = {**SYNTHESIS, "phases": [{"resolution": 8, "iterations": 10}]}
-            job = here.client.create_synthesis_job({"teacher": teacher, **short})["id"]
-            with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-                while filler.write(bytes(4096)):
-                    pass
-            assert shutil.disk_usage(disk).free == 0
-            eventually(lambda: here.client.get_job(job)["status"] == "failed")
-            error = here.client.get_job(job)["error"]
-            assert (error["code"], error["retryable"]) == ("disk_full", True)
-            assert "make room and retry" in error["message"]
-            assert not here.storage.exists(f"datasets/ds-{job.partition('-')[2]}/dataset.json")
-            os.unlink(disk / "filler")
-            here.client.retry_job(job)
-            ended = here.client.wait_for_job(job)
-            assert ended["status"] == "succeeded", ended["error"]
+    here = patient_world
+    disk = Path(here.tree.storage_url.removeprefix("file://"))
+    if not disk.is_mount():
+        pytest.skip("only who may mount a tmpfs can fill a disk")
+    short = {**SYNTHESIS, "phases": [{"resolution": 8, "iterations": 10}]}
+    job = here.client.create_synthesis_job({"teacher": patient_teacher, **short})["id"]
+    with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while filler.write(bytes(4096)):
+            pass
+    assert shutil.disk_usage(disk).free == 0
+    eventually(lambda: here.client.get_job(job)["status"] == "failed")
+    error = here.client.get_job(job)["error"]
+    assert (error["code"], error["retryable"]) == ("disk_full", True)
+    assert "make room and retry" in error["message"]
+    assert not here.storage.exists(f"datasets/ds-{job.partition('-')[2]}/dataset.json")
+    os.unlink(disk / "filler")
+    here.client.retry_job(job)
+    ended = here.client.wait_for_job(job)
+    assert ended["status"] == "succeeded", ended["error"]

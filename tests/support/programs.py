@@ -10,9 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["dearkd.vision", "timm", "dearkd_synth.inversion", "dearkd_trainer", "dearkd_trainer.train.trainer"]
-)
+CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import dearkd.vision  # noqa: F401  # makes timm importable
+
+# isort: split
 import timm
 import torch
 from torch import nn

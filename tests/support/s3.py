@@ -82,6 +82,17 @@ use = egg:swift#slo
 use = egg:swift#dlo
 """
 
+# What `swift-ring-builder` does in three calls a ring, each of which imports swift anew.
+_RINGS = """
+import sys
+from swift.common.ring.builder import RingBuilder
+for kind, _, port in (pair.partition("=") for pair in sys.argv[1:]):
+    builder = RingBuilder(part_power=4, replicas=1, min_part_hours=1)
+    builder.add_dev({"region": 1, "zone": 1, "ip": "127.0.0.1", "port": int(port), "device": "d1", "weight": 1.0})
+    builder.rebalance()
+    builder.get_ring().save(f"{kind}.ring.gz")
+"""
+
 
 @dataclass(frozen=True)
 class S3Server:
@@ -118,9 +129,9 @@ def swift(folder: Path) -> Iterator[S3Server]:
         "[storage-policy:0]\nname = single\ndefault = yes\n"
     )
     with ExitStack() as stack:
-        for kind in ("account", "container", "object"):
-            port = free_port()
-            _make_ring(folder, kind, port)
+        ports = {kind: free_port() for kind in ("account", "container", "object")}
+        _make_rings(folder, ports)
+        for kind, port in ports.items():
             text = _SERVER.format(port=port, folder=folder) + _BACKEND.format(kind=kind)
             stack.enter_context(_server(folder, kind, text))
         port = free_port()
@@ -130,12 +141,10 @@ def swift(folder: Path) -> Iterator[S3Server]:
         yield server
 
 
-def _make_ring(folder: Path, kind: str, port: int) -> None:
-    """A ring of 2⁴ partitions, all of them on the one device, whose server listens on `port`."""
-    device = f"--region 1 --zone 1 --ip 127.0.0.1 --port {port} --device d1 --weight 1"
-    for step in ("create 4 1 1", f"add {device}", "rebalance"):
-        command = [*_script("swift-ring-builder"), f"{kind}.builder", *step.split()]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+def _make_rings(folder: Path, ports: dict[str, int]) -> None:
+    """A ring of 2⁴ partitions for each kind of server, which listens on that port: all of them on the one device."""
+    pairs = [f"{kind}={port}" for kind, port in ports.items()]
+    subprocess.run([sys.executable, "-c", _RINGS, *pairs], cwd=folder, check=True, capture_output=True)
 
 
 def _script(name: str) -> list[str]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -81,11 +82,11 @@ class Api:
     def url(self) -> str:
         return self.settings.url
 
-    @property
+    @cached_property
     def store(self) -> JobStore:
         return open_ledger(self.settings).store
 
-    @property
+    @cached_property
     def storage(self) -> Storage:
         return Storage.open(self.settings)
 

@@ -4,14 +4,12 @@ Threads do not survive a fork, and what waits for one in the child waits for eve
 touches nothing that would start another: it speaks to Redis alone. Storage (obstore has threads) and CUDA are for
 the work-horse and the supervisor. import-linter keeps them out of here; a test counts the threads.
 
-Importing torch and timm takes eight seconds of a core, but starts no thread and no CUDA. So once a horse has shown
-that its code can be imported, this process imports it too, and later horses begin to work at once.
+Importing torch and timm takes eight seconds of a core, but starts no thread and no CUDA. So this process does it for
+all of its horses, before the first that has something to do. What is broken may end who imports it: then the next rq
+worker leaves that to its horses, whose deaths fail a job with the cause, until one of them has lived through it.
 """
 
-import gc
-import importlib
 import logging
-import mmap
 import multiprocessing
 import os
 import signal
@@ -20,8 +18,8 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
-from types import ModuleType
-from typing import Any, cast
+from types import ModuleType, SimpleNamespace
+from typing import Any, Protocol, cast
 
 from redis.exceptions import RedisError
 from rq import Worker, worker_registration
@@ -29,6 +27,7 @@ from rq.exceptions import AbandonedJobError
 from rq.serializers import JSONSerializer
 
 from dearkd.errors import Unavailable
+from dearkd.imports import import_large
 from dearkd.jobs.deaths import (
     InspectorDeath,
     end_this_process,
@@ -50,9 +49,15 @@ BROKEN_SECONDS = 1.0
 WATCH_SECONDS = 1
 """Time between two looks after the supervisor, and after an inspection's time."""
 
-_imported_by_a_horse = mmap.mmap(-1, 1)
-"""Memory that this process and its horses share: 1 once one of them has imported its code. What is broken ends a horse
-and blames its job; it must not end whoever forks."""
+
+class Doubt(Protocol):
+    """Memory that a supervisor, the rq workers of a queue and their horses share: true from the moment at which one of
+    them begins to import its code until one has lived through that."""
+
+    value: bool
+
+
+_doubt: Doubt = cast(Doubt, SimpleNamespace(value=False))
 
 
 class ListeningWorker(Worker):
@@ -76,9 +81,13 @@ class ListeningWorker(Worker):
         """Listen to no commands of rq's: that would take a thread."""
 
     def fork_work_horse(self, job: Any, queue: Any) -> None:
-        if _imported_by_a_horse[0] and CODE[queue.name] not in sys.modules:
+        if not _doubt.value and CODE[queue.name] not in sys.modules:
+            # Who is asked to end meanwhile does so at once: its horse would be killed as soon as it began.
+            told = signal.signal(signal.SIGTERM, signal.SIG_DFL)
             with suppress(Exception):  # the horse will meet the same, and say it
-                import_code(queue.name)
+                if is_there_work(cast(Redis, self.connection), queue.name):
+                    import_code(queue.name)
+            signal.signal(signal.SIGTERM, told)
         super().fork_work_horse(job, queue)
 
     def main_work_horse(self, job: Any, queue: Any) -> None:
@@ -122,8 +131,10 @@ class ListeningWorker(Worker):
             self.kill_horse()
 
 
-def listen(name: QueueName, supervisor: int) -> None:
+def listen(name: QueueName, supervisor: int, doubt: Doubt) -> None:
     """Work on one queue until SIGTERM, or until the supervisor is gone."""
+    global _doubt
+    _doubt = doubt
     settings = Settings()
     log_to_stderr(settings.log_level)
     # A Ctrl-C goes to the whole group; the supervisor decides who ends when.
@@ -148,19 +159,17 @@ def listen(name: QueueName, supervisor: int) -> None:
 
 
 def import_code(name: QueueName) -> ModuleType:
-    """Import the code of a queue's tasks.
-
-    Without the garbage collector, which would look through half a million new objects again and again, and with all of
-    them kept out of its way afterwards: a fifth of the time, and memory that forked processes go on sharing.
-    """
-    gc.disable()
-    try:
-        module = importlib.import_module(CODE[name])
-    finally:
-        gc.enable()
-    gc.freeze()
-    _imported_by_a_horse[0] = 1
+    """Import the code of a queue's tasks."""
+    _doubt.value = True
+    module = import_large(CODE[name])
+    _doubt.value = False
     return module
+
+
+def is_there_work(redis: Redis, name: QueueName) -> bool:
+    """Tell whether a wake-up has something to do: by the time that it is heard, others may have done it."""
+    kinds = [kind for kind, queue in QUEUES.items() if queue == name]
+    return not kinds or bool(redis.zcard(f"dearkd:open:{kinds[0]}"))
 
 
 def require_parent(parent: int) -> None:

@@ -37,7 +37,7 @@ from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.storage.objects import AlreadyExists, Storage, is_disk_full
 from dearkd.work.attempt import OUTAGE_SECONDS, Attempt, Died, HandBack
-from dearkd.work.listener import import_code, listen
+from dearkd.work.listener import import_code, is_there_work, listen
 from dearkd.work.memory_limit import limit_memory
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _begin(kind: Kind, job: str) -> None:
     By name, since `dearkd` imports no service; and here, since rq hides why a module does not import.
     """
     with suppress(Unavailable):
-        if not connect(Settings()).zcard(f"dearkd:open:{kind}"):
+        if not is_there_work(connect(Settings()), QUEUES[kind]):
             return
     import_code(QUEUES[kind]).drain(job)
 
@@ -230,6 +230,7 @@ def main(kind: WorkerKind) -> int:
     reaper = Reaper(open_ledger(settings), settings)
     context = multiprocessing.get_context("spawn")
     children: dict[QueueName, BaseProcess] = {}
+    doubts = {name: context.Value("b", lock=False) for name in LISTENS[kind]}
     started = dict.fromkeys(LISTENS[kind], 0.0)
     while not stop.is_set():
         for name in LISTENS[kind]:
@@ -242,7 +243,9 @@ def main(kind: WorkerKind) -> int:
                         holder(child.pid or 0),
                         f"ended with its rq worker, which {exit_clause(child.exitcode or 0)}",
                     )
-                children[name] = context.Process(target=listen, args=(name, os.getpid()), name=f"rq-{name}")
+                children[name] = context.Process(
+                    target=listen, args=(name, os.getpid(), doubts[name]), name=f"rq-{name}"
+                )
                 children[name].start()
                 started[name] = time.monotonic()
         reaper.step()

@@ -6,10 +6,8 @@ import pytest
 
 from dearkd.settings import Settings
 from tests.support.api_contents import put_dataset, put_teacher
-from tests.support.s3 import S3Server, s3
+from tests.support.s3 import S3Server
 from tests.support.services import database, serving
-
-__all__ = ["s3"]
 
 pytestmark = pytest.mark.services
 

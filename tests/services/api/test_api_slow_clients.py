@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -46,6 +45,12 @@ def hasty(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )
     with serving(settings, folder) as api:
         yield api
+
+
+@pytest.fixture(scope="module")
+def hasty_inspector(hasty: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with inspecting(hasty.settings, tmp_path_factory.mktemp("hasty-inspector")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +158,13 @@ def test_what_a_refused_request_goes_on_sending_is_not_read_for_ever(hasty: Api)
         assert is_closed_on(connection, b"x")
 
 
+@pytest.mark.usefixtures("hasty_inspector")
 @pytest.mark.parametrize("begun", [False, True])
-def test_uploads_that_drip_free_their_places_and_nothing_of_them_stays(hasty: Api, tmp_path: Path, begun: bool) -> None:
+def test_uploads_that_drip_free_their_places_and_nothing_of_them_stays(hasty: Api, begun: bool) -> None:
     """`begun`: so much of them came that each has taken a place."""
     with ExitStack() as stack:
         text = f"{UPLOAD}host: localhost\r\n\r\n{PART}" + "x" * (100_000 if begun else 0)
         drips = [stack.enter_context(send(hasty, text)) for _ in range(SLOTS + 4)]
-        stack.enter_context(inspecting(hasty.settings, tmp_path))
         eventually(lambda: hasty.http.post("/v1/teachers", **form(TEACHER, GOOD)).status_code in (201, 422))
         assert is_alive(hasty)
         problems = [document(rest(connection)) for connection in drips]

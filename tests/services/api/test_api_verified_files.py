@@ -10,10 +10,8 @@ import pytest
 from dearkd.settings import Settings
 from dearkd.storage.catalog import StoredFile, models
 from tests.support.api_contents import put_dataset, put_model
-from tests.support.s3 import S3Server, s3
+from tests.support.s3 import S3Server
 from tests.support.services import Api, database, serving
-
-__all__ = ["s3"]
 
 pytestmark = pytest.mark.services
 

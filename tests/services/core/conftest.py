@@ -10,9 +10,7 @@ from dearkd.jobs.store import JobStore
 from dearkd.local.embedded_redis import embedded_redis
 from dearkd.settings import Settings
 from dearkd.work.worker import open_ledger
-from tests.support.s3 import S3Server, s3
-
-__all__ = ["s3"]
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Order and augmentation: exact epochs, and nothing that depends on who computes it."""
 
-import subprocess
-import sys
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +35,7 @@ from dearkd_trainer.data.loader import (
 from dearkd_trainer.data.recipe import train_transform
 from dearkd_trainer.data.world import World
 from dearkd_trainer.evaluate.evaluation import evaluate
+from tests.support.programs import run_program
 from tests.support.services import eventually
 
 
@@ -217,32 +218,40 @@ def test_a_process_that_reads_ends_with_whoever_started_it() -> None:
 
 
 LATE = """
-import multiprocessing, os, time
+import multiprocessing, os, signal, time
 from dearkd_trainer.data.loader import end_with_parent
 
 def begin_late():
     parent = os.getppid()
     print(os.getpid(), flush=True)
+    os.kill(parent, signal.SIGKILL)
     while os.getppid() == parent:
         time.sleep(0.01)
     end_with_parent(0)
     time.sleep(600)
 
 multiprocessing.get_context("fork").Process(target=begin_late).start()
+time.sleep(600)
 """
 
 
 @pytest.mark.services
 def test_a_loaders_process_whose_parent_was_gone_before_it_began_ends_too() -> None:
-    with subprocess.Popen([sys.executable, "-c", LATE], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        process = psutil.Process(int(parent.stdout.readline()))
-        parent.kill()
+    ended = run_program(LATE)
+    assert ended.returncode == -signal.SIGKILL
+    late = int(ended.stdout)
+
+    def is_gone() -> bool:
+        try:
+            return psutil.Process(late).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
     try:
-        eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        eventually(is_gone)
     finally:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+        with suppress(ProcessLookupError):
+            os.kill(late, signal.SIGKILL)
 
 
 def test_batches_are_received_ahead_of_the_step_that_wants_them() -> None:

@@ -26,10 +26,8 @@ from dearkd.vision import stored_shards
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.stored_shards import HeldShards, StoredShards
-from tests.support.s3 import S3Server, s3
+from tests.support.s3 import S3Server
 from tests.support.services import eventually
-
-__all__ = ["s3"]
 
 SHARDS, EACH = 5, 4
 
@@ -89,7 +87,7 @@ def sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     verify = file_cache.verify_copy
 
     def measure(*args: Any, **kwargs: Any) -> None:
-        found.append(sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()))
+        found.append(sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.suffix == ".tar"))
         verify(*args, **kwargs)
 
     monkeypatch.setattr(file_cache, "verify_copy", measure)

@@ -51,6 +51,8 @@ def tiny_teacher(model: nn.Module | None = None) -> tuple[nn.Module, TeacherSpec
 
 
 ALL_TERMS = {"total_variation_l1": 0.01, "total_variation_l2": 0.01, "l2": 0.01, "boundary": 1.0}
+FEW_TERMS = dict.fromkeys(ALL_TERMS, 0.0)
+"""Of which there is less to compile."""
 
 
 def resolve(teacher: TeacherSpec, **posted: Any) -> SynthesisSpec:
@@ -154,7 +156,7 @@ def test_nothing_is_compiled_anew_for_a_step_or_a_batch_or_a_shard_of_the_same_s
 def test_more_variants_than_torch_allows_by_itself(traced: None) -> None:
     model, teacher = tiny_teacher()
     phases = [{"resolution": size, "iterations": 1} for size in range(7, 16)]
-    made, _ = shard(model, teacher, resolve(teacher, compile=True, phases=phases))
+    made, _ = shard(model, teacher, resolve(teacher, compile=True, phases=phases, weights=FEW_TERMS))
     assert len(made.images) == 10
 
 
@@ -223,8 +225,7 @@ def test_the_losses_and_the_gradient_are_those_of_the_step_as_written(compiler: 
 def test_compiled_twice_the_bytes_are_the_same(compiler: None) -> None:
     """The second time nothing is known of the first: neither in memory, nor in torch's caches of graphs."""
     model, teacher = tiny_teacher()
-    few = dict.fromkeys(ALL_TERMS, 0.0)  # fewer kernels to wait for
-    spec = resolve(teacher, compile=True, weights=few)
+    spec = resolve(teacher, compile=True, weights=FEW_TERMS)
     made = []
     with (
         torch._inductor.config.patch(fx_graph_cache=False),
@@ -237,7 +238,7 @@ def test_compiled_twice_the_bytes_are_the_same(compiler: None) -> None:
     assert torch.equal(made[0].images, made[1].images)
     assert torch.equal(made[0].logits, made[1].logits)
     assert made[0].batches[0].losses == made[1].batches[0].losses
-    plain, _ = shard(model, teacher, resolve(teacher, weights=few))
+    plain, _ = shard(model, teacher, resolve(teacher, weights=FEW_TERMS))
     assert made[0].batches[0].losses == pytest.approx(plain.batches[0].losses, rel=1e-4)
     assert (made[0].images.int() - plain.images.int()).abs().float().mean() < 0.1
 

@@ -274,15 +274,16 @@ def test_real_digits_come_out(digits_teacher: tuple[TeacherSpec, Path]) -> None:
         shard = inversion.shard(0)
     assert (shard.predicted == shard.labels).float().mean() >= 0.9
     losses = shard.batches[0].losses
-    assert losses["batch_norm"] < 20
-    assert shard.batches[0].batch_norm_distance < 20
+    # Noise has more than 100.
+    assert losses["batch_norm"] < 30
+    assert shard.batches[0].batch_norm_distance < 30
 
 
 def test_bfloat16_gives_images_that_the_teacher_knows(digits_teacher: tuple[TeacherSpec, Path]) -> None:
     teacher_spec, weights = digits_teacher
     posted = {
         "teacher": "t",
-        "images_per_class": 2,
+        "images_per_class": 1,
         "phases": [{"resolution": 12, "iterations": 30}],
         "precision": "bfloat16",
         **FOR_SHORT_RUNS,

@@ -120,7 +120,7 @@ class ProcessGroup:
         self._torchrun = subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count),
-                *("-m", "dearkd_trainer.service.rank", str(path)),
+                *("-m", "dearkd.imports", "dearkd_trainer.service.rank", str(path)),
             ],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONSAFEPATH": "1"},

@@ -1,4 +1,7 @@
-"""One process of a run's group, started by torchrun: `python -m dearkd_trainer.service.rank rank.json`."""
+"""One process of a run's group, started by torchrun.
+
+`python -m dearkd.imports dearkd_trainer.service.rank rank.json`.
+"""
 
 import json
 import os
@@ -104,7 +107,3 @@ def fail(parent: ParentLink, error: Exception) -> NoReturn:
     )
     sys.stderr.flush()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()
