@@ -25,7 +25,13 @@ SYNTHESIS = {
     "phases": [{"resolution": 12, "iterations": 12}],
     "min_teacher_accuracy": 0,
 }
-TRAINING = {"stage_one": {"epochs": 2}, "stage_two": {"epochs": 1}, "batch_size": 16, "checkpoint_every": 1}
+TRAINING = {
+    "student": {"patch_size": 8},
+    "stage_one": {"epochs": 2},
+    "stage_two": {"epochs": 1},
+    "batch_size": 16,
+    "checkpoint_every": 1,
+}
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,8 @@ def sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     verify = file_cache.verify_copy
 
     def measure(*args: Any, **kwargs: Any) -> None:
-        found.append(sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.suffix == ".tar"))
+        files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
+        found.append(sum(path.stat().st_size for path in files))
         verify(*args, **kwargs)
 
     monkeypatch.setattr(file_cache, "verify_copy", measure)
