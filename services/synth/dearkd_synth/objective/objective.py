@@ -117,5 +117,5 @@ class Objective:
 
     @property
     def first_layer_variance(self) -> float:
-        """Of the images that were judged last, as in `SynthesisedBatch`."""
+        """The figure of `SynthesisedBatch`, of the images that were judged last."""
         return self._matching.first_layer_variance()
