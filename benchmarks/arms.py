@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
-import timm
 import torch
 from manifolds import coverage
 from tasks import Task
@@ -21,7 +20,7 @@ from dearkd.data.shard_files import Sample, write_shard
 from dearkd.specs import DatasetFacts, SynthesisSpec, TeacherSpec, TrainingSpec
 from dearkd.vision.images import encode, to_input
 from dearkd.vision.shards import ShardDataset
-from dearkd.vision.teachers import features_and_logits
+from dearkd.vision.teachers import build_teacher, features_and_logits
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.student.student_view import StudentView
 from dearkd_trainer import DearKDTrainer, FrozenTeacher
@@ -50,14 +49,12 @@ class Network:
 
 
 def train_network(task: Task, architecture: str, seed: int, epochs: int, *, batch_size: int = 64) -> Network:
-    """A CNN on the task's real training images, with shifts as only augmentation.
-
-    The two wide layers of a VGG's head, 120 of its 128 million weights, stay random: a CPU has no time for them.
-    """
+    """A CNN on the task's real training images, with shifts as only augmentation; a VGG with a small head."""
     pixels = task.images.float() / 255
     spec = TeacherSpec(
         name=f"{architecture} on {task.name}",
         architecture=architecture,
+        model_args={"mlp_ratio": 0.1} if architecture.startswith("vgg") else {},
         num_classes=len(task.class_names),
         in_chans=cast(Literal[1, 3], task.in_chans),
         image_size=task.images.shape[-1],
@@ -68,13 +65,10 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int, *, batc
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = timm.create_model(architecture, num_classes=spec.num_classes, in_chans=spec.in_chans)
+        model = build_teacher(spec)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if architecture.startswith("vgg"):
-        model.pre_logits.requires_grad_(False)
     steps = len(task.labels) // batch_size
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * steps)
     inputs = to_input(task.images, spec)
     for _ in range(epochs):
@@ -84,7 +78,7 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int, *, batc
             loss = F.cross_entropy(model(moved), task.labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)  # a RegNet leaves the finite numbers without
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # a RegNet leaves the finite numbers without
             optimizer.step()
             schedule.step()
     return Network(model.eval().requires_grad_(False), spec)

@@ -19,6 +19,10 @@ from dearkd.vision.bounded_construction import ParametersOnMeta, TooLargeToBuild
 from dearkd.vision.teacher_statistics import BatchNorm, check_statistics, require_possible
 from dearkd.vision.weight_files import StoredTensor, read_header, require_fit, separate_state
 
+CONVOLUTIONS_A_BATCH_NORM = 4
+"""The most convolutions of more than 1×1 for each BatchNorm layer [our choice]. CNNs that are made with BatchNorm have
+one or less; a network of which all but a few layers were folded has many."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherDescription:
@@ -121,6 +125,15 @@ def check_teacher(teacher: nn.Module, spec: TeacherSpec, input_size: int, *, poi
             "/architecture",
             f"{spec.architecture} has no BatchNorm2d layer, and images are made from their statistics: "
             "use a CNN with BatchNorm",
+            code="no_batch_norm",
+        )
+    spatial = sum(isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1 for layer in teacher.modules())
+    if len(layers) * CONVOLUTIONS_A_BATCH_NORM < spatial:
+        raise InvalidInput.at(
+            "/architecture",
+            f"{spec.architecture} has {len(layers)} BatchNorm2d layer(s) for {spatial} convolutions of more than 1×1, "
+            f"and images are made from their statistics: one for each {CONVOLUTIONS_A_BATCH_NORM} is the least (was "
+            "BatchNorm folded into the convolutions? use the weights as they were before)",
             code="no_batch_norm",
         )
     require_possible(layers)

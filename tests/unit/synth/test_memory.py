@@ -87,7 +87,7 @@ def test_a_shard_of_small_batches_comes_nearer_to_the_teachers_statistics(small_
     distances = []
     for memory in (0, 25):
         spec = SynthesisSpec.resolve(
-            posted(statistics_memory=memory, weights=weights, learning_rate=0.05, seed=1), teacher
+            posted(statistics="l2", statistics_memory=memory, weights=weights, learning_rate=0.15, seed=1), teacher
         )
         with DeepInversion(model, teacher, spec) as inversion:
             made = inversion.shard(0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,18 @@ def test_a_teacher_without_batch_norm_is_refused(tmp_path: Path) -> None:
         describe_teacher(spec("test_convnext"), saved(tmp_path, spec("test_convnext")))
     assert caught.value.code == "no_batch_norm"
     assert caught.value.errors[0].pointer == "/architecture"
+
+
+@pytest.mark.parametrize(("folded", "refused"), [(0, False), (15, False), (16, True), (19, True)])
+def test_a_teacher_with_next_to_no_batch_norm_is_refused(folded: int, refused: bool) -> None:
+    """As a network whose BatchNorm was folded into its convolutions, but for what a tool did not reach."""
+    model = build_teacher(spec("resnet18")).eval()
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 20
+    for name in norms[:folded]:
+        model.set_submodule(name, nn.Identity().eval())
+    with pytest.raises(InvalidInput, match="was BatchNorm folded") if refused else nullcontext():
+        check_teacher(model, spec("resnet18"), 32)
 
 
 @pytest.mark.parametrize("name", ["conv1.0.weight", "fc.bias", "layer1.0.bn1.running_var"])
