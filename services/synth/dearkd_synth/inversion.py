@@ -245,7 +245,7 @@ class DeepInversion:
             optimizer = torch.optim.Adam([x], lr=rate, betas=(spec.betas[0], spec.betas[1]), fused=True)
             objective.begin_phase(number, labels)
             for iteration in range(phase.iterations):
-                optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration, step.iteration - iteration)
+                optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration)
                 if own is None and step.iteration == spec.unlabelled_iterations:
                     own = assign_labels(labels, objective.unlabelled_logits)
                 view = views.show(x, phase, step.iteration)
@@ -363,27 +363,18 @@ def batch_seed(seed: int, shard: int, batch: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def rate_factor(spec: SynthesisSpec, phase: Phase, iteration: int, before: int = 0) -> float:
+def rate_factor(spec: SynthesisSpec, phase: Phase, iteration: int) -> float:
     """The factor of the learning rate at an iteration of a phase (counted from 0), in [0, 1].
 
-    Linear warm-up, then 1 or a cosine to zero; both anew in each phase, as in DeepInversion's code, or with
-    `cosine_once` over all of them [R]. What is shorter than two warm-ups warms up for half its iterations [R].
-
-    Args:
-        spec: gives schedule and warm-up.
-        phase: one of its phases.
-        iteration: of the phase.
-        before: iterations of the phases before it.
+    Linear warm-up, then 1 or a cosine to zero; both anew in each phase, as in DeepInversion's code. A phase shorter
+    than two warm-ups warms up for half its iterations [R].
     """
-    length = phase.iterations
-    if spec.schedule == "cosine_once":
-        length, iteration = sum(each.iterations for each in spec.phases), before + iteration
-    warmup = min(spec.warmup_iterations, length // 2)
+    warmup = min(spec.warmup_iterations, phase.iterations // 2)
     if iteration < warmup:
         return (iteration + 1) / warmup
     if spec.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / (length - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / (phase.iterations - warmup)))
 
 
 def _read(losses: Mapping[str, Tensor]) -> dict[str, float]:

@@ -57,7 +57,7 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
         phases=phases,
         learning_rate=0.15,
         betas=[0.9, 0.999],
-        schedule="cosine_once",
+        schedule="cosine",
         warmup_iterations=0,
         statistics="gaussian",
         unlabelled_iterations=iterations // 4,

@@ -63,9 +63,7 @@ class SynthesisSpec(Spec):
     learning_rate: float = Field(gt=0)
     """Adam's, in the normalised space of the teacher's input."""
     betas: Annotated[list[float], FIRST_ERROR] = Field(min_length=2, max_length=2)
-    schedule: Literal["constant", "cosine", "cosine_once"]
-    """The learning rate's: a cosine to zero in each phase, as published, or `cosine_once` over all phases, so that a
-    later phase refines what an earlier one made instead of shaking it anew [R]."""
+    schedule: Literal["constant", "cosine"]
     warmup_iterations: int = Field(ge=0)
     weights: SynthesisWeights
     statistics: Literal["l2", "gaussian", "symmetric", "wasserstein", "normalised_l2"] = "l2"

@@ -387,12 +387,6 @@ def test_rate_factor_warms_up_and_falls_as_half_a_cosine(small_teacher) -> None:
     assert [rate_factor(spec, short, i) for i in range(4)] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
     constant = spec.model_copy(update={"schedule": "constant"})
     assert [rate_factor(constant, long, i) for i in (0, 3, 50, 103)] == [0.25, 1.0, 1.0, 1.0]
-    once = spec.model_copy(update={"schedule": "cosine_once"})
-    places = [(phase, i, before) for phase, before in ((long, 0), (short, 104)) for i in range(phase.iterations)]
-    factors = [rate_factor(once, *place) for place in places]
-    length = long.iterations + short.iterations
-    falling = [0.5 * (1 + math.cos(math.pi * (i - 4) / (length - 4))) for i in range(4, length)]
-    assert factors == pytest.approx([0.25, 0.5, 0.75, 1.0, *falling])
 
 
 @pytest.mark.parametrize(("before", "after"), [(12, 32), (32, 64), (15, 16), (32, 12)])
