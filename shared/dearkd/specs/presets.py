@@ -55,7 +55,7 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
         classes_per_batch=10,
         shard_samples=500 if large else 400,
         phases=phases,
-        learning_rate=0.15,
+        learning_rate=0.4,
         betas=[0.9, 0.999],
         schedule="cosine",
         warmup_iterations=0,
