@@ -30,7 +30,10 @@ def register(app: typer.Typer) -> None:
 
 def synth(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Its id: tch-…")],
-    preset: Annotated[Preset | None, typer.Option(help="Default: by the teacher's image size.")] = None,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(metavar="PRESET", help="auto (the default), published-imagenet or published-cifar."),
+    ] = None,
     images_per_class: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     seed: Seed = None,
     name: Name = None,

@@ -51,7 +51,7 @@ def test_what_is_missing_is_told_with_its_remedy(api: Api, body: dict[str, objec
 
 def test_a_choice_that_there_is_not_is_told_with_those_that_there_are(api: Api) -> None:
     preset = api.http.post("/v1/synthesis-jobs", json={"teacher": "none", "preset": "imagenets"})
-    assert all(name in preset.json()["detail"] for name in ("'imagenet'", "'cifar'", "'digits'"))
+    assert all(name in preset.json()["detail"] for name in ("'auto'", "'published-imagenet'", "'published-cifar'"))
     recipe = api.http.post("/v1/training-runs", json={"dataset": "none", "recipe": "large"})
     assert all(name in recipe.json()["detail"] for name in ("'deit'", "'small'"))
 

@@ -199,7 +199,7 @@ def test_a_dataset_without_a_teacher_needs_one_or_no_distillation(api: Api, tmp_
     assert (other.status_code, pointers(other)) == (422, ["/teacher"])
     teacher = put_teacher(api)
     run = api.http.post(RUNS, json={"dataset": dataset, "teacher": teacher}).json()
-    assert (run["spec"]["teacher"], run["spec"]["stage_one"]["distillation"]) == (teacher, "hard")
+    assert (run["spec"]["teacher"], run["spec"]["stage_one"]["distillation"]) == (teacher, "soft")
     plain = api.http.post(RUNS, json={"dataset": dataset} | NO_DISTILLATION)
     assert (plain.status_code, plain.json()["spec"]["teacher"]) == (202, None)
 

@@ -100,15 +100,24 @@ def test_what_the_api_refuses_exits_1_with_its_pointers(run: Run, api: StandInAp
 
 def test_a_spec_is_the_file_then_assignments_then_options(run: Run, api: StandInApi, tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
-    spec.write_text('{"seed": 1, "preset": "cifar", "weights": {"l2": 0.5, "boundary": 2}, "flip": 0.25}')
+    spec.write_text('{"seed": 1, "preset": "published-cifar", "weights": {"l2": 0.5, "boundary": 2}, "flip": 0.25}')
     api.answer("POST /v1/synthesis-jobs", a_job("syn-1", "queued"), status=202)
-    sets = ["--set", "weights.boundary=0", "--set", "preset=imagenet", "--set", "name=a=b", "--set", "classes=[0, 1]"]
-    outcome = run("synth", "tch-1", "--spec", spec, *sets, "--preset", "digits")
+    sets = [
+        "--set",
+        "weights.boundary=0",
+        "--set",
+        "preset=published-imagenet",
+        "--set",
+        "name=a=b",
+        "--set",
+        "classes=[0, 1]",
+    ]
+    outcome = run("synth", "tch-1", "--spec", spec, *sets, "--preset", "auto")
     assert (outcome.code, outcome.out) == (0, "syn-1 queued\n")
     assert json.loads(api.requests[0].body) == {
         "teacher": "tch-1",
         "seed": 1,
-        "preset": "digits",
+        "preset": "auto",
         "weights": {"l2": 0.5, "boundary": 0},
         "flip": 0.25,
         "name": "a=b",

@@ -75,7 +75,7 @@ def test_the_imagenet_preset_pulls_as_hard_as_the_published_weight() -> None:
     teacher = TeacherSpec(
         name="t", architecture="resnet50", num_classes=10, in_chans=3, image_size=224, mean=[0.5] * 3, std=[0.5] * 3
     )
-    spec = SynthesisSpec.resolve({"teacher": "t"}, teacher)
+    spec = SynthesisSpec.resolve({"teacher": "t", "preset": "published-imagenet"}, teacher)
     x = torch.randn(spec.batch_size, 3, 8, 8, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     norms = (math.sqrt(sum(value**2 for value in differences(x, down, right))) for down, right in DIRECTIONS)
     published = 1e-4 * sum(norms)
