@@ -84,6 +84,7 @@ def test_the_variance_at_the_first_layer_is_that_of_a_plain_forward(small_teache
     assert batch.first_layer_variance == pytest.approx((variance / (layer.running_var + layer.eps)).median().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [30.0, 1 / 30])
 def test_a_teacher_that_says_another_normalisation_than_its_own_is_noticed(
     digits_teacher: tuple[TeacherSpec, Path], factor: float
