@@ -48,7 +48,7 @@ class Network:
         return (self.answers(images)[1].argmax(1) == labels).double().mean().item()
 
 
-def train_network(task: Task, architecture: str, seed: int, epochs: int, *, batch_size: int = 64) -> Network:
+def train_network(task: Task, architecture: str, seed: int, epochs: int) -> Network:
     """A CNN on the task's real training images, with shifts as only augmentation; a VGG with a small head."""
     pixels = task.images.float() / 255
     spec = TeacherSpec(
@@ -67,12 +67,12 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int, *, batc
         torch.manual_seed(seed)
         model = build_teacher(spec)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = len(task.labels) // batch_size
+    steps = len(task.labels) // 64
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * steps)
     inputs = to_input(task.images, spec)
     for _ in range(epochs):
-        for batch in torch.randperm(len(inputs), generator=generator).split(batch_size)[:steps]:
+        for batch in torch.randperm(len(inputs), generator=generator).split(64)[:steps]:
             shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
             moved = inputs[batch].roll(shift, (2, 3)).contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(model(moved), task.labels[batch], label_smoothing=0.05)

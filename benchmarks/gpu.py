@@ -10,7 +10,6 @@ its limit for two teachers, a step of the trainer over its limit, and a student'
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -75,9 +74,7 @@ def run(*command: str) -> dict[str, Any]:
     """The exit status, the last lines and the seconds of a Python command."""
     began = time.monotonic()
     try:
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=SECONDS
-        )
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
         status, said = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired as error:
         status, said = 124, f"not done after {error.timeout} s"

@@ -1,7 +1,7 @@
 """The student's image size and patch size, chosen together where the spec leaves them out [R].
 
 A grid of 8 to 20 patches a side (64 to 400 tokens) is what the recipes are made for: with 4×4 tokens a student learns
-digits and little else (benchmarks/RESULTS.md).
+digits and little else.
 """
 
 from dearkd.errors import InvalidInput
