@@ -33,7 +33,7 @@ def test_a_death_costs_a_run_no_more_than_its_checkpoint_interval_and_its_model_
     run = ""
     done: list[int] = []
     for epoch in (3, 7):  # one in each stage
-        here.proxy.hold(f'"epoch": {epoch}'.encode())
+        here.hold_at_row(epoch)
         run = run or client.create_training_run({"dataset": undisturbed_run["spec"]["dataset"], **TRAINING})["id"]
         assert here.proxy.held.wait(300)
         done.append(len(list(client.list_metrics(run))))

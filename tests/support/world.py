@@ -1,6 +1,7 @@
 """All of dearkd as real processes, with a Redis that can be killed and a proxy before it."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -99,6 +100,13 @@ class World:
     def hold_in_shard(self, index: int) -> None:
         """Keep whoever makes this shard from telling how far it is; it computes meanwhile."""
         self.proxy.hold(f'{{"shard": {index}, '.encode())
+
+    def hold_at_row(self, epoch: int) -> None:
+        """Keep whoever trains from going on after this epoch: its row is text within the JSON of a step of the ledger.
+
+        What the lease's thread tells of it, once in a while, is no such text, and skips epochs that are short.
+        """
+        self.proxy.hold(json.dumps(f'"epoch": {epoch}, ')[1:-1].encode())
 
     def log(self, job: str) -> list[str]:
         return [line.partition(" ")[2] for line in self.ledger.log.read(job).splitlines()]
