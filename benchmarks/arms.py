@@ -1,6 +1,7 @@
 """What the comparisons of synthesis share: networks on real images, made images, students on them, and the figures."""
 
 import json
+import math
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
@@ -10,9 +11,11 @@ from typing import Any, Literal, cast
 import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
+import numpy as np
 import torch
 from manifolds import coverage
 from tasks import Task
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +27,8 @@ from dearkd.vision.teachers import build_teacher, features_and_logits
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.student.student_view import StudentView
 from dearkd_trainer import DearKDTrainer, FrozenTeacher
+from dearkd_trainer.data.loader import EpochBatches, create_loader
+from dearkd_trainer.data.recipe import create_average, create_schedule, train_transform
 from dearkd_trainer.model.export import load_model
 
 TEACHER, STRANGER = "resnet10t", "regnety_002"
@@ -48,13 +53,17 @@ class Network:
         return (self.answers(images)[1].argmax(1) == labels).double().mean().item()
 
 
+SMALLER: dict[str, dict[str, Any]] = {"vgg11_bn": {"mlp_ratio": 0.1}, "densenet121": {"block_config": [2, 2, 2, 2]}}
+"""Arguments of architectures whose parts are of interest here, not their size."""
+
+
 def train_network(task: Task, architecture: str, seed: int, epochs: int) -> Network:
-    """A CNN on the task's real training images, with shifts as only augmentation; a VGG with a small head."""
+    """A CNN on the task's real training images, with shifts as only augmentation."""
     pixels = task.images.float() / 255
     spec = TeacherSpec(
         name=f"{architecture} on {task.name}",
         architecture=architecture,
-        model_args={"mlp_ratio": 0.1} if architecture.startswith("vgg") else {},
+        model_args=SMALLER.get(architecture, {}),
         num_classes=len(task.class_names),
         in_chans=cast(Literal[1, 3], task.in_chans),
         image_size=task.images.shape[-1],
@@ -143,32 +152,15 @@ def train_on(
 
     It sees what the teacher sees. `posted` is of the training spec.
     """
-    classes, chans = teacher.spec.num_classes, teacher.spec.in_chans
-    facts = DatasetFacts(
-        num_samples=len(labels),
-        num_classes=classes,
-        image_size=teacher.spec.image_size,
-        in_chans=chans,
-        synthetic=synthetic,
-        mirrored=mirrored,
-        teacher="teacher",
-    )
-    spec = TrainingSpec.resolve({"dataset": "images", "eval_dataset": "real"} | posted, facts, teacher.spec)
+    spec = _resolved(labels, teacher, posted, synthetic=synthetic, mirrored=mirrored)
     with tempfile.TemporaryDirectory() as folder:
-        data, real = (
-            _stored(Path(folder) / f"{name}.tar", pixels, classes_of, classes, chans)
-            for name, pixels, classes_of in (
-                ("images", images, labels),
-                ("real", task.held_out_images, task.held_out_labels),
-            )
-        )
         result = DearKDTrainer(
             spec,
-            data,
+            _stored(Path(folder) / "images.tar", images, labels, teacher.spec),
             directory=Path(folder) / "run",
             task=teacher.spec.at(spec.student.image_size),
             teacher=FrozenTeacher(teacher.model, teacher.spec) if spec.needs_teacher else None,
-            eval_dataset=real,
+            eval_dataset=_stored(Path(folder) / "real.tar", task.held_out_images, task.held_out_labels, teacher.spec),
         ).fit()
         config = json.loads(result.weights.with_name("config.json").read_text())
         student = load_model(config, result.weights)
@@ -179,7 +171,52 @@ def train_on(
     return result.evaluation.top1, view.eval()
 
 
-def _stored(path: Path, images: Tensor, labels: Tensor, classes: int, chans: Literal[1, 3]) -> ShardDataset:
+def train_peer(
+    model: nn.Module, images: Tensor, labels: Tensor, teacher: Network, task: Task, posted: dict[str, Any]
+) -> float:
+    """Any timm model on real images and their labels, as a student's run would train it: its held-out accuracy.
+
+    Batches, augmentations, optimiser, schedule and averaged weights are those of the spec; the loss is cross-entropy.
+    """
+    spec = _resolved(labels, teacher, posted, synthetic=False, mirrored=False)
+    seen = spec.augmentation
+    optimizer = create_optimizer_v2(model, opt=spec.optimizer.opt, lr=spec.optimizer.lr, weight_decay=0.05)
+    with tempfile.TemporaryDirectory() as folder:
+        data = _stored(Path(folder) / "images.tar", images, labels, teacher.spec)
+        batches = EpochBatches(np.arange(len(data)), spec.batch_size, seed=spec.seed, epochs=range(spec.epochs))
+        steps = len(batches.sizes)
+        transform = train_transform(seen, image_size=images.shape[-1], mean=teacher.spec.mean, std=teacher.spec.std)
+        schedule = create_schedule(optimizer, spec.optimizer, epochs=spec.epochs, steps_per_epoch=steps)
+        average = create_average(model, spec.optimizer.model_ema_half_life, steps)
+        assert average is not None
+        loader = create_loader(data, transform, batches, seed=spec.seed, workers=0, pin_memory=False)
+        for step, (inputs, targets) in enumerate(loader):
+            schedule.step_update(step)
+            optimizer.zero_grad()
+            F.cross_entropy(model.train()(inputs), targets, label_smoothing=seen.smoothing).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.clip_grad or math.inf)
+            optimizer.step()
+            average.update(model, step + 1)
+    judged = average.module.eval()
+    return Network(judged, teacher.spec).top1(task.held_out_images, task.held_out_labels)
+
+
+def _resolved(
+    labels: Tensor, teacher: Network, posted: dict[str, Any], *, synthetic: bool, mirrored: bool
+) -> TrainingSpec:
+    facts = DatasetFacts(
+        num_samples=len(labels),
+        num_classes=teacher.spec.num_classes,
+        image_size=teacher.spec.image_size,
+        in_chans=teacher.spec.in_chans,
+        synthetic=synthetic,
+        mirrored=mirrored,
+        teacher="teacher",
+    )
+    return TrainingSpec.resolve({"dataset": "images", "eval_dataset": "real"} | posted, facts, teacher.spec)
+
+
+def _stored(path: Path, images: Tensor, labels: Tensor, spec: TeacherSpec) -> ShardDataset:
     write_shard(
         path,
         (
@@ -187,7 +224,7 @@ def _stored(path: Path, images: Tensor, labels: Tensor, classes: int, chans: Lit
             for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True))
         ),
     )
-    return ShardDataset([path], num_classes=classes, in_chans=chans)
+    return ShardDataset([path], num_classes=spec.num_classes, in_chans=spec.in_chans)
 
 
 def figures(made: Made, teacher: Network, stranger: Network, task: Task) -> dict[str, float]:

@@ -2,14 +2,17 @@
 
     python benchmarks/proof.py --task digits --lines digits.jsonl
     python benchmarks/proof.py --task photographs --lines photographs.jsonl
-    python benchmarks/proof.py --table digits.jsonl photographs.jsonl
+    python benchmarks/proof.py --task fashion --data 2000 10000 --arms vit resnet plain deit dearkd
+    python benchmarks/proof.py --table digits.jsonl photographs.jsonl fashion.jsonl
     python benchmarks/proof.py --seeds 0 --epochs 1 --teacher-epochs 1 --images-per-class 4 --iterations 2
 
 Five students, each the one before and one thing more: a plain ViT; distilled from the teacher's logits (DeiT); with
 MHCA; with early hidden distillation in one stage; in two stages (DearKD). Each sees 10, 25, 50 and 100 % of the real
-training images, and, without one of them, the images that the task's preset makes of the teacher. Everything else is
-the trainer's `small` recipe. All have equally many epochs; the teacher, which has seen all real training images, and
-the synthetic images are the same for all students of a seed.
+training images (or so many of them: `--data 2000`), and, without one of them, the images that the task's preset makes
+of the teacher. Everything else is the trainer's `small` recipe. All have equally many epochs; the teacher, which has
+seen all real training images, and the synthetic images are the same for all students of a seed. Two peers stand beside
+them on real images, trained by the same recipe without a teacher: timm's plain ViT of the same size, and its ResNet-18,
+of about the same cost an image.
 
 Every training is a line of JSON as soon as it is done. `--lines` also appends it to a file, and skips what stands there
 already: a run that was cut goes on, and several processes, each with seeds and a file of its own, share the work.
@@ -27,10 +30,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import TEACHER, Network, synthesise, train_network, train_on
+import timm
+import torch
+from arms import TEACHER, Network, few, synthesise, train_network, train_on, train_peer
 from tasks import TASKS, Task, photographs, task
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from dearkd.specs import SynthesisSpec
+from dearkd.specs.geometry import choose_patch_size
+from dearkd.specs.recipes import STUDENTS
 
 Line = dict[str, Any]
 
@@ -41,7 +50,26 @@ ARMS = {
     "hidden": "+ early hidden distillation, one stage",
     "dearkd": "two stages (DearKD)",
 }
-DATA = {"100": "100 %", "50": "50 %", "25": "25 %", "10": "10 %", "free": "data-free"}
+PEERS = {"vit": "timm's ViT", "resnet": "timm's ResNet-18"}
+SHARES = {"100": "100 %", "50": "50 %", "25": "25 %", "10": "10 %"}
+DATA = SHARES | {"free": "data-free"}
+"""Parts of the real images, or none; any other number counts images."""
+
+
+def peer(name: str, classes: int, chans: int, side: int) -> nn.Module:
+    """A model of `PEERS`, whose weights the global generator draws."""
+    if name == "resnet":
+        return timm.create_model("resnet18", num_classes=classes, in_chans=chans)
+    micro = STUDENTS["dearkd_micro_patch8_32"]
+    return VisionTransformer(
+        img_size=side,
+        patch_size=choose_patch_size(side),
+        in_chans=chans,
+        num_classes=classes,
+        embed_dim=micro.embed_dim,
+        depth=micro.depth,
+        num_heads=micro.num_heads,
+    )
 
 
 def posted(arm: str, epochs: int, stage_two_epochs: int, distillation: str | None) -> dict[str, Any]:
@@ -53,7 +81,7 @@ def posted(arm: str, epochs: int, stage_two_epochs: int, distillation: str | Non
         stage_two_epochs: of DearKD's second stage; the others have one stage.
         distillation: `hard` or `soft`; None leaves it to the recipe, which is soft.
     """
-    place = list(ARMS).index(arm)
+    place = list(ARMS).index(arm) if arm in ARMS else 0
     second = stage_two_epochs if place == 4 else 0
     one: dict[str, Any] = {"epochs": epochs - second}
     if place == 0:
@@ -101,11 +129,19 @@ def run(arguments: argparse.Namespace, data: Task, done: Sequence[Line]) -> Iter
             if images == "free":
                 assert synthetic is not None
                 pixels, labels = synthetic.images, synthetic.labels
-            else:
+            elif images in SHARES:
                 pixels, labels = data.images, data.labels
                 body["fraction"] = int(images) / 100
-            # A mirrored digit or page of text is none, or another one.
-            top1, _ = train_on(pixels, labels, teacher, data, body, synthetic=images == "free", mirrored=False)
+            else:
+                some = few(data, int(images))
+                pixels, labels = some.images, some.labels
+            if arm in PEERS:
+                torch.manual_seed(seed)
+                model = peer(arm, len(data.class_names), data.in_chans, pixels.shape[-1])
+                top1 = train_peer(model, pixels, labels, teacher, data, body)
+            else:
+                # A mirrored digit or page of text is none, or another one.
+                top1, _ = train_on(pixels, labels, teacher, data, body, synthetic=images == "free", mirrored=False)
             yield {
                 "task": data.name,
                 "arm": arm,
@@ -135,19 +171,21 @@ def tables(lines: Sequence[Line]) -> str:
     parts = []
     for name in dict.fromkeys(line["task"] for line in lines):
         mine = [line for line in lines if line["task"] == name]
-        columns = [images for images in DATA if any(line["data"] == images for line in mine)]
-        head = f"| {{}} | {' | '.join(DATA[c] for c in columns)} |\n" + "|---" * (len(columns) + 1) + "|"
+        found = dict.fromkeys(line["data"] for line in mine)
+        columns = [*(c for c in DATA if c in found), *sorted((c for c in found if c not in DATA), key=int)]
+        head = f"| {{}} | {' | '.join(DATA.get(c, c) for c in columns)} |\n" + "|---" * (len(columns) + 1) + "|"
         teachers = {line["seed"]: line["teacher_top1"] for line in mine}
         parts.append(
             f"{name}: teacher {_mean_and_spread(teachers.values())}, seeds {', '.join(map(str, sorted(teachers)))}\n"
         )
         parts.append(head.format("top-1, mean ± standard deviation"))
         parts += [
-            f"| {ARMS[arm]} | {' | '.join(_mean_and_spread(_by_seed(mine, arm, c).values()) for c in columns)} |"
-            for arm in ARMS
+            f"| {name} | {' | '.join(_mean_and_spread(_by_seed(mine, arm, c).values()) for c in columns)} |"
+            for arm, name in (PEERS | ARMS).items()
+            if any(line["arm"] == arm for line in mine)
         ]
         parts.append("\n" + head.format("points over the line above, mean (lowest to highest)"))
-        for before, arm in itertools.pairwise(ARMS):
+        for before, arm in itertools.pairwise(arm for arm in ARMS if any(line["arm"] == arm for line in mine)):
             cells = [_gain(_by_seed(mine, before, c), _by_seed(mine, arm, c)) for c in columns]
             parts.append(f"| {ARMS[arm]} | {' | '.join(cells)} |")
         half, whole = _by_seed(mine, "dearkd", "50"), _by_seed(mine, "plain", "100")
@@ -173,9 +211,16 @@ def _gain(before: dict[int, float], after: dict[int, float]) -> str:
 def cell(text: str) -> tuple[str, str]:
     """What `--also` names, such as `100:plain`."""
     images, _, arm = text.partition(":")
-    if images not in DATA or arm not in ARMS:
-        raise argparse.ArgumentTypeError(f"{text!r}: data is one of {', '.join(DATA)}, arm of {', '.join(ARMS)}")
-    return images, arm
+    if arm not in ARMS | PEERS:
+        raise argparse.ArgumentTypeError(f"{text!r}: the arm is one of {', '.join(ARMS | PEERS)}")
+    return amount(images), arm
+
+
+def amount(text: str) -> str:
+    """What `--data` names: a key of `DATA`, or a number of images."""
+    if text in DATA or (text.isdecimal() and int(text) > max(map(int, SHARES))):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(DATA)}, and no number of images above 100")
 
 
 def read_lines(paths: Iterable[Path]) -> list[Line]:
@@ -186,8 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="digits", choices=TASKS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS | PEERS)
+    parser.add_argument("--data", nargs="+", default=list(DATA), type=amount, help="shares, `free`, numbers of images")
     parser.add_argument("--also", nargs="+", default=[], type=cell, metavar="DATA:ARM", help="single ones beside these")
     parser.add_argument("--epochs", type=int, default=36, help="of each student, over both stages")
     parser.add_argument("--stage-two-epochs", type=int, help="of DearKD's; by default a twelfth, as in the recipe")
