@@ -75,7 +75,7 @@ def run(*command: str) -> dict[str, Any]:
     began = time.monotonic()
     try:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
-        status, said = done.returncode, done.stdout + done.stderr
+        status, said = done.returncode, done.stderr + done.stdout  # figures come last
     except subprocess.TimeoutExpired as error:
         status, said = 124, f"not done after {error.timeout} s"
     return {"exit": status, "said": said.splitlines()[-6:], "seconds": round(time.monotonic() - began, 1)}
