@@ -3,8 +3,8 @@
     make imagenet-demo
 
 EfficientNet-Lite0 is uploaded, a job of some classes is posted with no setting but their number, and Lite1 and Lite2,
-which the synthesis never saw, name what came out. `--published` makes as many images by DeepInversion's own objective
-in as many teacher passes. Figures and grids lie in the folder `demo` under `--data`.
+which the synthesis never saw, name what came out. `--published 4` also makes four of each class by DeepInversion's own
+objective in as many teacher passes an image. Figures and grids lie in the folder `demo` under `--data`.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("dearkd-data/imagenet"))
     parser.add_argument("--classes", type=int, nargs="+", default=[*CLASSES])
     parser.add_argument("--images-per-class", type=int, default=16)
-    parser.add_argument("--published", action="store_true", help="DeepInversion's own objective in as many passes")
+    parser.add_argument("--published", type=int, default=0, metavar="N", help="of each class DeepInversion's way")
     parser.add_argument("--set", type=json.loads, default={}, help="JSON of further fields of the synthesis spec")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -56,6 +56,7 @@ def main() -> None:
         arms: dict[str, dict[str, Any]] = {"auto": {}}
         if options.published:
             arms["published"] = published(client, {"teacher": teacher["id"], **posted})
+            arms["published"]["images_per_class"] = options.published
         report = {}
         for name, fields in arms.items():
             with demo.step(name, f"2. Images are synthesised: {name}"):

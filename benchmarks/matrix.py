@@ -27,7 +27,7 @@ ARMS: dict[str, dict[str, Any]] = {
     **{distance: {"statistics": distance} for distance in ("symmetric", "wasserstein", "normalised_l2")},
 }
 """The default, DeepInversion's own objective in as many passes, and the default with other distances."""
-JUDGE, OTHER_JUDGE = "resnet10t", "mobilenetv3_small_050"
+JUDGE, OTHER_JUDGE = "resnet10t", "densenet121"
 """Judges the images of all families but its own, which `OTHER_JUDGE` judges."""
 TEACHER_IMAGES = 12_000
 PASSES = {"efficientnet_lite0": 36_000, "vgg11_bn": 20_000}
@@ -53,7 +53,7 @@ def cell(folder: Path, of: Task, family: str, arm: str, posted: dict[str, Any], 
     teacher, stranger = (network(folder, of, name, 0) for name in (family, OTHER_JUDGE if family == JUDGE else JUDGE))
     posted = {"images_per_class": -(-images // len(of.class_names)), **of.synthesis, **posted}
     spec = SynthesisSpec.resolve({"teacher": "teacher"} | posted, teacher.spec)
-    asked = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:8]
+    asked = hashlib.sha256(spec.model_dump_json(exclude_none=True).encode()).hexdigest()[:8]
     path = folder / f"{of.name}-{family}-{arm}-{asked}.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())

@@ -15,7 +15,7 @@ from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec, SynthesisWeight
 from dearkd.specs.teacher import TeacherSpec
 
 LARGE = 64
-"""The image size in pixels from which `auto` optimises most of the time at half of it [R]."""
+"""The image size in pixels from which `auto` shows crops, and makes fewer images at a time [R]."""
 
 
 def half_size(image_size: int) -> int:
@@ -26,26 +26,24 @@ def half_size(image_size: int) -> int:
 def auto(teacher: TeacherSpec) -> SynthesisSpec:
     """One rule for every teacher [R]: the weights are the same everywhere, since each term means the same everywhere.
 
-    The variation is the exception: its weight grows with the square of the tensor's side, 0.1 for 16 px, 1.2 for 56 px.
-    The finer the tensor, the less two neighbours of a real image differ, and the more noise has room in it.
-
     The statistics' distance is relative to the teacher's own deviations (`statistics`: `gaussian`), so that its weight
     does not depend on the network. The optimised tensor has half the side of what the teacher sees, and is upsampled
     in the graph: what is finer than that is noise that the teacher reads and nobody else. Images get their labels after
-    a quarter of the iterations, by what they have become. Teachers of 64 px and more see half their image size in six
-    of seven iterations. Mirrored images are taken for images of the same thing where they have colours.
+    a quarter of the iterations, by what they have become.
 
-    Cost: 200 teacher passes an image up to 63 px; 125 (300 iterations at half size, 50 at full size) from 64 px on.
+    Three things follow from sizes. The finer the tensor, the less two neighbours of a real image differ: for one q
+    times as large as 16 px the variation weighs q times as much, and the learning rate is divided by √q. Teachers of
+    64 px and more see random crops (`crop_min_scale`), as such networks did in their training; smaller ones, whose
+    things fill the image, do not. Mirrored images are taken for images of the same thing where they have colours.
 
-    To expect: benchmarks/LOG.md, so far for digits, clothes and a few ImageNet images; at 224 px with a rate of 0.15.
+    Cost: 200 teacher passes an image up to 63 px, 125 from 64 px on.
+
+    To expect: benchmarks/RESULTS.md, for six families of networks; benchmarks/LOG.md for what was tried.
     """
     size = teacher.image_size
     large = size >= LARGE
-    half = half_size(size)
-    whole = Phase(resolution=max(4, size // 2), input_size=size, iterations=50 if large else 200)
-    coarse = [Phase(resolution=max(4, half // 2), input_size=half, iterations=300)] if large else []
-    phases = [*coarse, whole]
-    first, iterations = phases[0], sum(phase.iterations for phase in phases)
+    phase = Phase(resolution=max(4, size // 2), input_size=size, iterations=125 if large else 200)
+    finer = phase.resolution / 16
     return SynthesisSpec(
         teacher=teacher.name,
         preset="auto",
@@ -54,18 +52,18 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
         batch_size=80 if large else 200,
         classes_per_batch=10,
         shard_samples=500 if large else 400,
-        phases=phases,
-        learning_rate=0.4,
+        phases=[phase],
+        learning_rate=round(0.8 / finer**0.5, 4),
         betas=[0.9, 0.999],
         schedule="cosine",
         warmup_iterations=0,
         statistics="gaussian",
-        unlabelled_iterations=iterations // 4,
+        unlabelled_iterations=phase.iterations // 4,
         first_batch_norm_weight=1.0,
         weights=SynthesisWeights(
             cross_entropy=1.0,
-            batch_norm=10.0,
-            total_variation_l1=round(0.1 * (first.resolution / 16) ** 2, 4),
+            batch_norm=4.0,
+            total_variation_l1=round(0.3 * finer, 4),
             total_variation_l2=0.0,
             l2=0.0,
             adaptive=0.0,
@@ -73,6 +71,7 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
         ),
         jitter=max(1, size // 16),
         flip=0.5 if teacher.in_chans == 3 else 0.0,
+        crop_min_scale=0.3 if large else 1.0,
     )
 
 
