@@ -87,7 +87,7 @@ def add(
         _check(given)
     with TemporaryDirectory(prefix="dearkd-teacher-") as scratch:
         path = fetch(source) if is_hub_name(source) else _existing(source)
-        if complete and state_dict is None and path.is_file() and kind_of(path) == "safetensors":
+        if complete and state_dict is None and _is_safetensors(path):
             body, weights = given, path
         else:
             body, weights = _read(path, given, Path(scratch), state_dict)
@@ -120,6 +120,10 @@ def _existing(source: str) -> Path:
             f"{source} does not exist: give a file, a folder, or a model of the Hugging Face Hub as hf-hub:owner/name"
         )
     return path
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.is_file() and (path.suffix == ".safetensors" or kind_of(path) == "safetensors")
 
 
 def _name_of(source: str) -> str:

@@ -175,8 +175,8 @@ def _at(chosen: str, found: Mapping[str, Mapping[Any, Any]], path: Path) -> Weig
     if chosen in found:
         return _taken(found[chosen], (f"took the weights under {chosen!r}",))
     for key, state in found.items():
-        start = chosen if not key else chosen.removeprefix(f"{key}.") if chosen.startswith(f"{key}.") else ""
-        if start and any(isinstance(name, str) and name.startswith(f"{start}.") for name in state):
+        start = chosen.removeprefix(f"{key}.") if len(found) == 1 or chosen.startswith(f"{key}.") else None
+        if start is not None and any(isinstance(name, str) and name.startswith(f"{start}.") for name in state):
             whole = _taken(state).inside(start)
             return replace(whole, remarks=(f"took the {len(whole.tensors)} tensors under {chosen!r}",))
     raise InvalidInput(f"--state-dict {chosen}: {path} holds no weights there; it has {listed(found)}")

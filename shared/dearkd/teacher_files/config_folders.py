@@ -10,7 +10,7 @@ from dearkd.errors import InvalidInput
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-"""How images are made, in folders of transformers."""
+"""The file that says how images are made, in folders of transformers."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")
 

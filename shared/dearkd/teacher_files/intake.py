@@ -1,4 +1,4 @@
-"""From a file or folder to what the API takes: the spec of a teacher, and its weights as safetensors."""
+"""The way from a file or folder to what the API takes: the spec of a teacher, and its weights as safetensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from dearkd.teacher_files.checkpoints import Weights, listed, read_weights
 from dearkd.teacher_files.config_folders import ConfigFolder, read_folder
 from dearkd.teacher_files.file_kinds import kind_of
 from dearkd.teacher_files.foreign_names import recognise
-from dearkd.teacher_files.matching import Match, match
+from dearkd.teacher_files.matching import TORCHVISION, Match, match
 from dearkd.teacher_files.namings import NAMINGS, TRANSFORMERS_RESNET, transformers_twin
 from dearkd.teacher_files.text_arguments import without_text
 from dearkd.vision.teachers import blueprint, in_words, require_known
@@ -115,10 +115,9 @@ def _require_config(weights: Weights, folder: ConfigFolder | None, fields: dict[
 
 def _drop_text(fields: dict[str, Any]) -> None:
     architecture, arguments = fields.get("architecture"), fields.get("model_args")
-    if architecture is not None and arguments:
-        known = architecture.partition(":")[2] or architecture
-        require_known(known)
-        fields["model_args"] = without_text(known, arguments)
+    if architecture is not None and arguments and not architecture.startswith(TORCHVISION):
+        require_known(architecture)
+        fields["model_args"] = without_text(architecture, arguments)
 
 
 def _of_match(found: Match, fields: Mapping[str, Any], file: Path) -> dict[str, Any]:

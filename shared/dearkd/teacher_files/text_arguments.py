@@ -33,7 +33,7 @@ def without_text(architecture: str, model_args: Mapping[str, Any]) -> dict[str, 
     return kept
 
 
-def _printed(architecture: str, **model_args: str) -> str:
+def _printed(architecture: str, **model_args: Any) -> str:
     """The network's layers and their settings, as torch prints them."""
     try:
         with ParametersOnMeta():
