@@ -128,6 +128,8 @@ def _unpickled(path: Path) -> Any:
                     code="pickled_code",
                 ) from None
             standins[name] = standin
+        except UnicodeEncodeError:  # torch takes no path that is no text
+            raise
         except Exception as error:  # RuntimeError, EOFError, … of a damaged file: which, torch does not say
             raise InvalidInput(_unreadable(path, error)) from error
 

@@ -1,6 +1,7 @@
 """The network of timm that a file's tensors belong to: the one that is named, or the only one that they fit."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,7 +66,7 @@ def match(weights: Weights, architecture: str | None, model_args: Mapping[str, A
         found = list(_fits(reading, architecture, model_args))
         fitting = [each for each in found if not each.wrong]
         if fitting:
-            return _only(fitting, reading, given=architecture is not None)
+            return _only(fitting, reading)
         closest = min([*found, *([closest] if closest else [])], key=lambda each: each.wrong, default=None)
     if architecture is None and (closest is None or closest.naming is None):
         raise InvalidInput(_unknown(readings[0], model_args), code="unknown_architecture")
@@ -80,15 +81,14 @@ def _fits(weights: Weights, architecture: str | None, model_args: Mapping[str, A
     naming = recognise(weights.tensors, NAMINGS)
     if architecture is None:
         if naming is not None:
-            figures = Figures.of(weights.tensors)
-            names = set(with_figures(figures))
+            similar = with_figures(Figures.of(weights.tensors))
             twins = naming.all_twins()
-            likely = [twin for twin in twins if twin.architecture in names]
-            yield from (_compared(weights, naming, twin, model_args) for twin in likely or twins)
+            likely = [twin for twin in twins if twin.architecture in similar]
+            yield from _all_compared(weights, naming, likely or twins, model_args)
         else:
             _require_twin(weights)
-            for name in with_figures(Figures.of(weights.tensors)):
-                yield _compared(weights, None, Twin(name), model_args)
+            names = with_figures(Figures.of(weights.tensors))
+            yield from _all_compared(weights, None, map(Twin, names), model_args)
     elif architecture.startswith(TORCHVISION):
         yield _compared(weights, *_of_torchvision(architecture.removeprefix(TORCHVISION)), model_args)
     else:
@@ -128,11 +128,20 @@ def _require_twin(weights: Weights) -> None:
             )
 
 
+def _all_compared(
+    weights: Weights, naming: Naming | None, twins: Iterable[Twin], model_args: Mapping[str, Any]
+) -> Iterator[Match]:
+    """The comparisons with networks that nobody named, but for those that do not take the arguments."""
+    for twin in twins:
+        with suppress(InvalidInput):
+            yield _compared(weights, naming, twin, model_args)
+
+
 def _compared(weights: Weights, naming: Naming | None, twin: Twin, model_args: Mapping[str, Any]) -> Match:
     arguments = {**twin.model_args, **model_args}
     wanted = _layout(twin.architecture, arguments, 1000, 3, weights)
     tensors = naming.translate(weights.tensors, wanted) if naming is not None else weights.tensors
-    classes, channels = _read_off(twin.architecture, tensors, wanted)
+    classes, channels = _read_off(twin.architecture, tensors)
     if (classes, channels) != (1000, 3):
         wanted = _layout(twin.architecture, arguments, classes, channels, weights)
     translated = (
@@ -169,9 +178,7 @@ def _layout(
     return blueprint(spec, len(weights.tensors))
 
 
-def _read_off(
-    architecture: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> tuple[int, Literal[1, 3]]:
+def _read_off(architecture: str, tensors: Mapping[str, Tensor]) -> tuple[int, Literal[1, 3]]:
     """Classes and channels by the shapes of the classifier and the first convolution; else 1000 and 3."""
     cfg = timm.get_pretrained_cfg(architecture)
     classifier = _first(cfg and cfg.classifier, tensors)
@@ -186,7 +193,7 @@ def _first(modules: Any, tensors: Mapping[str, Tensor]) -> Tensor | None:
     return tensors.get(f"{names[0]}.weight") if names else None
 
 
-def _only(found: list[Match], weights: Weights, *, given: bool) -> Match:
+def _only(found: list[Match], weights: Weights) -> Match:
     """The one that is meant. Modules without tensors tell apart what the tensors do not, such as blurred pooling."""
     if len(found) > 1 and weights.modules:
         same = [each for each in found if each.modules == weights.modules]
@@ -209,7 +216,7 @@ def _shortest(names: Iterable[str]) -> list[str]:
 
 def _unknown(weights: Weights, model_args: Mapping[str, Any]) -> str:
     figures = Figures.of(weights.tensors)
-    compared = [_compared(weights, None, Twin(name), model_args) for name in nearest(figures, 2 * OFFERED)]
+    compared = list(_all_compared(weights, None, map(Twin, nearest(figures, 2 * OFFERED)), model_args))
     compared.sort(key=lambda each: (each.wrong, len(each.architecture)))
     offers = "; ".join(f"{each.architecture} ({listed_misfits(each.misfits, most=2)})" for each in compared[:OFFERED])
     return (

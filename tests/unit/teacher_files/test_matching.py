@@ -78,6 +78,8 @@ def test_arguments_that_a_network_was_built_with_are_respected(add: Add) -> None
     assert "Nearest: " in refusal(lambda: add(state))
     found = add(state, architecture="resnet18", model_args={"layers": [1, 1, 1, 1]})
     assert found.body["model_args"] == {"layers": [1, 1, 1, 1]}
+    said = refusal(lambda: add(state, model_args={"layers": [1, 1, 1, 1]}))
+    assert "--architecture" in said  # the figures of such a network are in no index
 
 
 @pytest.mark.parametrize(
