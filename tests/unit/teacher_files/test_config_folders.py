@@ -131,6 +131,7 @@ RESNETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", RESNETS)
 def test_a_resnet_of_transformers_answers_the_same(add: Add, tmp_path: Path, layer: str) -> None:
     transformers = pytest.importorskip("transformers")
