@@ -44,6 +44,16 @@ def read_folder(folder: Path) -> ConfigFolder:
             f"{folder} has a {CONFIG}, but neither {' nor '.join(WEIGHTS)}: copy the weights there, or give their file"
         )
     config = _read(folder / CONFIG)
+    try:
+        return _contents(folder, weights, config)
+    except (TypeError, ValueError, AttributeError) as error:  # a list where an object should be, and the like
+        raise InvalidInput(
+            f"{folder / CONFIG} has a field of another form than timm and transformers write ({error}): mend it, or "
+            "give the file of weights itself, with flags"
+        ) from None
+
+
+def _contents(folder: Path, weights: Path, config: dict[str, Any]) -> ConfigFolder:
     kind = config.get("model_type")
     if "architecture" in config:
         fields, remarks = _of_timm(config)
@@ -84,13 +94,15 @@ def _of_timm(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     arguments = {key: value for key, value in (config.get("model_args") or {}).items() if value is not None}
     if isinstance(pool := config.get("global_pool"), str) and pool:
         arguments.setdefault("global_pool", pool)
-    size = cfg.get("input_size")
+    size, channels = cfg.get("input_size"), arguments.pop("in_chans", None)
     if isinstance(size, list) and len(size) == 3:
-        fields["in_chans"] = arguments.pop("in_chans", size[0])
+        channels = channels or size[0]
         if size[1] == size[2]:
             fields["image_size"] = size[1]
         else:
             remarks.append(f"left out an input_size of {size[1]}×{size[2]}: images are square here")
+    if channels is not None:
+        fields["in_chans"] = channels
     classes = arguments.pop("num_classes", None) or cfg.get("num_classes")
     if classes:
         fields["num_classes"] = classes

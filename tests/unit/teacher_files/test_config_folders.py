@@ -63,7 +63,7 @@ def test_the_older_form_of_timm_is_read(add: Add, folder: Path) -> None:
 
 
 def test_names_that_are_not_one_a_class_are_left_out_aloud(add: Add, folder: Path) -> None:
-    for labels in (NAMES[:3], {"0": "ant", "7": "bee"}):
+    for labels in (NAMES[:3], {"0": "ant", "7": "bee"}, 7):
         change(folder, label_names=labels)
         found = add(folder)
         assert "class_names" not in found.body
@@ -112,6 +112,25 @@ def test_an_image_size_that_is_not_square_is_left_out(add: Add, folder: Path) ->
 def test_a_config_that_is_of_no_use_is_refused_by_what_it_is(add: Add, folder: Path, content: str, named: str) -> None:
     (folder / "config.json").write_text(content)
     assert named in refusal(lambda: add(folder))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_args": [1]},
+        {"model_args": {"layers": {}}},
+        {"num_classes": "many", "model_args": {}},
+        {"architecture": 3},
+        {"pretrained_cfg": {"mean": ["x"] * 3}},
+        {"pretrained_cfg": {"mean": 0.5, "std": [], "input_size": "large"}},
+        {"pretrained_cfg": {"input_size": ["3", "8", "8"]}},
+        {"architecture": None, "model_type": "resnet", "depths": "deep", "id2label": [1]},
+        {"architecture": None, "model_type": ["resnet"], "architectures": 3},
+    ],
+)
+def test_fields_of_another_form_are_refused_in_words(add: Add, folder: Path, fields: dict[str, Any]) -> None:
+    change(folder, **fields)
+    refusal(lambda: add(folder))
 
 
 def test_what_a_folder_lacks_is_named(add: Add, folder: Path) -> None:
