@@ -5,8 +5,6 @@ tf_efficientnet_lite{0,1,2}.
 """
 
 import importlib
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import dearkd.vision  # noqa: F401  # makes timm importable
@@ -22,6 +20,7 @@ from torch.nn import functional as F
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec
+from dearkd.teacher_files.namings import EFFICIENTNET_PYTORCH
 from dearkd.vision.images import to_input
 
 SIDES = {0: 224, 1: 240, 2: 260}
@@ -52,44 +51,12 @@ def load_lite(number: int) -> tuple[nn.Module, TeacherSpec]:
         class_names=[info.index_to_description(label).split(",")[0] for label in range(1000)],
     )
     model: nn.Module = timm.create_model(spec.architecture)
-    model.load_state_dict(timm_names(torch.load(weights, weights_only=True), model.state_dict()))
+    model.load_state_dict(EFFICIENTNET_PYTORCH.translate(torch.load(weights, weights_only=True), model.state_dict()))
     model.eval().requires_grad_(False)
     top = int(answers(model, spec, coffee(spec.image_size))[0].argmax())
     if top != COFFEE:
         raise InvalidInput(f"{weights} takes a cup of coffee for {spec.class_names and spec.class_names[top]!r}")
     return model, spec
-
-
-def timm_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under timm's names.
-
-    Blocks are numbered through there and by stage and place in timm. A block without expansion has its projection as
-    `conv_pw` and two norms, which are called by their places.
-    """
-    blocks = sorted(
-        {(int(stage), int(place)) for stage, place in re.findall(r"blocks\.(\d+)\.(\d+)\.", "\n".join(wanted))}
-    )
-    plain = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    expanded = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    straight = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    named = {}
-    for name, tensor in state.items():
-        parts = name.split(".")
-        if parts[0] == "_blocks":
-            number = int(parts[1])
-            names = expanded if f"_blocks.{number}._expand_conv.weight" in state else straight
-            stage, place = blocks[number]
-            named[".".join([f"blocks.{stage}.{place}", names[parts[2]], *parts[3:]])] = tensor
-        else:
-            named[".".join([plain[parts[0]], *parts[1:]])] = tensor
-    return named
 
 
 def answers(model: nn.Module, spec: TeacherSpec, images: Tensor) -> Tensor:

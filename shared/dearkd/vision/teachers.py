@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from dearkd.specs import TeacherSpec
 from dearkd.specs.presets import half_size
 from dearkd.vision.bounded_construction import ParametersOnMeta, TooLargeToBuild, bounded_construction
 from dearkd.vision.teacher_statistics import BatchNorm, check_statistics, require_possible
-from dearkd.vision.weight_files import StoredTensor, read_header, require_fit, separate_state
+from dearkd.vision.weight_files import read_header, require_fit, separate_state
 
 CONVOLUTIONS_A_BATCH_NORM = 4
 """The most convolutions of more than 1×1 for each BatchNorm layer [our choice]. CNNs that are made with BatchNorm have
@@ -34,14 +34,57 @@ class TeacherDescription:
     """Sides of images that it cannot take. Only half its image size is tried, with which presets begin."""
 
 
+def require_known(architecture: str) -> None:
+    """Raises `InvalidInput` at `/architecture`, with what was perhaps meant, if timm has none of that name."""
+    if "." in architecture or not timm.is_model(architecture):
+        raise InvalidInput.at(
+            "/architecture",
+            f"{architecture!r} is no name of timm.list_models() (timm {timm.__version__})"
+            + _did_you_mean(architecture.partition(".")[0], timm.list_models()),
+        )
+
+
 def build_teacher(spec: TeacherSpec) -> nn.Module:
     """The spec's architecture with random weights; never downloads any.
 
     Raises:
         InvalidInput: at `/architecture` or `/model_args`.
     """
-    _require_known(spec.architecture)
+    require_known(spec.architecture)
     return _construct(spec)
+
+
+def blueprint(spec: TeacherSpec, stored: int) -> dict[str, Tensor]:
+    """The network's `state_dict()` with shapes and types alone, built no further than a file could fill it.
+
+    Args:
+        spec: how to build it.
+        stored: the number of tensors in the file.
+
+    Raises:
+        InvalidInput: at `/architecture` or `/model_args` as `build_teacher`; at `/weights` if the network has several
+            times as many tensors as the file.
+    """
+    try:
+        with bounded_construction(10_000 + 10 * stored):  # timm's networks register up to 4.3 for each tensor
+            try:
+                with torch.device("meta"):
+                    return _construct(spec).state_dict()
+            except InvalidInput:
+                with ParametersOnMeta():  # refused again, unless its code only wants numbers in tensors
+                    return _construct(spec).state_dict()
+    except TooLargeToBuild:
+        raise InvalidInput.at(
+            "/weights",
+            f"they do not fit {in_words(spec)}: that network is several times larger than the file, which holds "
+            f"{stored} tensors",
+        ) from None
+
+
+def in_words(spec: TeacherSpec) -> str:
+    """The network of a spec, as errors call it."""
+    words = f"{spec.architecture} with num_classes={spec.num_classes}, in_chans={spec.in_chans}"
+    return words + (f", model_args={spec.model_args}" if spec.model_args else "")
 
 
 def load_teacher(spec: TeacherSpec, weights: Path, device: torch.device | str = "cpu") -> nn.Module:
@@ -58,8 +101,8 @@ def load_teacher(spec: TeacherSpec, weights: Path, device: torch.device | str = 
             type, before any memory is taken for the network; or as `build_teacher`.
     """
     stored = read_header(weights)
-    _require_known(spec.architecture)
-    require_fit(_in_words(spec), _blueprint(spec, stored), stored)
+    require_known(spec.architecture)
+    require_fit(in_words(spec), blueprint(spec, len(stored)), stored)
     teacher = _construct(spec)
     teacher.load_state_dict(teacher.state_dict() | load_file(weights))
     return teacher.eval().requires_grad_(False).to(device)
@@ -226,15 +269,6 @@ def _classifier(model: nn.Module) -> nn.Module:
     return cast(nn.Module, classifier)
 
 
-def _require_known(architecture: str) -> None:
-    if "." in architecture or not timm.is_model(architecture):
-        raise InvalidInput.at(
-            "/architecture",
-            f"{architecture!r} is no name of timm.list_models() (timm {timm.__version__})"
-            + _did_you_mean(architecture.partition(".")[0], timm.list_models()),
-        )
-
-
 def _construct(spec: TeacherSpec) -> nn.Module:
     try:
         return _create(spec, **spec.model_args)
@@ -251,34 +285,11 @@ def _construct(spec: TeacherSpec) -> nn.Module:
         ) from error
 
 
-def _blueprint(spec: TeacherSpec, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """The network's `state_dict()` with shapes and types alone, built no further than the file could fill it."""
-    try:
-        with bounded_construction(10_000 + 10 * len(stored)):  # timm's networks register up to 4.3 for each tensor
-            try:
-                with torch.device("meta"):
-                    return dict(_construct(spec).state_dict())
-            except InvalidInput:
-                with ParametersOnMeta():  # refused again, unless its code only wants numbers in tensors
-                    return dict(_construct(spec).state_dict())
-    except TooLargeToBuild:
-        raise InvalidInput.at(
-            "/weights",
-            f"they do not fit {_in_words(spec)}: that network is several times larger than the file, which holds "
-            f"{len(stored)} tensors",
-        ) from None
-
-
 def _create(spec: TeacherSpec, **model_args: Any) -> nn.Module:
     model: nn.Module = timm.create_model(
         spec.architecture, pretrained=False, num_classes=spec.num_classes, in_chans=spec.in_chans, **model_args
     )
     return model
-
-
-def _in_words(spec: TeacherSpec) -> str:
-    words = f"{spec.architecture} with num_classes={spec.num_classes}, in_chans={spec.in_chans}"
-    return words + (f", model_args={spec.model_args}" if spec.model_args else "")
 
 
 def _known_arguments(spec: TeacherSpec) -> str:

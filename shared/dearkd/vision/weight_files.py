@@ -84,19 +84,10 @@ def require_fit(network: str, wanted: Mapping[str, Tensor], stored: Mapping[str,
         InvalidInput: at `/weights`, naming the tensors that are missing, unexpected, of another shape or of a type that
             is not taken.
     """
-    misfits = {
-        "missing": [name for name in wanted if name not in stored and not is_counter(name)],
-        "unexpected": [name for name in stored if name not in wanted],
-        "of another shape": [
-            f"{name} is {stored[name].shape}, not {tuple(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in stored and stored[name].shape != tuple(tensor.shape)
-        ],
-    }
-    found = _listed(misfits)
+    found = listed_misfits(misfits(wanted, stored))
     if found:
         raise InvalidInput.at("/weights", f"they do not fit {network}; {found}")
-    found = _listed(
+    found = listed_misfits(
         {
             "of a type that is not taken": [
                 f"{name} is {_torch_name(stored[name].kind)}"
@@ -111,6 +102,28 @@ def require_fit(network: str, wanted: Mapping[str, Tensor], stored: Mapping[str,
             f"{found}; weights that were quantised mean nothing without their scales: save them as float32, float16, "
             "bfloat16 or float64",
         )
+
+
+def misfits(wanted: Mapping[str, Tensor], stored: Mapping[str, StoredTensor | Tensor]) -> dict[str, list[str]]:
+    """The tensors that are missing, unexpected and of another shape, each under that word."""
+    return {
+        "missing": [name for name in wanted if name not in stored and not is_counter(name)],
+        "unexpected": [name for name in stored if name not in wanted],
+        "of another shape": [
+            f"{name} is {tuple(stored[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in stored and tuple(stored[name].shape) != tuple(tensor.shape)
+        ],
+    }
+
+
+def listed_misfits(misfits: Mapping[str, list[str]], most: int = 5) -> str:
+    """The first of each kind, and how many more there are; empty where all fits."""
+    return "; ".join(
+        f"{kind}: {', '.join(names[:most])}" + f" and {len(names) - most} more" * (len(names) > most)
+        for kind, names in misfits.items()
+        if names
+    )
 
 
 def is_counter(name: str) -> bool:
@@ -132,11 +145,3 @@ def _torch_name(kind: str) -> str:
     letters = kind.rstrip("0123456789") if "_" not in kind else kind.partition("8")[0]
     long = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex"}.get(letters)
     return kind.lower() if long is None else long + kind.removeprefix(letters).lower()
-
-
-def _listed(misfits: Mapping[str, list[str]]) -> str:
-    return "; ".join(
-        f"{kind}: {', '.join(names[:5])}" + f" and {len(names) - 5} more" * (len(names) > 5)
-        for kind, names in misfits.items()
-        if names
-    )

@@ -1,0 +1,3 @@
+from tests.support.teacher_files import add
+
+__all__ = ["add"]
