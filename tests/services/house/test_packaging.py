@@ -63,7 +63,8 @@ sys.meta_path.insert(0, Absent())
 import dearkd, dearkd_api
 for package in (dearkd, dearkd_api):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.startswith(("dearkd.vision", "dearkd.teacher_files")) and not module.name.endswith("__main__"):
+        torchless = not module.name.startswith(("dearkd.vision", "dearkd.teacher_files"))
+        if torchless and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 from dearkd.cli import main
 main(["api", "--help"])
