@@ -188,26 +188,25 @@ def train_peer(
     Batches, augmentations, optimiser, schedule and averaged weights are those of the spec; the loss is cross-entropy.
     """
     spec = _resolved(labels, teacher, posted, synthetic=False, mirrored=False)
-    seen = spec.augmentation
-    optimizer = create_optimizer_v2(model, opt=spec.optimizer.opt, lr=spec.optimizer.lr, weight_decay=0.05)
+    seen, how = spec.augmentation, spec.optimizer
+    optimizer = create_optimizer_v2(model, opt=how.opt, lr=how.lr, weight_decay=how.weight_decay)
     with tempfile.TemporaryDirectory() as folder:
         data = _stored(Path(folder) / "images.tar", images, labels, teacher.spec)
         batches = EpochBatches(np.arange(len(data)), spec.batch_size, seed=spec.seed, epochs=range(spec.epochs))
         steps = len(batches.sizes)
         transform = train_transform(seen, image_size=images.shape[-1], mean=teacher.spec.mean, std=teacher.spec.std)
-        schedule = create_schedule(optimizer, spec.optimizer, epochs=spec.epochs, steps_per_epoch=steps)
-        average = create_average(model, spec.optimizer.model_ema_half_life, steps)
-        assert average is not None
+        schedule = create_schedule(optimizer, how, epochs=spec.epochs, steps_per_epoch=steps)
+        average = create_average(model, how.model_ema_half_life, steps)
+        assert average is not None, "the recipe `small` averages"
         loader = create_loader(data, transform, batches, seed=spec.seed, workers=0, pin_memory=False)
         for step, (inputs, targets) in enumerate(loader):
             schedule.step_update(step)
             optimizer.zero_grad()
             F.cross_entropy(model.train()(inputs), targets, label_smoothing=seen.smoothing).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.clip_grad or math.inf)
+            nn.utils.clip_grad_norm_(model.parameters(), how.clip_grad or math.inf)
             optimizer.step()
             average.update(model, step + 1)
-    judged = average.module.eval()
-    return Network(judged, teacher.spec).top1(task.held_out_images, task.held_out_labels)
+    return Network(average.module.eval(), teacher.spec).top1(task.held_out_images, task.held_out_labels)
 
 
 def _resolved(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from lite import answers, load_lite
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from dearkd.specs import TeacherSpec
@@ -66,10 +66,7 @@ def stamps() -> tuple[Tensor, Tensor]:
         with Image.open(STAMPS / f"{name}.png") as file:
             picture = file.convert("RGBA")
         picture = picture.crop(picture.getchannel("A").getbbox())
-        picture.thumbnail((SIDE - 2 * MARGIN, SIDE - 2 * MARGIN), Image.Resampling.BICUBIC)
-        if max(picture.size) < SIDE - 2 * MARGIN:
-            scale = (SIDE - 2 * MARGIN) / max(picture.size)
-            picture = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.BICUBIC)
+        picture = ImageOps.contain(picture, (SIDE - 2 * MARGIN,) * 2, Image.Resampling.BICUBIC)
         ground = Image.new("RGB", (SIDE, SIDE), GROUND)
         ground.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2), picture)
         images.append(torch.frombuffer(bytearray(ground.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3))

@@ -38,7 +38,7 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
 
     Cost: 200 teacher passes an image up to 63 px, 125 from 64 px on.
 
-    To expect: benchmarks/RESULTS.md, for six families of networks; benchmarks/LOG.md for what was tried.
+    To expect: benchmarks/LOG.md, for clothes and letters at 32 px; at 224 px what came next to it was tried, not this.
     """
     size = teacher.image_size
     large = size >= LARGE

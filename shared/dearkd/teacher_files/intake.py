@@ -122,20 +122,18 @@ def _drop_text(fields: dict[str, Any]) -> None:
 
 def _of_match(found: Match, fields: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """The fields that the tensors decide, checked against those that were said."""
-    classes = fields.get("num_classes", found.num_classes)
-    if classes != found.num_classes:
-        raise InvalidInput.at(
-            "/num_classes",
-            f"{file} tells {found.num_classes} classes apart, by the shape of its classifier, and not {classes}: leave "
-            "--num-classes out, or give the weights that were meant",
-        )
-    channels = fields.get("in_chans", found.in_chans)
-    if channels != found.in_chans:
-        raise InvalidInput.at(
-            "/in_chans",
-            f"{file} takes {found.in_chans} channels, by the shape of its first convolution, and not {channels}: leave "
-            "--in-chans out, or give the weights that were meant",
-        )
+    for name, told in (
+        ("num_classes", "tells {} classes apart, by the shape of its classifier"),
+        ("in_chans", "takes {} channels, by the shape of its first convolution"),
+    ):
+        own = getattr(found, name)
+        said = fields.get(name, own)
+        if said != own:
+            raise InvalidInput.at(
+                f"/{name}",
+                f"{file} {told.format(own)}, and not {said}: leave --{name.replace('_', '-')} out, or give the weights "
+                "that were meant",
+            )
     return {
         "architecture": found.architecture,
         "model_args": dict(found.model_args),
