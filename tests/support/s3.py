@@ -4,6 +4,7 @@ It checks signatures (version 4), knows conditional create, ranges and multipart
 container, object and proxy server run in the foreground, with one replica on one device, which is a folder.
 """
 
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
-from dearkd.local.embedded_redis import free_port
+from dearkd.local.embedded_redis import HOST
 from dearkd.settings import Settings
 
 ACCESS_KEY, SECRET_KEY = "test:tester", "testing"
@@ -129,16 +130,30 @@ def swift(folder: Path) -> Iterator[S3Server]:
         "[storage-policy:0]\nname = single\ndefault = yes\n"
     )
     with ExitStack() as stack:
-        ports = {kind: free_port() for kind in ("account", "container", "object")}
+        ports = {kind: stack.enter_context(reserved_port()) for kind in ("account", "container", "object")}
         _make_rings(folder, ports)
         for kind, port in ports.items():
             text = _SERVER.format(port=port, folder=folder) + _BACKEND.format(kind=kind)
             stack.enter_context(_server(folder, kind, text))
-        port = free_port()
+        port = stack.enter_context(reserved_port())
         stack.enter_context(_server(folder, "proxy", _SERVER.format(port=port, folder=folder) + _PROXY))
         server = S3Server(f"http://127.0.0.1:{port}")
         _make_bucket(server, folder)
         yield server
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A TCP port that only a server with `SO_REUSEPORT` can bind, and that the system gives to nobody who asks for any.
+
+    eventlet, on which Swift runs, sets that option. Were the port merely free, a second server, of this process or of
+    another, could be given it too: both would bind it in silence, and each get some of the other's requests.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((HOST, 0))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield holder.getsockname()[1]
 
 
 def _make_rings(folder: Path, ports: dict[str, int]) -> None:
