@@ -5,6 +5,13 @@ This package is what every part needs: what is asked for (`specs`), what is goin
 it never imports torch; the torch side of what is shared is `dearkd.vision`.
 """
 
-from importlib.metadata import version
+from typing import Any
 
-__version__ = version("dearkd")
+
+def __getattr__(name: str) -> Any:
+    """Look the version up when it is asked for: finding it takes longer than a command's help."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dearkd")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from dearkd.choices import ClassOrder, Kind
 from dearkd.errors import (
     Conflict,
     DearKDError,
@@ -31,8 +32,7 @@ from dearkd.errors import (
     Unavailable,
 )
 from dearkd.identifiers import new_id
-from dearkd.jobs.model import TERMINAL, Kind
-from dearkd.specs.class_order import ClassOrder
+from dearkd.jobs.model import TERMINAL
 
 Json = dict[str, Any]
 Collection = Literal["teachers", "datasets", "models", "synthesis-jobs", "training-runs"]

@@ -25,9 +25,10 @@ request can succeed later without a change.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import ValidationError
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class InvalidInput(DearKDError):
         return cls(f"{pointer}: {detail}" if pointer else detail, code=code, errors=[FieldError(pointer, detail)])
 
     @classmethod
-    def from_pydantic(cls, error: ValidationError, *, prefix: str = "") -> "InvalidInput":
+    def from_pydantic(cls, error: "ValidationError", *, prefix: str = "") -> "InvalidInput":
         """The same errors with JSON pointers; `prefix` is the pointer under which the validated value stands."""
         return cls.from_details(error.errors(include_url=False), prefix=prefix)
 
@@ -129,6 +130,8 @@ class Unreadable(CorruptData):
     """
 
     def __init__(self, key: str, remedy: str, problem: ValueError) -> None:
+        from pydantic import ValidationError
+
         if isinstance(problem, ValidationError):
             first = problem.errors(include_url=False, include_context=False)[0]
             place = json_pointer(first["loc"])

@@ -7,13 +7,13 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from dearkd.choices import ClassOrder
 from dearkd.data.manifests import DatasetManifest
 from dearkd.data.unregistered import listed_shards
 from dearkd.errors import Conflict, InvalidInput, NotFound
 from dearkd.identifiers import is_id, new_id, sibling
 from dearkd.jobs.registration import Ticket
 from dearkd.specs import Name, Spec
-from dearkd.specs.class_order import ClassOrder
 from dearkd.storage.catalog import StoredFile
 from dearkd.storage.keys import check_key
 from dearkd_api import registering

@@ -13,8 +13,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
-from dearkd.jobs.model import Job, Kind, Status, dataset_of, kind_of
+from dearkd.jobs.model import Job, dataset_of, kind_of
 from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, Posted

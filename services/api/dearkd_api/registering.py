@@ -7,9 +7,9 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from dearkd.choices import Kind
 from dearkd.errors import Conflict, Forbidden, NotFound, Unreadable
 from dearkd.identifiers import is_id
-from dearkd.jobs.model import Kind
 from dearkd.jobs.references import uses
 from dearkd.jobs.registration import Ticket
 from dearkd.jobs.store import JobStore

@@ -1,17 +1,18 @@
 """The command line, `dearkd …`. Exits 0 (ok), 1 (failed: also a job that did not succeed) or 2 (wrong usage).
 
 Commands of the services come from the entry point group `dearkd.commands`: an entry has its command's name and names a
-function `register(app)`. It is loaded when that command is asked for; in the list of all it is only named.
+function `register(app)`, which is loaded when that command is asked for. `dearkd --help` names dearkd's own.
+
+Importing this imports typer and rich and next to nothing else; what a command needs is imported where it is used.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
-from pydantic import ValidationError
 from typer.main import get_command
 
 import dearkd
@@ -19,8 +20,9 @@ from dearkd.cli import datasets, jobs, models, processes, submit, teachers
 from dearkd.cli.output import print_error
 from dearkd.cli.streams import discard_stdout, flush_streams, prepare_streams
 from dearkd.errors import DearKDError, InvalidInput
-from dearkd.extras import import_error, require_extras
-from dearkd.settings import broken_settings
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,6 +42,14 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 }
 """The extras of this package that each command needs: without them it would start, and fail midway or in a child."""
 
+SUMMARIES = {
+    "api": "Serve the control API and the dashboard.",
+    "demo": "Make a ViT out of a CNN's weights alone, on real handwritten digits.",
+    "evaluate": "Measure a trained student on a dataset.",
+    "export": "Write a trained student to a folder, for timm, ONNX Runtime or the Hugging Face Hub.",
+}
+"""The services' commands as the list of all shows them: loading them, or looking for others', would take longer."""
+
 
 def _version(asked: bool) -> None:
     if asked:
@@ -52,8 +62,9 @@ def application(command: str | None = None) -> typer.Typer:
     app = typer.Typer(
         name="dearkd",
         help="Train a vision transformer from a CNN alone.",
-        add_completion=False,
         pretty_exceptions_enable=False,
+        # Boxes and colours are for a terminal; what draws them takes longer to import than all else here.
+        rich_markup_mode="rich" if sys.stdout.isatty() else None,
     )
 
     @app.callback()
@@ -69,20 +80,24 @@ def application(command: str | None = None) -> typer.Typer:
     jobs.register(app)
     models.register(app)
     ours = {info.name for info in app.registered_commands} | {group.name for group in app.registered_groups}
-    if command not in ours:
-        for entry_point in sorted(entry_points(group="dearkd.commands"), key=lambda entry: entry.name):
-            if entry_point.name == command:
-                _plug_in(app, entry_point)
-            else:
-                # Listed without being loaded: a service may import torch, and `dearkd --help` should not.
-                app.command(entry_point.name, help=f"(see `dearkd {entry_point.name} --help`)")(lambda: None)
+    if command is not None and command not in ours:
+        from importlib.metadata import entry_points
+
+        for entry_point in entry_points(group="dearkd.commands", name=command):
+            _plug_in(app, entry_point)
+            ours.add(command)
+    for name, summary in SUMMARIES.items():
+        if name not in ours:
+            app.command(name, help=summary)(lambda: None)
     return app
 
 
-def _plug_in(app: typer.Typer, entry_point: EntryPoint) -> None:
+def _plug_in(app: typer.Typer, entry_point: "EntryPoint") -> None:
     try:
         register = entry_point.load()
     except ImportError as error:
+        from dearkd.extras import import_error
+
         missing = import_error(error, f"`dearkd {entry_point.name}`", EXTRAS.get(entry_point.name, ()))
 
         def refuse(arguments: list[str] | None = typer.Argument(None, hidden=True)) -> None:
@@ -111,21 +126,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(given: list[str], *, as_json: bool) -> int:
-    words = [word for word in given if not word.startswith("-")]
+    words = [word for word in given or _words_to_complete() if not word.startswith("-")]
     command = words[0] if words else None
     name = " ".join(words[:2]) if command == "worker" else command or ""
     extras = EXTRAS.get(name, ())
     what = f"`dearkd {name}`"
     try:
-        if "--help" not in given:
+        if extras and "--help" not in given:
+            from dearkd.extras import require_extras
+
             require_extras(extras, what)
         code = get_command(application(command))(args=given or ["--help"], prog_name="dearkd", standalone_mode=False)
         return code if isinstance(code, int) else OK
     except SystemExit as ended:  # from within click, which has met the end of a pipe
         return ended.code if isinstance(ended.code, int) else FAILED
-    except ValidationError as error:
-        print_error(InvalidInput(_settings_text(error), code="settings"), as_json=as_json)
-        return USAGE
     except UsageError as error:
         print_error(InvalidInput(_usage_text(error), code="usage"), as_json=as_json)
         return USAGE
@@ -134,8 +148,20 @@ def _run(given: list[str], *, as_json: bool) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
+        wrong = _settings_text(error)
+        if wrong is not None:
+            print_error(InvalidInput(wrong, code="settings"), as_json=as_json)
+            return USAGE
         print_error(_explained(error, what, extras), as_json=as_json)
         return FAILED
+
+
+def _words_to_complete() -> list[str]:
+    """Words of the line that a shell asks to have completed; none where it does not."""
+    if "_DEARKD_COMPLETE" not in os.environ:
+        return []
+    line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS") or ""
+    return line.split()[1:]
 
 
 def _explained(error: Exception, what: str, extras: Sequence[str]) -> DearKDError:
@@ -143,6 +169,8 @@ def _explained(error: Exception, what: str, extras: Sequence[str]) -> DearKDErro
     if isinstance(error, DearKDError):
         return error
     if isinstance(error, ImportError) and not (error.name or "dearkd").startswith("dearkd"):
+        from dearkd.extras import import_error
+
         return import_error(error, what, extras)
     if isinstance(error, OSError):
         return DearKDError(_system_text(error), code="system_error")
@@ -169,6 +197,12 @@ def _usage_text(error: Exception) -> str:
     return f"{text.rstrip('.')}; see `{context.command_path} --help`" if context is not None else text
 
 
-def _settings_text(error: ValidationError) -> str:
-    """Settings are the only thing that commands validate without saying what is wrong themselves."""
+def _settings_text(error: Exception) -> str | None:
+    """List invalid settings: the only thing that commands validate without saying themselves what is wrong."""
+    from pydantic import ValidationError
+
+    from dearkd.settings import broken_settings
+
+    if not isinstance(error, ValidationError):
+        return None
     return "; ".join(broken_settings(error)) or str(error)

@@ -1,16 +1,19 @@
 """`dearkd jobs|watch|cancel|retry`."""
 
+from __future__ import annotations
+
 import heapq
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from dearkd.choices import Kind, Status
 from dearkd.cli.output import AsJson, Limit, connect, note, print_json, print_list
-from dearkd.cli.watching import count, rate, time_left, watch
-from dearkd.client import JOBS, Client, Json, job_path
 from dearkd.errors import DearKDError, InvalidInput
-from dearkd.jobs.model import Kind, Status
+
+if TYPE_CHECKING:
+    from dearkd.client import Client, Json
 
 INTERRUPTED = 130
 COLUMNS = {
@@ -25,6 +28,8 @@ COLUMNS = {
 
 
 def _check_job(identifier: str) -> str:
+    from dearkd.client import job_path
+
     try:
         job_path(identifier)
     except InvalidInput as error:
@@ -50,6 +55,8 @@ def list_all(
     as_json: AsJson = False,
 ) -> None:
     """List synthesis jobs and training runs, newest first."""
+    from dearkd.client import JOBS
+
     with connect() as client:
         each = [client.list_jobs(one, status=status) for one in JOBS if kind in (None, one)]
         found = heapq.merge(*each, key=lambda job: str(job["created_at"]), reverse=True)
@@ -102,6 +109,8 @@ def follow(client: Client, identifier: str, *, as_json: bool) -> None:
         DearKDError: if the job failed or was canceled; with `as_json` an exit 1 after the job itself.
         typer.Exit: 130 on Ctrl-C, which ends the watching and not the job.
     """
+    from dearkd.cli.watching import watch
+
     try:
         job = watch(client, identifier, Console(stderr=True))
     except KeyboardInterrupt:
@@ -132,6 +141,8 @@ def _report(job: Json, *, as_json: bool) -> None:
 
 
 def _row(job: Json) -> Json:
+    from dearkd.cli.watching import count, rate, time_left
+
     progress = job["progress"]
     running = job["status"] == "running"
     return job | {

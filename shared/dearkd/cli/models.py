@@ -1,11 +1,15 @@
 """`dearkd model list|show|delete`."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dearkd.cli.output import AsJson, Limit, connect, print_item, print_json, print_list
-from dearkd.client import Json
+
+if TYPE_CHECKING:
+    from dearkd.client import Json
 
 COLUMNS = {"ID": "id", "TOP-1": "top1", "ARCHITECTURE": "architecture", "CREATED": "created_at"}
 

@@ -1,22 +1,23 @@
 """Output of the commands: results to stdout, everything else to stderr, and with `--json` one JSON value to stdout."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.highlighter import JSONHighlighter
-from rich.table import Table
 from rich.text import Text
 
 from dearkd.cli.streams import speaks_unicode
-from dearkd.client import Client, Json
 from dearkd.errors import DearKDError, InvalidInput
 from dearkd.names import printable, printable_json
-from dearkd.settings import Settings
+
+if TYPE_CHECKING:
+    from dearkd.client import Client, Json
 
 MAX_CELL = 40
 
@@ -26,6 +27,9 @@ Limit = Annotated[int, typer.Option(min=1, max=1000, help="Show at most this man
 
 def connect() -> Client:
     """The client of the API that `DEARKD_URL` names."""
+    from dearkd.client import Client
+    from dearkd.settings import Settings
+
     settings = Settings()
     try:
         return Client(settings.url, settings.api_key)
@@ -57,6 +61,8 @@ def print_item(item: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json or not sys.stdout.isatty():
         print_json(item)
     else:
+        from rich.highlighter import JSONHighlighter
+
         Console().print(JSONHighlighter()(printable_json(item)), soft_wrap=True)
 
 
@@ -75,6 +81,8 @@ def print_list(items: Iterator[Json], columns: Mapping[str, str], *, limit: int,
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.table import Table
+
     table = Table(*headings, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(Text(printable(text)) for text in row))

@@ -1,5 +1,7 @@
 """`dearkd up|worker|doctor|gc`: the programs that run here, rather than what is asked of them."""
 
+from __future__ import annotations
+
 import json
 import os
 import shlex
@@ -13,13 +15,11 @@ from types import FrameType
 from typing import Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
 from dearkd.cli.output import AsJson, note, print_json
 from dearkd.folders import keep_files_private
-from dearkd.settings import Settings, broken_settings
 
 STATES = {"ok": ("green", "ok"), "remark": ("yellow", "remark"), "problem": ("bold red", "problem")}
 
@@ -45,6 +45,7 @@ def up(
 ) -> None:
     """Run everything here: Redis (unless DEARKD_REDIS_URL is set), the API, a synth and a trainer worker."""
     from dearkd.local.up import UpTree
+    from dearkd.settings import Settings
 
     console = Console(stderr=True)
     ending = threading.Event()
@@ -82,6 +83,8 @@ def up(
 
 
 def _announce(url: str, data: Path, storage_url: str) -> None:
+    from dearkd.settings import Settings
+
     console = Console(highlight=False)
     console.print(f"[bold green]dearkd is up at [link={url}]{url}[/link][/bold green]  (Ctrl-C stops it)")
     lines = [f"data     {data}", f"logs     {data / 'logs'}"]
@@ -114,7 +117,10 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check what this machine lacks, and say how to mend it; exits 1 if something that is needed is missing."""
+    from pydantic import ValidationError
+
     from dearkd.local.doctor import Finding, adopt, examine
+    from dearkd.settings import Settings, broken_settings
 
     findings: list[Finding] = []
     console = Console()
@@ -152,6 +158,7 @@ def gc(
     Nothing that a manifest names is touched, and nothing of a job that has not ended.
     """
     from dearkd.local.garbage import Collector
+    from dearkd.settings import Settings
     from dearkd.storage.objects import Storage
 
     settings = Settings()

@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from dearkd.choices import PresetName, Recipe
 from dearkd.cli.fields import parse_assignments, read_spec
 from dearkd.cli.jobs import Wait, submitted
 from dearkd.cli.output import AsJson, connect, print_item
-from dearkd.specs import Preset, Recipe
-from dearkd.specs.base import overlay
 
 SpecFile = Annotated[
     Path | None,
@@ -31,7 +30,7 @@ def register(app: typer.Typer) -> None:
 def synth(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Its id: tch-…")],
     preset: Annotated[
-        Preset | None,
+        PresetName | None,
         typer.Option(metavar="PRESET", help="auto (the default), published-imagenet or published-cifar."),
     ] = None,
     images_per_class: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
@@ -74,5 +73,7 @@ def train(
 
 def _spec(path: Path | None, assignments: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
     """The file, over it `--set`, over that the options of their own."""
+    from dearkd.specs.base import overlay
+
     given = {key: value for key, value in options.items() if value is not None}
     return overlay(overlay(read_spec(path), parse_assignments(assignments or [], "--set")), given)

@@ -1,7 +1,6 @@
 """`dearkd teacher add|list|show|delete`."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -11,9 +10,7 @@ from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_js
 from dearkd.data.file_names import require_kept_name
 from dearkd.errors import InvalidInput
 from dearkd.imports import import_large
-from dearkd.specs import TeacherSpec
-from dearkd.teacher_files.file_kinds import kind_of
-from dearkd.teacher_files.hub import fetch, is_hub_name
+from dearkd.teacher_files.hub import is_hub_name
 
 COLUMNS = {
     "ID": "id",
@@ -68,6 +65,10 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Upload a CNN: its weights, and how to rebuild it around them. What no flag says is read from the file."""
+    from tempfile import TemporaryDirectory
+
+    from dearkd.teacher_files.hub import fetch
+
     given: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": num_classes,
@@ -123,6 +124,8 @@ def _existing(source: str) -> Path:
 
 
 def _is_safetensors(path: Path) -> bool:
+    from dearkd.teacher_files.file_kinds import kind_of
+
     return path.is_file() and (path.suffix == ".safetensors" or kind_of(path) == "safetensors")
 
 
@@ -137,6 +140,8 @@ def _name_of(source: str) -> str:
 
 
 def _check(body: dict[str, Any]) -> None:
+    from dearkd.specs import TeacherSpec
+
     try:
         TeacherSpec.check(body)
     except InvalidInput as error:

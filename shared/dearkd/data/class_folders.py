@@ -3,26 +3,17 @@
 import codecs
 import difflib
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 
 import typer
 
+from dearkd.choices import FolderOrder
 from dearkd.data.dataset_splits import split_of_class
 from dearkd.data.file_names import require_kept_name
 from dearkd.data.folder_walk import Skipped, entries
 from dearkd.data.image_intake import examine, shown
 from dearkd.data.shard_info import CLASS_NAMES, read_class_names
 from dearkd.specs.class_order import natural_order, parted_orders, stored_name
-
-
-class ClassOrder(StrEnum):
-    name = "name"
-    """The order in which torchvision sorts folders: 1, 10, 2."""
-    number = "number"
-    """The order of the whole numbers that all names are; label 0 is the least of them."""
-    natural = "natural"
-    """The order in which timm sorts folders: digits as numbers, text in lower case."""
 
 
 def find_classes(folder: Path, split: str | None, skipped: Skipped) -> dict[str, Path]:
@@ -91,7 +82,7 @@ def _looks_like_image(path: Path) -> bool:
 
 
 def label_names(
-    folder: Path, found: Sequence[str], names: Sequence[str] | None, order: ClassOrder | None
+    folder: Path, found: Sequence[str], names: Sequence[str] | None, order: FolderOrder | None
 ) -> Sequence[str]:
     """The classes in the order of their labels.
 
@@ -108,9 +99,9 @@ def label_names(
         if order is not None:
             raise typer.BadParameter("class names are given in their order: leave out --class-order")
         return _require_named(folder, found, [stored_name(name) for name in names])
-    if order is ClassOrder.number:
+    if order is FolderOrder.number:
         return _by_number(found)
-    if order is ClassOrder.natural:
+    if order is FolderOrder.natural:
         return natural_order(found)
     parted = parted_orders(found)
     if order is None and parted is not None:

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import typer
 
-from dearkd.data.class_folders import ClassOrder, find_classes, label_names
+from dearkd.choices import FolderOrder
+from dearkd.data.class_folders import find_classes, label_names
 from dearkd.data.dataset_splits import choose_shards, split_level
 from dearkd.data.file_names import require_kept_name
 from dearkd.data.folder_walk import Skipped, entries, walk
@@ -30,7 +31,7 @@ class Reading:
     """Choices about the reading of a folder, for what it does not say itself."""
 
     split: str | None = None
-    class_order: ClassOrder | None = None
+    class_order: FolderOrder | None = None
     class_names: Sequence[str] | None = None
     """Names in the order of their labels; they come before a `class_names.json` in the folder."""
     usual_names: Sequence[str] = ()

@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dearkd.choices import ClassOrder
 from dearkd.data.shard_files import Shard
 from dearkd.errors import CorruptData, NotFound
 from dearkd.specs import DatasetFacts
-from dearkd.specs.class_order import ClassOrder, is_counted
+from dearkd.specs.class_order import is_counted
 from dearkd.storage.catalog import Catalog, Manifest
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage

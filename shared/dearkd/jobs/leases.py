@@ -5,8 +5,9 @@ import time
 from dataclasses import dataclass
 from typing import cast
 
+from dearkd.choices import Kind
 from dearkd.jobs.deaths import holder
-from dearkd.jobs.model import UNREADABLE, Kind, units_of
+from dearkd.jobs.model import UNREADABLE, units_of
 from dearkd.jobs.records import at, parse
 from dearkd.jobs.scripts import Transition
 from dearkd.redis_client import Redis, job_key

@@ -11,12 +11,13 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
+from dearkd.choices import Status
 from dearkd.errors import Conflict, LostLease, NotFound
 from dearkd.jobs.deaths import holder as holder
 from dearkd.jobs.leases import Claim as Claim
 from dearkd.jobs.leases import Leases, milliseconds
 from dearkd.jobs.log import JobLog
-from dearkd.jobs.model import JobError, Progress, Status, sources_of
+from dearkd.jobs.model import JobError, Progress, sources_of
 from dearkd.jobs.queue import QUEUES, wake
 from dearkd.jobs.records import add_event, at
 from dearkd.jobs.scripts import Transition

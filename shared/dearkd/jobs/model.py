@@ -6,11 +6,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
+from dearkd.choices import Kind, Status
 from dearkd.identifiers import is_id, sibling
 from dearkd.specs import SynthesisSpec, TrainingSpec
 
-Kind = Literal["synthesis", "training"]
-Status = Literal["blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled"]
 Unit = Literal["images", "epochs"]
 EventType = Literal["status", "progress", "metrics", "log"]
 

@@ -10,8 +10,8 @@ from typing import Literal
 from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 
+from dearkd.choices import Kind
 from dearkd.errors import Unavailable
-from dearkd.jobs.model import Kind
 from dearkd.redis_client import Pipeline, Redis
 
 QueueName = Literal["synth", "train", "inspect"]

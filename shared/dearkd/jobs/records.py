@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, cast
 
+from dearkd.choices import Kind, Status
 from dearkd.errors import NotFound
-from dearkd.jobs.model import ACTIVE, Event, EventType, Job, Kind, Status, kind_of, now
+from dearkd.jobs.model import ACTIVE, Event, EventType, Job, kind_of, now
 from dearkd.redis_client import Pipeline, Redis, job_index, job_key
 
 

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
+from dearkd.choices import Kind
 from dearkd.errors import Conflict, DearKDError, NotFound, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs.admission import refusal, retry_refusal
-from dearkd.jobs.model import Job, Kind, Progress, dataset_of, kind_of, now, units_of
+from dearkd.jobs.model import Job, Progress, dataset_of, kind_of, now, units_of
 from dearkd.jobs.queue import QUEUES, wake
 from dearkd.jobs.records import at
 from dearkd.jobs.references import reads

@@ -6,6 +6,7 @@ it becomes if it is asked for itself. `SynthesisSpec.resolve` and `TrainingSpec.
 object.
 """
 
+from dearkd.choices import Recipe
 from dearkd.specs.base import Limits, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec, SynthesisWeights
@@ -16,7 +17,6 @@ from dearkd.specs.training import (
     AugmentationSpec,
     OptimizerSpec,
     PairSpec,
-    Recipe,
     StageOneSpec,
     StageOneWeights,
     StageTwoSpec,

@@ -3,11 +3,8 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
-ClassOrder = Literal["name", "natural", "number", "given"]
-"""The order of a dataset's labels, as its maker states it: class folders sorted by name (torchvision), in natural order
-(timm) or by number, or a given list."""
+from dearkd.choices import ClassOrder
 
 _DIGITS = re.compile(r"(\d+)")
 

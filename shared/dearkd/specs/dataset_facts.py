@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dearkd.specs.class_order import ClassOrder
+from dearkd.choices import ClassOrder
 
 
 class TrainedImages(NamedTuple):

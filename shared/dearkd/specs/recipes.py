@@ -10,11 +10,11 @@ which blocks carry MHCA, and the whole of `small`.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from dearkd.choices import Recipe
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.training import (
     AugmentationSpec,
     OptimizerSpec,
-    Recipe,
     StageOneSpec,
     StageOneWeights,
     StageTwoSpec,

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from dearkd.choices import PresetName
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.base import FIRST_ERROR, Limits, Name, Precision, Priority, Spec
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
@@ -15,7 +16,7 @@ EARLIER_NAMES = {"imagenet": "published-imagenet", "cifar": "published-cifar", "
 """Presets as they were called before `auto`."""
 
 Preset = Annotated[
-    Literal["auto", "published-imagenet", "published-cifar"],
+    PresetName,
     BeforeValidator(lambda name: EARLIER_NAMES.get(name, name) if isinstance(name, str) else name),
 ]
 

@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from dearkd.choices import Recipe
 from dearkd.specs.auto_augment import check_auto_augment
 from dearkd.specs.base import FIRST_ERROR, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.teacher import TeacherSpec
 
-Recipe = Literal["deit", "small"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

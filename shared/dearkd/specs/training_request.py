@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from dearkd.choices import Recipe
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.base import Spec, fields_of, overlay
 from dearkd.specs.batches import batch_refusals, default_batch_size
@@ -16,7 +17,7 @@ from dearkd.specs.recipes import RECIPES, STUDENTS, choose_recipe
 from dearkd.specs.schedules import fitting_schedule, schedule_refusals
 from dearkd.specs.stored_logits import STORED_LOGITS, stored_logits_refusals
 from dearkd.specs.teacher import TeacherSpec
-from dearkd.specs.training import Recipe, StudentSpec, TrainingSpec
+from dearkd.specs.training import StudentSpec, TrainingSpec
 
 MAX_PATCHES = 2**14
 """The most patches of a student: 128×128, such as 2048 px in patches of 16 px."""

@@ -12,6 +12,7 @@ from types import FrameType
 
 from rq.timeouts import JobTimeoutException
 
+from dearkd.choices import ClassOrder
 from dearkd.data.manifests import DatasetManifest, count_classes, datasets
 from dearkd.data.shard_files import Shard
 from dearkd.data.shard_info import CLASS_NAMES, INFO, MAX_CLASSES, info_json, read_class_names
@@ -25,7 +26,7 @@ from dearkd.jobs.registration import Registrations, Ticket, too_large_to_inspect
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
-from dearkd.specs.class_order import ClassOrder, sorted_by
+from dearkd.specs.class_order import sorted_by
 from dearkd.storage.catalog import Teacher, describe_file, teachers
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage

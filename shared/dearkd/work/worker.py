@@ -21,12 +21,13 @@ from typing import Literal, TypeVar
 
 import psutil
 
+from dearkd.choices import Kind
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs.deaths import exit_clause as exit_clause
 from dearkd.jobs.deaths import holder
 from dearkd.jobs.leases import Claim
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.model import Job, JobError, Kind
+from dearkd.jobs.model import Job, JobError
 from dearkd.jobs.queue import QUEUES, QueueName, wake
 from dearkd.jobs.reaper import Reaper
 from dearkd.jobs.registration import uploaded_bytes

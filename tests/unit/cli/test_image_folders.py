@@ -12,8 +12,8 @@ import pytest
 import typer
 from PIL import Image
 
+from dearkd.choices import FolderOrder
 from dearkd.cli import main
-from dearkd.data.class_folders import ClassOrder
 from dearkd.data.image_files import in_channels
 from dearkd.data.image_folder import ImageFolder, Reading, read_folder
 from dearkd.settings import Settings
@@ -91,8 +91,8 @@ def test_orders_that_part_are_refused_naming_both(tmp_path: Path, classes: list[
     folders(tmp_path, *classes)
     with pytest.raises(typer.BadParameter, match=r"by name .*natural order .*--class-order name"):
         read_folder(tmp_path)
-    assert names(tmp_path, class_order=ClassOrder.name) == sorted(classes)
-    assert names(tmp_path, class_order=ClassOrder.natural) == natural_order(classes)
+    assert names(tmp_path, class_order=FolderOrder.name) == sorted(classes)
+    assert names(tmp_path, class_order=FolderOrder.natural) == natural_order(classes)
 
 
 @pytest.mark.parametrize("classes", [["cat", "dog"], [str(n) for n in range(10)], [f"{n:03}" for n in range(12)]])
@@ -103,10 +103,10 @@ def test_orders_that_agree_need_no_choice(tmp_path: Path, classes: list[str]) ->
 
 def test_order_by_number_wants_whole_numbers_of_their_own(tmp_path: Path) -> None:
     counted = [str(n) for n in range(1, 13)]
-    assert names(folders(tmp_path / "a", *counted), class_order=ClassOrder.number) == counted
+    assert names(folders(tmp_path / "a", *counted), class_order=FolderOrder.number) == counted
     for n, (bad, said) in enumerate(((["1", "2", "x"], "'x' is no whole number"), (["1", "01"], "one number"))):
         with pytest.raises(typer.BadParameter, match=said):
-            names(folders(tmp_path / f"b{n}", *bad), class_order=ClassOrder.number)
+            names(folders(tmp_path / f"b{n}", *bad), class_order=FolderOrder.number)
 
 
 def test_given_class_names_decide_and_what_they_do_not_name_is_refused(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_given_class_names_decide_and_what_they_do_not_name_is_refused(tmp_path:
     with pytest.raises(typer.BadParameter, match=r"'husky'.*did you mean 'huskies'"):
         names(tmp_path, class_names=["huskies", "tabby"])
     with pytest.raises(typer.BadParameter, match="leave out --class-order"):
-        names(tmp_path, class_names=["husky", "tabby"], class_order=ClassOrder.name)
+        names(tmp_path, class_names=["husky", "tabby"], class_order=FolderOrder.name)
 
 
 def test_names_are_the_same_in_both_forms_of_unicode(tmp_path: Path) -> None:

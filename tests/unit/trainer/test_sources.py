@@ -9,7 +9,7 @@ import pytest
 import typer
 from PIL import Image
 
-from dearkd.data.class_folders import ClassOrder
+from dearkd.choices import FolderOrder
 from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.storage.file_cache import FileCache
@@ -113,7 +113,7 @@ def test_the_order_of_class_folders_may_be_said_where_the_model_has_numbers(tmp_
     for names in (numbers, [f"class{n}" for n in numbers]):
         folder = write_folders(tmp_path / names[0], "L", names)
         (folder / names[10] / "one.png").write_bytes(image("L", shade=200))
-        for order, ten in ((ClassOrder.name, 2), (ClassOrder.natural, 10)):
+        for order, ten in ((FolderOrder.name, 2), (FolderOrder.natural, 10)):
             with (
                 FileCache(tmp_path / "cache", 2**20) as cache,
                 open_dataset(str(folder), model, no_api, cache, class_order=order) as found,

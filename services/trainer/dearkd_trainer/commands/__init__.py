@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dearkd.choices import FolderOrder
 from dearkd.cli.output import AsJson
-from dearkd.data.class_folders import ClassOrder
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Its id (mdl-…), or a folder that holds one.")]
 
@@ -56,7 +56,7 @@ def register_evaluate(app: typer.Typer) -> None:
         batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 256,
         split: Annotated[str | None, typer.Option(help="Of a folder that holds several: train, val, test, …")] = None,
         class_order: Annotated[
-            ClassOrder | None,
+            FolderOrder | None,
             typer.Option(help="Of class folders that the model does not name: as torchvision, by number, as timm."),
         ] = None,
         as_json: AsJson = False,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dearkd.choices import FolderOrder
 from dearkd.cli.output import connect, note, print_json, print_table
-from dearkd.data.class_folders import ClassOrder
 from dearkd.settings import Settings
 from dearkd.storage.file_cache import FileCache
 from dearkd.vision.devices import choose_device
@@ -31,7 +31,7 @@ def run_evaluate(
     batch_size: int,
     as_json: bool,
     split: str | None = None,
-    class_order: ClassOrder | None = None,
+    class_order: FolderOrder | None = None,
 ) -> None:
     """Evaluate a model, print what was found, and leave pictures in `out` where one is named."""
     opened = partial(open_dataset, dataset, split=split, class_order=class_order)

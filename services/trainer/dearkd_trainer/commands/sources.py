@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field
 from torch import nn
 
+from dearkd.choices import FolderOrder
 from dearkd.cli.output import note
 from dearkd.client import Client
-from dearkd.data.class_folders import ClassOrder
 from dearkd.data.dataset_splits import choose_shards
 from dearkd.data.folder_walk import Skipped, kind_of_name
 from dearkd.data.image_files import is_grey
@@ -161,7 +161,7 @@ def open_dataset(
     cache: FileCache,
     *,
     split: str | None = None,
-    class_order: ClassOrder | None = None,
+    class_order: FolderOrder | None = None,
 ) -> Iterator[ShardDataset]:
     """The dataset of an id (`ds-…`), or of a folder: `*.tar` shards, or a folder of images for each class.
 

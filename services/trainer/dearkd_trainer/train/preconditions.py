@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from dearkd.choices import ClassOrder
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs import Task, TeacherSpec, TrainingSpec
 from dearkd.specs.batches import smallest_batch
-from dearkd.specs.class_order import ClassOrder, other_order, share_names, uncertain_order
+from dearkd.specs.class_order import other_order, share_names, uncertain_order
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.data.world import World
 from dearkd_trainer.train.teacher import FrozenTeacher

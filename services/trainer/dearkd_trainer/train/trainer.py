@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dearkd.choices import ClassOrder
 from dearkd.errors import InvalidInput
 from dearkd.specs import Task, TrainingSpec
-from dearkd.specs.class_order import ClassOrder
 from dearkd.vision.shards import Held, Indices, ShardDataset, split
 from dearkd_trainer.data import loader
 from dearkd_trainer.data.recipe import eval_crop_pct, train_transform

@@ -1,0 +1,26 @@
+"""Values that a command, a request and a record choose among. Nothing is imported here, so that `--help` is fast."""
+
+from enum import StrEnum
+from typing import Literal
+
+Kind = Literal["synthesis", "training"]
+"""Kind of a job."""
+Status = Literal["blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled"]
+"""State of a job."""
+PresetName = Literal["auto", "published-imagenet", "published-cifar"]
+"""Preset of a synthesis job."""
+Recipe = Literal["deit", "small"]
+"""Recipe of a training run."""
+ClassOrder = Literal["name", "natural", "number", "given"]
+"""Order of a dataset's labels, as its maker states it: that of its class folders, or a given list."""
+
+
+class FolderOrder(StrEnum):
+    """Order in which class folders are labels."""
+
+    name = "name"
+    """The order in which torchvision sorts folders: 1, 10, 2."""
+    number = "number"
+    """The order of the whole numbers that all names are; label 0 is the least of them."""
+    natural = "natural"
+    """The order in which timm sorts folders: digits as numbers, text in lower case."""
