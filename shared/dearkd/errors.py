@@ -22,6 +22,7 @@ A message names the value, the rule it broke and the remedy. `code` is for progr
 request can succeed later without a change.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -73,7 +74,13 @@ class InvalidInput(DearKDError):
     @classmethod
     def from_details(cls, details: Iterable[Mapping[str, Any]], *, prefix: str = "") -> "InvalidInput":
         """The same, of what `ValidationError.errors()` lists."""
-        return cls.all_of([FieldError(prefix + json_pointer(e["loc"]), _detail(e)) for e in details])
+        return cls.all_of(
+            [
+                # Looking for a similar name takes a millisecond: a body full of unknown fields does not get them all.
+                FieldError(prefix + json_pointer(error["loc"]), _detail(error, suggest=number < MOST_SUGGESTIONS))
+                for number, error in enumerate(details)
+            ]
+        )
 
     @classmethod
     def all_of(cls, errors: Sequence[FieldError]) -> "InvalidInput":
@@ -175,12 +182,21 @@ def json_pointer(parts: Iterable[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
+FIELD_NAMES: set[str] = set()
+"""Names of all fields of specs and requests, put here by them: an unknown field is told which of them it resembles."""
+
 _OBJECT_TYPES = ("model_type", "model_attributes_type")
 
 
-def _detail(error: Mapping[str, Any]) -> str:
+MOST_SUGGESTIONS = 5
+
+
+def _detail(error: Mapping[str, Any], *, suggest: bool) -> str:
     if error["type"] == "extra_forbidden":
-        return f"unknown field {str(error['loc'][-1])!r:.200}; see the API's schema for the fields that exist"
+        name = str(error["loc"][-1])
+        near = difflib.get_close_matches(name[:100], FIELD_NAMES, n=1) if suggest else []
+        remedy = f"did you mean {near[0]!r}?" if near else "see the API's schema for the fields that exist"
+        return f"unknown field {name!r:.200}; {remedy}"
     if error["type"] == "missing":
         return "required, but missing" + (f": {error['remedy']}" if "remedy" in error else "")
     given = _beginning(error.get("input"))

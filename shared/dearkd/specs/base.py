@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from dearkd.errors import InvalidInput
+from dearkd.errors import FIELD_NAMES, InvalidInput
 from dearkd.names import check_name
 
 MAX_FIELDS = 200
@@ -51,6 +51,10 @@ class Spec(BaseModel):
     """Strict JSON: unknown fields, `"3"` for 3 and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        FIELD_NAMES.update(cls.model_fields)
 
     @model_validator(mode="before")
     @classmethod
