@@ -171,6 +171,10 @@ class Client:
     def create_training_run(self, spec: Mapping[str, Any]) -> Json:
         return self._json("POST", "/v1/training-runs", json=dict(spec))
 
+    def plan_training_run(self, spec: Mapping[str, Any]) -> Json:
+        """A dry run: the filled-in spec, images, epochs and steps; creates nothing."""
+        return self._json("POST", "/v1/training-runs", params={"dry_run": "true"}, json=dict(spec))
+
     def get_job(self, identifier: str, *, wait: float = 0) -> Json:
         """A job. With `wait` (seconds, up to 60) the answer comes on a change of status, or when they are over."""
         return self._json("GET", job_path(identifier), params={"wait": f"{wait:g}"} if wait else None)
@@ -222,6 +226,12 @@ class Client:
 
     def list_events(self, identifier: str) -> Iterator[Json]:
         return self.iter_pages(f"{job_path(identifier)}/events")
+
+    def get_log(self, identifier: str) -> str:
+        """A job's log: notes of its attempts and why they ended, a line each."""
+        response = self._send("GET", f"{job_path(identifier)}/log")
+        _raise_for_status(response)
+        return response.text
 
     def list_metrics(self, identifier: str) -> Iterator[Json]:
         """The rows of a training run, one an epoch."""

@@ -1,4 +1,4 @@
-"""`dearkd dataset add|list|show|delete`."""
+"""`dearkd dataset add|list|show|pull|delete`."""
 
 from pathlib import Path
 from typing import Annotated, cast
@@ -6,7 +6,7 @@ from typing import Annotated, cast
 import typer
 
 from dearkd.choices import FolderOrder
-from dearkd.cli.output import AsJson, Limit, connect, print_item, print_json, print_list
+from dearkd.cli.output import AsJson, Limit, connect, print_item, print_json, print_list, print_pulled
 
 COLUMNS = {
     "ID": "id",
@@ -17,7 +17,7 @@ COLUMNS = {
     "CREATED": "created_at",
 }
 
-Identifier = Annotated[str, typer.Argument(metavar="DATASET", help="Its id: ds-…")]
+Identifier = Annotated[str, typer.Argument(metavar="DATASET", help="Its id (ds-…) or its name.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     group.command("add")(add)
     group.command("list")(list_all)
     group.command("show")(show)
+    group.command("pull")(pull)
     group.command("delete")(delete)
 
 
@@ -92,13 +93,32 @@ def list_all(limit: Limit = 50, as_json: AsJson = False) -> None:
 
 def show(dataset: Identifier, as_json: AsJson = False) -> None:
     """Show a dataset's manifest."""
+    from dearkd.cli.references import identifier_of
+
     with connect() as client:
-        print_item(client.get_dataset(dataset), as_json=as_json)
+        print_item(client.get_dataset(identifier_of(client, dataset, "dataset")), as_json=as_json)
+
+
+def pull(
+    dataset: Identifier,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a dataset's shards, verified, for `dearkd evaluate`, `webdataset` or `datasets.load_dataset`."""
+    from dearkd.cli.pulling import pull_dataset
+    from dearkd.cli.references import identifier_of
+
+    with connect() as client:
+        files = pull_dataset(client, identifier_of(client, dataset, "dataset"), directory)
+    print_pulled(directory, files, as_json=as_json)
 
 
 def delete(dataset: Identifier, as_json: AsJson = False) -> None:
     """Delete a dataset that no job uses."""
+    from dearkd.cli.references import identifier_of
+
     with connect() as client:
-        client.delete_dataset(dataset)
+        identifier = identifier_of(client, dataset, "dataset")
+        client.delete_dataset(identifier)
     if as_json:
-        print_json({"deleted": dataset})
+        print_json({"deleted": identifier})

@@ -1,4 +1,4 @@
-"""`dearkd jobs|watch|cancel|retry`."""
+"""`dearkd jobs|watch|log|cancel|retry`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rich.console import Console
 
 from dearkd.choices import Kind, Status
 from dearkd.cli.output import AsJson, Limit, connect, note, print_json, print_list
-from dearkd.errors import DearKDError, InvalidInput
+from dearkd.errors import DearKDError
+from dearkd.names import printable
 
 if TYPE_CHECKING:
     from dearkd.client import Client, Json
@@ -27,23 +28,14 @@ COLUMNS = {
 }
 
 
-def _check_job(identifier: str) -> str:
-    from dearkd.client import job_path
-
-    try:
-        job_path(identifier)
-    except InvalidInput as error:
-        raise typer.BadParameter(error.message) from None
-    return identifier
-
-
-JobId = Annotated[str, typer.Argument(metavar="ID", callback=_check_job, help="Of a job: syn-… or run-…")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id (syn-… or run-…) or its name.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Show its progress until it has ended; fail if it does.")]
 
 
 def register(app: typer.Typer) -> None:
     app.command("jobs")(list_all)
     app.command("watch")(watch_job)
+    app.command("log")(log)
     app.command("cancel")(cancel)
     app.command("retry")(retry)
 
@@ -65,14 +57,31 @@ def list_all(
 
 def watch_job(job: JobId, as_json: AsJson = False) -> None:
     """Show a job's progress until it has ended; exits 1 if it failed or was canceled."""
+    from dearkd.cli.references import identifier_of
+
     with connect() as client:
-        follow(client, job, as_json=as_json)
+        follow(client, identifier_of(client, job, "job"), as_json=as_json)
+
+
+def log(job: JobId, as_json: AsJson = False) -> None:
+    """Print a job's log: what its attempts noted and why they ended, a line each."""
+    from dearkd.cli.references import identifier_of
+
+    with connect() as client:
+        identifier = identifier_of(client, job, "job")
+        text = client.get_log(identifier)
+    if as_json:
+        print_json({"id": identifier, "lines": text.splitlines()})
+    else:
+        print(printable(text, keep="\n"), end="")
 
 
 def cancel(job: JobId, as_json: AsJson = False) -> None:
     """Cancel a job. What it finished stays, and `retry` goes on from there."""
+    from dearkd.cli.references import identifier_of
+
     with connect() as client:
-        _report(client.cancel_job(job), as_json=as_json)
+        _report(client.cancel_job(identifier_of(client, job, "job")), as_json=as_json)
 
 
 def retry(
@@ -85,10 +94,13 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Let a failed or canceled job go on from its finished shards or its last checkpoint."""
+    from dearkd.cli.references import identifier_of
+
     with connect() as client:
-        again = client.retry_job(job, from_beginning=start == "beginning")
+        identifier = identifier_of(client, job, "job")
+        again = client.retry_job(identifier, from_beginning=start == "beginning")
         if start == "beginning":
-            note(f"{job} starts over: what it had made is deleted")
+            note(f"{identifier} starts over: what it had made is deleted")
         submitted(client, again, wait=wait, as_json=as_json)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,6 +65,16 @@ def print_item(item: Mapping[str, Any], *, as_json: bool) -> None:
         from rich.highlighter import JSONHighlighter
 
         Console().print(JSONHighlighter()(printable_json(item)), soft_wrap=True)
+
+
+def print_pulled(directory: Path, files: Sequence[Path], *, as_json: bool) -> None:
+    """Say what was fetched to a folder."""
+    if as_json:
+        listed = [{"name": path.name, "bytes": path.stat().st_size} for path in files]
+        print_json({"directory": str(directory), "files": listed})
+    else:
+        print(directory)
+        note(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes")
 
 
 def print_list(items: Iterator[Json], columns: Mapping[str, str], *, limit: int, as_json: bool) -> None:

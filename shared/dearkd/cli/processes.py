@@ -1,4 +1,4 @@
-"""`dearkd up|worker|doctor|gc`: the programs that run here, rather than what is asked of them."""
+"""`dearkd up|open|worker|doctor|gc`: the programs that run here, rather than what is asked of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from dearkd.cli.output import AsJson, note, print_json
+from dearkd.cli.output import AsJson, connect, note, print_json
 from dearkd.folders import keep_files_private
 
 STATES = {"ok": ("green", "ok"), "remark": ("yellow", "remark"), "problem": ("bold red", "problem")}
@@ -26,6 +26,7 @@ STATES = {"ok": ("green", "ok"), "remark": ("yellow", "remark"), "problem": ("bo
 
 def register(app: typer.Typer) -> None:
     app.command("up")(up)
+    app.command("open")(open_dashboard)
     app.command("worker")(worker)
     app.command("doctor")(doctor)
     app.command("gc")(gc)
@@ -94,6 +95,22 @@ def _announce(url: str, data: Path, storage_url: str) -> None:
     if data != Path("dearkd-data").absolute():
         lines.append(f"         export DEARKD_STORAGE_URL={shlex.quote(storage_url)}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def open_dashboard(as_json: AsJson = False) -> None:
+    """Open the dashboard of the API that DEARKD_URL names in a browser, and print its address."""
+    import webbrowser
+
+    with connect() as client:
+        client.is_ready()  # or the browser would say that nothing is there
+        address = f"{client.url}/"
+    opened = webbrowser.open(address)
+    if as_json:
+        print_json({"url": address, "opened": opened})
+        return
+    print(address)
+    if not opened:
+        note("no browser was found here: open that address in one")
 
 
 def worker(

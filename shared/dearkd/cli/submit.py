@@ -1,5 +1,6 @@
 """`dearkd synth` and `dearkd train`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,8 @@ import typer
 from dearkd.choices import PresetName, Recipe
 from dearkd.cli.fields import parse_assignments, read_spec
 from dearkd.cli.jobs import Wait, submitted
-from dearkd.cli.output import AsJson, connect, print_item
+from dearkd.cli.output import AsJson, connect, print_json
+from dearkd.names import printable
 
 SpecFile = Annotated[
     Path | None,
@@ -19,6 +21,7 @@ Assignments = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any field of the spec: seed=1, weights.boundary=0, classes=[0,1]"),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what it would make, and at what cost.")]
 Name = Annotated[str | None, typer.Option(help="To tell it from others.")]
 
 
@@ -28,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def synth(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Its id: tch-…")],
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Its id (tch-…) or its name.")],
     preset: Annotated[
         PresetName | None,
         typer.Option(metavar="PRESET", help="auto (the default), published-imagenet or published-cifar."),
@@ -38,37 +41,69 @@ def synth(
     name: Name = None,
     assignments: Assignments = None,
     spec: SpecFile = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would make, and at what cost.")] = False,
+    dry_run: DryRun = False,
     wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Synthesise a dataset from a teacher."""
     options = {"preset": preset, "images_per_class": images_per_class, "seed": seed, "name": name}
-    body = _spec(spec, assignments, {"teacher": teacher} | options)
+    from dearkd.cli.references import identifier_of
+
     with connect() as client:
+        body = _spec(spec, assignments, {"teacher": identifier_of(client, teacher, "teacher")} | options)
         if dry_run:
-            print_item(client.plan_synthesis_job(body), as_json=as_json)
+            from dearkd.cli.forecast import synthesis_lines
+
+            plan = client.plan_synthesis_job(body)
+            _print_plan(plan, lambda: synthesis_lines(client, plan), as_json=as_json)
         else:
             submitted(client, client.create_synthesis_job(body), wait=wait, as_json=as_json)
 
 
 def train(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET_OR_JOB", help="ds-…, or syn-… to wait for its dataset.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(metavar="DATASET_OR_JOB", help="Id or name of a dataset, or of a synthesis job to wait for."),
+    ],
     recipe: Annotated[Recipe | None, typer.Option(help="Default: by image size.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="tch-…; default: the dataset's.")] = None,
-    eval_dataset: Annotated[str | None, typer.Option(help="ds-… to measure accuracy on while training.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Id or name; default: the dataset's.")] = None,
+    eval_dataset: Annotated[
+        str | None, typer.Option(help="Id or name of the dataset to measure accuracy on while training.")
+    ] = None,
     seed: Seed = None,
     name: Name = None,
     assignments: Assignments = None,
     spec: SpecFile = None,
+    dry_run: DryRun = False,
     wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a vision transformer on a dataset, or on that which a synthesis job is making."""
-    options = {"recipe": recipe, "teacher": teacher, "eval_dataset": eval_dataset, "seed": seed, "name": name}
-    body = _spec(spec, assignments, {"dataset": dataset} | options)
+    options = {"recipe": recipe, "seed": seed, "name": name}
+    from dearkd.cli.references import identifier_of
+
     with connect() as client:
-        submitted(client, client.create_training_run(body), wait=wait, as_json=as_json)
+        named: dict[str, Any] = {"dataset": identifier_of(client, dataset, "dataset", "synthesis job")}
+        if teacher is not None:
+            named["teacher"] = identifier_of(client, teacher, "teacher")
+        if eval_dataset is not None:
+            named["eval_dataset"] = identifier_of(client, eval_dataset, "dataset")
+        body = _spec(spec, assignments, options | named)
+        if dry_run:
+            from dearkd.cli.forecast import training_lines
+
+            plan = client.plan_training_run(body)
+            _print_plan(plan, lambda: training_lines(client, plan), as_json=as_json)
+        else:
+            submitted(client, client.create_training_run(body), wait=wait, as_json=as_json)
+
+
+def _print_plan(plan: dict[str, Any], lines: Callable[[], list[tuple[str, str]]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    for name, value in lines():
+        print(f"{name:8} {printable(value)}")
 
 
 def _spec(path: Path | None, assignments: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:

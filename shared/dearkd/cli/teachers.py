@@ -26,7 +26,7 @@ COLUMNS = {
 COMPLETE = {"architecture", "num_classes", "image_size", "mean", "std"}
 """With all of these given, a safetensors file is uploaded as it is."""
 
-Identifier = Annotated[str, typer.Argument(metavar="TEACHER", help="Its id: tch-…")]
+Identifier = Annotated[str, typer.Argument(metavar="TEACHER", help="Its id (tch-…) or its name.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -156,13 +156,18 @@ def list_all(limit: Limit = 50, as_json: AsJson = False) -> None:
 
 def show(teacher: Identifier, as_json: AsJson = False) -> None:
     """Show a teacher."""
+    from dearkd.cli.references import identifier_of
+
     with connect() as client:
-        print_item(client.get_teacher(teacher), as_json=as_json)
+        print_item(client.get_teacher(identifier_of(client, teacher, "teacher")), as_json=as_json)
 
 
 def delete(teacher: Identifier, as_json: AsJson = False) -> None:
     """Delete a teacher that no job uses."""
+    from dearkd.cli.references import identifier_of
+
     with connect() as client:
-        client.delete_teacher(teacher)
+        identifier = identifier_of(client, teacher, "teacher")
+        client.delete_teacher(identifier)
     if as_json:
-        print_json({"deleted": teacher})
+        print_json({"deleted": identifier})

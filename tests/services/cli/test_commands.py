@@ -1,4 +1,5 @@
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from dearkd.cli import main
 from dearkd.local.embedded_redis import free_port
+from tests.support.specs import synthesis_spec
 from tests.support.stand_in_api import StandInApi, a_job
 
 
@@ -247,3 +249,70 @@ def test_what_belongs_to_another_key_is_not_deleted_and_it_is_said_why(run: Run,
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.strip() == f"error: {detail}"
     assert json.loads(run("teacher", "delete", "tch-1", "--json").out)["error"]["code"] == "forbidden"
+
+
+PLAN = {
+    "spec": {
+        "teacher": "tch-1",
+        "preset": "auto",
+        "classes": [0, 1],
+        "images_per_class": 1000,
+        "phases": [{"iterations": 200, "resolution": 16, "input_size": 32}],
+    },
+    "teacher_passes": 400_000,
+    "images": 2000,
+    "shards": 5,
+    "estimated_bytes": 6_540_000,
+    "student": None,
+}
+
+
+def test_a_dry_run_says_what_comes_out_and_how_long_it_takes_here(run: Run, api: StandInApi) -> None:
+    api.answer("GET /v1/teachers/tch-1", {"name": "shoes", "architecture": "resnet10t", "image_size": 32})
+    api.answer("POST /v1/synthesis-jobs", PLAN)
+    spec = synthesis_spec(teacher="tch-1", images_per_class=10, classes=list(range(10)))
+    times = {"started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:50Z"}
+    done = a_job("syn-3", "succeeded", spec=spec.model_dump(mode="json"), **times)
+    api.answer("GET /v1/synthesis-jobs", {"data": [a_job("syn-2")], "has_more": False})
+    api.answer("GET /v1/synthesis-jobs", {"data": [done | {"attempt": 2}, done], "has_more": False})
+    unknown = run("synth", "tch-1", "--dry-run").out
+    assert "2,000: 1,000 of each of 2 classes" in unknown
+    assert "5, about 6.5 MB" in unknown
+    assert "200 iterations at 16 px, seen at 32" in unknown
+    assert "time     not known" in unknown
+    wanted = 400_000 / (spec.teacher_passes / 50)
+    minutes, seconds = divmod(math.ceil(wanted), 60)
+    assert run("synth", "tch-1", "--dry-run").out == unknown.replace(
+        "not known: nothing like it has run here yet", f"about {minutes}:{seconds:02}, at the rate of syn-3"
+    )
+
+
+def test_a_dry_run_of_training_says_its_steps_and_time(run: Run, api: StandInApi) -> None:
+    spec = {"recipe": "small", "student": {"architecture": "a"}, "batch_size": 50}
+    api.answer("POST /v1/training-runs", {"spec": spec, "images": 2000, "epochs": 3, "steps": 120})
+    alike = a_job("run-1", "running", spec=spec, metrics={"images_per_second": 100.0})
+    api.answer("GET /v1/training-runs", {"data": [a_job("run-2"), alike], "has_more": False})
+    out = run("train", "ds-1", "--dry-run").out
+    assert "3: 120 steps" in out
+    assert "about 1:00, at the rate of run-1" in out
+    assert [request.query for request in api.requests if request.method == "POST"] == [{"dry_run": "true"}]
+
+
+def test_a_log_is_printed_as_it_is_without_what_moves_a_terminal(run: Run, api: StandInApi) -> None:
+    api.answer("GET /v1/training-runs/run-1/log", b"one\ntwo \x1b[2J\n")
+    assert run("log", "run-1").out == "one\ntwo \\x1b[2J\n"
+    assert json.loads(run("log", "run-1", "--json").out) == {"id": "run-1", "lines": ["one", "two \x1b[2J"]}
+
+
+def test_the_dashboard_is_opened_where_an_api_answers(
+    run: Run, api: StandInApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or False)
+    api.answer("GET /readyz", {})
+    outcome = run("open")
+    assert (outcome.code, outcome.out, opened) == (0, f"{api.url}/\n", [f"{api.url}/"])
+    assert "no browser" in outcome.err
+    monkeypatch.setenv("DEARKD_URL", f"http://127.0.0.1:{free_port()}")
+    assert run("open").code == 1
+    assert len(opened) == 1

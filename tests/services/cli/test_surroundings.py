@@ -262,7 +262,7 @@ def test_a_terminal_without_unicode_is_no_obstacle(
     watched = run("watch", "syn-1", DEARKD_URL=api.url, **surroundings)
     assert watched.stdout == b"syn-1 succeeded: dataset ds-1\n", watched
     assert run("synth", "--help", **surroundings).returncode == 0
-    assert only_line(run("watch", "日本", **surroundings), 2)
+    assert only_line(run("watch", "ds-日本", **surroundings), 2)
     photo(os.fsencode(tmp_path) + "/set/кот/a.png".encode())
     photo(os.fsencode(tmp_path) + b"/set/dog/a.png")
     added = run("dataset", "add", str(tmp_path / "set"), DEARKD_URL=api.url, **surroundings)

@@ -1,0 +1,81 @@
+"""Things that a command line names by their id or by their name."""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import typer
+
+from dearkd.client import JOBS, Client, Json
+from dearkd.errors import InvalidInput, NotFound
+from dearkd.names import printable
+
+Kind = Literal["teacher", "dataset", "model", "job", "synthesis job"]
+
+PREFIXES: dict[Kind, tuple[str, ...]] = {
+    "teacher": ("tch-",),
+    "dataset": ("ds-",),
+    "model": ("mdl-",),
+    "job": ("syn-", "run-"),
+    "synthesis job": ("syn-",),
+}
+MOST_NAMED = 5
+
+
+def identifier_of(client: Client, reference: str, *kinds: Kind) -> str:
+    """The id of what a reference means: the reference itself if it is an id, else of the one thing of that name.
+
+    Args:
+        client: of the API that knows the names.
+        reference: an id, or a name as its owner gave it.
+        kinds: what it may be of; an earlier kind's name wins over a later one's.
+
+    Raises:
+        typer.BadParameter: if it is an id of another kind.
+        NotFound: if nothing of these kinds has that name.
+        InvalidInput: if several have, naming the newest of them.
+    """
+    if reference.startswith(tuple(prefix for kind in kinds for prefix in PREFIXES[kind])):
+        return reference
+    others = sorted({prefix for known in PREFIXES.values() for prefix in known})
+    wanted = " or ".join(kinds)
+    examples = " or ".join(f"{prefix}…" for kind in kinds for prefix in PREFIXES[kind])
+    if reference.startswith(tuple(others)):
+        raise typer.BadParameter(f"{printable(reference)} is no {wanted}: an id of one looks like {examples}")
+    for kind in kinds:
+        found = [item for item in _all(client, kind) if _name(item) == reference]
+        if len(found) > 1:
+            shown = ", ".join(str(item["id"]) for item in found[:MOST_NAMED])
+            more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+            raise InvalidInput(
+                f"{len(found)} of kind {kind} have the name {printable(reference)!r}: give an id, newest first: "
+                f"{shown}{more}",
+                code="ambiguous_name",
+            )
+        if found:
+            return str(found[0]["id"])
+    raise NotFound(f"no {wanted} has the name {printable(reference)!r}; an id looks like {examples}")
+
+
+def _all(client: Client, kind: Kind) -> Iterable[Json]:
+    match kind:
+        case "teacher":
+            return client.list_teachers()
+        case "dataset":
+            return client.list_datasets()
+        case "model":
+            return client.list_models()
+        case "synthesis job":
+            return client.list_jobs("synthesis")
+        case "job":
+            return _jobs(client)
+
+
+def _jobs(client: Client) -> Iterator[Json]:
+    found = [job for kind in JOBS for job in client.list_jobs(kind)]
+    yield from sorted(found, key=lambda job: str(job["created_at"]), reverse=True)
+
+
+def _name(item: Json) -> str | None:
+    name = item["spec"].get("name") if isinstance(item.get("spec"), dict) and "status" in item else None
+    name = name if name is not None else item.get("name")
+    return str(name) if name is not None else None
