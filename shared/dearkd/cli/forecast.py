@@ -13,7 +13,7 @@ LOOKED_AT = 200
 
 
 def synthesis_lines(client: Client, plan: Json) -> list[tuple[str, str]]:
-    """What a synthesis job would make and cost, as names and values."""
+    """The outcome and cost of a synthesis job, as names and values."""
     spec = plan["spec"]
     classes = len(spec["classes"])
     teacher = client.get_teacher(spec["teacher"])
@@ -45,7 +45,7 @@ def synthesis_lines(client: Client, plan: Json) -> list[tuple[str, str]]:
 
 
 def training_lines(client: Client, plan: Json) -> list[tuple[str, str]]:
-    """What a training run would do and cost, as names and values."""
+    """The work and time of a training run, as names and values."""
     spec = plan["spec"]
     student = spec["student"]
 
