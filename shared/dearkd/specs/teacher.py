@@ -35,13 +35,13 @@ RESERVED = {
 
 
 class TeacherSpec(Task):
-    """A timm model and its preprocessing. Weights travel beside it, as safetensors."""
+    """A CNN and its preprocessing. Weights travel beside it, as safetensors."""
 
     name: Name = Field(min_length=1, max_length=200)
-    architecture: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+$")
-    """A name of `timm.list_models()`."""
+    architecture: str = Field(min_length=1, max_length=200, pattern=r"^(torchvision:)?[A-Za-z0-9_.-]+$")
+    """A name of `timm.list_models()`, `torchvision:NAME`, or a network that the operator has installed."""
     model_args: dict[ArgumentName, Argument] = Field(default_factory=dict, max_length=MAX_ARGUMENTS)
-    """Further arguments of `timm.create_model`: numbers, booleans and lists of numbers."""
+    """Further arguments of its constructor (`timm.create_model`): numbers, booleans and lists of numbers."""
 
     @field_validator("model_args", mode="before")
     @classmethod

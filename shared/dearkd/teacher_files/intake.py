@@ -8,7 +8,6 @@ from typing import Any
 import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,10 +18,11 @@ from dearkd.teacher_files.checkpoints import Weights, listed, read_weights
 from dearkd.teacher_files.config_folders import ConfigFolder, read_folder
 from dearkd.teacher_files.file_kinds import kind_of
 from dearkd.teacher_files.foreign_names import recognise
-from dearkd.teacher_files.matching import TORCHVISION, Match, match
+from dearkd.teacher_files.matching import Match, match
 from dearkd.teacher_files.namings import NAMINGS, TRANSFORMERS_RESNET, transformers_twin
 from dearkd.teacher_files.text_arguments import without_text
-from dearkd.vision.teachers import blueprint, in_words, require_known
+from dearkd.vision.architectures import TORCHVISION, in_library, require_known, usual_input
+from dearkd.vision.teachers import blueprint, in_words
 from dearkd.vision.weight_files import read_header, require_fit
 
 FLAGS = {"image_size": "--image-size", "mean": "--mean", "std": "--std"}
@@ -147,16 +147,16 @@ def _defaults(body: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
     missing = [name for name in FLAGS if name not in body]
     if not missing:
         return {}
-    cfg = timm.get_pretrained_cfg(body["architecture"])
+    cfg = usual_input(body["architecture"])
     flags = ", ".join(FLAGS[name] for name in missing)
     if body["in_chans"] != 3 or cfg is None or cfg.input_size[0] != 3 or cfg.input_size[1] != cfg.input_size[2]:
         raise InvalidInput(
-            f"nothing says how its images were made, and timm knows only square ones of 3 channels: give {flags}",
+            f"nothing says how its images were made, and what is known is of square ones of 3 channels: give {flags}",
             code="usage",
         )
     known = {"image_size": cfg.input_size[1], "mean": list(cfg.mean), "std": list(cfg.std)}
     shown = ", ".join(f"{FLAGS[name]} {_as_flag(known[name])}" for name in missing)
-    remarks.append(f"assumed {shown}, as timm's own {body['architecture']} has it: give what was otherwise")
+    remarks.append(f"assumed {shown}, as {in_library(body['architecture'])} has it: give what was otherwise")
     return {name: known[name] for name in missing}
 
 

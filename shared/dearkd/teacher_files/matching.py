@@ -18,17 +18,17 @@ from dearkd.teacher_files.checkpoints import Weights, listed
 from dearkd.teacher_files.foreign_names import Naming, Twin, modules_of, recognise
 from dearkd.teacher_files.namings import NAMINGS, RESNET, WITHOUT_TWIN, is_torchvision_resnet, torchvision_naming
 from dearkd.teacher_files.wrappers import unwrapped
-from dearkd.vision.teachers import blueprint, require_known
+from dearkd.vision.architectures import TORCHVISION, in_library, require_known
+from dearkd.vision.teachers import blueprint
 from dearkd.vision.weight_files import listed_misfits, misfits
 
 OFFERED = 3
 """The number of architectures that an error names."""
-TORCHVISION = "torchvision:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """A network of timm, and a file's tensors under its names."""
+    """A network, and a file's tensors under its names."""
 
     architecture: str
     model_args: Mapping[str, Any]
@@ -52,7 +52,8 @@ def match(weights: Weights, architecture: str | None, model_args: Mapping[str, A
 
     Args:
         weights: as a file has them.
-        architecture: a name of timm, `torchvision:NAME`, or None to find it.
+        architecture: a name of timm, `torchvision:NAME`, or None to find it. A network of torchvision that timm has a
+            twin of becomes that twin.
         model_args: further arguments of `timm.create_model`; they win over those that a translation asks for.
 
     Raises:
@@ -72,7 +73,7 @@ def match(weights: Weights, architecture: str | None, model_args: Mapping[str, A
         raise InvalidInput(_unknown(readings[0], model_args), code="unknown_architecture")
     assert closest is not None  # a name was given or a naming recognised, and a network compared
     raise InvalidInput.at(
-        "/weights", f"they do not fit timm's {closest.architecture}; {listed_misfits(closest.misfits)}"
+        "/weights", f"they do not fit {in_library(closest.architecture)}; {listed_misfits(closest.misfits)}"
     )
 
 
@@ -86,11 +87,15 @@ def _fits(weights: Weights, architecture: str | None, model_args: Mapping[str, A
             likely = [twin for twin in twins if twin.architecture in similar]
             yield from _all_compared(weights, naming, likely or twins, model_args)
         else:
-            _require_twin(weights)
-            names = with_figures(Figures.of(weights.tensors))
+            names = _without_twin(weights) or with_figures(Figures.of(weights.tensors))
             yield from _all_compared(weights, None, map(Twin, names), model_args)
     elif architecture.startswith(TORCHVISION):
-        yield _compared(weights, *_of_torchvision(architecture.removeprefix(TORCHVISION)), model_args)
+        require_known(architecture)
+        translation = torchvision_naming(architecture.removeprefix(TORCHVISION))
+        if translation is not None:
+            yield _compared(weights, *translation, model_args)
+        else:
+            yield _compared(weights, None, Twin(architecture), model_args)
     else:
         require_known(architecture)
         twin = naming and naming.twin_named(architecture)
@@ -104,28 +109,10 @@ def _fits(weights: Weights, architecture: str | None, model_args: Mapping[str, A
         yield _compared(weights, naming, twin or Twin(architecture), model_args)
 
 
-def _of_torchvision(name: str) -> tuple[Naming, Twin]:
-    found = torchvision_naming(name)
-    if found is None:
-        known = sorted(name for naming in NAMINGS if naming.library == "torchvision" for name in naming.twins)
-        raise InvalidInput.at(
-            "/architecture",
-            f"{name!r} is none of torchvision's networks that timm has a twin of the same computation for: "
-            f"{', '.join(known)}. Take or train a teacher of these, or of timm.list_models()",
-            code="no_twin",
-        )
-    return found
-
-
-def _require_twin(weights: Weights) -> None:
+def _without_twin(weights: Weights) -> list[str]:
+    """Networks of torchvision itself whose names these may be; none where timm's are to be tried."""
     modules = modules_of(weights.tensors)
-    for family, mark in WITHOUT_TWIN.items():
-        if mark in modules:
-            raise InvalidInput(
-                f"the names are those of {family}, and timm, which builds teachers, has no network that is known to "
-                "compute the same: take or train a teacher of timm.list_models()",
-                code="no_twin",
-            )
+    return [TORCHVISION + name for mark, names in WITHOUT_TWIN.items() if mark in modules for name in names]
 
 
 def _all_compared(
@@ -180,9 +167,13 @@ def _layout(
 
 def _read_off(architecture: str, tensors: Mapping[str, Tensor]) -> tuple[int, Literal[1, 3]]:
     """Classes and channels by the shapes of the classifier and the first convolution; else 1000 and 3."""
-    cfg = timm.get_pretrained_cfg(architecture)
-    classifier = _first(cfg and cfg.classifier, tensors)
-    stem = _first(cfg and cfg.first_conv, tensors)
+    if architecture.startswith(TORCHVISION):
+        classifier = next((tensors[name] for name in ("fc.weight", "classifier.1.weight") if name in tensors), None)
+        stem = None
+    else:
+        cfg = timm.get_pretrained_cfg(architecture)
+        classifier = _first(cfg and cfg.classifier, tensors)
+        stem = _first(cfg and cfg.first_conv, tensors)
     classes = classifier.shape[0] if classifier is not None and classifier.dim() in (2, 4) else 1000
     channels = stem.shape[1] if stem is not None and stem.dim() == 4 else 3
     return (classes if 2 <= classes <= 100_000 else 1000), (1 if channels == 1 else 3)

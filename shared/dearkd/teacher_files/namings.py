@@ -197,12 +197,13 @@ NAMINGS = (
 )
 
 WITHOUT_TWIN = {
-    "torchvision's ShuffleNetV2": "stage2.0.branch2.0",
-    "torchvision's GoogLeNet": "inception3a.branch1.conv",
-    "torchvision's Inception v3": "Mixed_5b.branch1x1.conv",
-    "torchvision's MNASNet": "layers.8.0.layers.0",
+    "stage2.0.branch2.0": tuple(f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")),
+    "inception3a.branch1.conv": ("googlenet",),
+    "Mixed_5b.branch1x1.conv": ("inception_v3",),
+    "layers.8.0.layers.0": tuple(f"mnasnet{width}" for width in ("0_5", "0_75", "1_0", "1_3")),
 }
-"""Families that are recognised by a module, and for which no network of timm is known to compute the same."""
+"""Networks of torchvision that no network of timm is known to compute the same as, by a module that all of a family
+have: they are built from torchvision."""
 
 
 def torchvision_naming(name: str) -> tuple[Naming, Twin] | None:

@@ -1,13 +1,9 @@
 """Teachers: from a spec and a safetensors file to a frozen CNN, with every check that can be made at the door."""
 
-import difflib
-import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,7 +11,9 @@ from torch import Tensor, nn
 from dearkd.errors import InvalidInput, reason
 from dearkd.specs import TeacherSpec
 from dearkd.specs.presets import half_size
+from dearkd.vision.architectures import create, known_arguments, require_known
 from dearkd.vision.bounded_construction import ParametersOnMeta, TooLargeToBuild, bounded_construction
+from dearkd.vision.module_teachers import as_teacher
 from dearkd.vision.teacher_statistics import BatchNorm, check_statistics, require_possible
 from dearkd.vision.weight_files import read_header, require_fit, separate_state
 
@@ -34,16 +32,6 @@ class TeacherDescription:
     """Sides of images that it cannot take. Only half its image size is tried, with which presets begin."""
 
 
-def require_known(architecture: str) -> None:
-    """Raises `InvalidInput` at `/architecture`, with what was perhaps meant, if timm has none of that name."""
-    if "." in architecture or not timm.is_model(architecture):
-        raise InvalidInput.at(
-            "/architecture",
-            f"{architecture!r} is no name of timm.list_models() (timm {timm.__version__})"
-            + _did_you_mean(architecture.partition(".")[0], timm.list_models()),
-        )
-
-
 def build_teacher(spec: TeacherSpec) -> nn.Module:
     """The spec's architecture with random weights; never downloads any.
 
@@ -51,7 +39,7 @@ def build_teacher(spec: TeacherSpec) -> nn.Module:
         InvalidInput: at `/architecture` or `/model_args`.
     """
     require_known(spec.architecture)
-    return _construct(spec)
+    return _as_teacher(_construct(spec).eval(), spec)
 
 
 def blueprint(spec: TeacherSpec, stored: int) -> dict[str, Tensor]:
@@ -104,8 +92,10 @@ def load_teacher(spec: TeacherSpec, weights: Path, device: torch.device | str = 
     require_known(spec.architecture)
     require_fit(in_words(spec), blueprint(spec, len(stored)), stored)
     teacher = _construct(spec)
-    teacher.load_state_dict(teacher.state_dict() | load_file(weights))
-    return teacher.eval().requires_grad_(False).to(device)
+    state = teacher.state_dict()
+    state.update(load_file(weights))  # in place: a network may look at the versions that hang on its own
+    teacher.load_state_dict(state)
+    return _as_teacher(teacher.eval(), spec).requires_grad_(False).to(device)
 
 
 def save_teacher(teacher: nn.Module, weights: Path) -> None:
@@ -269,9 +259,13 @@ def _classifier(model: nn.Module) -> nn.Module:
     return cast(nn.Module, classifier)
 
 
+def _as_teacher(network: nn.Module, spec: TeacherSpec) -> nn.Module:
+    return as_teacher(network, in_chans=spec.in_chans, image_size=spec.image_size)
+
+
 def _construct(spec: TeacherSpec) -> nn.Module:
     try:
-        return _create(spec, **spec.model_args)
+        return create(spec)
     except TooLargeToBuild:
         raise
     except Exception as error:  # an architecture's constructor raises what it likes
@@ -279,30 +273,7 @@ def _construct(spec: TeacherSpec) -> nn.Module:
             raise InvalidInput.at(
                 "/architecture", f"{spec.architecture} cannot be built with in_chans={spec.in_chans}: {reason(error)}"
             ) from error
-        hint = _known_arguments(spec)
+        hint = known_arguments(spec)
         raise InvalidInput.at(
             "/model_args", f"{spec.architecture} does not take {spec.model_args}: {reason(error)}{hint}"
         ) from error
-
-
-def _create(spec: TeacherSpec, **model_args: Any) -> nn.Module:
-    model: nn.Module = timm.create_model(
-        spec.architecture, pretrained=False, num_classes=spec.num_classes, in_chans=spec.in_chans, **model_args
-    )
-    return model
-
-
-def _known_arguments(spec: TeacherSpec) -> str:
-    """A guess at what was meant by those arguments that the architecture's class does not have."""
-    try:
-        with ParametersOnMeta():  # it may be the largest of all networks
-            known = inspect.signature(type(_create(spec)).__init__).parameters
-    except Exception:  # as above
-        return ""
-    unknown = [name for name in spec.model_args if name not in known]
-    return "".join(_did_you_mean(name, known) for name in unknown)
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.7)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -44,6 +44,22 @@ def test_a_network_of_torchvision_answers_the_same(add: Add, name: str) -> None:
     assert named.body == found.body
 
 
+WITHOUT = ["shufflenet_v2_x0_5", "mnasnet0_5", pytest.param("googlenet", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_network_without_a_twin_is_built_from_torchvision(add: Add, name: str) -> None:
+    more = {"init_weights": False} if name == "googlenet" else {}
+    theirs = of_torchvision(name, **more)
+    found = add(plain(theirs), image_size=64)
+    assert found.body["architecture"] == f"torchvision:{name}"
+    assert found.body["num_classes"] == CLASSES
+    assert found.body["mean"] == [0.485, 0.456, 0.406]
+    assert difference(rebuilt(found), theirs, 64) < TOLERANCE
+    assert add(plain(theirs), image_size=64, architecture=f"torchvision:{name}").body == found.body
+    assert "torchvision's mnasnet1_3" in refusal(lambda: add(plain(theirs), architecture="torchvision:mnasnet1_3"))
+
+
 @pytest.mark.slow
 def test_a_vgg_of_torchvision_answers_the_same_up_to_255_pixels(add: Add) -> None:
     theirs = of_torchvision("vgg11_bn")
@@ -148,12 +164,3 @@ def test_what_a_family_is_asked_to_be_but_is_not_is_refused(add: Add) -> None:
     assert "mobilenetv2_140" in said
     assert "num_classes" not in refusal(lambda: add(state, architecture="mobilenetv2_140"))
     assert len(MOBILENET_V2.all_twins()) == 5
-
-
-@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mnasnet0_5"])
-def test_families_without_a_twin_are_refused_by_name(add: Add, name: str) -> None:
-    state = plain(of_torchvision(name))
-    said = refusal(lambda: add(state))
-    assert "torchvision's" in said
-    assert "timm.list_models()" in said
-    assert repr(name) in refusal(lambda: add(state, architecture=f"torchvision:{name}"))
