@@ -46,7 +46,7 @@ test-quick: $(DEV)
 
 # Where there is a CUDA device, in an environment that is there already: PYTHON names it, and nothing is installed.
 gpu:
-	PYTHONPATH=shared:services/api:services/synth:services/trainer $(PYTHON) benchmarks/gpu.py $(ARGS)
+	PYTHONPATH=shared:services/api:services/distill:services/synth:services/trainer $(PYTHON) benchmarks/gpu.py $(ARGS)
 
 LITE := 0 1 2
 # A real ImageNet CNN through the services; the weights come as packages.

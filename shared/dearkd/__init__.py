@@ -5,6 +5,7 @@ This package is what every part needs: what is asked for (`specs`), what is goin
 it never imports torch; the torch side of what is shared is `dearkd.vision`.
 """
 
+from importlib import import_module
 from typing import Any
 
 
@@ -14,4 +15,6 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("dearkd")
+    if name == "distill":  # of a package above this one, which the extras synth and trainer make work
+        return getattr(import_module("dearkd_distill"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

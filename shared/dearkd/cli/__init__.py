@@ -34,6 +34,7 @@ _ALL = ("api", "synth", "trainer")
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "up": _ALL,
     "demo": _ALL,
+    "distill": ("synth", "trainer"),
     "api": ("api",),
     "worker synth": ("synth",),
     "worker trainer": ("trainer",),
@@ -45,6 +46,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 SUMMARIES = {
     "api": "Serve the control API and the dashboard.",
     "demo": "Make a ViT out of a CNN's weights alone, on real handwritten digits.",
+    "distill": "Train a transformer from a CNN's file in one go, with no server.",
     "evaluate": "Measure a trained student on a dataset.",
     "export": "Write a trained student to a folder, for timm, ONNX Runtime or the Hugging Face Hub.",
 }

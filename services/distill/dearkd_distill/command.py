@@ -1,0 +1,99 @@
+"""`dearkd distill`: from a CNN's file to a transformer, with no server."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dearkd.cli.fields import parse_assignments, parse_numbers
+from dearkd.cli.output import AsJson, note, print_json
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def register(app: typer.Typer) -> None:
+    """Plug the command into the CLI (entry point group `dearkd.commands`)."""
+    app.command("distill")(run)
+
+
+def run(
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|FOLDER|hf-hub:NAME",
+            help="A CNN: safetensors or a checkpoint of torch; a folder with a config.json; a model of the Hub.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or that of an earlier try, which goes on.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, metavar="DIR", help="Train on these real images; none are made."),
+    ] = None,
+    evaluate_on: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, metavar="DIR", help="Real images to measure the student on."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="About how long it may take: 30m, 2h. Fewer images and epochs.")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="A name of timm.list_models(), or torchvision:NAME. Default: found in the file.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the teacher's square input, in pixels.")] = None,
+    mean: Annotated[
+        list[str] | None, typer.Option(help="Of pixels in [0, 1]: one number a channel, such as 0.48,0.46,0.41.")
+    ] = None,
+    std: Annotated[list[str] | None, typer.Option(help="Like --mean.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    synthesis: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the synthesis: images_per_class=100.")
+    ] = None,
+    training: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the training: stage_one.epochs=20.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a transformer from a CNN's file in one go, with no server."""
+    seconds = parse_time(budget) if budget is not None else None
+    task: dict[str, Any] = {
+        "architecture": architecture,
+        "image_size": image_size,
+        "mean": parse_numbers(mean, "--mean") if mean else None,
+        "std": parse_numbers(std, "--std") if std else None,
+    }
+    from dearkd_distill import distill
+
+    done = distill(
+        teacher,
+        out,
+        images=images,
+        evaluate_on=evaluate_on,
+        budget=seconds,
+        seed=seed,
+        synthesis=parse_assignments(synthesis or [], "--synthesis"),
+        training=parse_assignments(training or [], "--training"),
+        **{name: value for name, value in task.items() if value is not None},
+    )
+    if as_json:
+        print_json(done.report | {"directory": str(done.directory)})
+        return
+    print(done.directory)
+    if done.top1 is not None:
+        note(f"top-1 {done.top1:.2%} on {evaluate_on}")
+    note(f"`dearkd export {out} NEW_FOLDER --to onnx` or `--to hf` makes it run elsewhere")
+
+
+def parse_time(text: str) -> float:
+    """Seconds of `90`, `90s`, `30m`, `2h` or `1.5d`.
+
+    Raises:
+        typer.BadParameter: if it is none of these, or not above zero.
+    """
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        seconds = float(number) * UNITS[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise typer.BadParameter(f"{text!r} is no time: write 90s, 30m, 2h or 1d", param_hint="--budget")
+    return seconds

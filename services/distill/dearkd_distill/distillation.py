@@ -1,0 +1,320 @@
+"""From a CNN to a transformer in one call, in one process; what was stopped goes on from where it was."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from dearkd.data.shard_files import Shard, shard_name
+from dearkd.data.shard_info import CLASS_NAMES, INFO, info_json
+from dearkd.errors import Conflict, InvalidInput
+from dearkd.specs import DatasetFacts, SynthesisSpec, TrainingSpec
+from dearkd.specs.base import overlay
+from dearkd.vision.devices import choose_device
+from dearkd.vision.shard_writer import write_samples
+from dearkd.vision.shards import ShardDataset
+from dearkd_distill.budget import fit, measure_synthesis, measure_training, with_epochs
+from dearkd_distill.inputs import Teacher, open_teacher, pack_images
+from dearkd_synth import DeepInversion
+from dearkd_synth.quality import merge_quality, sample_grid, shard_quality
+from dearkd_synth.watch import require_good, warnings
+from dearkd_trainer import DearKDTrainer, FrozenTeacher, Student, TrainingResult
+
+REQUEST = "distillation.json"
+IMAGES = "images"
+PREVIEW = "preview.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """A student, and where it lies."""
+
+    student: Student
+    """In eval mode, with the exported weights, on the device that it was trained on."""
+    directory: Path
+    """`model.safetensors` and `config.json` (a timm model), its card and report, `distillation.json`; the images under
+    `images`, with `preview.png` of them."""
+    top1: float | None
+    """Accuracy on `evaluate_on`; None without."""
+    report: dict[str, Any]
+    """What `distillation.json` holds: specs, quality of the images, accuracy, seconds."""
+
+
+def distill(
+    teacher: nn.Module | str | Path,
+    out: str | Path,
+    *,
+    images: str | Path | None = None,
+    evaluate_on: str | Path | None = None,
+    budget: float | None = None,
+    seed: int = 0,
+    synthesis: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    console: Console | None = None,
+    **task: Any,
+) -> Distillation:
+    """Train a vision transformer from a CNN: on images that are made of it alone, or on `images`.
+
+    Called again with the same arguments it goes on from the shards and the checkpoint that are there, or gives what is
+    finished.
+
+    Args:
+        teacher: a network with BatchNorm in memory, a file of weights, a folder with a `config.json`, or
+            `hf-hub:owner/name`.
+        out: a folder, new or that of an earlier call.
+        images: class folders of real images, or shards; then none are made.
+        evaluate_on: the same, to measure the student on; it decides nothing.
+        budget: seconds that it may take, about; images and epochs are chosen to fit, by speeds that are measured
+            first. Default: the preset's and the recipe's.
+        seed: of everything random.
+        synthesis, training: further fields of the two specs.
+        device: default: CUDA where there is one.
+        console: for progress; in a notebook rich shows it there.
+        **task: fields of `TeacherSpec` that no file says or that win over it: `image_size`, `mean`, `std`,
+            `class_names`, `architecture`, `model_args`.
+
+    Raises:
+        InvalidInput: naming the value, the rule it broke and the remedy.
+        Conflict: if `out` holds another distillation, or something else.
+        PoorImages: if the teacher does not recognise the first images that are made of it.
+    """
+    began = time.monotonic()
+    console = console or Console(stderr=True)
+    target = torch.device(device) if device is not None else choose_device()
+    opened = open_teacher(teacher, task)
+    directory = Path(out).absolute()
+    plan = _Plan(opened, images, evaluate_on, budget, seed, dict(synthesis or {}), dict(training or {}))
+    request = plan.request()
+    state = _open(directory, request)
+    with _progress(console) as progress:
+        if images is None:
+            made = _synthesis(plan, state, target, console)
+            shards = _make_images(plan, made, directory, state, target, progress, console)
+        else:
+            shards = pack_images(Path(images), opened.spec, directory / IMAGES)
+        data = ShardDataset(shards, num_classes=opened.spec.num_classes, in_chans=opened.spec.in_chans)
+        spec = _training(plan, state, data)
+        _save(directory, state)
+        held = None
+        if evaluate_on is not None:
+            paths = pack_images(Path(evaluate_on), opened.spec, directory / "evaluation")
+            held = ShardDataset(paths, num_classes=opened.spec.num_classes, in_chans=opened.spec.in_chans)
+        trainer, result = _train(opened, spec, data, held, directory, target, progress)
+    state["accuracy"] = {"top1": result.evaluation.top1} if result.evaluation is not None else None
+    state["seconds"] = round(state.get("seconds", 0.0) + time.monotonic() - began, 1)
+    _save(directory, state)
+    top1 = result.evaluation.top1 if result.evaluation is not None else None
+    return Distillation(trainer.evaluated.eval(), directory, top1, state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    teacher: Teacher
+    images: str | Path | None
+    evaluate_on: str | Path | None
+    budget: float | None
+    seed: int
+    synthesis: dict[str, Any]
+    training: dict[str, Any]
+
+    def request(self) -> dict[str, Any]:
+        """All that decides the outcome, as JSON."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.teacher.module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        folders = {
+            name: str(Path(folder).absolute()) if folder is not None else None
+            for name, folder in (("images", self.images), ("evaluate_on", self.evaluate_on))
+        }
+        return {
+            "teacher": self.teacher.spec.model_dump(mode="json") | {"sha256": digest.hexdigest()},
+            **folders,
+            "budget": self.budget,
+            "seed": self.seed,
+            "synthesis": self.synthesis,
+            "training": self.training,
+        }
+
+    def facts(self, num_samples: int, *, mirrored: bool) -> DatasetFacts:
+        task = self.teacher.spec
+        return DatasetFacts(
+            num_samples=num_samples,
+            num_classes=task.num_classes,
+            image_size=task.image_size,
+            in_chans=task.in_chans,
+            synthetic=self.images is None,
+            mirrored=mirrored,
+        )
+
+    def training_spec(self, facts: DatasetFacts) -> TrainingSpec:
+        posted = overlay({"dataset": "images", "seed": self.seed}, self.training)
+        return TrainingSpec.resolve(posted, facts, self.teacher.spec)
+
+    def synthesis_spec(self, more: Mapping[str, Any] | None = None) -> SynthesisSpec:
+        posted = overlay({"teacher": self.teacher.spec.name, "seed": self.seed, **(more or {})}, self.synthesis)
+        return SynthesisSpec.resolve(posted, self.teacher.spec)
+
+
+def _open(directory: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """The state of an earlier call with the same arguments, or a new one."""
+    path = directory / REQUEST
+    if path.is_file():
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in request if state.get("request", {}).get(name) != request[name]]
+        if differing:
+            raise Conflict(
+                f"{directory} holds a distillation with another {', '.join(differing)}: name another folder, or "
+                "remove that one"
+            )
+        return state
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise Conflict(f"{directory} is there and not empty: name a folder that does not exist, or an empty one")
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {"request": request}
+    _save(directory, state)
+    return state
+
+
+def _save(directory: Path, state: Mapping[str, Any]) -> None:
+    part = directory / f"{REQUEST}.part"
+    part.write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(directory / REQUEST)
+
+
+def _synthesis(plan: _Plan, state: dict[str, Any], device: torch.device, console: Console) -> SynthesisSpec:
+    """The spec of the images; with a budget their number and that of epochs are chosen once, and kept in `state`."""
+    if "synthesis" in state:
+        return SynthesisSpec.resolve(state["synthesis"], plan.teacher.spec)
+    spec = plan.synthesis_spec()
+    if plan.budget is not None:
+        console.print("measuring the speed of this machine …", style="dim")
+
+        def trained(images: int) -> TrainingSpec:
+            return plan.training_spec(plan.facts(images * len(spec.classes), mirrored=spec.flip > 0))
+
+        images, epochs = fit(
+            plan.budget,
+            per_image=measure_synthesis(plan.teacher, spec, device),
+            per_image_and_epoch=measure_training(plan.teacher, trained(spec.images_per_class), device),
+            images_per_class=spec.images_per_class,
+            num_classes=len(spec.classes),
+            epochs_for=lambda images: trained(images).epochs,
+        )
+        spec = plan.synthesis_spec({"images_per_class": images})
+        state["epochs"] = epochs
+        console.print(f"{images:,} images of each of {len(spec.classes):,} classes, {epochs} epochs")
+    state["synthesis"] = spec.model_dump(mode="json")
+    return spec
+
+
+def _training(plan: _Plan, state: dict[str, Any], data: ShardDataset) -> TrainingSpec:
+    if "training" in state:
+        posted = state["training"]
+        return TrainingSpec.resolve(posted, _facts_of(plan, state, data), plan.teacher.spec)
+    facts = _facts_of(plan, state, data)
+    spec = plan.training_spec(facts)
+    if "epochs" in state:
+        spec = with_epochs(spec, facts, plan.teacher, state["epochs"])
+    state["training"] = spec.model_dump(mode="json")
+    return spec
+
+
+def _facts_of(plan: _Plan, state: Mapping[str, Any], data: ShardDataset) -> DatasetFacts:
+    mirrored = state["synthesis"]["flip"] > 0 if plan.images is None else plan.teacher.spec.in_chans == 3
+    return plan.facts(len(data), mirrored=mirrored)
+
+
+def _make_images(
+    plan: _Plan,
+    spec: SynthesisSpec,
+    directory: Path,
+    state: dict[str, Any],
+    device: torch.device,
+    progress: Progress,
+    console: Console,
+) -> list[Path]:
+    """The shards, of which those that an earlier call has finished are kept."""
+    folder = directory / IMAGES
+    folder.mkdir(exist_ok=True)
+    finished: dict[str, Any] = state.setdefault("shards", {})
+    paths = [folder / shard_name(index) for index in range(spec.num_shards)]
+    waiting = [index for index, path in enumerate(paths) if path.name not in finished or not path.is_file()]
+    lengths = spec.shard_lengths()
+    before = sum(lengths) - sum(lengths[index] for index in waiting)
+    bar = progress.add_task("images", total=spec.num_samples, completed=before)
+    if not waiting:
+        return paths
+    done = before
+
+    def on_step(step: Any) -> None:
+        progress.update(bar, completed=done + step.images_done + step.images * step.share)
+
+    with DeepInversion(plan.teacher.module, plan.teacher.spec, spec, device=device, on_step=on_step) as inversion:
+        for index in waiting:
+            made = inversion.shard(index)
+            part = paths[index].with_suffix(".part")
+            shard = write_samples(part, made, spec)
+            quality = shard_quality(made)
+            if index == 0:
+                names = plan.teacher.spec.class_names
+                (directory / PREVIEW).write_bytes(sample_grid(made.images, made.labels, names=names))
+                console.print(f"the first images: {directory / PREVIEW}")
+                for warning in warnings(made):
+                    console.print(warning, style="yellow")
+                require_good(made, spec)
+            part.replace(paths[index])
+            named = shard.model_copy(update={"name": paths[index].name})
+            finished[paths[index].name] = {"shard": named.model_dump(mode="json"), "quality": quality}
+            _save(directory, state)
+            done += lengths[index]
+            progress.update(bar, completed=done)
+    kept = [finished[path.name] for path in paths]
+    (folder / INFO).write_bytes(info_json(Shard.model_validate(one["shard"]) for one in kept))
+    if plan.teacher.spec.class_names:
+        (folder / CLASS_NAMES).write_text(json.dumps(plan.teacher.spec.class_names), encoding="utf-8")
+    merged = merge_quality([one["quality"] for one in kept])
+    state["quality"] = {name: value for name, value in merged.items() if name not in ("classes", "outliers")}
+    return paths
+
+
+def _train(
+    teacher: Teacher,
+    spec: TrainingSpec,
+    data: ShardDataset,
+    held: ShardDataset | None,
+    directory: Path,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[DearKDTrainer, TrainingResult]:
+    bar = progress.add_task("training", total=None)
+    trainer = DearKDTrainer(
+        spec,
+        data,
+        directory=directory,
+        teacher=FrozenTeacher(teacher.module, teacher.spec),
+        eval_dataset=held,
+        class_order="given",
+        device=device,
+        on_step=lambda done, total: progress.update(bar, completed=done, total=total),
+    )
+    if trainer.epoch == 0 and spec.epochs == 0:
+        raise InvalidInput("0 epochs: nothing would be trained")
+    return trainer, trainer.fit()
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+        yield progress

@@ -1,0 +1,160 @@
+"""One call from a CNN to a student: resumed where it was stopped, refused before anything is made."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+import dearkd
+from dearkd.data.shard_files import shard_name
+from dearkd.errors import Conflict, InvalidInput
+from dearkd.vision.teachers import save_teacher
+from dearkd_distill import Distillation, distill
+from dearkd_synth import DeepInversion
+from dearkd_trainer.model.export import load_model
+from tests.support.teacher_files import small
+
+TASK: dict[str, Any] = {"image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+SYNTHESIS = {
+    "images_per_class": 4,
+    "shard_samples": 10,
+    "phases": [{"resolution": 16, "iterations": 3}],
+    "min_teacher_accuracy": 0.0,
+}
+TRAINING = {"batch_size": 10, "stage_one": {"epochs": 1}, "stage_two": {"epochs": 1}, "optimizer": {"warmup_epochs": 0}}
+
+Run = Callable[..., Distillation]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def run(out: str, teacher: Any = None, **changes: Any) -> Distillation:
+        arguments = {"synthesis": SYNTHESIS, "training": TRAINING, **TASK} | changes
+        return distill(teacher or small(), tmp_path / out, console=Console(quiet=True), **arguments)
+
+    return run
+
+
+def photographs(folder: Path, classes: int, each: int) -> Path:
+    for label in range(classes):
+        (folder / str(label)).mkdir(parents=True)
+        for number in range(each):
+            Image.new("RGB", (32, 32), (40 * label, 10 * number, 99)).save(folder / str(label) / f"{number}.png")
+    return folder
+
+
+def state_of(out: Distillation) -> dict[str, torch.Tensor]:
+    return dict(out.student.state_dict())
+
+
+def test_a_stopped_one_goes_on_and_ends_as_one_that_was_left_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run("whole")
+    make = DeepInversion.shard
+
+    def stopped(self: DeepInversion, index: int) -> Any:
+        if index == 1:
+            raise KeyboardInterrupt
+        return make(self, index)
+
+    monkeypatch.setattr(DeepInversion, "shard", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped")
+    first = tmp_path / "stopped" / "images" / shard_name(0)
+    made = first.stat().st_mtime_ns
+    assert not (tmp_path / "stopped" / "images" / shard_name(1)).exists()
+    made_again: list[int] = []
+    monkeypatch.setattr(DeepInversion, "shard", lambda self, index: made_again.append(index) or make(self, index))
+    again = run("stopped")
+    assert made_again == [1]
+    assert first.stat().st_mtime_ns == made
+    for name, tensor in state_of(whole).items():
+        assert torch.equal(tensor, state_of(again)[name]), name
+    for index in range(2):
+        name = shard_name(index)
+        ours, theirs = (tmp_path / folder / "images" / name for folder in ("whole", "stopped"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    # What is finished is given at once.
+    finished = run("whole")
+    assert made_again == [1]
+    assert finished.report["quality"] == whole.report["quality"]
+
+
+def test_the_folder_is_a_model_that_answers_as_the_student(run: Run, tmp_path: Path) -> None:
+    done = run("out", evaluate_on=photographs(tmp_path / "real", 5, 2))
+    assert done.top1 is not None
+    assert done.report["accuracy"] == {"top1": done.top1}
+    config = json.loads((done.directory / "config.json").read_text())
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    loaded = load_model(config, done.directory / "model.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), done.student(images))
+    assert {"README.md", "preview.png", "distillation.json"} <= {path.name for path in done.directory.iterdir()}
+
+
+def test_a_file_gives_what_the_network_gives(run: Run, tmp_path: Path) -> None:
+    save_teacher(small(), tmp_path / "cnn.safetensors")
+    from_file = run("a", tmp_path / "cnn.safetensors", architecture="test_resnet", name="t")
+    from_memory = run("b", name="t")
+    for name, tensor in state_of(from_file).items():
+        assert torch.equal(tensor, state_of(from_memory)[name]), name
+
+
+def test_real_images_take_the_place_of_made_ones(run: Run, tmp_path: Path) -> None:
+    done = run("out", images=photographs(tmp_path / "real", 5, 6), synthesis=None)
+    assert done.report["training"]["dataset"] == "images"
+    assert "quality" not in done.report
+    assert not (done.directory / "preview.png").exists()
+    with pytest.raises(InvalidInput, match="has 3 classes, but the teacher tells 5 apart"):
+        run("other", images=photographs(tmp_path / "less", 3, 2), synthesis=None)
+
+
+def test_another_distillation_or_a_full_folder_is_left_alone(run: Run, tmp_path: Path) -> None:
+    run("out")
+    before = (tmp_path / "out" / "distillation.json").read_bytes()
+    with pytest.raises(Conflict, match="another seed"):
+        run("out", seed=1)
+    other = small()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.raises(Conflict, match="another teacher"):
+        run("out", other)
+    assert (tmp_path / "out" / "distillation.json").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(Conflict, match="not empty"):
+        run("mine")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "changes", "said"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)), {}, "no Conv2d"),
+        ("no-such-file.pth", {}, "does not exist"),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)), {}, "BatchNorm"),
+        (None, {"synthesis": {"sed": 1}}, "did you mean 'seed'"),
+        (None, {"image_size": 4}, "image_size"),
+    ],
+    ids=["no CNN", "no file", "no BatchNorm", "misspelt", "too small"],
+)
+def test_what_cannot_be_is_refused(run: Run, teacher: Any, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        run("out", teacher, **changes)
+
+
+def test_a_network_must_say_how_its_images_were_made(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="give image_size, mean, std") as refused:
+        distill(nn.Sequential(nn.Conv2d(3, 5, 3)), tmp_path / "out")
+    assert refused.value.code == "usage"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_package_itself_offers_it() -> None:
+    assert dearkd.distill is distill
