@@ -39,6 +39,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "worker trainer": ("trainer",),
     "evaluate": ("trainer",),
     "export": ("trainer",),
+    "predict": ("trainer",),
 }
 """The extras of this package that each command needs: without them it would start, and fail midway or in a child."""
 
@@ -47,6 +48,7 @@ SUMMARIES = {
     "demo": "Make a ViT out of a CNN's weights alone, on real handwritten digits.",
     "evaluate": "Measure a trained student on a dataset.",
     "export": "Write a trained student to a folder, for timm, ONNX Runtime or the Hugging Face Hub.",
+    "predict": "Classify images with a trained student, beside its teacher.",
 }
 """The services' commands as the list of all shows them: loading them, or looking for others', would take longer."""
 

@@ -24,8 +24,8 @@ from dearkd.cli.teacher_source import (
     given_fields,
     name_of,
     read_source,
+    registered_teacher,
 )
-from dearkd.errors import InvalidInput, NotFound, Unavailable
 from dearkd.identifiers import is_id
 from dearkd.imports import import_large
 from dearkd.names import printable, printable_json
@@ -93,7 +93,10 @@ def check(
         new_folder(out) if out is not None else nullcontext() as folder,
     ):
         if is_id(teacher, "tch"):
-            spec, weights = _registered(teacher, given, settings, cache)
+            if given:
+                flags = ", ".join(f"--{name.replace('_', '-').replace('class-names', 'class-name')}" for name in given)
+                raise typer.BadParameter(f"{teacher} is registered, and has what {flags} would say: leave that out")
+            spec, weights = registered_teacher(teacher, settings, cache)
         else:
             from dearkd.specs import TeacherSpec
 
@@ -118,31 +121,6 @@ def check(
     else:
         _print(report)
         note("--out DIR also writes the answers as JSON and as a picture" if out is None else f"{out}: see check.png")
-
-
-def _registered(
-    reference: str, given: dict[str, Any], settings: Settings, cache: FileCache
-) -> tuple[TeacherSpec, Path]:
-    """Spec and verified weights of a registered teacher; these lie in storage alone."""
-    from dearkd.storage.catalog import Teacher, fetch_weights
-    from dearkd.storage.objects import Storage
-
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-').replace('class-names', 'class-name')}" for name in given)
-        raise typer.BadParameter(f"{reference} is registered, and has what {flags} would say: leave that out")
-    with connect() as client:
-        item = client.get_teacher(reference)
-    if item.get("status", "ready") != "ready":
-        raise InvalidInput(f"{reference} is {item['status']}: see `dearkd teacher show {reference}`")
-    found = Teacher.model_validate(item)
-    try:
-        return found.spec, fetch_weights(Storage.open(settings, fresh=False), found, cache)
-    except (NotFound, Unavailable) as error:
-        raise NotFound(
-            f"{reference} is registered, but its weights are not in the storage that DEARKD_STORAGE_URL names: that "
-            "must be the API's own",
-            cause=error.message,
-        ) from error
 
 
 def _sample(
@@ -179,7 +157,7 @@ def _write(folder: Path, report: dict[str, Any], sample: Any) -> None:
     count = len(report["answers"])
     places = [place * count // min(SHOWN, count) for place in range(min(SHOWN, count))]
     lines = [
-        (printable(a["class"]), f"{printable(a['answer'])} {a['confidence']:.0%}", a["right"])
+        (printable(a["class"]), f"{printable(a['answer'])} ({a['confidence']:.0%})", a["right"])
         for a in (report["answers"][place] for place in places)
     ]
     grid = import_large("dearkd.vision.answer_grid")
@@ -202,13 +180,18 @@ def _print(report: dict[str, Any]) -> None:
     print()
     rows = [row("as given", report["as_given"])]
     rows += [row(t["change"], t["figures"], "clearly better" if t["clearly_better"] else "") for t in report["trials"]]
+    names = [trial["change"] for trial in report["together"]]
     if report["figures_together"] is not None:
-        rows.append(row("together: " + " + ".join(report["together"]), report["figures_together"], "clearly better"))
+        rows.append(row("together: " + " + ".join(names), report["figures_together"], "clearly better"))
     print_table(["INPUT", "TOP-1", "TOP-5", "CALIBRATION ERROR", "CONFIDENCE", ""], rows)
     print()
     better = [trial for trial in report["trials"] if trial["clearly_better"]]
     for trial in better:
         print(printable(f"{trial['change']} is clearly better: {trial['remedy']}"))
+    if len(names) > 1:
+        print(printable(f"best of all is {' with '.join(names)}:"))
+        for trial in report["together"]:
+            print(printable(f"  {trial['remedy']}"))
     if report["own_order"] is not None:
         some = ", ".join(f"{name!r} is answered as class {label}" for name, label in [*report["own_order"].items()][:4])
         print(
@@ -217,5 +200,5 @@ def _print(report: dict[str, Any]) -> None:
                 f"{report['figures_own_order']['top1']:.1%}. Give its class names in its order (--class-name)"
             )
         )
-    elif not better:
+    elif not better and not names:
         print("none of what was tried is clearly better")

@@ -1,15 +1,22 @@
 """Teachers that a command line names: a file, a folder, a model of the Hub, and flags for what those do not say."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dearkd.cli.fields import parse_assignments, parse_numbers
-from dearkd.cli.output import note
-from dearkd.errors import InvalidInput
+from dearkd.cli.output import connect, note
+from dearkd.errors import InvalidInput, NotFound, Unavailable
 from dearkd.imports import import_large
 from dearkd.teacher_files.hub import is_hub_name
+
+if TYPE_CHECKING:
+    from dearkd.settings import Settings
+    from dearkd.specs import TeacherSpec
+    from dearkd.storage.file_cache import FileCache
 
 Architecture = Annotated[
     str | None, typer.Option(help="A name of timm.list_models(), or torchvision:NAME. Default: found in the file.")
@@ -88,6 +95,32 @@ def read_source(
     for remark in found.remarks:
         note(remark)
     return found.body, found.weights
+
+
+def registered_teacher(reference: str, settings: Settings, cache: FileCache) -> tuple[TeacherSpec, Path]:
+    """Spec and verified weights of a teacher by its id. The weights lie in storage alone: the API does not serve them.
+
+    Raises:
+        NotFound: if there is none, or its weights are not in the storage that `DEARKD_STORAGE_URL` names.
+        InvalidInput: if its registration has not ended, or has failed.
+        Unavailable: if the API cannot be reached.
+    """
+    from dearkd.storage.catalog import Teacher, fetch_weights
+    from dearkd.storage.objects import Storage
+
+    with connect() as client:
+        item = client.get_teacher(reference)
+    if item.get("status", "ready") != "ready":
+        raise InvalidInput(f"{reference} is {item['status']}: see `dearkd teacher show {reference}`")
+    found = Teacher.model_validate(item)
+    try:
+        return found.spec, fetch_weights(Storage.open(settings, fresh=False), found, cache)
+    except (NotFound, Unavailable) as error:
+        raise NotFound(
+            f"{reference} is registered, but its weights are not in the storage that DEARKD_STORAGE_URL names: that "
+            "must be the API's own",
+            cause=error.message,
+        ) from error
 
 
 def name_of(source: str) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import dearkd.vision  # noqa: F401  # makes timm importable
 
@@ -117,7 +117,7 @@ def sample_of_shards(
         for place in _evenly(len(members), quota)
     ]
     return ImageSample(
-        pixels=torch.stack([_fitted(data[place][0], teacher.image_size) for place in places]),
+        pixels=torch.stack([fitted(data[place][0], teacher.image_size) for place in places]),
         labels=torch.from_numpy(data.labels[places]),
         names=[data.name(place) for place in places],
         class_names=class_names,
@@ -196,18 +196,27 @@ def _chosen(source: ImageFolder, count: int, teacher: TeacherSpec) -> list[tuple
         for place in [*first, *others]:
             if taken == quota:
                 break
-            image = examine(files[place], SHORT_SIDE)
+            image = read_image(files[place], teacher.in_chans)
             if image is None:
                 source.skipped.add("no image", files[place])
                 continue
-            data, _ = image.stored(teacher.in_chans, SHORT_SIDE)
-            found.append((_fitted(decode(data, teacher.in_chans), teacher.image_size), label, files[place]))
+            found.append((fitted(image, teacher.image_size), label, files[place]))
             taken += 1
     return found
 
 
-def _fitted(image: Tensor, size: int) -> Tensor:
-    """An image (C, H, W), uint8, as (C, size, size)."""
+def read_image(path: Path, in_chans: Literal[1, 3]) -> Tensor | None:
+    """The pixels (C, H, W), uint8, of an image file of any format that a dataset may be made of; None if it is none.
+
+    Raises:
+        typer.BadParameter: naming the file, if it is an image and cannot be read.
+    """
+    image = examine(path, SHORT_SIDE)
+    return None if image is None else decode(image.stored(in_chans, SHORT_SIDE)[0], in_chans)
+
+
+def fitted(image: Tensor, size: int) -> Tensor:
+    """An image (C, H, W), uint8, as (C, size, size): the shorter side resized to it, the centre cut out."""
     if image.shape[1:] == (size, size):
         return image
     array = image.numpy()

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from dearkd.vision.calibration import expected_calibration_error
 from dearkd.vision.image_sample import ImageSample
 from dearkd.vision.images import to_input
 from dearkd.vision.teachers import check_teacher, load_teacher
+from dearkd.vision.usual_inputs import NORMALISATIONS, ORDERS, padding_twin
 
 CLEAR_GAIN = 0.03
 CLEAR_DEVIATIONS = 3.0
@@ -33,32 +33,12 @@ CLEAR_DEVIATIONS = 3.0
 it loses by so many standard deviations of a fair coin (McNemar, Psychometrika 1947) [our choice]. A dozen changes are
 tried, of which chance alone would then pass one in fifty checks."""
 
+POOR = 0.5
+"""Below this top-1, two mistakes at once are looked for that need passes of their own [our choice]."""
+
 PIXELS_AT_ONCE = 2**22
 """The most numbers in a batch's input."""
 IMAGES_AT_ONCE = 256
-
-NORMALISATIONS: Mapping[int, Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
-    3: {
-        "mean and std of ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        "pixels from -1 to 1": ((0.5,) * 3, (0.5,) * 3),
-        "pixels from 0 to 1": ((0.0,) * 3, (1.0,) * 3),
-        "pixels from 0 to 255": ((0.0,) * 3, (1 / 255,) * 3),
-    },
-    1: {
-        "mean and std of ImageNet in grey": ((0.449,), (0.226,)),
-        "mean and std of MNIST": ((0.1307,), (0.3081,)),
-        "pixels from -1 to 1": ((0.5,), (0.5,)),
-        "pixels from 0 to 1": ((0.0,), (1.0,)),
-        "pixels from 0 to 255": ((0.0,), (1 / 255,)),
-    },
-}
-"""Usual means and standard deviations, of pixels in [0, 1], by number of channels."""
-
-ORDERS: Mapping[ClassOrder, str] = {
-    "name": "by name, as torchvision sorts them",
-    "natural": "in natural order, as timm sorts them",
-    "number": "by number",
-}
 
 Kind = Literal["as given", "normalisation", "class order", "channel order", "padding"]
 
@@ -107,9 +87,11 @@ class TeacherCheck:
     as_given: Figures
     trials: Sequence[Trial]
     """Changes one by one, best first."""
-    together: Sequence[str]
-    """The changes that help on top of each other, in order; fewer than two where one or none does it all."""
+    together: Sequence[Trial]
+    """The changes to make at once, each as it was measured before the last one of them; none where none is clearly
+    better."""
     figures_together: Figures | None
+    """Measured with all of them, where they are two or more."""
     own_order: Mapping[str, int] | None
     """The class that the teacher answers, by class name, where that fits clearly better than any usual order."""
     figures_own_order: Figures | None
@@ -203,12 +185,16 @@ def check_on_images(
     check_teacher(bench.network(spec.architecture), spec, spec.image_size)
     given = _Setting(tuple(spec.mean), tuple(spec.std), spec.architecture)
     trials = changes = _changes(bench, given)
-    setting, together = given, list[str]()
-    while best := next(((trial, changed) for trial, changed in changes if trial.clearly_better), None):
-        together.append(best[0].change)
-        setting = best[1]
+    setting, together = given, list[Trial]()
+    while step := _next_step(bench, setting, changes):
+        together += step[0]
+        setting = step[1]
         changes = _changes(bench, setting)
-    own_order, figures_own = _own_order(bench, setting)
+    # A usual order may be right by chance about a few classes of an order that is none of them: so from both ends.
+    own_order, figures_own = _own_order(bench, setting, setting)
+    if own_order is None:
+        own_order, figures_own = _own_order(bench, given, setting)
+        together = [] if own_order is not None else together
     logits = bench.logits(given)
     confidences, answers = logits.softmax(1).max(1)
     return TeacherCheck(
@@ -247,12 +233,6 @@ def is_clearly_better(before: Tensor, after: Tensor) -> bool:
     return won > lost and won - lost >= max(CLEAR_GAIN * len(before), CLEAR_DEVIATIONS * math.sqrt(won + lost))
 
 
-def padding_twin(architecture: str) -> str | None:
-    """The timm network that takes the same weights and pads as TensorFlow does, or as PyTorch; None without one."""
-    other = architecture.removeprefix("tf_") if architecture.startswith("tf_") else f"tf_{architecture}"
-    return other if timm.is_model(other) else None
-
-
 def _changes(bench: _Bench, base: _Setting) -> list[tuple[Trial, _Setting]]:
     """Every single change of a setting, measured against it, best first."""
     before = bench.is_right(base)
@@ -262,6 +242,44 @@ def _changes(bench: _Bench, base: _Setting) -> list[tuple[Trial, _Setting]]:
         trial = Trial(kind=kind, change=change, remedy=remedy, figures=figures, clearly_better=better)
         found.append((trial, setting))
     return sorted(found, key=lambda tried: -tried[0].figures.top1)
+
+
+def _next_step(
+    bench: _Bench, base: _Setting, changes: Sequence[tuple[Trial, _Setting]]
+) -> tuple[list[Trial], _Setting] | None:
+    """The best change that is clearly better; else the best of several at once, since one mistake hides another."""
+    for trial, setting in changes:
+        if trial.clearly_better:
+            return [trial], setting
+    before = bench.is_right(base)
+    several = list(_with_orders(changes))  # which costs nothing: the answers are known
+    for costly in (False, True):
+        if costly and before.double().mean() < POOR:
+            several = list(_with_channels(changes))
+        clear = [step for step in several if is_clearly_better(before, bench.is_right(step[1]))]
+        if clear:
+            return max(clear, key=lambda step: bench.figures(step[1]).top1)
+    return None
+
+
+def _with_orders(changes: Sequence[tuple[Trial, _Setting]]) -> Iterator[tuple[list[Trial], _Setting]]:
+    """Every change of what the network sees, with every order of classes."""
+    for trial, setting in changes:
+        for other, ordered in changes:
+            if other.kind == "class order" != trial.kind:
+                yield [trial, other], replace(setting, order=ordered.order)
+
+
+def _with_channels(changes: Sequence[tuple[Trial, _Setting]]) -> Iterator[tuple[list[Trial], _Setting]]:
+    """Every normalisation with the other order of channels, in every order of classes."""
+    orders = [([trial], setting.order) for trial, setting in changes if trial.kind == "class order"]
+    for trial, setting in changes:
+        for other, swapped in changes:
+            if trial.kind == "normalisation" and other.kind == "channel order":
+                both = replace(setting, swapped=swapped.swapped)
+                yield [trial, other], both
+                for ordered, order in orders:
+                    yield [trial, other, *ordered], replace(both, order=order)
 
 
 def _settings(bench: _Bench, base: _Setting) -> Iterator[tuple[Kind, str, str, _Setting]]:
@@ -307,8 +325,11 @@ def _settings(bench: _Bench, base: _Setting) -> Iterator[tuple[Kind, str, str, _
         yield "padding", f"{twin}, with the same weights", f"`dearkd teacher add` with --architecture {twin}", setting
 
 
-def _own_order(bench: _Bench, setting: _Setting) -> tuple[dict[str, int] | None, Figures | None]:
-    """A one-to-one order of classes that the answers follow, found on every other image and measured on the rest."""
+def _own_order(bench: _Bench, setting: _Setting, rival: _Setting) -> tuple[dict[str, int] | None, Figures | None]:
+    """A one-to-one order of classes that the answers follow, found on every other image and measured on the rest.
+
+    None where it is not clearly better there than the rival.
+    """
     logits, labels = bench.logits(setting), bench.labels(setting)
     within = torch.zeros_like(labels)  # the running number of each image in its class
     for label in labels.unique():
@@ -326,7 +347,7 @@ def _own_order(bench: _Bench, setting: _Setting) -> tuple[dict[str, int] | None,
         return None, None
     table = torch.tensor([order.get(label, -1) for label in range(logits.shape[1])])
     mapped = table[labels[rest]]
-    if not is_clearly_better(answers[rest] == labels[rest], answers[rest] == mapped):
+    if not is_clearly_better(bench.is_right(rival)[rest], answers[rest] == mapped):
         return None, None
     names = bench.class_names(setting)
     return {names[label]: answer for label, answer in sorted(order.items())}, figures_of(logits[rest], mapped)

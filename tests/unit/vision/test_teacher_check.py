@@ -16,8 +16,9 @@ from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec
 from dearkd.vision.image_sample import ImageSample, few_shards, read_sample, sample_of_shards, spread
 from dearkd.vision.images import encode
-from dearkd.vision.teacher_check import TeacherCheck, check_on_images, is_clearly_better, padding_twin
+from dearkd.vision.teacher_check import TeacherCheck, check_on_images, is_clearly_better
 from dearkd.vision.teachers import save_teacher
+from dearkd.vision.usual_inputs import padding_twin
 from tests.support.tinted_digits import NAMES, SPEC, tinted_digits, tinted_teacher, write_class_folders
 
 SEEN = slice(600, 696)
@@ -60,11 +61,11 @@ def test_a_correct_teacher_gets_its_figures_and_no_alarm(right: TeacherCheck, sa
     assert 0.4 < found.as_given.top1 < 1  # which leaves room for a false alarm
     assert found.better == []
     assert (found.together, found.figures_together, found.own_order) == ([], None, None)
-    # Six changes and no more: the one that would change nothing is not tried.
+    # Seven changes and no more: the one that would change nothing is not tried.
     assert sorted(trial.kind for trial in found.trials) == [
         "channel order",
         "class order",
-        *["normalisation"] * 3,
+        *["normalisation"] * 4,
         "padding",
     ]
 
@@ -104,9 +105,24 @@ def test_classes_in_another_usual_order_are_found_and_with_them_a_second_mistake
     found = check(weights, replace(sample, labels=labels, class_names=by_name), mean=[0.5] * 3, std=[0.5] * 3)
     assert found.better[0].change == "classes in natural order, as timm sorts them"
     assert "--class-order natural" in found.better[0].remedy
-    assert found.together == [found.better[0].change, "mean and std of ImageNet"]
+    assert [trial.change for trial in found.together] == [found.better[0].change, "mean and std of ImageNet"]
     assert found.figures_together == right.as_given
     assert found.own_order is None
+
+
+def test_two_mistakes_that_hide_each_other_are_found(weights: Path, sample: ImageSample, right: TeacherCheck) -> None:
+    by_name = sorted(NAMES)
+    labels = torch.tensor([by_name.index(NAMES[label]) for label in sample.labels])
+    confused = replace(sample, labels=labels, class_names=by_name)
+    backwards = replace(sample, pixels=sample.pixels.flip(1))
+    for changed, kinds in (
+        (confused, ["normalisation", "class order"]),
+        (backwards, ["normalisation", "channel order"]),
+    ):
+        found = check(weights, changed, mean=[0.0] * 3, std=[1.0] * 3)
+        assert found.better == []
+        assert [trial.kind for trial in found.together] == kinds
+        assert found.figures_together == right.as_given
 
 
 def test_classes_in_no_usual_order_are_found_by_the_answers(weights: Path, sample: ImageSample) -> None:
