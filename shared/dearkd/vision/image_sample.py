@@ -22,7 +22,7 @@ from dearkd.data.image_intake import examine, shown
 from dearkd.data.shard_files import Shard
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec
-from dearkd.specs.class_order import count_remedy
+from dearkd.specs.class_order import count_remedy, other_order
 from dearkd.vision.images import decode
 from dearkd.vision.shards import ShardDataset
 
@@ -87,6 +87,7 @@ def read_sample(
     found = _chosen(folders, count, teacher)
     if not found:
         raise InvalidInput(f"{shown(folder)} holds no image in its {len(names)} class folders: put some there")
+    remarks += _order_remarks(names, teacher)
     remarks += [f"{what}: {count:,}" for what, count in folders.skipped.counts.items()]
     return ImageSample(
         pixels=torch.stack([pixels for pixels, _, _ in found]),
@@ -121,6 +122,7 @@ def sample_of_shards(
         labels=torch.from_numpy(data.labels[places]),
         names=[data.name(place) for place in places],
         class_names=class_names,
+        remarks=_order_remarks(class_names, teacher),
     )
 
 
@@ -169,6 +171,11 @@ def spread(sizes: Sequence[int], count: int) -> list[int]:
 def _evenly(total: int, count: int) -> list[int]:
     """`count` places of `total`, evenly spread."""
     return [place * total // count for place in range(count)]
+
+
+def _order_remarks(class_names: Sequence[str], teacher: TeacherSpec) -> list[str]:
+    difference = other_order(class_names, teacher.class_names)
+    return [] if difference is None else [f"the teacher names the same classes in another order: {difference}"]
 
 
 def _opened(folder: Path, reading: Reading) -> tuple[object, list[str]]:

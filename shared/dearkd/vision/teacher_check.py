@@ -147,8 +147,15 @@ class _Bench:
                 # Mean and std are those of the network's own channels, as its code has them.
                 inputs = to_input((part.flip(1) if setting.swapped else part).to(self.device), spec)
                 parts.append(network(inputs).float().cpu())
-            self.known[setting] = torch.cat(parts)
+            # Input that it was never made for may lead out of the finite numbers, which JSON has not.
+            self.known[setting] = torch.cat(parts).nan_to_num()
         return self.known[setting]
+
+    def own_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the images, a number a channel."""
+        pixels = self.sample.pixels.transpose(0, 1).flatten(1).float() / 255
+        mean, std = pixels.mean(1).tolist(), pixels.std(1).clamp(min=0.001).tolist()
+        return tuple(round(value, 4) for value in mean), tuple(round(value, 4) for value in std)
 
     def class_names(self, setting: _Setting) -> Sequence[str]:
         """The names in the order of labels. Raises `ValueError` where that is by number, and a name is none."""
@@ -285,7 +292,8 @@ def _with_channels(changes: Sequence[tuple[Trial, _Setting]]) -> Iterator[tuple[
 def _settings(bench: _Bench, base: _Setting) -> Iterator[tuple[Kind, str, str, _Setting]]:
     """Kind, change in words, remedy and setting of every change that makes a difference."""
     spec = bench.spec
-    for words, (mean, std) in NORMALISATIONS[spec.in_chans].items():
+    usual = {**NORMALISATIONS[spec.in_chans], "mean and std of these images": bench.own_normalisation()}
+    for words, (mean, std) in usual.items():
         if not (_close(mean, base.mean) and _close(std, base.std)):
             yield (
                 "normalisation",
@@ -358,7 +366,7 @@ def _close(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _flag(values: Sequence[float]) -> str:
-    return ",".join(f"{value:.3g}" for value in values)
+    return ",".join(f"{value:.4g}" for value in values)
 
 
 def check_as_json(check: TeacherCheck, sample: ImageSample) -> dict[str, Any]:

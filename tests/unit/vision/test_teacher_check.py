@@ -61,11 +61,11 @@ def test_a_correct_teacher_gets_its_figures_and_no_alarm(right: TeacherCheck, sa
     assert 0.4 < found.as_given.top1 < 1  # which leaves room for a false alarm
     assert found.better == []
     assert (found.together, found.figures_together, found.own_order) == ([], None, None)
-    # Seven changes and no more: the one that would change nothing is not tried.
+    # Eight changes and no more: the one that would change nothing is not tried.
     assert sorted(trial.kind for trial in found.trials) == [
         "channel order",
         "class order",
-        *["normalisation"] * 4,
+        *["normalisation"] * 5,
         "padding",
     ]
 
@@ -179,6 +179,9 @@ def test_shards_are_read_as_folders_are(tmp_path: Path) -> None:
         entries.append(write_shard(tmp_path / f"{number}.tar", samples))
     found = read_sample(tmp_path, SPEC, 36)
     assert torch.bincount(found.labels).tolist() == [3] * 12
+    assert found.remarks == []
+    backwards = SPEC.model_copy(update={"class_names": NAMES[::-1]})
+    assert "another order" in sample_of_shards([tmp_path / "0.tar"], backwards, 36, NAMES).remarks[0]
     first = few_shards(entries, 36)
     assert [shard.name for shard in first] == ["0.tar"]
     same = sample_of_shards([tmp_path / "0.tar"], SPEC, 36, NAMES)
