@@ -40,6 +40,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "worker trainer": ("trainer",),
     "evaluate": ("trainer",),
     "export": ("trainer",),
+    "predict": ("trainer",),
 }
 """The extras of this package that each command needs: without them it would start, and fail midway or in a child."""
 
@@ -49,6 +50,7 @@ SUMMARIES = {
     "distill": "Train a transformer from a CNN's file in one go, with no server.",
     "evaluate": "Measure a trained student on a dataset.",
     "export": "Write a trained student to a folder, for timm, ONNX Runtime or the Hugging Face Hub.",
+    "predict": "Classify images with a trained student, beside its teacher.",
 }
 """The services' commands as the list of all shows them: loading them, or looking for others', would take longer."""
 

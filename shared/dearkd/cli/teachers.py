@@ -1,16 +1,29 @@
-"""`dearkd teacher add|list|show|delete`."""
+"""`dearkd teacher add|check|list|show|delete`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dearkd.cli.fields import parse_assignments, parse_numbers
 from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_json, print_list
+from dearkd.cli.teacher_check import check
+from dearkd.cli.teacher_source import (
+    Architecture,
+    ClassName,
+    ImageSize,
+    InChans,
+    Mean,
+    ModelArg,
+    NumClasses,
+    StateDict,
+    Std,
+    fetched,
+    given_fields,
+    name_of,
+    read_source,
+)
 from dearkd.data.file_names import require_kept_name
 from dearkd.errors import InvalidInput
-from dearkd.imports import import_large
-from dearkd.teacher_files.hub import is_hub_name
 
 COLUMNS = {
     "ID": "id",
@@ -33,6 +46,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="CNNs whose knowledge is distilled.")
     app.add_typer(group, name="teacher")
     group.command("add")(add)
+    group.command("check")(check)
     group.command("list")(list_all)
     group.command("show")(show)
     group.command("delete")(delete)
@@ -46,52 +60,43 @@ def add(
             help="Weights as safetensors or a checkpoint of torch; a folder with a config.json; a model of the Hub.",
         ),
     ],
-    architecture: Annotated[
-        str | None, typer.Option(help="A name of timm.list_models(), or torchvision:NAME. Default: found in the file.")
-    ] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Classes that it tells apart. Default: the file's.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of its square input, in pixels.")] = None,
-    mean: Annotated[
-        list[str] | None, typer.Option(help="Of pixels in [0, 1]: one number a channel, such as 0.48,0.46,0.41.")
-    ] = None,
-    std: Annotated[list[str] | None, typer.Option(help="Like --mean.")] = None,
-    in_chans: Annotated[int | None, typer.Option(help="Channels of its input: 1 or 3. Default: the file's.")] = None,
+    architecture: Architecture = None,
+    num_classes: NumClasses = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    in_chans: InChans = None,
     name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
-    class_name: Annotated[list[str] | None, typer.Option(help="Once for each class, in order.")] = None,
-    model_arg: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for timm.create_model.")] = None,
-    state_dict: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The weights to take where a checkpoint holds several.")
-    ] = None,
+    class_name: ClassName = None,
+    model_arg: ModelArg = None,
+    state_dict: StateDict = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a CNN: its weights, and how to rebuild it around them. What no flag says is read from the file."""
     from tempfile import TemporaryDirectory
 
-    from dearkd.teacher_files.hub import fetch
-
-    given: dict[str, Any] = {
-        "architecture": architecture,
-        "num_classes": num_classes,
-        "in_chans": in_chans,
-        "image_size": image_size,
-        "mean": parse_numbers(mean, "--mean") if mean else None,
-        "std": parse_numbers(std, "--std") if std else None,
-        "model_args": parse_assignments(model_arg, "--model-arg") if model_arg else None,
-        "class_names": class_name or None,
-    }
-    given = {field: value for field, value in given.items() if value is not None}
-    given["name"] = name or _name_of(source)
+    given = given_fields(
+        architecture=architecture,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        model_arg=model_arg,
+        class_name=class_name,
+    )
+    given["name"] = name or name_of(source)
     require_kept_name(given["name"], "give the teacher another with --name")
     complete = given.keys() >= COMPLETE and not given["architecture"].startswith("torchvision:")
     if complete:
         given = {"in_chans": 3, "model_args": {}} | given
         _check(given)
     with TemporaryDirectory(prefix="dearkd-teacher-") as scratch:
-        path = fetch(source) if is_hub_name(source) else _existing(source)
+        path = fetched(source)
         if complete and state_dict is None and _is_safetensors(path):
             body, weights = given, path
         else:
-            body, weights = _read(path, given, Path(scratch), state_dict)
+            body, weights = read_source(path, given, Path(scratch), state_dict)
         with connect() as client:
             teacher = client.create_teacher(body, weights)
     if as_json:
@@ -101,42 +106,10 @@ def add(
     note(f"{teacher['name']}: {teacher['parameters']:,} parameters, {teacher['batch_norm_layers']} BatchNorm layers")
 
 
-def _read(path: Path, given: dict[str, Any], scratch: Path, state_dict: str | None) -> tuple[dict[str, Any], Path]:
-    """Spec and safetensors of whatever a user has. Only this needs torch here, and only for this it is imported."""
-    try:
-        found = import_large("dearkd.teacher_files.intake").read_teacher(path, given, scratch, state_dict=state_dict)
-    except InvalidInput as error:
-        if error.code == "usage":
-            raise typer.BadParameter(error.message) from None
-        raise
-    for remark in found.remarks:
-        note(remark)
-    return found.body, found.weights
-
-
-def _existing(source: str) -> Path:
-    path = Path(source)
-    if not path.exists():
-        raise typer.BadParameter(
-            f"{source} does not exist: give a file, a folder, or a model of the Hugging Face Hub as hf-hub:owner/name"
-        )
-    return path
-
-
 def _is_safetensors(path: Path) -> bool:
     from dearkd.teacher_files.file_kinds import kind_of
 
     return path.is_file() and (path.suffix == ".safetensors" or kind_of(path) == "safetensors")
-
-
-def _name_of(source: str) -> str:
-    """The file's name without the suffixes of checkpoints; the last part of a model's name on the Hub."""
-    if is_hub_name(source):
-        return source.partition("@")[0].rpartition("/")[2] or source
-    path = Path(source)
-    if path.is_dir():
-        return path.resolve().name
-    return path.name.removesuffix(".tar").removesuffix(".pth") if path.name.endswith(".pth.tar") else path.stem
 
 
 def _check(body: dict[str, Any]) -> None:

@@ -37,7 +37,9 @@ def test_the_list_of_commands_imports_no_library_but_typer() -> None:
     assert not {"pydantic", "httpx", "redis", "obstore", "PIL", "numpy", "torch", "importlib.metadata"} & found
 
 
-@pytest.mark.parametrize("command", [["jobs"], ["synth"], ["dataset", "add"], ["teacher", "add"], ["up"], ["gc"]])
+@pytest.mark.parametrize(
+    "command", [["jobs"], ["synth"], ["dataset", "add"], ["teacher", "add"], ["teacher", "check"], ["up"], ["gc"]]
+)
 def test_a_commands_help_imports_nothing_of_what_it_works_with(command: list[str]) -> None:
     # typer itself asks pydantic about the types of a command's options.
     assert not {"httpx", "redis", "obstore", "PIL", "numpy", "torch"} & loaded_by(*command, "--help")

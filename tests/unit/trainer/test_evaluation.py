@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import InvalidInput
+from dearkd.vision.calibration import expected_calibration_error
 from dearkd.vision.images import encode
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.evaluate import evaluation
-from dearkd_trainer.evaluate.evaluation import evaluate, expected_calibration_error, normalised_sample
+from dearkd_trainer.evaluate.evaluation import evaluate, normalised_sample
 
 CLASSES, COUNT, MEAN, STD = 7, 50, [0.25], [0.5]
 

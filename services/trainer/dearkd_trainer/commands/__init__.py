@@ -1,4 +1,4 @@
-"""`dearkd export` and `dearkd evaluate`, plugged into the CLI (entry point group `dearkd.commands`)."""
+"""`dearkd export`, `evaluate` and `predict`, plugged into the CLI (entry point group `dearkd.commands`)."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -73,3 +73,24 @@ def register_evaluate(app: typer.Typer) -> None:
             split=split,
             class_order=class_order,
         )
+
+
+def register_predict(app: typer.Typer) -> None:
+    @app.command()
+    def predict(
+        model: ModelArgument,
+        images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files.")],
+        teacher: Annotated[
+            str | None,
+            typer.Option(metavar="ID", help="Ask it too (tch-…).", show_default="the model's, where it can be had"),
+        ] = None,
+        out: Annotated[
+            Path | None,
+            typer.Option(metavar="DIR", help="A new or empty folder for predictions.json and pictures of attention."),
+        ] = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Classify images with a trained student, beside its teacher."""
+        from dearkd_trainer.commands.predict import run_predict
+
+        run_predict(model, images, teacher=teacher, out=out, as_json=as_json)

@@ -12,6 +12,7 @@ from dearkd.choices import FolderOrder
 from dearkd.cli.output import connect, note, print_json, print_table
 from dearkd.settings import Settings
 from dearkd.storage.file_cache import FileCache
+from dearkd.storage.new_folder import new_folder
 from dearkd.vision.devices import choose_device
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.commands.sources import TrainedModel, open_dataset, open_model, recorded_rows
@@ -19,7 +20,6 @@ from dearkd_trainer.evaluate.attention import recorded_distances
 from dearkd_trainer.evaluate.evaluation import evaluate, normalised_sample
 from dearkd_trainer.evaluate.pictures import attention_distance_picture, confusion_picture
 from dearkd_trainer.evaluate.report import ATTENTION, report_of, write_evaluation
-from dearkd_trainer.model.export import new_folder
 from dearkd_trainer.model.student import Student
 
 

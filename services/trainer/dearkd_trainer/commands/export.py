@@ -9,8 +9,9 @@ from dearkd.cli.output import connect, note, print_json
 from dearkd.settings import Settings
 from dearkd.storage.catalog import describe_file
 from dearkd.storage.file_cache import FileCache
+from dearkd.storage.new_folder import new_folder
 from dearkd_trainer.commands.sources import TrainedModel, open_model
-from dearkd_trainer.model.export import CARD, CONFIG, WEIGHTS, new_folder
+from dearkd_trainer.model.export import CARD, CONFIG, WEIGHTS
 from dearkd_trainer.model.onnx_export import export_onnx
 from dearkd_trainer.model.student import family_of
 from dearkd_trainer.record.card import UNKNOWN_LICENCE, plain_card, with_licence

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import Precision
+from dearkd.vision.calibration import expected_calibration_error
 from dearkd.vision.shards import Indices, ShardDataset
 from dearkd_trainer.data.loader import Batch, read, to_picture
 from dearkd_trainer.data.recipe import autocast, eval_transform
@@ -40,24 +41,6 @@ class Evaluation:
     confusion: list[list[float]] | None
     """Row: true class, column: predicted class; a row sums to 1, or is 0 where the data have no image of the class.
     None where it was not asked for, or there are more than `MAX_CONFUSION_CLASSES`."""
-
-
-def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
-    """The mean gap between confidence and accuracy (Guo et al., ICML 2017, equation 3).
-
-    Over bins of equal width of the top class's probability, `((b-1)/bins, b/bins]`: the gap between mean confidence and
-    accuracy in each, weighed by the share of samples that fall into it.
-
-    Args:
-        confidences: (N,) in [0, 1].
-        correct: (N,) whether the top class was the label.
-        bins: 15 in the paper.
-    """
-    confidences = confidences.double()
-    places = (confidences * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.float64, device=confidences.device)
-    gaps.index_add_(0, places, confidences - correct.double())
-    return (gaps.abs().sum() / len(confidences)).item()
 
 
 class WholeImages(Dataset[tuple[Tensor, int]]):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 MAX_NAMES = 40
 """Class names are written beside the confusion matrix up to this many."""
@@ -45,6 +46,27 @@ def attention_distance_picture(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
+    return _png(figure)
+
+
+def attention_picture(pixels: Tensor, shares: Tensor, title: str) -> bytes:
+    """An image as a model takes it, and beside it with the shares of its patches as a heat map over it.
+
+    Args:
+        pixels: (C, H, W), uint8, C of 1 or 3.
+        shares: (rows, columns), none negative; the largest is the hottest.
+        title: plain text.
+    """
+    image = pixels.permute(1, 2, 0).numpy()
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    for axes, is_hot in zip(figure.subplots(1, 2), (False, True), strict=True):
+        axes.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=255)
+        if is_hot:
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # the image's own, whatever the number of patches
+            axes.imshow(shares.numpy(), cmap="inferno", alpha=0.6, vmin=0, extent=extent, interpolation="bilinear")
+        axes.set_axis_off()
+    figure.suptitle(title, parse_math=False)
     return _png(figure)
 
 

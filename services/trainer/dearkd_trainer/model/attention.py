@@ -1,4 +1,6 @@
-"""Mean attention distance: how far a transformer looks (Dosovitskiy et al., ICLR 2021, section 4.5 and figure 7).
+"""Attention of a transformer: how far it looks, and where.
+
+Mean attention distance: how far a transformer looks (Dosovitskiy et al., ICLR 2021, section 4.5 and figure 7).
 
 For a head, the distance in the image between a query patch and a key patch, averaged over keys by attention weight, and
 over queries and images. DearKD's own analysis: early layers attend locally after stage one, and stage two may undo it.
@@ -62,6 +64,47 @@ def head_distances(model: VisionTransformer, images: Tensor) -> list[list[float]
         for hook in hooks:
             hook.remove()
     return [(sums[index] / len(images)).tolist() for index in range(len(hooks))]
+
+
+@torch.no_grad()
+def attention_rollout(model: VisionTransformer, images: Tensor) -> Tensor:
+    """The share of each patch in the class token's answer: attention rollout (Abnar & Zuidema, ACL 2020).
+
+    The weights of each block, averaged over its heads, are mixed half and half with the identity, for the residual
+    connection, and multiplied through all blocks. The last block's weights alone would point at tokens that have long
+    taken in others; these lead back to patches, as in ViT's own pictures (Dosovitskiy et al., ICLR 2021, D.8).
+
+    Args:
+        model: timm's ViT or a student, whose first token is the class token; looked at in eval mode, and left in the
+            mode it was in.
+        images: (N, in_chans, img_size, img_size), normalised, on the model's device.
+
+    Returns:
+        (N, rows, columns), float32, on the CPU. The shares of an image sum to 1.
+    """
+    flow: list[Tensor] = []
+
+    def follow(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        weights = attention_weights(module, inputs[0]).float().mean(1)
+        weights = (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2
+        flow[:] = [weights @ flow[0] if flow else weights]
+
+    blocks = cast(Iterable[nn.Module], model.blocks)
+    hooks = [cast(nn.Module, block.attn).register_forward_pre_hook(follow) for block in blocks]
+    training, maps = model.training, []
+    model.eval()
+    try:
+        for chunk in images.split(images_at_once(model)):
+            flow.clear()
+            model(chunk)
+            patches = flow[0][:, 0, model.num_prefix_tokens :]
+            maps.append((patches / patches.sum(1, keepdim=True)).cpu())
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    rows, columns = model.patch_embed.grid_size
+    return torch.cat(maps).view(len(images), rows, columns)
 
 
 def images_at_once(model: VisionTransformer) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dearkd.specs import StudentSpec
 from dearkd.specs.recipes import STUDENTS
-from dearkd_trainer.model.attention import head_distances
+from dearkd_trainer.model.attention import attention_rollout, head_distances
 from dearkd_trainer.model.mhca import MHCA, MhcaMix
 from dearkd_trainer.model.pretrained import adapt, fit_input
 from dearkd_trainer.model.student import HiddenShape, Student, StudentOutput, register_student
@@ -201,6 +201,10 @@ class DearKDViT(VisionTransformer, Student):
     def attention_distances(self, images: Tensor) -> list[list[float]]:
         """Mean attention distance of each head of each layer, in pixels."""
         return head_distances(self, images)
+
+    def attention_maps(self, images: Tensor) -> Tensor | None:
+        """Shares of the patches in each answer, (N, rows, columns), by attention rollout."""
+        return attention_rollout(self, images)
 
 
 def _require_whole_patches(img_size: Sequence[int], patch_size: Sequence[int]) -> None:

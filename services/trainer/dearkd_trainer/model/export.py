@@ -5,9 +5,7 @@ A folder of both loads by `timm.create_model("local-dir:FOLDER", pretrained=True
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dearkd.errors import Conflict, InvalidInput
-from dearkd.identifiers import new_id
+from dearkd.errors import InvalidInput
 from dearkd.specs import StudentSpec, Task
 from dearkd.vision.weight_files import separate_state
 from dearkd_trainer.model.student import Student
@@ -94,22 +91,3 @@ def load_model(config: Mapping[str, Any], weights: Path) -> nn.Module:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InvalidInput(f"{weights} does not hold the weights of {name}: {error}") from error
     return model.eval()
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `path` once everything in it is written, and never otherwise.
-
-    Raises:
-        Conflict: if `path` is there already and is no empty folder.
-    """
-    path = path.absolute()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise Conflict(f"{path} is there already and not empty: name a folder that does not exist, or an empty one")
-    part = path.with_name(f".{path.name}.{new_id('tmp')}")
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -130,6 +130,14 @@ class Student(nn.Module, ABC):
         """
         return []
 
+    def attention_maps(self, images: Tensor) -> Tensor | None:
+        """Shares of the patches in each answer, (N, rows, columns); None where there is no attention.
+
+        Args:
+            images: (N, in_chans, img_size, img_size), normalised, on the student's device.
+        """
+        return None
+
 
 FAMILIES: dict[str, type[Student]] = {}
 """The class of each registered architecture."""
