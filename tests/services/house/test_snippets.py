@@ -93,7 +93,19 @@ def test_the_librarys_example_runs_as_shown_but_for_its_size(tmp_path: Path) -> 
     short = '{"dataset": "digits", "stage_one": {"epochs": 1}, "stage_two": {"epochs": 1}}'
     cut = snippet.replace('{"teacher": "digits"}', small).replace('{"dataset": "digits"}', short)
     assert cut.count(small) == cut.count(short) == 1
-    teacher = """
+    run(TEACHER + cut, tmp_path)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_the_one_calls_example_runs_as_shown_but_for_its_budget(tmp_path: Path) -> None:
+    (snippet,) = (block for block in blocks(read("docs/library.md"), "python") if "dearkd.distill(" in block)
+    cut = snippet.replace("budget=1800", "budget=20, synthesis={'min_teacher_accuracy': 0}")
+    assert cut != snippet
+    run(TEACHER + cut, tmp_path)
+    assert (tmp_path / "student" / "model.safetensors").exists()
+
+
+TEACHER = """
 from pathlib import Path
 from dearkd.vision.teachers import save_teacher
 import timm, torch
@@ -103,5 +115,3 @@ model = timm.create_model("resnet10t", num_classes=10, in_chans=1)
 model(torch.rand(64, 1, 32, 32))  # statistics that noise has
 save_teacher(model, Path("dearkd-data/demo/teacher.safetensors"))
 """
-    run(teacher + cut, tmp_path)
-    assert (tmp_path / "run" / "model.safetensors").exists()

@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import typer
 from pydantic import BaseModel, Field
 from torch import nn
 
 from dearkd.choices import FolderOrder
 from dearkd.cli.output import note
+from dearkd.cli.references import identifier_of
 from dearkd.client import Client
 from dearkd.data.dataset_splits import choose_shards
 from dearkd.data.folder_walk import Skipped, kind_of_name
@@ -25,7 +27,7 @@ from dearkd.data.manifests import DatasetManifest
 from dearkd.data.shard_files import Shard
 from dearkd.data.shard_info import CLASS_NAMES, INFO, read_class_names, read_info
 from dearkd.data.shard_reader import Reader
-from dearkd.errors import CorruptData, InvalidInput, NotFound
+from dearkd.errors import CorruptData, InvalidInput, NotFound, Unavailable
 from dearkd.identifiers import is_id
 from dearkd.settings import Settings
 from dearkd.specs.class_order import count_remedy, is_counted, other_order, share_names, uncertain_order
@@ -103,6 +105,7 @@ def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) 
         InvalidInput: if it is neither, or its `config.json` or `model.json` is not ours.
         CorruptData: if a file is not what the manifest says.
     """
+    reference = _of_name(reference, "model", connect)
     if is_id(reference, "mdl"):
         with connect() as client:
             manifest = Model.model_validate(client.get_model(reference))
@@ -115,7 +118,9 @@ def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) 
         return TrainedModel(reference, files, *_read_config(files[CONFIG]), manifest)
     folder = Path(reference)
     if not folder.is_dir():
-        raise InvalidInput(f"{reference!r} is neither the id of a model (mdl-…) nor a folder on this machine")
+        raise InvalidInput(
+            f"{reference!r} is neither the id of a model (mdl-…), nor the name of one that the API knows, nor a folder on this machine"
+        )
     files = {name: folder / name for name in FILES if (folder / name).is_file()}
     missing = [name for name in (WEIGHTS, CONFIG) if name not in files]
     if missing:
@@ -127,6 +132,17 @@ def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) 
             if file.name in files:
                 _verify(files[file.name], file)
     return TrainedModel(reference, files, *_read_config(files[CONFIG]), stored)
+
+
+def _of_name(reference: str, kind: Literal["model", "dataset"], connect: Callable[[], Client]) -> str:
+    """The id of a model or dataset that is called so, where there is no folder of that name and an API to ask."""
+    if Path(reference).exists() or is_id(reference, "mdl") or is_id(reference, "ds"):
+        return reference
+    try:
+        with connect() as client:
+            return identifier_of(client, reference, kind)
+    except (NotFound, Unavailable, typer.BadParameter):
+        return reference
 
 
 def recorded_rows(model: TrainedModel, connect: Callable[[], Client]) -> list[dict[str, Any]]:
@@ -174,6 +190,7 @@ def open_dataset(
             shards is damaged.
         CorruptData: naming the shard that is not what the manifest says, or the sample that cannot be read.
     """
+    reference = _of_name(reference, "dataset", connect)
     if is_id(reference, "ds"):
         with connect() as client:
             manifest = DatasetManifest.model_validate(client.get_dataset(reference))
@@ -184,7 +201,9 @@ def open_dataset(
         return
     folder = Path(reference)
     if not folder.is_dir():
-        raise InvalidInput(f"{reference!r} is neither the id of a dataset (ds-…) nor a folder on this machine")
+        raise InvalidInput(
+            f"{reference!r} is neither the id of a dataset (ds-…), nor the name of one that the API knows, nor a folder on this machine"
+        )
     if any(folder.glob("*.tar")):
         if class_order is not None:
             raise InvalidInput(f"--class-order is for class folders, but {reference} holds shards: leave it out")
