@@ -115,6 +115,11 @@ class Client:
             answer = self._json("POST", "/v1/teachers", files=files)
         return self._registered(answer, self.get_teacher)
 
+    def register_teacher(self, spec: Mapping[str, Any], prefix: str) -> Json:
+        """Register a teacher whose weights lie in the API's storage already, under `prefix`. They stay there."""
+        answer = self._json("POST", "/v1/teachers", json={**spec, "prefix": prefix})
+        return self._registered(answer, self.get_teacher)
+
     def get_teacher(self, identifier: str) -> Json:
         return self._get("teachers", identifier)
 

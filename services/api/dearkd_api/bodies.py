@@ -24,7 +24,7 @@ REMEDIES = {
 """The remedy where a request does not name a resource that it needs, by field."""
 
 
-class _JsonRequest(Request):
+class JsonRequest(Request):
     """A request whose body is a JSON object, of bounded size and in bounded time."""
 
     async def body(self) -> bytes:
@@ -63,7 +63,7 @@ class JsonRoute(APIRoute):
         async def read_and_handle(request: Request) -> Response:
             if self.body_field is not None:
                 await require_known_parameters(request)  # before the body, which need not be read then
-                request = _JsonRequest(request.scope, request.receive)
+                request = JsonRequest(request.scope, request.receive)
                 if await request.body() or self.body_field.field_info.is_required():
                     await request.json()  # before FastAPI does, which answers 400 to any error there
             return await handle(request)

@@ -7,16 +7,18 @@ from typing import Any
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import InvalidInput
 from dearkd.identifiers import new_id
 from dearkd.jobs.registration import Ticket, upload_key, upload_prefix
-from dearkd.specs import TeacherSpec
+from dearkd.specs import Name, TeacherSpec
 from dearkd.storage.catalog import Teacher
+from dearkd.storage.keys import check_key
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.bodies import ErrorCollector, parse_json
+from dearkd_api.bodies import ErrorCollector, JsonRequest, parse_json
 from dearkd_api.keys import Caller
 from dearkd_api.multipart import parts
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
@@ -24,8 +26,19 @@ from dearkd_api.uploads import Upload, upload_place
 from dearkd_api.weights import check_safetensors
 
 MAX_SPEC_BYTES = 2**20
+SAFETENSORS = ".safetensors"
 
 router = APIRouter(prefix="/v1/teachers", tags=["teachers"])
+
+RESERVED = ("datasets", "teachers", "models", "runs", "jobs", "tmp")
+
+
+class TeacherRegistration(TeacherSpec):
+    """A CNN whose weights lie in storage already; they stay where they are."""
+
+    prefix: Name = Field(min_length=1)
+    """The key of a safetensors file under the storage root, or of a folder that holds one."""
+
 
 _FORM = {
     "type": "object",
@@ -53,11 +66,26 @@ class Registering(BaseModel):
     status_code=201,
     response_model=Teacher,
     responses={202: {"model": Registering}},
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _FORM},
+                "application/json": {"schema": TeacherRegistration.model_json_schema()},
+            },
+        }
+    },
 )
 async def create(request: Request, backend: Uses, caller: Caller) -> Response:
-    """Register a CNN: its description as JSON in `teacher`, its weights as safetensors in `weights`, in any order."""
+    """Register a CNN: its description as JSON in `teacher`, its weights as safetensors in `weights`, in any order.
+
+    Or, as a JSON body, the description with `prefix`: the key in storage of weights that lie there already.
+    """
     identifier = new_id("tch")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+        posted = await JsonRequest(request.scope, request.receive).json()
+        await run_in_threadpool(_open, posted, backend, identifier, caller)
+        return await registering.answer(request, backend, backend.teachers, identifier)
     upload = Upload(request, backend)
     await upload.begin()
     async with upload_place(backend):
@@ -102,6 +130,40 @@ class _Weights:
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+
+def _open(posted: Any, backend: Backend, identifier: str, caller: str | None) -> None:
+    """Check what can be checked at once of weights in storage, leave the rest to the inspector."""
+    registration = TeacherRegistration.check(posted)
+    spec = TeacherSpec.check(registration.model_dump(exclude={"prefix"}))
+    _check_size(spec, backend.settings.max_image_size)
+    key = _find_weights(check_key(registration.prefix, pointer="/prefix"), backend)
+    try:
+        check_safetensors(backend.storage, key, backend.storage.size(key))
+    except InvalidInput as error:
+        raise InvalidInput.at("/prefix", f"{key}: {error.errors[0].detail}") from None
+    backend.registrations.require_inspector()
+    request = {"spec": spec.model_dump(mode="json"), "weights": key}
+    backend.registrations.open(Ticket(id=identifier, request=request, owner=caller))
+
+
+def _find_weights(prefix: str, backend: Backend) -> str:
+    first = prefix.partition("/")[0]
+    if first in RESERVED:
+        raise InvalidInput.at("/prefix", f"{prefix!r} lies under {first}/, which dearkd keeps for itself")
+    if prefix.endswith(SAFETENSORS) and backend.storage.exists(prefix):
+        return prefix
+    found = [stored.key for stored in backend.storage.objects(prefix) if stored.key.endswith(SAFETENSORS)]
+    if len(found) != 1:
+        names = ", ".join(sorted(found)[:3])
+        raise InvalidInput.at(
+            "/prefix",
+            f"there are {len(found)} files *{SAFETENSORS} under {prefix!r} in storage ({names}): give the key of one"
+            if found
+            else f"there is no file *{SAFETENSORS} at or under {prefix!r} in storage",
+            code="no_weights",
+        )
+    return found[0]
 
 
 def _receive(request: Request, upload: Upload, backend: Backend, identifier: str, caller: str | None) -> None:
@@ -154,6 +216,10 @@ def _spec(posted: bytes | None, max_image_size: int) -> TeacherSpec:
     if not isinstance(value, dict):
         raise InvalidInput.at("/teacher", f"expected a JSON object, got {type(value).__name__}")
     spec = TeacherSpec.check(value)
+    _check_size(spec, max_image_size)
+    return spec
+
+
+def _check_size(spec: TeacherSpec, max_image_size: int) -> None:
     if spec.image_size > max_image_size:
         raise InvalidInput.at("/image_size", f"{spec.image_size} pixels; this server allows {max_image_size}")
-    return spec

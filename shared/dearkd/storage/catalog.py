@@ -64,6 +64,8 @@ class Teacher(Manifest):
     refused_input_sizes: list[int] = Field(default_factory=list)
     """Sides of images that it was found not to take; of other sizes than its image size and half of it nothing is
     known."""
+    weights: str | None = None
+    """The key of weights that were registered in their place, and not uploaded; they stay when it is deleted."""
 
     @property
     def spec(self) -> TeacherSpec:
@@ -206,7 +208,7 @@ def fetch_weights(storage: Storage, teacher: Teacher, cache: FileCache) -> Path:
         CorruptData: if what is stored is not what was registered.
     """
     name = "weights.safetensors"
-    key = f"teachers/{teacher.id}/{name}"
+    key = teacher.weights or f"teachers/{teacher.id}/{name}"
     return cache.fetch(storage, key, name=name, sha256=teacher.sha256, size=teacher.bytes)
 
 

@@ -88,11 +88,12 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def register_teacher(ticket: Ticket, storage: Storage, folder: Path) -> Teacher:
-    """Load the uploaded weights into their architecture, try it out, and write its manifest.
+    """Load the weights into their architecture, try it out, and write its manifest.
 
     Args:
-        ticket: its request holds `spec`, `sha256` and `bytes`.
-        storage: holds the upload.
+        ticket: its request holds `spec` and, of an upload, `sha256` and `bytes`; or `weights`, the key of a file that
+            lies in storage already and stays where it is.
+        storage: holds the weights.
         folder: for a local copy.
 
     Raises:
@@ -100,22 +101,26 @@ def register_teacher(ticket: Ticket, storage: Storage, folder: Path) -> Teacher:
     """
     spec = TeacherSpec.check(ticket.request["spec"])
     weights = folder / "weights.safetensors"
-    storage.download(upload_key(ticket.id), weights, sha256=ticket.request["sha256"])
+    place: str | None = ticket.request.get("weights")
+    storage.download(place or upload_key(ticket.id), weights, sha256=ticket.request.get("sha256"))
+    file = describe_file(weights)
     description = describe_teacher(spec, weights)
     catalog = teachers(storage)
     teacher = Teacher(
         id=ticket.id,
         created_at=now(),
         owner=ticket.owner,
-        sha256=ticket.request["sha256"],
-        bytes=ticket.request["bytes"],
+        sha256=file.sha256,
+        bytes=file.bytes,
+        weights=place,
         parameters=description.parameters,
         batch_norm_layers=description.batch_norm_layers,
         refused_input_sizes=description.refused_input_sizes,
         **spec.model_dump(),
     )
     try:
-        storage.copy(upload_key(ticket.id), catalog.key(ticket.id, "weights.safetensors"))
+        if place is None:
+            storage.copy(upload_key(ticket.id), catalog.key(ticket.id, "weights.safetensors"))
         catalog.create(teacher)
     except BaseException:
         storage.delete_prefix(f"{catalog.root}/{ticket.id}")

@@ -119,7 +119,7 @@ def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) 
     folder = Path(reference)
     if not folder.is_dir():
         raise InvalidInput(
-            f"{reference!r} is neither the id of a model (mdl-…), nor the name of one that the API knows, nor a folder on this machine"
+            f"{reference!r} is neither the id of a model (mdl-…) nor a name that the API knows, nor a folder here"
         )
     files = {name: folder / name for name in FILES if (folder / name).is_file()}
     missing = [name for name in (WEIGHTS, CONFIG) if name not in files]
@@ -202,7 +202,7 @@ def open_dataset(
     folder = Path(reference)
     if not folder.is_dir():
         raise InvalidInput(
-            f"{reference!r} is neither the id of a dataset (ds-…), nor the name of one that the API knows, nor a folder on this machine"
+            f"{reference!r} is neither the id of a dataset (ds-…) nor a name that the API knows, nor a folder here"
         )
     if any(folder.glob("*.tar")):
         if class_order is not None:
