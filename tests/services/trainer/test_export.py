@@ -192,7 +192,13 @@ def test_a_folder_that_is_not_empty_and_a_model_that_is_none_leave_nothing(
         assert outcome.err.startswith("error: ")
         assert named in outcome.err
     assert tree(tmp_path) == before
-    for arguments in (["--to", "tflite"], [], ["--to", "onnx", "--license", "mit"]):
+    for arguments in (
+        ["--to", "tflite"],
+        [],
+        ["--to", "onnx", "--license", "mit"],
+        ["--to", "pt2", "--opset", "18"],
+        ["--to", "hf", "--preprocess"],
+    ):
         assert run("export", folder, tmp_path / "out", *arguments).code == 2
 
 
@@ -203,7 +209,7 @@ def test_an_empty_folder_is_filled(run: Run, folder: Path, tmp_path: Path) -> No
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
         "mit",
-        "timm",
+        "transformers",
         "image-classification",
     )
 

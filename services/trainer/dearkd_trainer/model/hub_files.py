@@ -102,17 +102,11 @@ def write_hub_files(
     (folder / MODEL_FILE).write_text(code, encoding="utf-8")
     (folder / IMAGES_FILE).write_text(images_file(), encoding="utf-8")
     (folder / weights.name).write_bytes(save(load_file(weights), metadata={"format": "pt"}))
-    given = config["pretrained_cfg"]
     processor = {"AutoImageProcessor": f"{Path(IMAGES_FILE).stem}.DearKDImageProcessor"}
     preprocessor = {
         "image_processor_type": "DearKDImageProcessor",
         "auto_map": processor,
-        "image_size": given["input_size"][1],
-        "in_chans": given["input_size"][0],
-        "mean": given["mean"],
-        "std": given["std"],
-        "crop_pct": given.get("crop_pct", 1.0),
-        "interpolation": given.get("interpolation", "bicubic"),
+        "pretrained_cfg": config["pretrained_cfg"],
     }
     (folder / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
     module, named = Path(MODEL_FILE).stem, dict(enumerate(class_names))

@@ -4,8 +4,8 @@ Transformers' own either squash an image or do not resize it as timm does, and g
 imports this, and dearkd does not need transformers.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import dearkd.vision  # noqa: F401  # makes timm importable
 
@@ -23,30 +23,19 @@ class DearKDImageProcessor(BaseImageProcessor):
     """From images of any size to `pixel_values` (B, in_chans, image_size, image_size), normalised.
 
     Args:
-        image_size: side of the result in pixels.
-        in_chans: 1 converts to grey, 3 to colour.
-        mean, std: per channel, of pixels in [0, 1].
-        crop_pct: the shorter side becomes `image_size / crop_pct` pixels before the centre is cut out.
-        interpolation: of the resizing, as timm names it. An image of the right size stays as it is.
-        kwargs: transformers' own.
+        pretrained_cfg: as timm names it, and as `config.json` has it, which some versions of transformers give whole:
+            `input_size`, (in_chans, image_size, image_size), where 1 channel converts to grey and 3 to colour; `mean`
+            and `std`, per channel, of pixels in [0, 1]; `crop_pct`, where the shorter side becomes `image_size /
+            crop_pct` pixels before the centre is cut out, and `interpolation`, of that resizing. An image of the right
+            size stays as it is.
+        kwargs: transformers' own, and the rest of `config.json`; not kept.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012  # transformers looks for a list
 
-    def __init__(
-        self,
-        image_size: int = 224,
-        in_chans: Literal[1, 3] = 3,
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.5, 0.5, 0.5),
-        crop_pct: float = 1.0,
-        interpolation: str = "bicubic",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.image_size, self.in_chans = image_size, in_chans
-        self.mean, self.std = list(mean), list(std)
-        self.crop_pct, self.interpolation = crop_pct, interpolation
+    def __init__(self, pretrained_cfg: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__()
+        self.pretrained_cfg = dict(pretrained_cfg)
 
     def preprocess(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
         """A `BatchFeature` of `pixel_values`.
@@ -60,19 +49,18 @@ class DearKDImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: if pixels are not uint8, or of another shape.
         """
-        pictures = [ImageOps.exif_transpose(picture) for picture in _pictures(images)]
-        resize = create_transform(
-            self.image_size, crop_pct=self.crop_pct, interpolation=self.interpolation, normalize=False
-        )
+        given = self.pretrained_cfg
+        channels, _, side = given["input_size"]
+        crop_pct, interpolation = given.get("crop_pct", 1.0), given.get("interpolation", "bicubic")
+        resize = create_transform(side, crop_pct=crop_pct, interpolation=interpolation, normalize=False)
         pixels = []
-        for picture in pictures:
-            picture = in_channels(picture, self.in_chans)
-            if picture.size == (self.image_size, self.image_size):
-                array = np.array(picture)
-                pixels.append(torch.from_numpy(array.reshape(*array.shape[:2], self.in_chans)).permute(2, 0, 1))
+        for picture in _pictures(images):
+            picture = in_channels(ImageOps.exif_transpose(picture), channels)
+            if picture.size == (side, side):
+                pixels.append(torch.from_numpy(np.array(picture).reshape(side, side, channels)).permute(2, 0, 1))
             else:
                 pixels.append(resize(picture))
-        shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        shift, scale = (torch.tensor(given[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
         values = (torch.stack(pixels).float() / 255 - shift) / scale
         return BatchFeature({"pixel_values": values.numpy()}, tensor_type=return_tensors)
 
