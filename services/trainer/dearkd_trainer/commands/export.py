@@ -33,11 +33,11 @@ class ExportOptions:
     """The choices of an export that one format or another has."""
 
     licence: str | None = None
-    """Of the weights, for the model card (hf); None leaves the card's."""
+    """The licence of the weights, for the model card (hf); None leaves the card's."""
     preprocess: bool = False
     """True puts the normalisation into the graph (onnx, pt2)."""
     opset: int | None = None
-    """Of the graph (onnx); None is `OPSET`."""
+    """The version of the graph's operators (onnx); None is `OPSET`."""
 
 
 def run_export(reference: str, directory: Path, to: Format, options: ExportOptions, *, as_json: bool) -> None:

@@ -53,7 +53,7 @@ def model_config(spec: StudentSpec, student: Student, task: Task, *, crop_pct: f
         "pretrained_cfg": {
             "num_classes": task.num_classes,
             "input_size": [task.in_chans, spec.image_size, spec.image_size],
-            "fixed_input_size": True,
+            "fixed_input_size": student.pretrained_cfg.get("fixed_input_size", False),
             "crop_pct": crop_pct,
             "interpolation": "bicubic",
             "mean": task.mean,

@@ -1,4 +1,4 @@
-"""What the exported graphs (ONNX, torch.export) have in common: their input, and the comparison with the network."""
+"""Common parts of the exported graphs (ONNX, torch.export): their input, and the comparison with the network."""
 
 import copy
 from collections.abc import Callable

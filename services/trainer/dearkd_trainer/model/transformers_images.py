@@ -20,7 +20,7 @@ from dearkd.data.image_files import in_channels
 
 
 class DearKDImageProcessor(BaseImageProcessor):
-    """From images of any size to `pixel_values` (B, in_chans, image_size, image_size), normalised.
+    """Turns images of any size into `pixel_values` (B, in_chans, image_size, image_size), normalised.
 
     Args:
         pretrained_cfg: as timm names it, and as `config.json` has it, which some versions of transformers give whole:

@@ -58,7 +58,7 @@ class DearKDConfig(PretrainedConfig):
 
 
 class DearKDForImageClassification(PreTrainedModel):
-    """From `pixel_values` (B, in_chans, image_size, image_size), normalised, to logits (B, num_labels).
+    """Turns `pixel_values` (B, in_chans, image_size, image_size), normalised, into logits (B, num_labels).
 
     `network` is the timm model, under whose own names the weights are stored.
     """
