@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from dearkd.cli.output import connect, note, print_json
 from dearkd.data.json_files import read_json
 from dearkd.identifiers import is_id
@@ -63,12 +65,12 @@ def write_export(model: TrainedModel, folder: Path, to: Format, options: ExportO
     what transformers reads; `onnx` and `pt2` are `model.onnx` or `model.pt2` and the same `config.json`, for the
     input's size, mean and std and the names of classes.
     """
+    network = model.load()  # first: a folder that does not load is not handed on
     config = {**model.raw_config, "model_args": without_classes(model.raw_config["model_args"])}
     if to in ("onnx", "pt2"):
-        difference = _write_graph(model, folder, to, options, config)
+        difference = _write_graph(model, network, folder, to, options, config)
         _write_config(folder, config)
         return {"difference": difference}
-    model.load()  # a folder that does not load is not handed on
     code = family_of(config["architecture"]).hub_code() if to == "hf" else None
     if code is not None:
         config = write_hub_files(folder, code, model.files[WEIGHTS], config, model.class_names)
@@ -90,13 +92,18 @@ def _json(value: Any) -> str:
 
 
 def _write_graph(
-    model: TrainedModel, folder: Path, to: Format, options: ExportOptions, config: Mapping[str, Any]
+    model: TrainedModel,
+    network: nn.Module,
+    folder: Path,
+    to: Format,
+    options: ExportOptions,
+    config: Mapping[str, Any],
 ) -> float:
     given = model.config.pretrained_cfg
     normalise = (given.mean, given.std) if options.preprocess else None
     if to == "pt2":
         images = GraphInput(model.in_chans, model.image_size, normalise)
-        return export_pt2(model.load(), folder / PT2, images, files={CONFIG: _json(config)})
+        return export_pt2(network, folder / PT2, images, files={CONFIG: _json(config)})
     about = {
         "architecture": config["architecture"],
         "class_names": model.class_names,
@@ -109,7 +116,7 @@ def _write_graph(
         "preprocess": options.preprocess,
     }
     return export_onnx(
-        model.load(),
+        network,
         folder / ONNX,
         in_chans=model.in_chans,
         image_size=model.image_size,
