@@ -163,41 +163,6 @@ def test_onnx_runtime_says_what_torch_says_for_any_batch(tmp_path: Path, mix: st
         np.testing.assert_allclose(logits, student(given).detach().numpy(), rtol=0, atol=1e-4)
 
 
-def test_an_onnx_file_says_what_it_takes_and_normalises_if_asked(
-    run: Run, folder: Path, student: Student, tmp_path: Path
-) -> None:
-    import onnx
-    import onnxruntime
-
-    outcome = run("export", folder, tmp_path / "out", "--to", "onnx", "--preprocess", "--opset", "19", "--json")
-    assert outcome.code == 0, outcome.err
-    assert tree(tmp_path / "out") == ["config.json", "model.onnx"]
-    assert 0 <= outcome.json["difference"] <= 1e-4
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["mean"] == MEAN
-    path = tmp_path / "out" / "model.onnx"
-    onnx.checker.check_model(str(path))
-    assert [entry.version for entry in onnx.load(path).opset_import if not entry.domain] == [19]
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    said = session.get_modelmeta().custom_metadata_map
-    assert said.pop("architecture") == "dearkd_micro_patch8_32"
-    assert said.pop("interpolation") == "bicubic"
-    assert {name: json.loads(text) for name, text in said.items()} == {
-        "class_names": NAMES,
-        "mean": MEAN,
-        "std": STD,
-        "image_size": SIDE,
-        "in_chans": 1,
-        "crop_pct": 1.0,
-        "preprocess": True,
-    }
-    (taken,) = session.get_inputs()
-    assert (taken.type, taken.shape) == ("tensor(uint8)", ["batch", SIDE, SIDE, 1])
-    pixels = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 1), np.uint8)
-    (logits,) = session.run(["logits"], {"images": pixels})
-    normalised = (torch.from_numpy(pixels.transpose(0, 3, 1, 2)) / 255 - MEAN[0]) / STD[0]
-    np.testing.assert_allclose(logits, student(normalised).detach().numpy(), rtol=0, atol=1e-4)
-
-
 def test_a_folder_that_is_not_empty_and_a_model_that_is_none_leave_nothing(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dearkd.cli import main
 from dearkd.errors import DearKDError, InvalidInput
 from dearkd.settings import Settings
 from dearkd.specs import StudentSpec, Task
@@ -269,6 +270,45 @@ def test_a_card_has_the_accuracy_that_was_measured_and_no_other(export: Export, 
     assert found == [(*about, "top-1", 0.75), (*about, "top-5", 1.0)]
     assert measured.data.license == "mit"
     assert measured.data.to_dict()["model-index"][0]["name"] == "model"
+
+
+def test_an_onnx_file_says_what_it_takes_and_normalises_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+    import onnxruntime
+
+    student = make_folder(tmp_path / "model", 1)
+    monkeypatch.setenv("DEARKD_CACHE_DIR", str(tmp_path / "cache"))
+    options = ["--to", "onnx", "--preprocess", "--opset", "19", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *options])
+    assert ended.value.code == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["difference"] <= 1e-4
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "model.onnx"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["mean"] == MEAN[:1]
+    path = tmp_path / "out" / "model.onnx"
+    onnx.checker.check_model(str(path))
+    assert [entry.version for entry in onnx.load(path).opset_import if not entry.domain] == [19]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    said = session.get_modelmeta().custom_metadata_map
+    assert said.pop("architecture") == "dearkd_micro_patch8_32"
+    assert said.pop("interpolation") == "bicubic"
+    assert {name: json.loads(text) for name, text in said.items()} == {
+        "class_names": NAMES,
+        "mean": MEAN[:1],
+        "std": STD[:1],
+        "image_size": SIDE,
+        "in_chans": 1,
+        "crop_pct": CROP,
+        "preprocess": True,
+    }
+    (taken,) = session.get_inputs()
+    assert (taken.type, taken.shape) == ("tensor(uint8)", ["batch", SIDE, SIDE, 1])
+    pixels = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 1), np.uint8)
+    (logits,) = session.run(["logits"], {"images": pixels})
+    normalised = (torch.from_numpy(pixels.transpose(0, 3, 1, 2)) / 255 - MEAN[0]) / STD[0]
+    np.testing.assert_allclose(logits, student(normalised).detach().numpy(), rtol=0, atol=1e-4)
 
 
 def test_an_opset_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
