@@ -20,7 +20,13 @@ from dearkd_api.app import create_app
 from tests.support.documents import MANUAL, PAPERS, ROOT, Call, blocks, curl_calls, read, shell_lines, table
 
 CALLS = list({call.line: call for page in MANUAL for call in curl_calls(read(page))}.values())
-SNIPPETS = [(page, block) for page in MANUAL for block in blocks(read(page), "python")]
+# Those for where there is no dearkd run there, in tests/services/trainer/test_export_elsewhere.py.
+SNIPPETS = [
+    (page, block)
+    for page in MANUAL
+    for block in blocks(read(page), "python")
+    if re.search(r"^(?:from|import) dearkd", block, re.MULTILINE)
+]
 
 
 def test_the_settings_table_is_the_class() -> None:

@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from huggingface_hub import ModelCard
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.resnet import BasicBlock, ResNet
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import StudentSpec, TrainingSpec
 from dearkd.specs.recipes import STUDENTS, StudentSize
+from dearkd.storage.file_cache import FileCache
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer import Student, register_student
+from dearkd_trainer.commands.export import ExportOptions, write_export
+from dearkd_trainer.commands.sources import open_model
 from dearkd_trainer.model.export import load_model
 from dearkd_trainer.model.student import FAMILIES, HiddenShape
 from tests.support.bars import SIDE, MakeSpec, MakeTrainer, stop_at
@@ -88,6 +93,17 @@ def test_it_is_distilled_into_evaluated_and_exported(
     model, images = load_model(config, result.weights), torch.randn(2, 1, SIDE, SIDE)
     torch.testing.assert_close(model(images), trainer.evaluated.eval()(images), rtol=0, atol=0)
     assert "A DearKD convolutional network (`toy_conv`" in (tmp_path / "run" / "README.md").read_text()
+    # Its code is its author's: the folder loads wherever that is imported, and says so.
+    with FileCache(tmp_path / "cache", 2**20) as cache:
+        exported = open_model(str(tmp_path / "run"), lambda: pytest.fail("a folder needs no API"), cache)
+    (out := tmp_path / "hub").mkdir()
+    write_export(exported, out, "hf", ExportOptions())
+    assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    again = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+    about = ModelCard.load(out / "README.md").data
+    assert about.library_name == "timm"
+    assert about.eval_results[0].metric_value == pytest.approx(result.history[-1]["eval_top1"])
 
 
 def test_it_goes_on_from_a_checkpoint_and_begins_from_a_trained_one(

@@ -15,6 +15,7 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Its id (mdl
 class Format(StrEnum):
     safetensors = "safetensors"
     onnx = "onnx"
+    pt2 = "pt2"
     hf = "hf"
 
 
@@ -25,20 +26,41 @@ def register_export(app: typer.Typer) -> None:
         directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
         to: Annotated[
             Format,
-            typer.Option(help="safetensors: weights and timm's config.json; onnx; hf: with a model card for the Hub."),
+            typer.Option(
+                help="safetensors: weights and timm's config.json; onnx; pt2: an archive of torch.export; hf: a folder "
+                "for the Hub, which transformers and timm load without dearkd."
+            ),
         ],
         licence: Annotated[
             str | None,
             typer.Option("--license", help="For the model card (hf), such as apache-2.0.", show_default="unknown"),
         ] = None,
+        preprocess: Annotated[
+            bool,
+            typer.Option(
+                "--preprocess",
+                help="onnx, pt2: the graph normalises; it takes uint8 images (batch, height, width, channels).",
+            ),
+        ] = False,
+        opset: Annotated[
+            int | None, typer.Option(metavar="N", help="onnx: version of its operators.", show_default="18")
+        ] = None,
         as_json: AsJson = False,
     ) -> None:
-        """Write a trained student to a folder, for timm, ONNX Runtime or the Hugging Face Hub."""
-        from dearkd_trainer.commands.export import run_export
+        """Write a trained student to a folder, for timm, ONNX Runtime or the Hugging Face Hub.
+
+        Or for torch alone: --to pt2.
+        """
+        from dearkd_trainer.commands.export import ExportOptions, run_export
 
         if licence is not None and to is not Format.hf:
             raise typer.BadParameter(f"--license is for the model card of --to hf, there is none in {to}")
-        run_export(model, directory, to.value, licence=licence, as_json=as_json)
+        if opset is not None and to is not Format.onnx:
+            raise typer.BadParameter(f"--opset is for --to onnx, there are no such operators in {to}")
+        if preprocess and to not in (Format.onnx, Format.pt2):
+            raise typer.BadParameter(f"--preprocess is for --to onnx and --to pt2, there is no graph in {to}")
+        options = ExportOptions(licence=licence, preprocess=preprocess, opset=opset)
+        run_export(model, directory, to.value, options, as_json=as_json)
 
 
 def register_evaluate(app: typer.Typer) -> None:

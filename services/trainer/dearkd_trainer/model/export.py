@@ -39,17 +39,18 @@ def model_config(spec: StudentSpec, student: Student, task: Task, *, crop_pct: f
     """
     pooling = student.global_pool if isinstance(student.global_pool, str) else None
     heads = student.classifiers
+    arguments = student.model_args(spec, task.num_classes, task.in_chans)
     return {
         "architecture": spec.architecture,
         "num_classes": task.num_classes,
         "num_features": student.num_features,
         **({"global_pool": pooling} if pooling is not None else {}),
         **({"label_names": list(task.class_names)} if task.class_names is not None else {}),
-        "model_args": student.model_args(spec, task.num_classes, task.in_chans),
+        "model_args": without_classes(arguments),
         "pretrained_cfg": {
             "num_classes": task.num_classes,
             "input_size": [task.in_chans, spec.image_size, spec.image_size],
-            "fixed_input_size": True,
+            "fixed_input_size": student.pretrained_cfg.get("fixed_input_size", False),
             "crop_pct": crop_pct,
             "interpolation": "bicubic",
             "mean": task.mean,
@@ -58,6 +59,15 @@ def model_config(spec: StudentSpec, student: Student, task: Task, *, crop_pct: f
             "classifier": list(heads) if len(heads) > 1 else heads[0],
         },
     }
+
+
+def without_classes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `timm.create_model` without the number of classes.
+
+    Who reads timm's configurations gives it beside these (timm's scripts, transformers' wrapper of timm): twice is an
+    error. timm itself takes it from `pretrained_cfg`.
+    """
+    return {name: value for name, value in arguments.items() if name != "num_classes"}
 
 
 def save_model(directory: Path, model: nn.Module, config: Mapping[str, Any]) -> Path:
@@ -79,7 +89,8 @@ def load_model(config: Mapping[str, Any], weights: Path) -> nn.Module:
         InvalidInput: if the configuration builds no model, or the file does not hold the weights of that model.
     """
     try:
-        name, arguments = config["architecture"], config["model_args"]
+        name = config["architecture"]
+        arguments = {"num_classes": config.get("num_classes"), **config["model_args"]}  # older ones have it there
         model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"the {CONFIG} beside {weights} builds no model: {error!r}") from error

@@ -1,7 +1,6 @@
 """Weights of other ViTs for a student: DeiT's, timm's, or a student's own at another size."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +9,13 @@ import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from dearkd.errors import InvalidInput
-from dearkd_trainer.model.mhca import MHCA, rescaled
+from dearkd_trainer.model.vision_transformer import PATCHES, adapt, unwrapped
 
 log = logging.getLogger(__name__)
-
-POSITIONS = "pos_embed"
-PATCHES = "patch_embed.proj.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +53,7 @@ def load_vit_weights(student: nn.Module, weights: Mapping[str, Any]) -> LoadedWe
     Raises:
         InvalidInput: if no tensor of it fits: it is no ViT, or one of another width.
     """
-    given = _unwrapped(weights)
+    given = unwrapped(weights)
     own = student.state_dict()
     adapted = fit_input(given, student)
     fitting = {name: value for name, value in adapted.items() if name in own and value.shape == own[name].shape}
@@ -83,53 +78,16 @@ def load_vit_weights(student: nn.Module, weights: Mapping[str, Any]) -> LoadedWe
 
 
 def fit_input(weights: Mapping[str, Any], student: nn.Module) -> dict[str, Tensor]:
-    """The same weights, resized to a student's grid, patch size, prefix tokens and channels where they differ."""
-    adapted = adapt(weights, student)
+    """The same weights, resized to a student's grid, patch size, prefix tokens and channels where they differ.
+
+    Raises:
+        InvalidInput: if the weights' patches are neither as many as the student's nor a square.
+    """
+    try:
+        adapted = adapt(weights, student)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
     channels = student.get_parameter(PATCHES).shape[1]
     if PATCHES in adapted and adapted[PATCHES].shape[1] != channels:
         adapted[PATCHES] = adapt_input_conv(channels, adapted[PATCHES])
     return adapted
-
-
-def adapt(weights: Mapping[str, Any], student: Any) -> dict[str, Tensor]:
-    """The same weights, resized to a student's grid, patch size and prefix tokens where they differ.
-
-    It is also what timm calls on a checkpoint when it loads one by itself (`pretrained=True`), before it sees to the
-    channels and to heads for other classes.
-    """
-    found = _unwrapped(weights)
-    grid: tuple[int, int] = student.patch_embed.grid_size
-    old_grid = grid
-    if POSITIONS in found:
-        source_tokens = 2 if "dist_token" in found else 1
-        positions = found[POSITIONS]
-        old_grid = _grid_of(positions.shape[1] - source_tokens, grid)
-        if old_grid != grid or source_tokens != student.num_prefix_tokens:
-            prefix, patches = positions[:, :source_tokens], positions[:, source_tokens:]
-            patches = resample_abs_pos_embed(patches, list(grid), list(old_grid), num_prefix_tokens=0)
-            own_prefix = student.pos_embed[:, : student.num_prefix_tokens].to(positions)
-            prefix = torch.cat([prefix, own_prefix[:, source_tokens:]], dim=1)[:, : student.num_prefix_tokens]
-            found[POSITIONS] = torch.cat([prefix, patches], dim=1)
-    if PATCHES in found:
-        kernel = found[PATCHES]
-        size = student.patch_embed.proj.weight.shape[2:]
-        if kernel.shape[2:] != size:
-            found[PATCHES] = resample_patch_embed(kernel, list(size))
-    for name, module in student.named_modules():
-        if isinstance(module, MHCA) and f"{name}.position_weight" in found and old_grid != grid:
-            found[f"{name}.position_weight"] = rescaled(found[f"{name}.position_weight"], old_grid, grid)
-    return found
-
-
-def _unwrapped(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    return dict(weights.get("state_dict", weights.get("model", weights)))
-
-
-def _grid_of(patches: int, grid: tuple[int, int]) -> tuple[int, int]:
-    """The grid of so many patches: the student's own, or else a square."""
-    if patches == grid[0] * grid[1]:
-        return grid
-    side = math.isqrt(patches)
-    if side**2 != patches:
-        raise InvalidInput(f"the weights are for {patches} patches, which are no square, and cannot be resized")
-    return side, side

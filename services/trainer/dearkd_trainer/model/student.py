@@ -60,6 +60,15 @@ class Student(nn.Module, ABC):
     def model_args(cls, spec: StudentSpec, num_classes: int, in_chans: int) -> dict[str, Any]:
         """The arguments of `timm.create_model` for a spec, as JSON: `config.json` keeps them."""
 
+    @classmethod
+    def hub_code(cls) -> str | None:
+        """The source of a `modeling_dearkd.py` that needs no dearkd, for `dearkd export --to hf`; None without any.
+
+        Importing it registers the family's architectures with timm; of transformers it defines `DearKDConfig` and
+        `DearKDForImageClassification`. Without it an export loads where the family's own module is imported.
+        """
+        return None
+
     @property
     @abstractmethod
     def hidden_shapes(self) -> list[HiddenShape]:

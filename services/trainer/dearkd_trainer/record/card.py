@@ -44,10 +44,7 @@ def run_card(
         run: the run's id, where it has one.
         licence: of the weights.
     """
-    measured = "not evaluated on images of its own"
-    if evaluated_on is not None:
-        measured = ", ".join(f"{name} {value:.4f}" for name, value in accuracy.items())
-        measured += f" on {markdown_code(evaluated_on)}"
+    measured = _measured(accuracy, evaluated_on) or "not evaluated on images of its own"
     last = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     return f"""{_header(name, kind, accuracy, evaluated_on, licence)}
 # {markdown(name)}
@@ -75,10 +72,25 @@ channel(s), {num_classes} classes), trained in DearKD's two stages (Chen et al.,
 """
 
 
-def plain_card(name: str, kind: str, config: Mapping[str, Any], *, licence: str = UNKNOWN_LICENCE) -> str:
-    """The card of a model of which only its two files are at hand."""
+def plain_card(
+    name: str,
+    kind: str,
+    config: Mapping[str, Any],
+    *,
+    accuracy: Mapping[str, float],
+    evaluated_on: str | None,
+    licence: str = UNKNOWN_LICENCE,
+) -> str:
+    """The card of a model that has none: of its two files, and of its evaluation where that is at hand.
+
+    Args:
+        name: of the model.
+        kind: as in `run_card`.
+        config: its `config.json`.
+        accuracy, evaluated_on, licence: as in `run_card`.
+    """
     in_chans, height, width = config["pretrained_cfg"]["input_size"]
-    return f"""{_header(name, kind, {}, None, licence)}
+    return f"""{_header(name, kind, accuracy, evaluated_on, licence)}
 # {markdown(name)}
 
 A DearKD {kind} (`{config["architecture"]}`, {height}×{width} pixels,
@@ -86,7 +98,7 @@ A DearKD {kind} (`{config["architecture"]}`, {height}×{width} pixels,
 
 - Trained on: not recorded
 - Teacher: not recorded
-- Accuracy: not recorded
+- Accuracy: {_measured(accuracy, evaluated_on) or "not recorded"}
 
 {USE}"""
 
@@ -96,6 +108,22 @@ def with_licence(card: str, licence: str) -> str:
     parsed = ModelCard(card, ignore_metadata_errors=True)
     parsed.data["license"] = licence
     return str(parsed.content)
+
+
+def for_hub(card: str) -> str:
+    """The same card of a folder that has the network's code: whoever reads it needs no dearkd."""
+    parsed = ModelCard(card, ignore_metadata_errors=True)
+    parsed.data["library_name"] = "transformers"
+    tags = parsed.data.get("tags") or []
+    parsed.data["tags"] = [*tags, *(tag for tag in ("timm", "custom_code") if tag not in tags)]
+    text = str(parsed.content)
+    return text.replace(USE, HUB_USE) if USE in text else f"{text.rstrip()}\n\n{HUB_USE}"
+
+
+def _measured(accuracy: Mapping[str, float], evaluated_on: str | None) -> str | None:
+    if evaluated_on is None:
+        return None
+    return ", ".join(f"{name} {value:.4f}" for name, value in accuracy.items()) + f" on {markdown_code(evaluated_on)}"
 
 
 def _header(name: str, kind: str, accuracy: Mapping[str, float], evaluated_on: str | None, licence: str) -> str:
@@ -128,6 +156,31 @@ import dearkd_trainer  # registers the architecture with timm
 import timm
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # FOLDER: where this file lies
+data = timm.data.resolve_model_data_config(model)  # its input: size, mean, std
+```
+"""
+
+HUB_USE = """## Use
+
+With transformers and timm; dearkd is not needed. `trust_remote_code` runs the two Python files beside this one.
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="FOLDER", trust_remote_code=True)  # FOLDER: where this file lies
+print(classify("image.png"))
+```
+
+With timm alone:
+
+```python
+import sys
+
+sys.path.insert(0, "FOLDER")
+import modeling_dearkd  # registers the architecture with timm
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 data = timm.data.resolve_model_data_config(model)  # its input: size, mean, std
 ```
 """
