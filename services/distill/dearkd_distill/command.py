@@ -1,4 +1,4 @@
-"""`dearkd distill`: from a CNN's file to a transformer, with no server."""
+"""`dearkd distill`: a transformer out of a CNN's file, with no server."""
 
 from pathlib import Path
 from typing import Annotated, Any

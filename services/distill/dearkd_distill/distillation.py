@@ -1,4 +1,4 @@
-"""From a CNN to a transformer in one call, in one process; what was stopped goes on from where it was."""
+"""One call from a CNN to a transformer, in one process; a call that was stopped goes on from where it was."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ class Distillation:
     top1: float | None
     """Accuracy on `evaluate_on`; None without."""
     report: dict[str, Any]
-    """What `distillation.json` holds: specs, quality of the images, accuracy, seconds."""
+    """The content of `distillation.json`: specs, quality of the images, accuracy, seconds."""
 
 
 def distill(
