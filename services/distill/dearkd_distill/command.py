@@ -8,6 +8,7 @@ import typer
 from dearkd.cli.fields import parse_assignments, parse_numbers
 from dearkd.cli.output import AsJson, note, print_json
 
+INTERRUPTED = 130
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -63,17 +64,21 @@ def run(
     }
     from dearkd_distill import distill
 
-    done = distill(
-        teacher,
-        out,
-        images=images,
-        evaluate_on=evaluate_on,
-        budget=seconds,
-        seed=seed,
-        synthesis=parse_assignments(synthesis or [], "--synthesis"),
-        training=parse_assignments(training or [], "--training"),
-        **{name: value for name, value in task.items() if value is not None},
-    )
+    try:
+        done = distill(
+            teacher,
+            out,
+            images=images,
+            evaluate_on=evaluate_on,
+            budget=seconds,
+            seed=seed,
+            synthesis=parse_assignments(synthesis or [], "--synthesis"),
+            training=parse_assignments(training or [], "--training"),
+            **{name: value for name, value in task.items() if value is not None},
+        )
+    except KeyboardInterrupt:
+        note(f"what is finished stays in {out}: the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json(done.report | {"directory": str(done.directory)})
         return

@@ -1,5 +1,6 @@
 """One call from a CNN to a transformer, in one process; a call that was stopped goes on from where it was."""
 
+import fcntl
 import hashlib
 import json
 import time
@@ -16,9 +17,10 @@ from torch import nn
 
 from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import CLASS_NAMES, INFO, info_json
-from dearkd.errors import Conflict, InvalidInput
+from dearkd.errors import Conflict, CorruptData, InvalidInput
 from dearkd.specs import DatasetFacts, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import overlay
+from dearkd.storage.file_cache import verify_copy
 from dearkd.vision.devices import choose_device
 from dearkd.vision.shard_writer import write_samples
 from dearkd.vision.shards import ShardDataset
@@ -30,6 +32,7 @@ from dearkd_synth.watch import require_good, warnings
 from dearkd_trainer import DearKDTrainer, FrozenTeacher, Student, TrainingResult
 
 REQUEST = "distillation.json"
+LOCK = ".lock"
 IMAGES = "images"
 PREVIEW = "preview.png"
 
@@ -96,7 +99,7 @@ def distill(
     plan = _Plan(opened, images, evaluate_on, budget, seed, dict(synthesis or {}), dict(training or {}))
     request = plan.request()
     state = _open(directory, request)
-    with _progress(console) as progress:
+    with _alone(directory), _progress(console) as progress:
         if images is None:
             made = _synthesis(plan, state, target, console)
             shards = _make_images(plan, made, directory, state, target, progress, console)
@@ -186,6 +189,17 @@ def _open(directory: Path, request: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the folder: two processes that write the same checkpoints would lose each other's."""
+    with (directory / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another process works in {directory}: let it end, or name another folder") from None
+        yield
+
+
 def _save(directory: Path, state: Mapping[str, Any]) -> None:
     part = directory / f"{REQUEST}.part"
     part.write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -249,7 +263,7 @@ def _make_images(
     folder.mkdir(exist_ok=True)
     finished: dict[str, Any] = state.setdefault("shards", {})
     paths = [folder / shard_name(index) for index in range(spec.num_shards)]
-    waiting = [index for index, path in enumerate(paths) if path.name not in finished or not path.is_file()]
+    waiting = [index for index, path in enumerate(paths) if not _is_whole(path, finished.get(path.name))]
     lengths = spec.shard_lengths()
     before = sum(lengths) - sum(lengths[index] for index in waiting)
     bar = progress.add_task("images", total=spec.num_samples, completed=before)
@@ -286,6 +300,18 @@ def _make_images(
     merged = merge_quality([one["quality"] for one in kept])
     state["quality"] = {name: value for name, value in merged.items() if name not in ("classes", "outliers")}
     return paths
+
+
+def _is_whole(path: Path, record: Mapping[str, Any] | None) -> bool:
+    """Tell whether a shard is as it was written: a full disk or a hand may have changed it since."""
+    if record is None or not path.is_file():
+        return False
+    shard = Shard.model_validate(record["shard"])
+    try:
+        verify_copy(path, name=shard.name, sha256=shard.sha256, size=shard.bytes)
+    except CorruptData:
+        return False
+    return True
 
 
 def _train(

@@ -111,6 +111,7 @@ def pack_images(folder: Path, task: TeacherSpec, target: Path) -> list[Path]:
         for what, count in {**summary.get("converted", {}), **summary["skipped"]}.items():
             note(f"{folder}: {what}: {count:,}")
         storage = Storage.open(Settings(storage_url=f"file://{target.absolute()}"))
+        storage.delete_prefix("packing")  # of a process that was killed
         try:
             for _ in source.copy_to(storage, "packing"):
                 pass

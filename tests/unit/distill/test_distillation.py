@@ -87,6 +87,25 @@ def test_a_stopped_one_goes_on_and_ends_as_one_that_was_left_alone(
     assert finished.report["quality"] == whole.report["quality"]
 
 
+def test_a_shard_that_was_cut_short_since_is_made_again(run: Run, tmp_path: Path) -> None:
+    run("out")
+    shard = tmp_path / "out" / "images" / shard_name(1)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-512])
+    run("out")
+    assert shard.read_bytes() == whole
+
+
+def test_two_at_once_in_one_folder_are_refused(run: Run, tmp_path: Path) -> None:
+    import fcntl
+
+    run("out")
+    with (tmp_path / "out" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Conflict, match="another process works in"):
+            run("out")
+
+
 def test_the_folder_is_a_model_that_answers_as_the_student(run: Run, tmp_path: Path) -> None:
     done = run("out", evaluate_on=photographs(tmp_path / "real", 5, 2))
     assert done.top1 is not None
