@@ -80,7 +80,8 @@ def distill(
         budget: seconds that it may take, about; images and epochs are chosen to fit, by speeds that are measured
             first. Default: the preset's and the recipe's.
         seed: of everything random.
-        synthesis, training: further fields of the two specs.
+        synthesis: further fields of `SynthesisSpec`.
+        training: further fields of `TrainingSpec`.
         device: default: CUDA where there is one.
         console: for progress; in a notebook rich shows it there.
         **task: fields of `TeacherSpec` that no file says or that win over it: `image_size`, `mean`, `std`,

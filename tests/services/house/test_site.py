@@ -41,6 +41,7 @@ def test_each_page_is_there_and_fetches_nothing_from_elsewhere(site: Path) -> No
     [
         ("specs", ["SynthesisSpec", "TrainingSpec", "TeacherSpec"]),
         ("client", ["Client", "Client.create_synthesis_job"]),
+        ("distill", ["distill", "Distillation"]),
         ("synth", ["DeepInversion", "DeepInversion.shard"]),
         ("trainer", ["DearKDTrainer", "DearKDTrainer.fit"]),
     ],

@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 PUBLIC = {
+    "dearkd_distill": {"Distillation", "distill"},
     "dearkd_synth": {"DeepInversion", "SynthesisedShard"},
     "dearkd_trainer": {
         "DearKDTrainer",
