@@ -17,7 +17,7 @@ SHARE = 0.85
 """The part of a budget that is planned; the rest is for what is not measured: starting, writing, evaluating."""
 PROBE_IMAGES = 32
 PROBE_STEPS = 3
-LEAST_EPOCHS = 10
+LEAST_EPOCHS = 20
 """A student of fewer epochs learns little, however many images there are [our choice]."""
 
 
@@ -74,7 +74,8 @@ def fit(
 ) -> tuple[int, int]:
     """Images of each class and epochs that take at most `seconds`.
 
-    Where the defaults take longer, images and epochs shrink by the same factor, down to `LEAST_EPOCHS`; our choice.
+    Where the defaults take longer, both shrink, epochs by the square root of the images' factor and down to
+    `LEAST_EPOCHS`: few images are to be seen often. Our choice.
 
     Args:
         seconds: to spend.
@@ -94,7 +95,7 @@ def fit(
     planned = seconds * SHARE
     for images in range(images_per_class, 0, -1):
         usual = epochs_for(images)
-        epochs = min(usual, max(min(LEAST_EPOCHS, usual), round(usual * images / images_per_class)))
+        epochs = min(usual, max(min(LEAST_EPOCHS, usual), round(usual * (images / images_per_class) ** 0.5)))
         if cost(images, epochs) <= planned:
             return images, epochs
     least = cost(1, min(LEAST_EPOCHS, epochs_for(1))) / SHARE

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
+from dearkd.cli.watching import duration
 from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import CLASS_NAMES, INFO, info_json
 from dearkd.errors import Conflict, CorruptData, InvalidInput
@@ -218,10 +219,13 @@ def _synthesis(plan: _Plan, state: dict[str, Any], device: torch.device, console
         def trained(images: int) -> TrainingSpec:
             return plan.training_spec(plan.facts(images * len(spec.classes), mirrored=spec.flip > 0))
 
+        per_image = measure_synthesis(plan.teacher, spec, device)
+        usual = trained(spec.images_per_class)
+        per_image_and_epoch = measure_training(plan.teacher, usual, device)
         images, epochs = fit(
             plan.budget,
-            per_image=measure_synthesis(plan.teacher, spec, device),
-            per_image_and_epoch=measure_training(plan.teacher, trained(spec.images_per_class), device),
+            per_image=per_image,
+            per_image_and_epoch=per_image_and_epoch,
             images_per_class=spec.images_per_class,
             num_classes=len(spec.classes),
             epochs_for=lambda images: trained(images).epochs,
@@ -229,6 +233,12 @@ def _synthesis(plan: _Plan, state: dict[str, Any], device: torch.device, console
         spec = plan.synthesis_spec({"images_per_class": images})
         state["epochs"] = epochs
         console.print(f"{images:,} images of each of {len(spec.classes):,} classes, {epochs} epochs")
+        if images < spec.images_per_class:
+            whole = spec.num_samples * (per_image + usual.epochs * per_image_and_epoch)
+            console.print(
+                f"the defaults, {spec.images_per_class:,} images of each and {usual.epochs} epochs, would take about "
+                f"{duration(whole)}; a student of fewer knows less"
+            )
     state["synthesis"] = spec.model_dump(mode="json")
     return spec
 

@@ -1,5 +1,7 @@
 """Numbers of images and epochs that fit a time."""
 
+import math
+
 import pytest
 import typer
 from hypothesis import given
@@ -24,8 +26,8 @@ def test_what_fits_is_as_much_as_fits(
     budget: float, per_image: float, per_image_and_epoch: float, images_per_class: int, num_classes: int, epochs: int
 ) -> None:
     def cost(images: int) -> float:
-        """By the rule as it is documented: both shrink by the same factor, epochs down to their least."""
-        some = min(epochs, max(min(LEAST_EPOCHS, epochs), round(epochs * images / images_per_class)))
+        """By the rule as it is documented: epochs shrink by the root of the images' factor, down to their least."""
+        some = min(epochs, max(min(LEAST_EPOCHS, epochs), round(epochs * math.sqrt(images / images_per_class))))
         return images * num_classes * (per_image + some * per_image_and_epoch)
 
     fitting = [images for images in range(1, images_per_class + 1) if cost(images) <= SHARE * budget]
