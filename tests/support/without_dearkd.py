@@ -28,7 +28,7 @@ def cure_torchvision():
 
 kept = []
 """
-OURS = ("dearkd", "dearkd_api", "dearkd_synth", "dearkd_trainer")
+OURS = ("dearkd", "dearkd_api", "dearkd_distill", "dearkd_synth", "dearkd_trainer")
 
 
 def run_without_dearkd(
