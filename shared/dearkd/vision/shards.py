@@ -53,10 +53,9 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
         keys, tables = [np.empty(0, dtype="S1")], [np.empty((5, 0), dtype=np.int64)]
         for path in paths:
             self._paths.append(path)
-            records = list(Reader(path, num_classes=num_classes))
-            rows = [(record.label, *record.image, *(record.logits or (0, 0))) for record in records]
-            keys.append(np.array([record.key.encode() for record in records], dtype=np.bytes_))
-            tables.append(np.array(rows, dtype=np.int64).reshape(-1, 5).T)
+            found, table = index_shard(path, num_classes)
+            keys.append(found)
+            tables.append(table)
         # Arrays, not objects: a forked loader worker touches the reference count of every object that it looks at,
         # and so copies it.
         self._keys = np.concatenate(keys)
@@ -163,6 +162,20 @@ class ShardDataset(Dataset[tuple[Tensor, int]]):
         with self._paths[int(self.shards[index])].open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+
+def index_shard(path: Path, num_classes: int) -> tuple[NDArray[np.bytes_], Indices]:
+    """Read the keys (N,) of a shard's samples, and (5, N) of label, offset and size of the image, those of the logits.
+
+    Offsets and sizes are bytes within the shard; they are 0 where there are no logits.
+
+    Raises:
+        CorruptData: as `ShardDataset`.
+    """
+    records = list(Reader(path, num_classes=num_classes))
+    rows = [(record.label, *record.image, *(record.logits or (0, 0))) for record in records]
+    keys = np.array([record.key.encode() for record in records], dtype=np.bytes_)
+    return keys, np.array(rows, dtype=np.int64).reshape(-1, 5).T
 
 
 def split(labels: Indices, *, fraction: float, holdout: float, seed: int) -> tuple[Indices, Indices]:

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from dearkd.choices import FolderOrder
 from dearkd.cli.output import connect, note, print_json, print_table
@@ -17,7 +20,7 @@ from dearkd.vision.devices import choose_device
 from dearkd.vision.shards import ShardDataset
 from dearkd_trainer.commands.sources import TrainedModel, open_dataset, open_model, recorded_rows
 from dearkd_trainer.evaluate.attention import recorded_distances
-from dearkd_trainer.evaluate.evaluation import evaluate, normalised_sample
+from dearkd_trainer.evaluate.evaluation import evaluate, normalised, sample_places
 from dearkd_trainer.evaluate.pictures import attention_distance_picture, confusion_picture
 from dearkd_trainer.evaluate.report import ATTENTION, report_of, write_evaluation
 from dearkd_trainer.model.student import Student
@@ -41,11 +44,11 @@ def run_evaluate(
     with FileCache(settings.cache_dir, settings.cache_bytes) as cache:
         if out is None:
             model = open_model(reference, connect, cache)
-            report = _report(model, opened(model, connect, cache), dataset, batch_size)
+            report = _report(model, opened(model, connect, cache), dataset, batch_size, with_bar=not as_json)
         else:
             with new_folder(out) as folder:
                 model = open_model(reference, connect, cache)
-                report = _report(model, opened(model, connect, cache), dataset, batch_size)
+                report = _report(model, opened(model, connect, cache), dataset, batch_size, with_bar=not as_json)
                 _write(folder, report, model)
     if as_json:
         print_json(report)
@@ -54,12 +57,27 @@ def run_evaluate(
 
 
 def _report(
-    model: TrainedModel, dataset: AbstractContextManager[ShardDataset], reference: str, batch_size: int
+    model: TrainedModel,
+    dataset: AbstractContextManager[ShardDataset],
+    reference: str,
+    batch_size: int,
+    *,
+    with_bar: bool,
 ) -> dict[str, Any]:
+    """Evaluate in one pass over the dataset, whose shards may be let go behind it."""
     device = choose_device()
     network = model.load().to(device)
     about, size = model.config.pretrained_cfg, model.image_size
-    with dataset as data:
+    with dataset as data, _bar(with_bar) as bar:
+        task = bar.add_task("images", total=len(data))
+        places, kept, seen = sample_places(len(data), data.in_chans, size), list[Tensor](), 0
+
+        def look(pixels: Tensor) -> None:
+            nonlocal seen
+            kept.append(pixels[places[(places >= seen) & (places < seen + len(pixels))] - seen])
+            seen += len(pixels)
+            bar.advance(task, len(pixels))
+
         found = evaluate(
             network,
             data,
@@ -69,11 +87,19 @@ def _report(
             crop_pct=about.crop_pct,
             batch_size=batch_size,
             device=device,
+            look=look,
         )
-        sample = normalised_sample(data, size, about.mean, about.std, crop_pct=about.crop_pct)
+        sample = normalised(torch.cat(kept), about.mean, about.std)
         heads = network.attention_distances(sample.to(device)) if isinstance(network, Student) else []
         samples = np.bincount(data.labels, minlength=model.num_classes).tolist()
     return report_of(found, heads, model.class_names, samples) | {"model": model.name, "dataset": reference}
+
+
+def _bar(shown: bool) -> Progress:
+    """A bar of images on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 def _write(folder: Path, report: dict[str, Any], model: TrainedModel) -> None:

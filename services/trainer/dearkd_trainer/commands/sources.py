@@ -1,7 +1,6 @@
 """Models and datasets that a command line names: by id, fetched over HTTP and verified, or as local folders."""
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from dearkd.client import Client
 from dearkd.data.dataset_splits import choose_shards
 from dearkd.data.folder_walk import Skipped, kind_of_name
 from dearkd.data.image_files import is_grey
-from dearkd.data.image_folder import Reading, read_folder
+from dearkd.data.image_folder import ImageFolder, Reading, read_folder
 from dearkd.data.json_files import read_json
 from dearkd.data.manifests import DatasetManifest
 from dearkd.data.shard_files import Shard
@@ -29,12 +28,12 @@ from dearkd.data.shard_info import CLASS_NAMES, INFO, read_class_names, read_inf
 from dearkd.data.shard_reader import Reader
 from dearkd.errors import CorruptData, InvalidInput, NotFound, Unavailable
 from dearkd.identifiers import is_id
-from dearkd.settings import Settings
 from dearkd.specs.class_order import count_remedy, is_counted, other_order, share_names, uncertain_order
 from dearkd.storage.catalog import Model, StoredFile
 from dearkd.storage.file_cache import FileCache, verify_copy
-from dearkd.storage.objects import Storage
+from dearkd.vision.passing_shards import PassingShards
 from dearkd.vision.shards import ShardDataset
+from dearkd_trainer.data.image_files import ImageFiles
 from dearkd_trainer.evaluate.report import METRICS
 from dearkd_trainer.model.export import CARD, CONFIG, WEIGHTS, load_model
 
@@ -182,8 +181,9 @@ def open_dataset(
     """The dataset of an id (`ds-…`), or of a folder: `*.tar` shards, or a folder of images for each class.
 
     A folder of shards is checked against its `dataset.json` where it has one; without one, those that `_info.json`
-    names are read, else all. Class folders are packed into shards in a temporary folder for as long as the context
-    lasts; those that the model names count in its order. Images of other channels than the model's are converted.
+    names are read, else all. The shards of an id are fetched one after another as the dataset is read, once and in
+    order, each for as long as it is needed (`PassingShards`). Class folders that the model names count in its order.
+    Images of other channels than the model's are converted.
 
     Raises:
         InvalidInput: if it is none of these, its classes are not the model's, or a JSON file beside the
@@ -196,8 +196,13 @@ def open_dataset(
             manifest = DatasetManifest.model_validate(client.get_dataset(reference))
             _require_same_task(reference, manifest, model)
             download = partial(client.download_dataset_file, reference)
-            paths = [_cached(cache, shard, download) for shard in manifest.shards]
-        yield _dataset(paths, model)
+            yield PassingShards(
+                manifest.shards,
+                lambda shard, taken: _cached(taken, shard, download),
+                lambda: FileCache(cache.root, cache.max_bytes),
+                num_classes=model.num_classes,
+                in_chans=model.in_chans,
+            )
         return
     folder = Path(reference)
     if not folder.is_dir():
@@ -209,34 +214,24 @@ def open_dataset(
             raise InvalidInput(f"--class-order is for class folders, but {reference} holds shards: leave it out")
         yield _dataset(_local_shards(folder, reference, model, split), model)
         return
-    with tempfile.TemporaryDirectory(prefix="dearkd-evaluate-") as scratch:
-        source = read_folder(
-            folder,
-            Reading(
-                split=split,
-                class_order=class_order,
-                usual_names=model.class_names,
-                in_chans=model.in_chans,
-            ),
-        )
-        for _ in source.check():
-            pass
-        for what, count in {**source.summary().get("converted", {}), **source.summary()["skipped"]}.items():
-            note(f"{reference}: {what}: {count:,}")
-        for _ in source.copy_to(Storage.open(Settings(storage_url=f"file://{scratch}")), "packed"):
-            pass
-        order = class_order or ("given" if source.is_listed else None)
-        paths = _local_shards(Path(scratch) / "packed", reference, model, None, order=order)
-        yield _dataset(paths, model)
+    reading = Reading(split=split, class_order=class_order, usual_names=model.class_names, in_chans=model.in_chans)
+    source = read_folder(folder, reading)
+    assert isinstance(source, ImageFolder)
+    names = [name for name, _ in source.classes]
+    order = class_order or ("given" if source.is_listed else None)
+    _require_same_classes(reference, len(names), names, model, order=order)
+    for _ in source.check():
+        pass
+    for what, count in {**source.summary().get("converted", {}), **source.summary()["skipped"]}.items():
+        note(f"{reference}: {what}: {count:,}")
+    yield ImageFiles(source.images, num_classes=model.num_classes, in_chans=model.in_chans)
 
 
 def _dataset(paths: list[Path], model: TrainedModel) -> ShardDataset:
     return ShardDataset(paths, num_classes=model.num_classes, in_chans=model.in_chans)
 
 
-def _local_shards(
-    folder: Path, reference: str, model: TrainedModel, split: str | None, *, order: str | None = None
-) -> list[Path]:
+def _local_shards(folder: Path, reference: str, model: TrainedModel, split: str | None) -> list[Path]:
     if (folder / DATASET_MANIFEST).is_file():
         manifest = _read_manifest(DatasetManifest, folder / DATASET_MANIFEST, "the manifest of a dataset")
         _require_same_task(reference, manifest, model)
@@ -247,7 +242,7 @@ def _local_shards(
         return [folder / shard.name for shard in manifest.shards]
     if (folder / CLASS_NAMES).is_file():
         names = read_class_names((folder / CLASS_NAMES).read_bytes(), str(folder / CLASS_NAMES))
-        _require_same_classes(reference, len(names), names, model, order=order)
+        _require_same_classes(reference, len(names), names, model)
     paths, skipped = sorted(path for path in folder.glob("*.tar") if kind_of_name(path.name) is None), Skipped()
     if (folder / INFO).is_file() and split is None:
         paths = [folder / name for name in read_info((folder / INFO).read_bytes(), str(folder / INFO))]

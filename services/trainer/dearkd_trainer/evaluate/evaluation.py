@@ -1,6 +1,6 @@
 """Evaluation of a model on a dataset: accuracy, calibration, confusion."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -76,13 +76,26 @@ def normalised_sample(
 
     Of all samples, or of those at `indices`. They are fewer where so many would take more than `MAX_SAMPLE_BYTES`.
     """
-    count = max(1, min(count, MAX_SAMPLE_BYTES // (4 * data.in_chans * image_size**2)))
     samples = np.arange(len(data)) if indices is None else np.sort(indices)
-    places = samples[np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(np.int64))]
+    places = samples[sample_places(len(samples), data.in_chans, image_size, count=count)]
     images = WholeImages(data, places, image_size, crop_pct)
-    pixels = torch.stack([images[place][0] for place, _ in enumerate(data.visit(places))]).float() / 255
+    pixels = torch.stack([images[place][0] for place, _ in enumerate(data.visit(places))])
+    return normalised(pixels, mean, std)
+
+
+def sample_places(total: int, in_chans: int, image_size: int, *, count: int = 256) -> Indices:
+    """Spread up to `count` places evenly over `total`, ascending; fewer where so many images took more memory.
+
+    That is `MAX_SAMPLE_BYTES`, for float32 images (in_chans, image_size, image_size).
+    """
+    count = max(1, min(count, MAX_SAMPLE_BYTES // (4 * in_chans * image_size**2)))
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+
+
+def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn pixels (N, C, H, W), uint8, into a model's input; mean and std are per channel, of pixels in [0, 1]."""
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
-    return (pixels - shift) / scale
+    return (pixels.float() / 255 - shift) / scale
 
 
 @torch.no_grad()
@@ -101,12 +114,14 @@ def evaluate(
     workers: int = 0,
     world: World | None = None,
     confusion: bool = True,
+    look: Callable[[Tensor], None] = lambda pixels: None,
 ) -> Evaluation:
     """Run the model, in eval mode, over a dataset.
 
     Args:
         model: from normalised images (B, C, H, W) to logits (B, num_classes); left in the mode it was in.
-        dataset: images of another size than `image_size` are resized and centre-cropped (`crop_pct`).
+        dataset: images of another size than `image_size` are resized and centre-cropped (`crop_pct`). Its labels are
+            looked at once its images have been.
         indices: samples to look at; None means all.
         image_size: side of the model's input in pixels.
         mean, std: per channel, of pixels in [0, 1].
@@ -117,6 +132,7 @@ def evaluate(
         workers: processes that decode.
         world: of the processes that share the images, and call this together; each gets the whole result.
         confusion: True to compute the confusion matrix, and not only its diagonal.
+        look: called with each batch's pixels (B, C, H, W), uint8, once the model has answered, in order.
 
     Raises:
         InvalidInput: if there is no sample.
@@ -145,6 +161,7 @@ def evaluate(
             for pixels in _joined(read(images, batch_sampler=gated, num_workers=workers), batch_size):
                 with autocast(device, precision):
                     outputs.append(model((pixels.to(device) - shift) / scale).float())
+                look(pixels)
     finally:
         model.train(training)
     logits = world.gather(torch.cat(outputs))[: len(places)]
