@@ -15,6 +15,14 @@ ClassOrder = Literal["name", "natural", "number", "given"]
 """Order of a dataset's labels, as its maker states it: that of its class folders, or a given list."""
 
 
+class DatasetForm(StrEnum):
+    """Form in which a dataset is fetched."""
+
+    shards = "shards"
+    hf = "hf"
+    """Parquet files for Hugging Face's `datasets`."""
+
+
 class FolderOrder(StrEnum):
     """Order in which class folders are labels."""
 

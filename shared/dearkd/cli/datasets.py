@@ -5,7 +5,7 @@ from typing import Annotated, cast
 
 import typer
 
-from dearkd.choices import FolderOrder
+from dearkd.choices import DatasetForm, FolderOrder
 from dearkd.cli.output import AsJson, Limit, connect, print_item, print_json, print_list, print_pulled
 
 COLUMNS = {
@@ -102,11 +102,22 @@ def show(dataset: Identifier, as_json: AsJson = False) -> None:
 def pull(
     dataset: Identifier,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    form: Annotated[
+        DatasetForm,
+        typer.Option("--as", help="shards, as they are stored; hf: Parquet, with columns image and label."),
+    ] = DatasetForm.shards,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a dataset's shards, verified, for `dearkd evaluate`, `webdataset` or `datasets.load_dataset`."""
-    from dearkd.cli.pulling import pull_dataset
+    """Fetch a dataset, verified: its shards for `dearkd evaluate` and `webdataset`.
+
+    Or Parquet files for `datasets.load_dataset` and the Hugging Face Hub: --as hf.
+    """
     from dearkd.cli.references import identifier_of
+
+    if form is DatasetForm.hf:
+        from dearkd.cli.hub_view import pull_view as pull_dataset
+    else:
+        from dearkd.cli.pulling import pull_dataset
 
     with connect() as client:
         files = pull_dataset(client, identifier_of(client, dataset, "dataset"), directory)

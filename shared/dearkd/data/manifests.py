@@ -55,6 +55,12 @@ class DatasetManifest(Manifest):
     """Code version, library versions, device and thread count: with the spec they decide every byte. None where the
     shards differ in them, or nothing is known: see each."""
 
+    @property
+    def class_names(self) -> list[str]:
+        """A name for each label, by its number where the manifest has none."""
+        names = {c.index: c.name for c in self.classes}
+        return [names.get(index, str(index)) for index in range(self.num_classes)]
+
     def conversions(self, in_chans: int) -> list[str]:
         """Sentences on the images that are converted where the dataset is read with so many channels."""
         grey = self.num_samples if self.in_chans == 1 else self.converted.get("grey", 0)

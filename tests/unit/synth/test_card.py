@@ -77,18 +77,23 @@ def test_the_metadata_are_hugging_faces(tmp_path: Path) -> None:
     assert "synthetic" in data["tags"]
 
 
-def test_the_folder_loads_by_its_name_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("logits", [False, True])
+def test_the_folder_loads_by_its_name_alone(tmp_path: Path, logits: bool) -> None:
     """With the card, other files beside the shards do not matter, and the split has its name."""
     import datasets
 
     folder = tmp_path / "set"
     folder.mkdir()
-    (folder / "README.md").write_text(card([shard(folder)]))
+    (folder / "README.md").write_text(card([shard(folder)], posted={"store_logits": logits}))
     for number in range(3):
         (folder / f"preview{number}.png").write_bytes(encode(torch.zeros(1, 8, 8, dtype=torch.uint8), "png"))
     (folder / "dataset.json").write_text("{}")
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert {name: [int(row["cls"]) for row in split] for name, split in loaded.items()} == {"train": [0, 1, 0, 1]}
+    features = loaded["train"].features
+    assert features["cls"].names == ["zero", "one | uno", "two"]
+    assert list(features) == ["png", "cls", "json"] + ["logits.npy"] * logits
+    assert [row["json"]["label"] for row in loaded["train"]] == [0, 1, 0, 1]
 
 
 def test_it_says_that_the_images_are_synthetic_from_which_teacher_and_how_good(tmp_path: Path) -> None:
@@ -97,7 +102,7 @@ def test_it_says_that_the_images_are_synthetic_from_which_teacher_and_how_good(t
     assert f"`a | teacher` (`resnet10t`, weights sha256 `{'5' * 64}`)" in text
     assert "(`teacher_accuracy`) | 0.5000 |" in text
     assert "(`margin`) | 0.0000 |" in text
-    assert "confidence" not in text.partition("## Spec")[0]  # not known, so not said
+    assert "`confidence`" not in text.partition("## Spec")[0]  # not known, so not said
     assert "| 1 | one \\| uno | 2 | 0.2500 |" in text
     assert "| 2 | two" not in text
     spec = json.loads(text.rpartition("```json\n")[2].partition("```")[0])

@@ -4,9 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dearkd.data.hub_features import features_yaml
 from dearkd.data.manifests import DatasetManifest
+from dearkd.data.shard_files import LABEL, LOGITS
 from dearkd.names import markdown, markdown_code, printable
 from dearkd.storage.catalog import Teacher
+from dearkd.vision.images import SUFFIXES
 
 FIGURES = {
     "teacher_accuracy": "images that the teacher gives their label",
@@ -15,6 +18,19 @@ FIGURES = {
     "intra_class_diversity": "mean cosine distance between images of a class, in the teacher's features",
     "batch_norm_distance": "mean distance to the teacher's BatchNorm statistics",
 }
+FIELDS = """\
+  - name: json
+    struct:
+    - name: label
+      dtype: int64
+    - name: teacher_label
+      dtype: int64
+    - name: teacher_confidence
+      dtype: float64
+    - name: teacher_margin
+      dtype: float64
+"""
+"""Features of each sample's JSON file (`dearkd.vision.shard_writer`)."""
 MAX_CLASSES = 100
 """The most classes that the card lists one by one."""
 
@@ -50,7 +66,7 @@ configs:
   data_files:
   - split: train
     path: train-*.tar
----
+{_features(dataset)}---
 
 # {markdown(dataset.name or dataset.id)}
 
@@ -82,6 +98,14 @@ dataset = wds.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("png
 {json.dumps(dataset.spec, indent=2)}
 ```
 """
+
+
+def _features(dataset: DatasetManifest) -> str:
+    """The columns of the shards, so that `datasets` knows the classes' names: by suffix, as it calls them."""
+    spec = dataset.spec or {}
+    suffix = SUFFIXES[spec.get("image_format", "png")].removeprefix(".")
+    logits = f"  - name: {LOGITS}\n    list: float16\n" if spec.get("store_logits") else ""
+    return features_yaml(suffix, LABEL, dataset.class_names) + FIELDS + logits
 
 
 def _method(spec: Mapping[str, Any]) -> str:
