@@ -112,7 +112,7 @@ class HeldShards(Held):
             except DiskFull:
                 raise
             except Unavailable as error:
-                if time.monotonic() > until:
+                if self._over.done() or time.monotonic() > until:  # who has closed it has closed the connection too
                     raise
                 log.warning("reading ahead waits for storage: %s", error)
             if wait((self._over,), timeout=pause).done:
