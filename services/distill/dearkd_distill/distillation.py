@@ -4,15 +4,14 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import nn
 
 from dearkd.cli.watching import duration
@@ -27,6 +26,7 @@ from dearkd.vision.shard_writer import write_samples
 from dearkd.vision.shards import ShardDataset
 from dearkd_distill.budget import fit, measure_synthesis, measure_training, with_epochs
 from dearkd_distill.inputs import Teacher, open_teacher, pack_images
+from dearkd_distill.progress import progress_on
 from dearkd_synth import DeepInversion
 from dearkd_synth.quality import merge_quality, sample_grid, shard_quality
 from dearkd_synth.watch import require_good, warnings
@@ -84,7 +84,7 @@ def distill(
         synthesis: further fields of `SynthesisSpec`.
         training: further fields of `TrainingSpec`.
         device: default: CUDA where there is one.
-        console: for progress; in a notebook rich shows it there.
+        console: for progress; in a notebook it is one output of the cell.
         **task: fields of `TeacherSpec` that no file says or that win over it: `image_size`, `mean`, `std`,
             `class_names`, `architecture`, `model_args`.
 
@@ -101,7 +101,7 @@ def distill(
     plan = _Plan(opened, images, evaluate_on, budget, seed, dict(synthesis or {}), dict(training or {}))
     request = plan.request()
     state = _open(directory, request)
-    with _alone(directory), _progress(console) as progress:
+    with _alone(directory), progress_on(console) as progress:
         if images is None:
             made = _synthesis(plan, state, target, console)
             shards = _make_images(plan, made, directory, state, target, progress, console)
@@ -348,10 +348,3 @@ def _train(
     if trainer.epoch == 0 and spec.epochs == 0:
         raise InvalidInput("0 epochs: nothing would be trained")
     return trainer, trainer.fit()
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        yield progress
