@@ -1,12 +1,24 @@
 """`dearkd distill`: a transformer out of a CNN's file, with no server."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dearkd.cli.fields import parse_assignments, parse_numbers
+from dearkd.cli.fields import parse_assignments
 from dearkd.cli.output import AsJson, note, print_json
+from dearkd.cli.teacher_source import (
+    Architecture,
+    ClassName,
+    ImageSize,
+    InChans,
+    Mean,
+    ModelArg,
+    NumClasses,
+    StateDict,
+    Std,
+    given_fields,
+)
 
 INTERRUPTED = 130
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -37,14 +49,15 @@ def run(
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="About how long it may take: 30m, 2h. Fewer images and epochs.")
     ] = None,
-    architecture: Annotated[
-        str | None, typer.Option(help="A name of timm.list_models(), or torchvision:NAME. Default: found in the file.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the teacher's square input, in pixels.")] = None,
-    mean: Annotated[
-        list[str] | None, typer.Option(help="Of pixels in [0, 1]: one number a channel, such as 0.48,0.46,0.41.")
-    ] = None,
-    std: Annotated[list[str] | None, typer.Option(help="Like --mean.")] = None,
+    architecture: Architecture = None,
+    num_classes: NumClasses = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    in_chans: InChans = None,
+    class_name: ClassName = None,
+    model_arg: ModelArg = None,
+    state_dict: StateDict = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     synthesis: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the synthesis: images_per_class=100.")
@@ -56,12 +69,16 @@ def run(
 ) -> None:
     """Train a transformer from a CNN's file in one go, with no server."""
     seconds = parse_time(budget) if budget is not None else None
-    task: dict[str, Any] = {
-        "architecture": architecture,
-        "image_size": image_size,
-        "mean": parse_numbers(mean, "--mean") if mean else None,
-        "std": parse_numbers(std, "--std") if std else None,
-    }
+    task = given_fields(
+        architecture=architecture,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        model_arg=model_arg,
+        class_name=class_name,
+    )
     from dearkd_distill import distill
 
     try:
@@ -74,7 +91,8 @@ def run(
             seed=seed,
             synthesis=parse_assignments(synthesis or [], "--synthesis"),
             training=parse_assignments(training or [], "--training"),
-            **{name: value for name, value in task.items() if value is not None},
+            state_dict=state_dict,
+            **task,
         )
     except KeyboardInterrupt:
         note(f"what is finished stays in {out}: the same command goes on from there")

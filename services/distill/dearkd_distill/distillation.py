@@ -66,6 +66,7 @@ def distill(
     training: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     console: Console | None = None,
+    state_dict: str | None = None,
     **task: Any,
 ) -> Distillation:
     """Train a vision transformer from a CNN: on images that are made of it alone, or on `images`.
@@ -86,6 +87,7 @@ def distill(
         training: further fields of `TrainingSpec`.
         device: default: CUDA where there is one.
         console: for progress; in a notebook it is one output of the cell.
+        state_dict: the key of the weights to take where a file holds several.
         **task: fields of `TeacherSpec` that no file says or that win over it: `image_size`, `mean`, `std`,
             `class_names`, `architecture`, `model_args`.
 
@@ -97,7 +99,7 @@ def distill(
     began = time.monotonic()
     console = console or Console(stderr=True)
     target = torch.device(device) if device is not None else choose_device()
-    opened = open_teacher(teacher, task)
+    opened = open_teacher(teacher, task, state_dict)
     directory = Path(out).absolute()
     plan = _Plan(opened, images, evaluate_on, budget, seed, dict(synthesis or {}), dict(training or {}))
     request = plan.request()

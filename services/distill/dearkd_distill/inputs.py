@@ -32,12 +32,13 @@ class Teacher:
     spec: TeacherSpec
 
 
-def open_teacher(source: nn.Module | str | Path, given: Mapping[str, Any]) -> Teacher:
+def open_teacher(source: nn.Module | str | Path, given: Mapping[str, Any], state_dict: str | None = None) -> Teacher:
     """The teacher that is meant.
 
     Args:
         source: a network in memory, a file of weights, a folder with a `config.json`, or `hf-hub:owner/name`.
         given: fields of `TeacherSpec` that win over what is found.
+        state_dict: the key of the weights to take where a file holds several.
 
     Raises:
         InvalidInput: naming what was found, and what is missing or breaks a rule.
@@ -51,7 +52,7 @@ def open_teacher(source: nn.Module | str | Path, given: Mapping[str, Any]) -> Te
         if not path.exists():
             raise InvalidInput(f"{source} does not exist: give a file, a folder, hf-hub:owner/name or a network")
     with TemporaryDirectory(prefix="dearkd-teacher-") as scratch:
-        found = read_teacher(path, {"name": path.resolve().stem, **given}, Path(scratch))
+        found = read_teacher(path, {"name": path.resolve().stem, **given}, Path(scratch), state_dict=state_dict)
         for remark in found.remarks:
             note(remark)
         spec = TeacherSpec.check(found.body)

@@ -126,6 +126,17 @@ def test_a_file_gives_what_the_network_gives(run: Run, tmp_path: Path) -> None:
         assert torch.equal(tensor, state_of(from_memory)[name]), name
 
 
+def test_of_a_file_with_two_networks_the_one_that_is_named_is_taken(run: Run, tmp_path: Path) -> None:
+    other = {name: tensor + 1 for name, tensor in small().state_dict().items()}
+    torch.save({"student": other, "teacher": small().state_dict()}, tmp_path / "both.pth")
+    with pytest.raises(InvalidInput, match=r"student.*teacher|teacher.*student"):
+        run("refused", tmp_path / "both.pth")
+    named = run("a", tmp_path / "both.pth", state_dict="teacher", name="t")
+    from_memory = run("b", name="t")
+    for name, tensor in state_of(from_memory).items():
+        assert torch.equal(tensor, state_of(named)[name]), name
+
+
 def test_real_images_take_the_place_of_made_ones(run: Run, tmp_path: Path) -> None:
     done = run("out", images=photographs(tmp_path / "real", 5, 6), synthesis=None)
     assert done.report["training"]["dataset"] == "images"
