@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from dearkd.data.unregistered import keys_under
 from dearkd.errors import InvalidInput
 from dearkd.identifiers import new_id
 from dearkd.jobs.registration import Ticket, upload_key, upload_prefix
@@ -153,7 +154,7 @@ def _find_weights(prefix: str, backend: Backend) -> str:
         raise InvalidInput.at("/prefix", f"{prefix!r} lies under {first}/, which dearkd keeps for itself")
     if prefix.endswith(SAFETENSORS) and backend.storage.exists(prefix):
         return prefix
-    found = [stored.key for stored in backend.storage.objects(prefix) if stored.key.endswith(SAFETENSORS)]
+    found = [key for key in keys_under(backend.storage, prefix) if key.endswith(SAFETENSORS)]
     if len(found) != 1:
         names = ", ".join(sorted(found)[:3])
         raise InvalidInput.at(

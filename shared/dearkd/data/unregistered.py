@@ -23,6 +23,25 @@ def read_beside_shards(storage: Storage, prefix: str, name: str) -> bytes:
     return storage.read(where)
 
 
+def keys_under(storage: Storage, prefix: str) -> list[str]:
+    """List the keys of all objects under a prefix that came from outside.
+
+    Raises:
+        InvalidInput: at `/prefix`, if what lies there has no key, or something above it is a file.
+    """
+    try:
+        return [stored.key for stored in storage.objects(prefix)]
+    except CorruptData as error:
+        raise InvalidInput.at("/prefix", error.message) from None
+    except Unavailable:
+        # So says a local store, too, where a name on the way is a file. What is wrong with the store stays its fault.
+        names = prefix.split("/")
+        for above in ("/".join(names[:count]) for count in range(1, len(names))):
+            if storage.exists(above):
+                raise InvalidInput.at("/prefix", f"{above!r} is a file in storage: nothing lies below it") from None
+        raise
+
+
 def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
     """List the shards of an unregistered set: those that `_info.json` names, else every `*.tar` under the prefix.
 
@@ -33,17 +52,7 @@ def listed_shards(storage: Storage, prefix: str) -> dict[str, int | None]:
         InvalidInput: at `/prefix` if there are none (`no_shards`), some are compressed, their names tell of several
             splits, or `_info.json` cannot be used (see `read_info`) or names one that is not there.
     """
-    try:
-        present = {stored.key.removeprefix(f"{prefix}/") for stored in storage.objects(prefix)}
-    except CorruptData as error:
-        raise InvalidInput.at("/prefix", error.message) from None
-    except Unavailable:
-        # So says a local store, too, where a name on the way is a file. What is wrong with the store stays its fault.
-        names = prefix.split("/")
-        for above in ("/".join(names[:count]) for count in range(1, len(names))):
-            if storage.exists(above):
-                raise InvalidInput.at("/prefix", f"{above!r} is a file in storage: nothing lies below it") from None
-        raise
+    present = {key.removeprefix(f"{prefix}/") for key in keys_under(storage, prefix)}
     packed = sorted(name for name in present if name.lower().endswith(PACKED_SUFFIXES))
     if packed:
         raise InvalidInput.at(

@@ -58,6 +58,7 @@ def test_weights_that_change_afterwards_are_noticed(served: tuple[Api, Api], tmp
         ({"prefix": "../elsewhere"}, ["/prefix"]),
         ({"prefix": "nets/none"}, ["/prefix"]),
         ({"prefix": "nets/two"}, ["/prefix"]),
+        ({"prefix": "nets/one.safetensors/below"}, ["/prefix"]),
         ({"prefix": "nets/pickle.safetensors"}, ["/prefix"]),
         ({"prefix": "nets/other.safetensors"}, ["/weights"]),
         ({"prefix": ""}, ["/prefix"]),
