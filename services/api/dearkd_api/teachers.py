@@ -135,6 +135,12 @@ class _Weights:
 
 def _open(posted: Any, backend: Backend, identifier: str, caller: str | None) -> None:
     """Check what can be checked at once of weights in storage, leave the rest to the inspector."""
+    if isinstance(posted, dict) and "prefix" not in posted:
+        raise InvalidInput.at(
+            "/prefix",
+            "required, but missing: give the key of weights that lie in storage, or upload them as multipart/form-data "
+            "with the parts teacher and weights",
+        )
     registration = TeacherRegistration.check(posted)
     spec = TeacherSpec.check(registration.model_dump(exclude={"prefix"}))
     _check_size(spec, backend.settings.max_image_size)

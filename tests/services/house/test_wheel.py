@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 PACKAGES = (
     "shared/dearkd",
     "services/api/dearkd_api",
+    "services/distill/dearkd_distill",
     "services/synth/dearkd_synth",
     "services/trainer/dearkd_trainer",
 )
