@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dearkd.choices import FolderOrder
 from dearkd.cli.fields import parse_assignments
 from dearkd.cli.output import AsJson, note, print_json
 from dearkd.cli.teacher_source import (
@@ -19,6 +20,7 @@ from dearkd.cli.teacher_source import (
     Std,
     given_fields,
 )
+from dearkd.errors import InvalidInput
 
 INTERRUPTED = 130
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -58,6 +60,9 @@ def run(
     class_name: ClassName = None,
     model_arg: ModelArg = None,
     state_dict: StateDict = None,
+    class_order: Annotated[
+        FolderOrder | None, typer.Option(help="Of class folders that the teacher does not name: by name, number, …")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     synthesis: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the synthesis: images_per_class=100.")
@@ -92,8 +97,13 @@ def run(
             synthesis=parse_assignments(synthesis or [], "--synthesis"),
             training=parse_assignments(training or [], "--training"),
             state_dict=state_dict,
+            class_order=class_order,
             **task,
         )
+    except InvalidInput as error:
+        if error.code == "usage":
+            raise typer.BadParameter(error.message) from None
+        raise
     except KeyboardInterrupt:
         note(f"what is finished stays in {out}: the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None

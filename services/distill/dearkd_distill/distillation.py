@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import nn
 
+from dearkd.choices import FolderOrder
 from dearkd.cli.watching import duration
 from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import CLASS_NAMES, INFO, info_json
-from dearkd.errors import Conflict, CorruptData, InvalidInput
+from dearkd.errors import Conflict
 from dearkd.specs import DatasetFacts, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import overlay
-from dearkd.storage.file_cache import verify_copy
+from dearkd.storage.file_cache import is_copy
+from dearkd.storage.new_folder import require_new
 from dearkd.vision.devices import choose_device
 from dearkd.vision.shard_writer import write_samples
 from dearkd.vision.shards import ShardDataset
@@ -29,6 +31,7 @@ from dearkd_distill.budget import fit, measure_synthesis, measure_training, with
 from dearkd_distill.inputs import Teacher, open_teacher, pack_images
 from dearkd_distill.progress import progress_on
 from dearkd_synth import DeepInversion
+from dearkd_synth.inversion import Step
 from dearkd_synth.quality import merge_quality, sample_grid, shard_quality
 from dearkd_synth.watch import require_good, warnings
 from dearkd_trainer import DearKDTrainer, FrozenTeacher, Student, TrainingResult
@@ -67,6 +70,7 @@ def distill(
     device: torch.device | str | None = None,
     console: Console | None = None,
     state_dict: str | None = None,
+    class_order: FolderOrder | None = None,
     **task: Any,
 ) -> Distillation:
     """Train a vision transformer from a CNN: on images that are made of it alone, or on `images`.
@@ -88,6 +92,8 @@ def distill(
         device: default: CUDA where there is one.
         console: for progress; in a notebook it is one output of the cell.
         state_dict: the key of the weights to take where a file holds several.
+        class_order: labels of class folders by name, number or in natural order, where the teacher has no class names
+            and these differ.
         **task: fields of `TeacherSpec` that no file says or that win over it: `image_size`, `mean`, `std`,
             `class_names`, `architecture`, `model_args`.
 
@@ -101,7 +107,10 @@ def distill(
     target = torch.device(device) if device is not None else choose_device()
     opened = open_teacher(teacher, task, state_dict)
     directory = Path(out).absolute()
-    plan = _Plan(opened, images, evaluate_on, budget, seed, dict(synthesis or {}), dict(training or {}))
+    plan = _Plan(opened, images, evaluate_on, class_order, budget, seed, dict(synthesis or {}), dict(training or {}))
+    # What breaks a rule is refused before anything is made.
+    planned = plan.synthesis_spec()
+    plan.training_spec(plan.facts(planned.num_samples, mirrored=planned.flip > 0))
     request = plan.request()
     state = _open(directory, request)
     with _alone(directory), progress_on(console) as progress:
@@ -109,13 +118,13 @@ def distill(
             made = _synthesis(plan, state, target, console)
             shards = _make_images(plan, made, directory, state, target, progress, console)
         else:
-            shards = pack_images(Path(images), opened.spec, directory / IMAGES)
+            shards = pack_images(Path(images), opened.spec, directory / IMAGES, class_order)
         data = ShardDataset(shards, num_classes=opened.spec.num_classes, in_chans=opened.spec.in_chans)
         spec = _training(plan, state, data)
         _save(directory, state)
         held = None
         if evaluate_on is not None:
-            paths = pack_images(Path(evaluate_on), opened.spec, directory / "evaluation")
+            paths = pack_images(Path(evaluate_on), opened.spec, directory / "evaluation", class_order)
             held = ShardDataset(paths, num_classes=opened.spec.num_classes, in_chans=opened.spec.in_chans)
         trainer, result = _train(opened, spec, data, held, directory, target, progress)
     state["accuracy"] = {"top1": result.evaluation.top1} if result.evaluation is not None else None
@@ -130,6 +139,7 @@ class _Plan:
     teacher: Teacher
     images: str | Path | None
     evaluate_on: str | Path | None
+    class_order: FolderOrder | None
     budget: float | None
     seed: int
     synthesis: dict[str, Any]
@@ -140,7 +150,7 @@ class _Plan:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.teacher.module.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         folders = {
             name: str(Path(folder).absolute()) if folder is not None else None
             for name, folder in (("images", self.images), ("evaluate_on", self.evaluate_on))
@@ -148,6 +158,7 @@ class _Plan:
         return {
             "teacher": self.teacher.spec.model_dump(mode="json") | {"sha256": digest.hexdigest()},
             **folders,
+            "class_order": self.class_order,
             "budget": self.budget,
             "seed": self.seed,
             "synthesis": self.synthesis,
@@ -180,14 +191,15 @@ def _open(directory: Path, request: dict[str, Any]) -> dict[str, Any]:
     if path.is_file():
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in request if state.get("request", {}).get(name) != request[name]]
-        if differing:
+        if not differing:
+            return state
+        if state.keys() != {"request"}:  # else nothing came of it, as where an argument was refused
             raise Conflict(
                 f"{directory} holds a distillation with another {', '.join(differing)}: name another folder, or "
                 "remove that one"
             )
-        return state
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise Conflict(f"{directory} is there and not empty: name a folder that does not exist, or an empty one")
+    else:
+        require_new(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {"request": request}
     _save(directory, state)
@@ -281,32 +293,8 @@ def _make_images(
     lengths = spec.shard_lengths()
     before = sum(lengths) - sum(lengths[index] for index in waiting)
     bar = progress.add_task("images", total=spec.num_samples, completed=before)
-    if not waiting:
-        return paths
-    done = before
-
-    def on_step(step: Any) -> None:
-        progress.update(bar, completed=done + step.images_done + step.images * step.share)
-
-    with DeepInversion(plan.teacher.module, plan.teacher.spec, spec, device=device, on_step=on_step) as inversion:
-        for index in waiting:
-            made = inversion.shard(index)
-            part = paths[index].with_suffix(".part")
-            shard = write_samples(part, made, spec)
-            quality = shard_quality(made)
-            if index == 0:
-                names = plan.teacher.spec.class_names
-                (directory / PREVIEW).write_bytes(sample_grid(made.images, made.labels, names=names))
-                console.print(f"the first images: {directory / PREVIEW}")
-                for warning in warnings(made):
-                    console.print(warning, style="yellow")
-                require_good(made, spec)
-            part.replace(paths[index])
-            named = shard.model_copy(update={"name": paths[index].name})
-            finished[paths[index].name] = {"shard": named.model_dump(mode="json"), "quality": quality}
-            _save(directory, state)
-            done += lengths[index]
-            progress.update(bar, completed=done)
+    if waiting:
+        _make_shards(plan, spec, directory, waiting, state, device, progress, bar, console)
     kept = [finished[path.name] for path in paths]
     (folder / INFO).write_bytes(info_json(Shard.model_validate(one["shard"]) for one in kept))
     if plan.teacher.spec.class_names:
@@ -316,16 +304,49 @@ def _make_images(
     return paths
 
 
+def _make_shards(
+    plan: _Plan,
+    spec: SynthesisSpec,
+    directory: Path,
+    waiting: Sequence[int],
+    state: dict[str, Any],
+    device: torch.device,
+    progress: Progress,
+    bar: TaskID,
+    console: Console,
+) -> None:
+    lengths = spec.shard_lengths()
+    done = sum(lengths) - sum(lengths[index] for index in waiting)
+
+    def on_step(step: Step) -> None:
+        progress.update(bar, completed=done + step.images_done + step.images * step.share)
+
+    with DeepInversion(plan.teacher.module, plan.teacher.spec, spec, device=device, on_step=on_step) as inversion:
+        for index in waiting:
+            made = inversion.shard(index)
+            if index == 0:
+                names = plan.teacher.spec.class_names
+                (directory / PREVIEW).write_bytes(sample_grid(made.images, made.labels, names=names))
+                console.print(f"the first images: {directory / PREVIEW}")
+                for warning in warnings(made):
+                    console.print(warning, style="yellow")
+                require_good(made, spec)
+            path = directory / IMAGES / shard_name(index)
+            part = path.with_suffix(".part")
+            named = write_samples(part, made, spec).model_copy(update={"name": path.name})
+            part.replace(path)
+            state["shards"][path.name] = {"shard": named.model_dump(mode="json"), "quality": shard_quality(made)}
+            _save(directory, state)
+            done += lengths[index]
+            progress.update(bar, completed=done)
+
+
 def _is_whole(path: Path, record: Mapping[str, Any] | None) -> bool:
     """Tell whether a shard is as it was written: a full disk or a hand may have changed it since."""
-    if record is None or not path.is_file():
+    if record is None:
         return False
     shard = Shard.model_validate(record["shard"])
-    try:
-        verify_copy(path, name=shard.name, sha256=shard.sha256, size=shard.bytes)
-    except CorruptData:
-        return False
-    return True
+    return is_copy(path, name=shard.name, sha256=shard.sha256, size=shard.bytes)
 
 
 def _train(
@@ -348,6 +369,4 @@ def _train(
         device=device,
         on_step=lambda done, total: progress.update(bar, completed=done, total=total),
     )
-    if trainer.epoch == 0 and spec.epochs == 0:
-        raise InvalidInput("0 epochs: nothing would be trained")
     return trainer, trainer.fit()

@@ -1,22 +1,28 @@
 """Inputs of a distillation, in the forms that people have them: a network or its files, and folders of images."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from dearkd.choices import FolderOrder
 from dearkd.cli.output import note
-from dearkd.data.image_folder import Reading, read_folder
+from dearkd.cli.teacher_source import name_of
+from dearkd.data.image_folder import ImageFolder, Reading, ShardFolder, read_folder
+from dearkd.data.image_intake import Channels
 from dearkd.errors import InvalidInput, reason
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
+from dearkd.specs.class_order import other_order
 from dearkd.storage.objects import Storage
 from dearkd.teacher_files.hub import fetch, is_hub_name
 from dearkd.teacher_files.intake import read_teacher
+from dearkd.vision.image_sample import require_classes
 from dearkd.vision.module_teachers import as_teacher
 from dearkd.vision.teachers import load_teacher
 
@@ -52,7 +58,7 @@ def open_teacher(source: nn.Module | str | Path, given: Mapping[str, Any], state
         if not path.exists():
             raise InvalidInput(f"{source} does not exist: give a file, a folder, hf-hub:owner/name or a network")
     with TemporaryDirectory(prefix="dearkd-teacher-") as scratch:
-        found = read_teacher(path, {"name": path.resolve().stem, **given}, Path(scratch), state_dict=state_dict)
+        found = read_teacher(path, {"name": name_of(str(source)), **given}, Path(scratch), state_dict=state_dict)
         for remark in found.remarks:
             note(remark)
         spec = TeacherSpec.check(found.body)
@@ -76,7 +82,8 @@ def _of_module(network: nn.Module, given: Mapping[str, Any]) -> Teacher:
     if first is None:
         raise InvalidInput(f"{type(network).__name__} has no Conv2d layer: a teacher is a CNN with BatchNorm")
     fields.setdefault("in_chans", first.in_channels)
-    module = as_teacher(network.eval(), in_chans=fields["in_chans"], image_size=fields["image_size"])
+    network = copy.deepcopy(network).eval()  # the caller's own stays as it is
+    module = as_teacher(network, in_chans=fields["in_chans"], image_size=fields["image_size"])
     like = next(module.parameters())
     image = torch.zeros(1, fields["in_chans"], fields["image_size"], fields["image_size"])
     try:
@@ -84,15 +91,12 @@ def _of_module(network: nn.Module, given: Mapping[str, Any]) -> Teacher:
             logits = module(image.to(like))
     except Exception as error:  # what a network raises on a size is its own affair
         raise InvalidInput(f"{type(network).__name__} cannot take a {tuple(image.shape)}: {reason(error)}") from error
-    named = {"name": type(network).__name__, "architecture": _identifier(cfg.get("architecture"), network)}
+    kind = type(network).__name__
+    named = {"name": kind, "architecture": cfg.get("architecture") or kind}
     return Teacher(module, TeacherSpec.check({**named, "num_classes": logits.shape[1], **fields}))
 
 
-def _identifier(architecture: str | None, network: nn.Module) -> str:
-    return architecture or type(network).__name__
-
-
-def pack_images(folder: Path, task: TeacherSpec, target: Path) -> list[Path]:
+def pack_images(folder: Path, task: TeacherSpec, target: Path, class_order: FolderOrder | None = None) -> list[Path]:
     """Copy a folder of class folders, or of shards, into shards in `target`, in the teacher's order and channels.
 
     Raises:
@@ -100,15 +104,24 @@ def pack_images(folder: Path, task: TeacherSpec, target: Path) -> list[Path]:
     """
     packed = target / "packed"
     if not packed.is_dir():
-        source = read_folder(folder, Reading(usual_names=task.class_names or (), in_chans=task.in_chans))
+        usual = task.class_names or ()
+        source = read_folder(
+            folder, Reading(usual_names=usual, class_order=class_order, in_chans=_channels(folder, task))
+        )
         for _ in source.check():
             pass
+        names = (
+            [name for name, _ in source.classes] if isinstance(source, ImageFolder) else cast(ShardFolder, source).names
+        )
+        if names is not None:
+            require_classes(str(folder), names, task)
+            difference = other_order(names, task.class_names)
+            if difference is not None:
+                raise InvalidInput(
+                    f"{folder} has the teacher's classes in another order ({difference}): its labels must be made "
+                    "again in the teacher's"
+                )
         summary = source.summary()
-        if summary.get("classes", task.num_classes) != task.num_classes:
-            raise InvalidInput(
-                f"{folder} has {summary['classes']} classes, but the teacher tells {task.num_classes} apart: give one "
-                "folder for each class of the teacher, empty ones too"
-            )
         for what, count in {**summary.get("converted", {}), **summary["skipped"]}.items():
             note(f"{folder}: {what}: {count:,}")
         storage = Storage.open(Settings(storage_url=f"file://{target.absolute()}"))
@@ -120,3 +133,8 @@ def pack_images(folder: Path, task: TeacherSpec, target: Path) -> list[Path]:
         finally:
             storage.delete_prefix("packing")
     return sorted(packed.glob("*.tar"))
+
+
+def _channels(folder: Path, task: TeacherSpec) -> Channels | None:
+    """Channels to store class folders with; shards are copied as they are, and converted when they are read."""
+    return None if any(folder.glob("*.tar")) else task.in_chans

@@ -9,8 +9,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from dearkd.cli.output import note
 from dearkd.client import Client
-from dearkd.errors import Conflict, CorruptData, DearKDError, NotFound
-from dearkd.storage.file_cache import verify_copy
+from dearkd.errors import CorruptData, DearKDError, NotFound
+from dearkd.storage.file_cache import is_copy, verify_copy
+from dearkd.storage.new_folder import require_new
 
 BESIDE_SHARDS = ("dataset.json", "_info.json", "class_names.json", "README.md", "preview.png")
 
@@ -66,10 +67,7 @@ def pull(files: Sequence[PulledFile], download: Callable[[str, Path], None], dir
         if Path(file.name).name != file.name or file.name in (".", ".."):
             raise CorruptData(f"the manifest names {file.name!r}, which is no plain file name: ask who runs the API")
     directory = directory.absolute()
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise Conflict(
-            f"{directory} is there already and not empty: name a folder that does not exist, or an empty one"
-        )
+    require_new(directory)
     part = directory.with_name(f"{directory.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     try:
@@ -93,7 +91,12 @@ def _fetch(files: Sequence[PulledFile], download: Callable[[str, Path], None], p
         task = bar.add_task(f"{len(files)} files", total=total)
         for file in files:
             path = part / file.name
-            if not _is_here(path, file):
+            # What an earlier try has fetched, whole and unaltered, is kept.
+            if (
+                file.sha256 is None
+                or file.bytes is None
+                or not is_copy(path, name=file.name, sha256=file.sha256, size=file.bytes)
+            ):
                 try:
                     download(file.name, path)
                 except NotFound:
@@ -107,14 +110,3 @@ def _fetch(files: Sequence[PulledFile], download: Callable[[str, Path], None], p
                         path.unlink()
                         raise
             bar.advance(task, file.bytes or 0)
-
-
-def _is_here(path: Path, file: PulledFile) -> bool:
-    """Tell whether an earlier try has fetched it, whole and unaltered."""
-    if file.sha256 is None or file.bytes is None or not path.is_file():
-        return False
-    try:
-        verify_copy(path, name=file.name, sha256=file.sha256, size=file.bytes)
-    except CorruptData:
-        return False
-    return True

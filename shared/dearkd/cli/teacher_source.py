@@ -98,17 +98,19 @@ def read_source(
 
 
 def registered_teacher(reference: str, settings: Settings, cache: FileCache) -> tuple[TeacherSpec, Path]:
-    """Spec and verified weights of a teacher by its id. The weights lie in storage alone: the API does not serve them.
+    """Spec and verified weights of a teacher by its id or name. The weights come from storage: the API serves none.
 
     Raises:
         NotFound: if there is none, or its weights are not in the storage that `DEARKD_STORAGE_URL` names.
         InvalidInput: if its registration has not ended, or has failed.
         Unavailable: if the API cannot be reached.
     """
+    from dearkd.cli.references import identifier_of
     from dearkd.storage.catalog import Teacher, fetch_weights
     from dearkd.storage.objects import Storage
 
     with connect() as client:
+        reference = identifier_of(client, reference, "teacher")
         item = client.get_teacher(reference)
     if item.get("status", "ready") != "ready":
         raise InvalidInput(f"{reference} is {item['status']}: see `dearkd teacher show {reference}`")

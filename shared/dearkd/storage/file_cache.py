@@ -174,6 +174,17 @@ def verify_copy(path: Path, *, name: str, sha256: str, size: int) -> None:
         raise CorruptData(f"{name} has sha256 {digest}, the manifest says {sha256}: it was altered")
 
 
+def is_copy(path: Path, *, name: str, sha256: str, size: int) -> bool:
+    """Tell whether a local file is there and as its manifest says."""
+    if not path.is_file():
+        return False
+    try:
+        verify_copy(path, name=name, sha256=sha256, size=size)
+    except CorruptData:
+        return False
+    return True
+
+
 def _hold(folder: Path) -> int:
     """Make a folder where there is none and lock it against removal; the descriptor holds the lock."""
     while True:

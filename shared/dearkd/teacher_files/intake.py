@@ -21,7 +21,7 @@ from dearkd.teacher_files.foreign_names import recognise
 from dearkd.teacher_files.matching import Match, match
 from dearkd.teacher_files.namings import NAMINGS, TRANSFORMERS_RESNET, transformers_twin
 from dearkd.teacher_files.text_arguments import without_text
-from dearkd.vision.architectures import TORCHVISION, in_library, require_known, usual_input
+from dearkd.vision.architectures import TORCHVISION, in_library, published_input, require_known
 from dearkd.vision.teachers import blueprint, in_words
 from dearkd.vision.weight_files import read_header, require_fit
 
@@ -147,7 +147,7 @@ def _defaults(body: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
     missing = [name for name in FLAGS if name not in body]
     if not missing:
         return {}
-    cfg = usual_input(body["architecture"])
+    cfg = published_input(body["architecture"])
     flags = ", ".join(FLAGS[name] for name in missing)
     if body["in_chans"] != 3 or cfg is None or cfg.input_size[0] != 3 or cfg.input_size[1] != cfg.input_size[2]:
         raise InvalidInput(

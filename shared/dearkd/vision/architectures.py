@@ -79,7 +79,7 @@ def in_library(architecture: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class UsualInput:
+class PublishedInput:
     """The images of a network's own published weights."""
 
     input_size: tuple[int, int, int]
@@ -87,13 +87,13 @@ class UsualInput:
     std: tuple[float, ...]
 
 
-def usual_input(architecture: str) -> UsualInput | None:
+def published_input(architecture: str) -> PublishedInput | None:
     """The input of a library's own weights of a network; None where it has none."""
     if architecture.startswith(TORCHVISION):
         side = 299 if architecture.endswith("inception_v3") else 224
-        return UsualInput((3, side, side), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        return PublishedInput((3, side, side), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     cfg = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
-    return UsualInput(cfg.input_size, cfg.mean, cfg.std) if cfg is not None else None
+    return PublishedInput(cfg.input_size, cfg.mean, cfg.std) if cfg is not None else None
 
 
 def known_arguments(spec: TeacherSpec) -> str:

@@ -77,7 +77,7 @@ class ModuleTeacher(nn.Module):
         """The logits of what `forward_intermediates` gives, which are the logits."""
         return x
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # its overloads are passed on
         """The module's own, under its own names."""
         found: dict[str, Any] = self.module.state_dict(*args, **kwargs)
         return found
