@@ -30,6 +30,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import dearkd.vision  # noqa: F401  # makes timm importable
+
+# isort: split
 import timm
 import torch
 from arms import TEACHER, Network, few, synthesise, train_network, train_on, train_peer
