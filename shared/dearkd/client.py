@@ -123,6 +123,24 @@ class Client:
     def get_teacher(self, identifier: str) -> Json:
         return self._get("teachers", identifier)
 
+    def check_teacher(self, identifier: str, dataset: str, *, images: int | None = None) -> Json:
+        """Try a teacher on a registered dataset of real images. Returns once the check has ended.
+
+        Args:
+            identifier: of the teacher.
+            dataset: its id.
+            images: at most so many; by default the API's own bound.
+
+        Raises:
+            InvalidInput: if it has failed, saying why.
+        """
+        path = f"/v1/teachers/{_segment(identifier)}/checks"
+        check = self._json("POST", path, json={"dataset": dataset} | ({"images": images} if images else {}))
+        while check["status"] in ("queued", "running"):
+            time.sleep(1)
+            check = self._json("GET", f"{path}/{_segment(str(check['id']))}")
+        return _without_failure(check)
+
     def list_teachers(self) -> Iterator[Json]:
         return self.iter_pages("/v1/teachers")
 
@@ -163,6 +181,11 @@ class Client:
     def download_model_file(self, identifier: str, name: str, path: Path) -> None:
         """Fetch a file of a model to a local file, whole or not at all."""
         self._download(f"/v1/models/{_segment(identifier)}/files/{_segment(name)}", path)
+
+    def predict(self, identifier: str, image: bytes) -> Json:
+        """Classify an image (the bytes of its file): `student`, and `teacher`, null where that is gone."""
+        kind = {"Content-Type": "application/octet-stream"}
+        return self._json("POST", f"/v1/models/{_segment(identifier)}/predict", content=image, headers=kind)
 
     # Jobs
 
@@ -271,10 +294,7 @@ class Client:
         while item.get("status") == "registering":
             time.sleep(1)
             item = get(str(item["id"]))
-        if item.get("status") == "failed":
-            error = item["error"]
-            raise InvalidInput(str(error["message"]), code=str(error["code"]), errors=_fields(error))
-        return item
+        return _without_failure(item)
 
     def _get(self, collection: Collection, identifier: str) -> Json:
         return self._json("GET", f"/v1/{collection}/{_segment(identifier)}")
@@ -395,6 +415,14 @@ def _raise_for_status(response: httpx.Response) -> None:
     kind = _ERRORS.get(response.status_code, DearKDError)
     code = problem.get("code")
     raise kind(message, code=str(code) if code else f"http_{response.status_code}", errors=_fields(problem))
+
+
+def _without_failure(item: Json) -> Json:
+    """The item. Raises `InvalidInput` with what the inspector found wrong, if it has failed."""
+    if item.get("status") == "failed":
+        error = item["error"]
+        raise InvalidInput(str(error["message"]), code=str(error["code"]), errors=_fields(error))
+    return item
 
 
 def _fields(problem: Json) -> list[FieldError]:

@@ -5,10 +5,10 @@ import secrets
 import time
 from typing import Literal
 
-Kind = Literal["tch", "syn", "run", "ds", "mdl", "tmp"]
+Kind = Literal["tch", "syn", "run", "ds", "mdl", "chk", "prd", "tmp"]
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in lower case: sorts as its numbers do
-_PATTERN = re.compile(r"(tch|syn|run|ds|mdl|tmp)-[0-9a-hjkmnp-tv-z]{11}-[0-9a-hjkmnp-tv-z]{8}")
+_PATTERN = re.compile(r"(tch|syn|run|ds|mdl|chk|prd|tmp)-[0-9a-hjkmnp-tv-z]{11}-[0-9a-hjkmnp-tv-z]{8}")
 
 
 def _base32(number: int, digits: int) -> str:

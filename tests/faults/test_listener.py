@@ -16,10 +16,10 @@ from dearkd.data.shard_files import Sample, write_shard
 from dearkd.data.tar_members import MAX_MEMBER_BYTES
 from dearkd.errors import Unavailable
 from dearkd.identifiers import new_id
+from dearkd.jobs.inspections import OPEN, Inspections, Ticket
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import Job
 from dearkd.jobs.queue import QueueName, require_worker
-from dearkd.jobs.registration import OPEN, Registrations, Ticket
 from dearkd.settings import Settings
 from dearkd.work.worker import WorkerKind
 from tests.services.core.conftest import ledger, redis_url, settings
@@ -194,37 +194,37 @@ def test_after_each_death_of_an_inspector_the_next_registration_works_also_one_w
 
         ticket = Ticket(id=new_id("ds"), request={"prefix": "small", "name": None})
         # As it stands when the rq worker took the task and was killed with its horse, a while ago.
-        ledger.redis.set(f"dearkd:registration:{ticket.id}", ticket.model_dump_json())
+        ledger.redis.set(f"dearkd:inspection:{ticket.id}", ticket.model_dump_json())
         ledger.redis.sadd(OPEN, ticket.id)
         eventually(lambda: (t := _ticket(api, ticket.id)) is not None and t.state == "ready")
 
 
 def _ticket(api: Api, identifier: str) -> Ticket | None:
-    return Registrations(api.store.redis, api.storage).get(identifier)
+    return Inspections(api.store.redis, api.storage).get(identifier)
 
 
 def test_nobody_need_ask_for_an_upload_to_go_when_its_inspector_died(ledger: Ledger, settings: Settings) -> None:
     from dearkd.jobs.deaths import InspectorDeath, note_inspector_death
-    from dearkd.jobs.registration import upload_key
+    from dearkd.jobs.inspections import upload_key
 
-    registrations = Registrations(ledger.redis, ledger.store.storage)
+    inspections = Inspections(ledger.redis, ledger.store.storage)
     ticket = Ticket(id=new_id("tch"), request={})
     ledger.store.storage.put(upload_key(ticket.id), b"weights")
-    registrations.open(ticket)
+    inspections.open(ticket)
     note_inspector_death(ledger.redis, ticket.id, InspectorDeath(cause="was killed"))
-    registrations.sweep()
+    inspections.sweep()
     assert list(ledger.store.storage.objects("tmp")) == []
     assert ledger.redis.smembers(OPEN) == set()
 
 
 def test_only_one_inspector_takes_a_ticket(ledger: Ledger, settings: Settings) -> None:
-    registrations = Registrations(ledger.redis, ledger.store.storage)
+    inspections = Inspections(ledger.redis, ledger.store.storage)
     ticket = Ticket(id=new_id("tch"), request={})
-    registrations.open(ticket)
-    assert registrations.take(ticket.id, settings) == ticket
-    assert registrations.take(ticket.id, settings) is None
-    with registrations.inspecting(ticket, settings):
-        assert registrations.take(ticket.id, settings) is None
+    inspections.open(ticket)
+    assert inspections.take(ticket.id, settings) == ticket
+    assert inspections.take(ticket.id, settings) is None
+    with inspections.inspecting(ticket, settings):
+        assert inspections.take(ticket.id, settings) is None
 
 
 def test_a_listener_ends_with_its_supervisor(ledger: Ledger, settings: Settings, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def curl_calls(text: str) -> list[Call]:
             given = [(words[i - 1], word) for i, word in enumerate(words) if i]
             form = dict(word.split("=", 1) for option, word in given if option == "-F")
             body = next((word for option, word in given if option == "--json"), None)
-            method = next((word for option, word in given if option == "-X"), "POST" if form or body else "GET")
+            sends = form or body or "--data-binary" in words
+            method = next((word for option, word in given if option == "-X"), "POST" if sends else "GET")
             path = re.sub(r"\$[A-Z]+", "ID", url[1])
             query = [pair.partition("=")[0] for pair in (url[2] or "").split("&") if pair]
             calls.append(Call(command, method, path, query, body and re.sub(r"\$[A-Z]+", "ID", body), form))

@@ -8,7 +8,7 @@ import dearkd
 from dearkd.errors import DearKDError
 from dearkd.jobs.queue import QueueName, alive
 from dearkd.settings import Settings
-from dearkd_api import dashboard, datasets, jobs, models, problems, teachers
+from dearkd_api import checks, dashboard, datasets, jobs, models, predictions, problems, teachers
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.boundary import Boundary
 from dearkd_api.hosts import AllowedHosts
@@ -18,6 +18,12 @@ from dearkd_api.queries import require_known_parameters
 
 KINDS: dict[str, QueueName] = {"synth": "synth", "inspect": "inspect", "trainer": "train"}
 """Kinds of workers, and the queue on which each listens."""
+
+BODIES = {
+    "/v1/teachers": ("application/json", "multipart/form-data"),
+    "/v1/models/[^/]+/predict": predictions.CONTENT_TYPES,
+}
+"""Paths whose bodies are not JSON alone, and the content types that they take."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -42,8 +48,17 @@ def create_app(settings: Settings) -> FastAPI:
     if backend.keys:
         app.add_middleware(RequireKey, keys=backend.keys, failures=KeyFailures(settings.max_key_failures))
     hosts = AllowedHosts.parse(settings.allowed_hosts, bound=settings.host)
-    app.add_middleware(Boundary, hosts=hosts, forms={"/v1/teachers"})  # the last one added is the outermost
-    for router in (teachers.router, jobs.synthesis, jobs.training, datasets.router, models.router):
+    app.add_middleware(Boundary, hosts=hosts, bodies=BODIES)  # the last one added is the outermost
+    routers = (
+        teachers.router,
+        checks.router,
+        jobs.synthesis,
+        jobs.training,
+        datasets.router,
+        models.router,
+        predictions.router,
+    )
+    for router in routers:
         app.include_router(router, dependencies=shown)
     app.include_router(dashboard.router)
     app.mount("/static", dashboard.STATIC)

@@ -1,4 +1,4 @@
-"""The state that endpoints share: storage, job store, the three catalogs of resources, pending registrations."""
+"""The state that endpoints share: storage, job store, the three catalogs of resources, pending inspections."""
 
 import asyncio
 import threading
@@ -9,8 +9,8 @@ import anyio
 from fastapi import Depends, Request
 
 from dearkd.data.manifests import DatasetManifest, datasets
+from dearkd.jobs.inspections import Inspections
 from dearkd.jobs.log import JobLog
-from dearkd.jobs.registration import Registrations
 from dearkd.jobs.store import JobStore
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
@@ -31,7 +31,7 @@ class Backend:
     storage: Storage
     store: JobStore
     log: JobLog
-    registrations: Registrations
+    inspections: Inspections
     teachers: Catalog[Teacher]
     datasets: Catalog[DatasetManifest]
     models: Catalog[Model]
@@ -58,7 +58,7 @@ class Backend:
             storage=storage,
             store=JobStore(redis, storage),
             log=JobLog(redis, storage),
-            registrations=Registrations(redis, storage),
+            inspections=Inspections(redis, storage),
             teachers=teachers(storage),
             datasets=datasets(storage),
             models=models(storage),

@@ -5,7 +5,8 @@ foreign name that was pointed here), `Origin` and `Sec-Fetch-Site` (another page
 page may send forms and plain text anywhere, JSON only where it is allowed to). Keys change nothing of this.
 """
 
-from collections.abc import Collection
+import re
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,19 +22,22 @@ EXEMPT: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 READING: Final = frozenset({"GET", "HEAD"})
 
+JSON: Final = ("application/json",)
+
 
 class Boundary:
     """Middleware, the outermost: refuses foreign requests, and sets the headers that every answer bears.
 
     Args:
         hosts: the names under which the server may be called.
-        forms: paths that take multipart/form-data besides JSON.
+        bodies: patterns of whole paths whose bodies have another content type than JSON alone, and which; `image/`
+            stands for all that begin so. None of them is one that a foreign page may send unasked.
     """
 
-    def __init__(self, app: ASGIApp, hosts: AllowedHosts, forms: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts, bodies: Mapping[str, Sequence[str]] | None = None) -> None:
         self.app = app
         self.hosts = hosts
-        self.forms = frozenset(forms)
+        self.bodies = [(re.compile(pattern), types) for pattern, types in (bodies or {}).items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -67,9 +71,10 @@ class Boundary:
             if site not in ("same-origin", "none"):
                 return _foreign("Sec-Fetch-Site", site)
         if _has_body(headers):
-            allowed = ["application/json", *(["multipart/form-data"] if scope["path"] in self.forms else [])]
+            allowed = next((types for path, types in self.bodies if path.fullmatch(scope["path"])), JSON)
             given = headers.getlist("content-type")
-            if len(given) != 1 or given[0].partition(";")[0].strip().lower() not in allowed:
+            said = given[0].partition(";")[0].strip().lower() if len(given) == 1 else ""
+            if not any(said == kind or (kind.endswith("/") and said.startswith(kind)) for kind in allowed):
                 return _other_type(given, allowed)
         return None
 
@@ -97,7 +102,9 @@ def _foreign(name: str, value: str) -> Response:
     return problem(403, "From a foreign page", detail, "foreign_origin")
 
 
-def _other_type(given: list[str], allowed: list[str]) -> Response:
+def _other_type(given: list[str], allowed: Sequence[str]) -> Response:
     said = f"the content type is {', '.join(given)!r:.200}" if given else "the body has no content type"
-    detail = f"{said}: send {' or '.join(allowed)} (with curl, --json instead of -d)"
+    hint = " (with curl, --json instead of -d)" if "application/json" in allowed else ""
+    wanted = " or ".join(f"{kind}png and the like" if kind.endswith("/") else kind for kind in allowed)
+    detail = f"{said}: send {wanted}{hint}"
     return problem(415, "Not a content type that is taken here", detail, "unsupported_media_type")

@@ -12,7 +12,7 @@ from dearkd.data.manifests import DatasetManifest
 from dearkd.data.unregistered import listed_shards
 from dearkd.errors import Conflict, InvalidInput, NotFound
 from dearkd.identifiers import is_id, new_id, sibling
-from dearkd.jobs.registration import Ticket
+from dearkd.jobs.inspections import Ticket
 from dearkd.specs import Name, Spec
 from dearkd.storage.catalog import StoredFile
 from dearkd.storage.keys import check_key
@@ -113,10 +113,10 @@ def _open(posted: DatasetRegistration, backend: Backend, caller: str | None) -> 
     prefix = check_key(posted.prefix, pointer="/prefix")
     identifier = _identifier(prefix, backend)
     listed_shards(backend.storage, prefix)
-    backend.registrations.require_inspector()
+    backend.inspections.require_inspector()
     backend.store.withdraw_deletion(identifier)  # one of that id may have been deleted a moment ago
     request = {"prefix": prefix, "name": posted.name, "class_order": posted.class_order}
-    backend.registrations.open(Ticket(id=identifier, request=request, owner=caller))
+    backend.inspections.open(Ticket(id=identifier, request=request, owner=caller))
     return identifier
 
 

@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from dearkd.choices import Kind
 from dearkd.errors import Conflict, Forbidden, NotFound, Unreadable
 from dearkd.identifiers import is_id
+from dearkd.jobs.inspections import Ticket
 from dearkd.jobs.references import uses
-from dearkd.jobs.registration import Ticket
 from dearkd.jobs.store import JobStore
 from dearkd.storage.catalog import Catalog, Manifest, ManifestT
 from dearkd_api.backend import Backend
@@ -26,17 +26,25 @@ def render(manifest: Manifest) -> dict[str, Any]:
 async def answer(request: Request, backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> Response:
     """Wait for the inspector: 201 with what it registered, its refusal, or 202 if it takes longer."""
     headers = {"Location": f"/v1/{catalog.root}/{identifier}"}
+    ticket = await closed_ticket(request, backend, identifier)
+    if ticket is None or ticket.state == "ready":
+        manifest = await run_in_threadpool(catalog.get, identifier)
+        return JSONResponse(render(manifest), status_code=201, headers=headers)
+    if ticket.refusal is not None:
+        raise ticket.refusal.error
+    return JSONResponse(_render_ticket(ticket), status_code=202, headers=headers)
+
+
+async def closed_ticket(request: Request, backend: Backend, identifier: str) -> Ticket | None:
+    """The ticket once it is closed; as it is where that takes longer than a request waits; None if there is none."""
     until = asyncio.get_running_loop().time() + backend.settings.inspect_seconds
     while True:
-        ticket = await run_in_threadpool(backend.registrations.get, identifier)
-        if ticket is None or ticket.state == "ready":
-            manifest = await run_in_threadpool(catalog.get, identifier)
-            return JSONResponse(render(manifest), status_code=201, headers=headers)
-        if ticket.refusal is not None:
-            raise ticket.refusal.error
+        ticket = await run_in_threadpool(backend.inspections.get, identifier)
+        if ticket is None or not ticket.under_way:
+            return ticket
         over = asyncio.get_running_loop().time() > until
         if over or backend.stopping.is_set() or await request.is_disconnected():
-            return JSONResponse(_render_ticket(ticket), status_code=202, headers=headers)
+            return ticket
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -45,7 +53,7 @@ def look_up(backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> d
     try:
         return render(catalog.get(identifier))
     except NotFound:
-        ticket = backend.registrations.get(identifier) if is_id(identifier, catalog.kind) else None
+        ticket = backend.inspections.get(identifier) if is_id(identifier, catalog.kind) else None
         if ticket is None or ticket.state == "ready":
             raise
         return _render_ticket(ticket)
@@ -66,8 +74,8 @@ def remove(backend: Backend, catalog: Catalog[ManifestT], identifier: str, calle
         Conflict: `in_use`, while a job that has not ended refers to it, or it is being registered.
     """
     if is_id(identifier, catalog.kind):
-        ticket = backend.registrations.get(identifier)
-        if ticket is not None and ticket.registering:
+        ticket = backend.inspections.get(identifier)
+        if ticket is not None and ticket.under_way:
             raise Conflict(f"{identifier} is being registered: wait until that has ended", code="in_use")
     try:
         owner = catalog.get(identifier).owner
@@ -87,18 +95,22 @@ def remove(backend: Backend, catalog: Catalog[ManifestT], identifier: str, calle
 
 
 def _render_ticket(ticket: Ticket) -> dict[str, Any]:
-    if ticket.refusal is None:
+    error = error_of(ticket)
+    if error is None:
         return {"id": ticket.id, "status": "registering"}
+    return {"id": ticket.id, "status": "failed", "error": error}
+
+
+def error_of(ticket: Ticket) -> dict[str, Any] | None:
+    """The reason why an inspection failed; None where it has not."""
+    if ticket.refusal is None:
+        return None
     error = ticket.refusal.error
     return {
-        "id": ticket.id,
-        "status": "failed",
-        "error": {
-            "code": error.code,
-            "message": error.message,
-            "retryable": error.retryable,
-            "errors": [{"pointer": e.pointer, "detail": e.detail} for e in error.errors],
-        },
+        "code": error.code,
+        "message": error.message,
+        "retryable": error.retryable,
+        "errors": [{"pointer": e.pointer, "detail": e.detail} for e in error.errors],
     }
 
 

@@ -31,9 +31,9 @@ def complete_synthesis(posted: Posted[SynthesisRequest], backend: Backend) -> tu
     request, errors = posted.request, ErrorCollector(posted.refusal)
     spec, teacher = None, None
     with errors:
-        teacher = _find(request.teacher, "/teacher", backend.teachers)
+        teacher = find(request.teacher, "/teacher", backend.teachers)
     with errors:
-        student = _find(request.adaptive_student, "/adaptive_student", backend.models)
+        student = find(request.adaptive_student, "/adaptive_student", backend.models)
         if student is not None and teacher is not None:
             _require_same_labels(student, teacher)
     with errors:
@@ -74,7 +74,7 @@ def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller:
     with errors:
         facts, waits_for = _dataset(request.dataset, backend, caller)
     with errors:
-        teacher = _find(request.teacher, "/teacher", backend.teachers)
+        teacher = find(request.teacher, "/teacher", backend.teachers)
         if facts is not None and teacher is not None:
             _require_same_order("/teacher", teacher.id, teacher.class_names, facts.class_names)
             if teacher.id != facts.teacher:
@@ -88,7 +88,7 @@ def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller:
             except NotFound:  # deleted since: the run is as one on a dataset without a teacher
                 facts = replace(facts, teacher=None)
     with errors:
-        evaluation = _find(request.eval_dataset, "/eval_dataset", backend.datasets)
+        evaluation = find(request.eval_dataset, "/eval_dataset", backend.datasets)
         if evaluation is not None and facts is not None:
             _require_same_task(evaluation, facts)
             if teacher is not None:
@@ -103,7 +103,7 @@ def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller:
                 whose, known = (teacher.id, teacher.class_names) if teacher else ("the dataset", facts.class_names)
                 _require_certain_order("/eval_dataset", evaluation.facts, whose, known)
     with errors:
-        model = _find(request.init, "/init", backend.models)
+        model = find(request.init, "/init", backend.models)
         if model is not None:
             if facts is not None and model.in_chans != facts.in_chans:
                 raise InvalidInput.at("/init", f"it takes {model.in_chans} channels, the dataset has {facts.in_chans}")
@@ -123,7 +123,7 @@ def _dataset(reference: str | None, backend: Backend, caller: str | None) -> tup
         return None, None
     if not is_id(reference, "syn"):
         try:
-            found = _find(reference, "/dataset", backend.datasets)
+            found = find(reference, "/dataset", backend.datasets)
             return found.facts if found else None, None
         except InvalidInput as error:
             if error.code == Unreadable.default_code:
@@ -246,7 +246,7 @@ def _require_same_labels(student: Model, teacher: Teacher) -> None:
     _require_same_order("/adaptive_student", student.id, student.class_names, teacher.class_names, whose="the teacher")
 
 
-def _find(reference: str | None, pointer: str, catalog: Catalog[ManifestT]) -> ManifestT | None:
+def find(reference: str | None, pointer: str, catalog: Catalog[ManifestT]) -> ManifestT | None:
     """The manifest that a field of a request names; None where it names none. An unknown name breaks a rule: 422."""
     if reference is None:
         return None

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from dearkd.data.unregistered import keys_under
 from dearkd.errors import InvalidInput
 from dearkd.identifiers import new_id
-from dearkd.jobs.registration import Ticket, upload_key, upload_prefix
+from dearkd.jobs.inspections import Ticket, upload_key, upload_prefix
 from dearkd.specs import Name, TeacherSpec
 from dearkd.storage.catalog import Teacher
 from dearkd.storage.keys import check_key
@@ -149,9 +149,9 @@ def _open(posted: Any, backend: Backend, identifier: str, caller: str | None) ->
         check_safetensors(backend.storage, key, backend.storage.size(key))
     except InvalidInput as error:
         raise InvalidInput.at("/prefix", f"{key}: {error.errors[0].detail}") from None
-    backend.registrations.require_inspector()
+    backend.inspections.require_inspector()
     request = {"spec": spec.model_dump(mode="json"), "weights": key}
-    backend.registrations.open(Ticket(id=identifier, request=request, owner=caller))
+    backend.inspections.open(Ticket(id=identifier, request=request, owner=caller))
 
 
 def _find_weights(prefix: str, backend: Backend) -> str:
@@ -191,9 +191,9 @@ def _receive(request: Request, upload: Upload, backend: Backend, identifier: str
                     "sent twice; send it once" if twice else "unknown part; there are teacher and weights",
                 )
         spec, weights = _check(backend, identifier, posted, weights)
-        backend.registrations.require_inspector()
+        backend.inspections.require_inspector()
         request_to_inspector = {"spec": spec.model_dump(mode="json"), "sha256": weights.sha256, "bytes": weights.size}
-        backend.registrations.open(Ticket(id=identifier, request=request_to_inspector, owner=caller))
+        backend.inspections.open(Ticket(id=identifier, request=request_to_inspector, owner=caller))
     except BaseException:
         backend.storage.delete_prefix(upload_prefix(identifier))
         raise

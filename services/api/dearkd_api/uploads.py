@@ -20,14 +20,20 @@ FIRST_BYTES = 2**16
 class Upload:
     """A request's body, with limits on its size and on its slowness.
 
+    Args:
+        request: its body has not been read.
+        backend: its settings bound the rate.
+        max_bytes: of the body; by default `max_upload_bytes`.
+
     Raises:
-        TooLarge: here and while it is read, if it is over `max_upload_bytes`.
+        TooLarge: here and while it is read, if it is over `max_bytes`.
     """
 
-    def __init__(self, request: Request, backend: Backend) -> None:
+    def __init__(self, request: Request, backend: Backend, *, max_bytes: int | None = None) -> None:
         self._request = request
         self._backend = backend
-        require_declared_size(request, backend.settings.max_upload_bytes)
+        self._max_bytes = max_bytes or backend.settings.max_upload_bytes
+        require_declared_size(request, self._max_bytes)
         self._first = bytearray()
         self._received = 0
         self._more = True
@@ -74,7 +80,7 @@ class Upload:
         """Count bytes and the seconds of waiting for the client, not for storage; refuse what is too large or slow."""
         settings = self._backend.settings
         self._received += came
-        require_size(self._received, settings.max_upload_bytes)
+        require_size(self._received, self._max_bytes)
         self._waited += waited
         self._came += came
         if self._more and self._waited >= settings.upload_rate_seconds:

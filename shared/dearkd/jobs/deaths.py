@@ -14,7 +14,7 @@ from dearkd.redis_client import Redis
 
 HUNG = 113
 """Exit code of a process that ended itself since its work hung."""
-INSPECTOR_DEATHS = "dearkd:registration:deaths"
+INSPECTOR_DEATHS = "dearkd:inspection:deaths"
 """Hash: the id of a ticket → how its inspector died."""
 
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from dearkd.errors import Unavailable
+from dearkd.jobs.inspections import Inspections
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.registration import Registrations
 from dearkd.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Reaper:
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self.ledger = ledger
         self.settings = settings
-        self.registrations = Registrations(ledger.redis, ledger.store.storage)
+        self.inspections = Inspections(ledger.redis, ledger.store.storage)
         self._name = f"{socket.gethostname()}:{os.getpid()}:{id(self)}"
         self._next = 0.0
         self._reached_since: float | None = None
@@ -47,7 +47,7 @@ class Reaper:
             return
         if leads:
             self._act(lambda: self._reap(silent_too))
-            self._act(self.registrations.sweep)
+            self._act(self.inspections.sweep)
 
     def _act(self, action: Callable[[], None]) -> None:
         try:

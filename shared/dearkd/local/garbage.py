@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from dearkd.data.manifests import datasets
 from dearkd.errors import CorruptData, NotFound
 from dearkd.identifiers import is_id, sibling
+from dearkd.jobs.inspections import TICKET_SECONDS
 from dearkd.jobs.model import Job, kind_of
-from dearkd.jobs.registration import TICKET_SECONDS
 from dearkd.storage.catalog import models, teachers
 from dearkd.storage.marker import ROOTS
 from dearkd.storage.objects import Storage, StoredObject

@@ -115,7 +115,7 @@ def sample_of_shards(
         int(members[place])
         for label, quota in enumerate(quotas)
         for members in [np.flatnonzero(data.labels == label)]
-        for place in _evenly(len(members), quota)
+        for place in evenly(len(members), quota)
     ]
     return ImageSample(
         pixels=torch.stack([fitted(data[place][0], teacher.image_size) for place in places]),
@@ -162,13 +162,13 @@ def spread(sizes: Sequence[int], count: int) -> list[int]:
     left = min(count, sum(sizes))
     while left:
         unfinished = [n for n, size in enumerate(sizes) if quotas[n] < size]
-        for place in _evenly(len(unfinished), min(left, len(unfinished))):
+        for place in evenly(len(unfinished), min(left, len(unfinished))):
             quotas[unfinished[place]] += 1
             left -= 1
     return quotas
 
 
-def _evenly(total: int, count: int) -> list[int]:
+def evenly(total: int, count: int) -> list[int]:
     """`count` places of `total`, evenly spread."""
     return [place * total // count for place in range(count)]
 
@@ -197,7 +197,7 @@ def _chosen(source: ImageFolder, count: int, teacher: TeacherSpec) -> list[tuple
     found: list[tuple[Tensor, int, Path]] = []
     quotas = spread([len(files) for _, files in source.classes], count)
     for label, ((_, files), quota) in enumerate(zip(source.classes, quotas, strict=True)):
-        first = _evenly(len(files), quota)
+        first = evenly(len(files), quota)
         others = sorted({*range(len(files))} - {*first})  # in place of files that are no images
         taken = 0
         for place in [*first, *others]:
@@ -222,11 +222,11 @@ def read_image(path: Path, in_chans: Literal[1, 3]) -> Tensor | None:
     return None if image is None else decode(image.stored(in_chans, SHORT_SIDE)[0], in_chans)
 
 
-def fitted(image: Tensor, size: int) -> Tensor:
-    """An image (C, H, W), uint8, as (C, size, size): the shorter side resized to it, the centre cut out."""
+def fitted(image: Tensor, size: int, crop_pct: float = 1.0) -> Tensor:
+    """An image (C, H, W), uint8, as (C, size, size): the centre of what has a shorter side of `size / crop_pct`."""
     if image.shape[1:] == (size, size):
         return image
     array = image.numpy()
     picture = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-    resize = create_transform(size, crop_pct=1.0, interpolation="bicubic", normalize=False)
+    resize = create_transform(size, crop_pct=crop_pct, interpolation="bicubic", normalize=False)
     return cast(Tensor, resize(picture))

@@ -1,66 +1,72 @@
-"""The inspector: checks what the API cannot, without torch or for its length. See `dearkd.jobs.registration`."""
+"""The inspector: does what the API cannot, without torch or for its length. See `dearkd.jobs.inspections`."""
 
 import errno
 import logging
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import torch
 from rq.timeouts import JobTimeoutException
 
-from dearkd.choices import ClassOrder
-from dearkd.data.manifests import DatasetManifest, count_classes, datasets
-from dearkd.data.shard_files import Shard
-from dearkd.data.shard_info import CLASS_NAMES, INFO, MAX_CLASSES, info_json, read_class_names
-from dearkd.data.shard_reader import ShardContents, inspect_shard
-from dearkd.data.unregistered import listed_shards, read_beside_shards
-from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound, Unavailable
+from dearkd.errors import DearKDError, Unavailable
 from dearkd.identifiers import is_id
-from dearkd.jobs.model import now
+from dearkd.jobs.inspections import Inspections, Ticket, too_large_to_inspect, upload_prefix
 from dearkd.jobs.queue import TIMEOUT_SECONDS
-from dearkd.jobs.registration import Registrations, Ticket, too_large_to_inspect, upload_key, upload_prefix
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
-from dearkd.specs import TeacherSpec
-from dearkd.specs.class_order import sorted_by
-from dearkd.storage.catalog import Teacher, describe_file, teachers
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage
-from dearkd.vision.teachers import describe_teacher
+from dearkd.vision.check_inspection import check_on_dataset
+from dearkd.vision.prediction_inspection import answer_prediction
+from dearkd.vision.registration import register_dataset, register_teacher
 
 log = logging.getLogger(__name__)
 
 
 def inspect(identifier: str) -> None:
-    """Check and register what the ticket of that id asks for, and answer on the ticket.
+    """Do what the ticket of that id asks for, and answer on the ticket.
 
     Never raises for what is wrong with the thing itself: that is the answer.
     """
     settings = Settings()
     redis = connect(settings)
     storage = Storage.open(settings, redis)
-    registrations = Registrations(redis, storage)
-    ticket = registrations.take(identifier, settings)
+    inspections = Inspections(redis, storage)
+    ticket = inspections.take(identifier, settings)
     if ticket is None:
-        standing = registrations.get(identifier)
-        if standing is None or not standing.registering:
+        standing = inspections.get(identifier)
+        if standing is None or not standing.under_way:
             storage.delete_prefix(upload_prefix(identifier))
         return
     refusal: DearKDError | None = None
-    with registrations.inspecting(ticket, settings):
+    result: dict[str, Any] | None = None
+    with inspections.inspecting(ticket, settings):
         try:
-            with _ending_cleanly(), _folder(settings) as folder:
-                if is_id(identifier, "tch"):
-                    register_teacher(ticket, storage, folder)
-                else:
-                    register_dataset(ticket, storage, folder, partial(registrations.step, ticket))
+            with _ending_cleanly():
+                result = _perform(ticket, storage, settings, partial(inspections.step, ticket))
         except Exception as error:
             refusal = _refusal_of(error, ticket)
-    registrations.close(ticket, refusal)
+    inspections.close(ticket, refusal, result=result)
+
+
+def _perform(ticket: Ticket, storage: Storage, settings: Settings, step: Callable[[], None]) -> dict[str, Any] | None:
+    """Do what a ticket asks for, by the kind of its id; returns the answer to a question."""
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    with FileCache(settings.cache_dir, settings.cache_bytes) as cache, cache.scratch("inspection") as folder:
+        if is_id(ticket.id, "tch"):
+            register_teacher(ticket, storage, folder)
+        elif is_id(ticket.id, "ds"):
+            register_dataset(ticket, storage, folder, step)
+        elif is_id(ticket.id, "chk"):
+            return check_on_dataset(ticket, storage, cache, step)
+        else:
+            return answer_prediction(ticket, storage, cache, folder)
+    return None
 
 
 def _refusal_of(error: Exception, ticket: Ticket) -> DearKDError:
@@ -85,176 +91,6 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def register_teacher(ticket: Ticket, storage: Storage, folder: Path) -> Teacher:
-    """Load the weights into their architecture, try it out, and write its manifest.
-
-    Args:
-        ticket: its request holds `spec` and, of an upload, `sha256` and `bytes`; or `weights`, the key of a file that
-            lies in storage already and stays where it is.
-        storage: holds the weights.
-        folder: for a local copy.
-
-    Raises:
-        InvalidInput: see `dearkd.vision.teachers.describe_teacher`; nothing was stored.
-    """
-    spec = TeacherSpec.check(ticket.request["spec"])
-    weights = folder / "weights.safetensors"
-    place: str | None = ticket.request.get("weights")
-    storage.download(place or upload_key(ticket.id), weights, sha256=ticket.request.get("sha256"))
-    file = describe_file(weights)
-    description = describe_teacher(spec, weights)
-    catalog = teachers(storage)
-    teacher = Teacher(
-        id=ticket.id,
-        created_at=now(),
-        owner=ticket.owner,
-        sha256=file.sha256,
-        bytes=file.bytes,
-        weights=place,
-        parameters=description.parameters,
-        batch_norm_layers=description.batch_norm_layers,
-        refused_input_sizes=description.refused_input_sizes,
-        **spec.model_dump(),
-    )
-    try:
-        if place is None:
-            storage.copy(upload_key(ticket.id), catalog.key(ticket.id, "weights.safetensors"))
-        catalog.create(teacher)
-    except BaseException:
-        storage.delete_prefix(f"{catalog.root}/{ticket.id}")
-        raise
-    return teacher
-
-
-def register_dataset(
-    ticket: Ticket, storage: Storage, folder: Path, step: Callable[[], None] = lambda: None
-) -> DatasetManifest:
-    """Read and check every shard under a prefix, and write the manifest.
-
-    Args:
-        ticket: its request holds `prefix`, `name` and, where it is known, `class_order`.
-        storage: holds the shards.
-        folder: for local copies, one at a time.
-        step: called before each shard.
-
-    Raises:
-        InvalidInput: at `/prefix`, naming the shard and sample that is not as it must be; nothing was stored.
-    """
-    prefix: str = ticket.request["prefix"]
-    names = _class_names(storage, prefix)
-    shards: list[Shard] = []
-    modes: Counter[str] = Counter()
-    sizes: set[tuple[int, int]] = set()
-    for name, length in listed_shards(storage, prefix).items():
-        step()
-        shard, found = _read_shard(storage, prefix, name, folder, names)
-        if length is not None and length != shard.samples:
-            raise InvalidInput.at(
-                "/prefix",
-                f"{prefix}/{INFO} says that {name} holds {length} samples, but it holds {shard.samples}: correct it, "
-                "or remove it and every *.tar is taken",
-            )
-        shards.append(shard)
-        modes += found.modes
-        sizes |= found.image_sizes
-    labels = {label for shard in shards for label in shard.classes}
-    if names is None and 0 not in labels:
-        raise InvalidInput.at(
-            "/prefix",
-            f"the labels in {prefix!r} run from {min(labels)} to {max(labels)}, and no sample has label 0: labels "
-            f"count from 0, so subtract {min(labels)} from each; or, if class 0 just does not occur, name all classes "
-            f"in a {CLASS_NAMES} beside the shards",
-        )
-    order: ClassOrder | None = ticket.request.get("class_order")
-    _check_order(order, names)
-    num_classes = len(names) if names else 1 + max(labels)
-    in_chans = 3 if modes["RGB"] else 1
-    width, height = next(iter(sizes))
-    manifest = DatasetManifest(
-        id=ticket.id,
-        name=ticket.request["name"],
-        created_at=now(),
-        owner=ticket.owner,
-        num_samples=sum(shard.samples for shard in shards),
-        num_classes=num_classes,
-        image_size=width if len(sizes) == 1 and width == height else None,
-        in_chans=in_chans,
-        classes=count_classes(shards, names, num_classes),
-        shards=shards,
-        prefix=prefix,
-        class_order=order,
-        converted={"grey": modes["L"]} if modes["L"] and modes["RGB"] else {},
-    )
-    catalog = datasets(storage)
-    # With it, what the API serves of a dataset loads as it is in timm.
-    info = catalog.key(ticket.id, INFO)
-    lacks_info = not storage.exists(f"{prefix}/{INFO}")
-    try:
-        if lacks_info:
-            storage.put(info, info_json(shards))
-        catalog.create(manifest)
-    except BaseException:
-        if lacks_info:
-            storage.delete(info)
-        raise
-    return manifest
-
-
-def _check_order(order: ClassOrder | None, names: list[str] | None) -> None:
-    """Raises `InvalidInput` at `/class_order` if the classes are in another order than is said."""
-    if order is None or names is None:
-        return
-    try:
-        wanted = sorted_by(order, names)
-    except ValueError:
-        raise InvalidInput.at("/class_order", "by number, but not every class is named by a number") from None
-    if wanted != names:
-        label = next(label for label, name in enumerate(names) if name != wanted[label])
-        raise InvalidInput.at(
-            "/class_order",
-            f"{order}, but {CLASS_NAMES} has {names[label]!r} at label {label}, where that order has {wanted[label]!r}",
-        )
-
-
-def _read_shard(
-    storage: Storage, prefix: str, name: str, folder: Path, names: list[str] | None
-) -> tuple[Shard, ShardContents]:
-    path = folder / Path(name).name  # as errors will call it
-    storage.download(f"{prefix}/{name}", path)
-    try:
-        found = inspect_shard(path, num_classes=len(names) if names else MAX_CLASSES)
-    except CorruptData as error:
-        raise InvalidInput.at("/prefix", error.message, code="corrupt_shard") from None
-    file = describe_file(path, name)
-    path.unlink()
-    shard = Shard(
-        name=name,
-        bytes=file.bytes,
-        sha256=file.sha256,
-        samples=found.samples,
-        classes=dict(sorted(found.classes.items())),
-    )
-    return shard, found
-
-
-def _class_names(storage: Storage, prefix: str) -> list[str] | None:
-    where = f"{prefix}/{CLASS_NAMES}"
-    try:
-        return read_class_names(read_beside_shards(storage, prefix, CLASS_NAMES), where)
-    except NotFound:
-        return None
-    except InvalidInput as error:
-        if error.errors:
-            raise
-        raise InvalidInput.at("/prefix", error.message) from None
-
-
-@contextmanager
-def _folder(settings: Settings) -> Iterator[Path]:
-    with FileCache(settings.cache_dir, settings.cache_bytes).scratch("inspection") as folder:
-        yield folder
 
 
 @contextmanager

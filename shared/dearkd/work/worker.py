@@ -25,12 +25,12 @@ from dearkd.choices import Kind
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs.deaths import exit_clause as exit_clause
 from dearkd.jobs.deaths import holder
+from dearkd.jobs.inspections import uploaded_bytes
 from dearkd.jobs.leases import Claim
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import Job, JobError
 from dearkd.jobs.queue import QUEUES, QueueName, wake
 from dearkd.jobs.reaper import Reaper
-from dearkd.jobs.registration import uploaded_bytes
 from dearkd.jobs.store import JobStore, refusal_key
 from dearkd.key_variables import drop_keys
 from dearkd.names import log_to_stderr

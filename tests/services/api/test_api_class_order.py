@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dearkd.identifiers import new_id
-from dearkd.jobs.registration import Registrations
+from dearkd.jobs.inspections import Inspections
 from tests.services.api.test_api_registration import DATASETS, inspect, inspected, put_shards, refusal, shard
 from tests.support.api_contents import png, pointers, put_dataset, put_teacher
 from tests.support.services import Api
@@ -149,7 +149,7 @@ def test_images_take_the_channels_of_the_teacher(api: Api, tmp_path: Path) -> No
     ],
 )
 def test_an_order_that_is_not_so_is_refused(
-    api: Api, inspected: Registrations, tmp_path: Path, order: str, names: list[str], says: str
+    api: Api, inspected: Inspections, tmp_path: Path, order: str, names: list[str], says: str
 ) -> None:
     put_shards(api, "real/set", tmp_path, [0, 1])
     api.storage.put("real/set/class_names.json", json.dumps(names).encode())
@@ -160,7 +160,7 @@ def test_an_order_that_is_not_so_is_refused(
     assert api.http.get(DATASETS).json()["data"] == []
 
 
-def test_the_order_that_was_said_is_kept(api: Api, inspected: Registrations, tmp_path: Path) -> None:
+def test_the_order_that_was_said_is_kept(api: Api, inspected: Inspections, tmp_path: Path) -> None:
     put_shards(api, "real/set", tmp_path, [0, 1])
     api.storage.put("real/set/class_names.json", b'["10", "9"]')
     identifier = new_id("ds")
@@ -172,7 +172,7 @@ def test_the_order_that_was_said_is_kept(api: Api, inspected: Registrations, tmp
 
 @pytest.mark.parametrize("labels", [[1, 2, 3], [5, 6]])
 def test_labels_without_a_class_0_are_refused_unless_the_classes_are_named(
-    api: Api, inspected: Registrations, tmp_path: Path, labels: list[int]
+    api: Api, inspected: Inspections, tmp_path: Path, labels: list[int]
 ) -> None:
     put_shards(api, "real/set", tmp_path, labels)
     assert f"subtract {labels[0]} from each" in refusal(inspected, "real/set").message
@@ -180,7 +180,7 @@ def test_labels_without_a_class_0_are_refused_unless_the_classes_are_named(
     assert inspect(inspected, new_id("ds"), prefix="real/set", name=None).state == "ready"
 
 
-def test_grey_and_colour_images_lie_together(api: Api, inspected: Registrations, tmp_path: Path) -> None:
+def test_grey_and_colour_images_lie_together(api: Api, inspected: Inspections, tmp_path: Path) -> None:
     put_shards(api, "mixed", tmp_path, [0, 1, 1])
     colour = shard(tmp_path / "colour.tar", [1, 0], mode="RGB")
     api.storage.put("mixed/colour.tar", tmp_path / colour.name)
@@ -199,7 +199,7 @@ def test_grey_and_colour_images_lie_together(api: Api, inspected: Registrations,
     ],
 )
 def test_class_names_as_editors_write_them(
-    api: Api, inspected: Registrations, tmp_path: Path, text: str | bytes, says: str | None
+    api: Api, inspected: Inspections, tmp_path: Path, text: str | bytes, says: str | None
 ) -> None:
     put_shards(api, "real/set", tmp_path, [0, 1])
     api.storage.put("real/set/class_names.json", text.encode() if isinstance(text, str) else text)
@@ -212,7 +212,7 @@ def test_class_names_as_editors_write_them(
     assert names[0] in ("cat", "caf\u00e9")
 
 
-def test_compressed_tars_are_named(api: Api, inspected: Registrations, tmp_path: Path) -> None:
+def test_compressed_tars_are_named(api: Api, inspected: Inspections, tmp_path: Path) -> None:
     put_shards(api, "zipped", tmp_path, [0, 1], [1])
     packed = gzip.compress(api.storage.read("zipped/part-1.tar"))
     api.storage.put("zipped/part-1.tar", packed)
@@ -257,7 +257,7 @@ def test_shards_of_several_splits_are_no_dataset(api: Api, tmp_path: Path, names
     ],
 )
 def test_labels_as_other_tools_write_them(
-    api: Api, inspected: Registrations, tmp_path: Path, members: dict[str, bytes], says: str | None
+    api: Api, inspected: Inspections, tmp_path: Path, members: dict[str, bytes], says: str | None
 ) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:

@@ -14,9 +14,9 @@ import pytest
 
 from dearkd.errors import Conflict, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
+from dearkd.jobs.inspections import Inspections, Ticket, upload_key
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.queue import require_worker
-from dearkd.jobs.registration import Registrations, Ticket, upload_key
 from dearkd.settings import Settings
 from tests.services.api.test_api_teachers import SPEC, form
 from tests.support.api_contents import pointers, post_synthesis, shard
@@ -121,35 +121,35 @@ def test_what_takes_longer_is_answered_with_202_and_can_be_watched(served: tuple
 
 
 @pytest.fixture
-def inspected(api: Api, monkeypatch: pytest.MonkeyPatch) -> Registrations:
-    """Registrations whose tickets are for `inspect` here."""
+def inspected(api: Api, monkeypatch: pytest.MonkeyPatch) -> Inspections:
+    """Inspections whose tickets are for `inspect` here."""
     for name, value in environment(api.settings).items():
         if name.startswith("DEARKD_"):
             monkeypatch.setenv(name, value)
-    return Registrations(api.store.redis, api.storage)
+    return Inspections(api.store.redis, api.storage)
 
 
-def inspect(registrations: Registrations, identifier: str, **request: Any) -> Ticket:
+def inspect(inspections: Inspections, identifier: str, **request: Any) -> Ticket:
     from dearkd.vision import inspector as inspection
 
-    registrations.open(Ticket(id=identifier, request=request))
+    inspections.open(Ticket(id=identifier, request=request))
     inspection.inspect(identifier)
-    ticket = registrations.get(identifier)
+    ticket = inspections.get(identifier)
     assert ticket is not None
     return ticket
 
 
-def refusal(registrations: Registrations, prefix: str) -> InvalidInput:
+def refusal(inspections: Inspections, prefix: str) -> InvalidInput:
     identifier = new_id("ds")
-    error = inspect(registrations, identifier, prefix=prefix, name=None).refusal
+    error = inspect(inspections, identifier, prefix=prefix, name=None).refusal
     assert error is not None
     assert isinstance(error.error, InvalidInput)
     assert [field.pointer for field in error.error.errors] == ["/prefix"]
-    assert list(registrations.storage.objects(f"datasets/{identifier}")) == []
+    assert list(inspections.storage.objects(f"datasets/{identifier}")) == []
     return error.error
 
 
-def test_a_teacher_without_batch_norm_is_refused_and_nothing_of_it_stays(api: Api, inspected: Registrations) -> None:
+def test_a_teacher_without_batch_norm_is_refused_and_nothing_of_it_stays(api: Api, inspected: Inspections) -> None:
     weights = tensors("test_vit")
     identifier = new_id("tch")
     api.storage.put(upload_key(identifier), weights)
@@ -166,7 +166,7 @@ def test_a_teacher_without_batch_norm_is_refused_and_nothing_of_it_stays(api: Ap
 
 
 def test_what_is_being_registered_can_be_looked_at_and_not_used(
-    api: Api, inspected: Registrations, tmp_path: Path
+    api: Api, inspected: Inspections, tmp_path: Path
 ) -> None:
     identifier = new_id("ds")
     prefix = f"datasets/{identifier}"
@@ -183,7 +183,7 @@ def test_what_is_being_registered_can_be_looked_at_and_not_used(
         inspected.open(ticket)
 
 
-def test_a_registered_dataset_says_what_is_in_its_shards(api: Api, inspected: Registrations, tmp_path: Path) -> None:
+def test_a_registered_dataset_says_what_is_in_its_shards(api: Api, inspected: Inspections, tmp_path: Path) -> None:
     put_shards(api, "real/set", tmp_path, [0, 0, 2], [2, 5])
     identifier = new_id("ds")
     assert inspect(inspected, identifier, prefix="real/set", name="real").state == "ready"
@@ -203,7 +203,7 @@ def test_a_registered_dataset_says_what_is_in_its_shards(api: Api, inspected: Re
 
 
 def test_names_of_classes_and_shards_come_from_the_files_beside_them(
-    api: Api, inspected: Registrations, tmp_path: Path
+    api: Api, inspected: Inspections, tmp_path: Path
 ) -> None:
     put_shards(api, "real/set", tmp_path, [0, 1], [1])
     info = {"splits": {"train": {"name": "train", "num_samples": 1, "filenames": ["part-1.tar"], "shard_lengths": [1]}}}
@@ -219,7 +219,7 @@ def test_names_of_classes_and_shards_come_from_the_files_beside_them(
 
 
 def test_a_dataset_in_its_own_place_keeps_its_id_and_goes_whole(
-    api: Api, inspected: Registrations, tmp_path: Path
+    api: Api, inspected: Inspections, tmp_path: Path
 ) -> None:
     identifier = new_id("ds")
     prefix = f"datasets/{identifier}"
@@ -231,7 +231,7 @@ def test_a_dataset_in_its_own_place_keeps_its_id_and_goes_whole(
     assert list(api.storage.objects("datasets")) == []
 
 
-def test_shards_that_are_not_as_they_must_be_are_named(api: Api, inspected: Registrations, tmp_path: Path) -> None:
+def test_shards_that_are_not_as_they_must_be_are_named(api: Api, inspected: Inspections, tmp_path: Path) -> None:
     put_shards(api, "cut", tmp_path, [0, 1], [2])
     whole = api.storage.read("cut/part-1.tar")
     api.storage.put("cut/part-1.tar", whole[:2000])
@@ -293,7 +293,7 @@ def test_shards_that_need_an_inspector_or_belong_to_a_job(api: Api, tmp_path: Pa
 
 
 def test_a_registration_whose_inspector_died_has_failed_and_its_upload_is_gone(
-    api: Api, inspected: Registrations
+    api: Api, inspected: Inspections
 ) -> None:
     ticket = Ticket(id=new_id("tch"), request={})
     api.storage.put(upload_key(ticket.id), b"weights")
@@ -302,14 +302,14 @@ def test_a_registration_whose_inspector_died_has_failed_and_its_upload_is_gone(
         held = inspected.get(ticket.id)
         assert held is not None
         assert held.state == "inspecting"
-    inspected.redis.delete(f"dearkd:registration:{ticket.id}:beat")  # as it would run out by itself
+    inspected.redis.delete(f"dearkd:inspection:{ticket.id}:beat")  # as it would run out by itself
     shown = api.http.get(f"/v1/teachers/{ticket.id}").json()
     assert (shown["status"], shown["error"]["code"], shown["error"]["retryable"]) == ("failed", "worker_died", True)
     assert list(api.storage.objects("tmp")) == []
 
 
 def test_an_inspector_that_is_asked_to_end_answers_and_leaves_nothing(
-    api: Api, inspected: Registrations, monkeypatch: pytest.MonkeyPatch
+    api: Api, inspected: Inspections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dearkd.vision import inspector as inspection
 

@@ -51,7 +51,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 
 def test_nothing_of_the_api_or_the_core_imports_torch() -> None:
     check = (
-        "import sys, dearkd, dearkd.cli, dearkd.client, dearkd.work.worker, dearkd.jobs.registration, dearkd_api.app; "
+        "import sys, dearkd, dearkd.cli, dearkd.client, dearkd.work.worker, dearkd.jobs.inspections, dearkd_api.app; "
         "import dearkd_api.serving, dearkd_api.command; "
         "print([m for m in ('torch', 'timm', 'safetensors', 'numpy') if m in sys.modules])"
     )

@@ -9,8 +9,8 @@ import pytest
 
 from dearkd.errors import DearKDError
 from dearkd.identifiers import new_id
+from dearkd.jobs.inspections import Inspections, Ticket
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.registration import Registrations, Ticket
 from dearkd.settings import Settings
 from dearkd.work.attempt import HUNG, slow_step_seconds
 from dearkd.work.worker import exit_clause
@@ -62,13 +62,13 @@ def test_an_inspector_that_cannot_begin_answers_on_the_ticket(
     broken = tmp_path / "broken" / "torch"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('no such build')")
-    registrations = Registrations(ledger.redis, ledger.store.storage)
+    inspections = Inspections(ledger.redis, ledger.store.storage)
     identifier = new_id("tch")
-    registrations.open(Ticket(id=identifier, request={"spec": {}, "sha256": "", "bytes": 0}))
+    inspections.open(Ticket(id=identifier, request={"spec": {}, "sha256": "", "bytes": 0}))
     env = environment(settings, PYTHONPATH=f"{tmp_path / 'broken'}:{os.environ.get('PYTHONPATH', '')}")
 
     def refusal() -> DearKDError | None:
-        ticket = registrations.get(identifier)
+        ticket = inspections.get(identifier)
         return ticket.refusal.error if ticket is not None and ticket.refusal is not None else None
 
     with process("-c", WORKER, env=env, log=tmp_path / "worker.log"):

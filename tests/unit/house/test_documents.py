@@ -17,6 +17,7 @@ from dearkd.cli import application, main
 from dearkd.settings import Settings
 from dearkd.specs import DatasetFacts, SynthesisSpec, TeacherSpec, TrainingSpec
 from dearkd_api.app import create_app
+from dearkd_api.checks import CheckRequest
 from tests.support.documents import MANUAL, PAPERS, ROOT, Call, blocks, curl_calls, read, shell_lines, table
 
 CALLS = list({call.line: call for page in MANUAL for call in curl_calls(read(page))}.values())
@@ -140,6 +141,8 @@ def test_every_body_is_a_spec_that_resolves(call: Call) -> None:
     posted = json.loads(call.body or "")
     if call.path == "/v1/synthesis-jobs":
         SynthesisSpec.resolve(posted, teacher)
+    elif call.path == "/v1/teachers/ID/checks":
+        CheckRequest.check(posted)
     else:
         assert call.path == "/v1/training-runs"
         facts = DatasetFacts(

@@ -112,10 +112,10 @@ def register_teacher(api: StandInApi, spec: TeacherSpec, weights: Path, *, store
 def assert_answers(answers: list[dict[str, Any]], logits: Tensor, names: list[str]) -> None:
     probabilities = logits.double().softmax(0)
     order = sorted(range(len(names)), key=lambda index: -probabilities[index])[:5]
-    assert [answer["index"] for answer in answers] == order
-    assert [answer["class"] for answer in answers] == [names[index] for index in order]
+    assert [answer["class"] for answer in answers] == order
+    assert [answer["name"] for answer in answers] == [names[index] for index in order]
     wanted = [probabilities[index].item() for index in order]
-    assert [answer["confidence"] for answer in answers] == pytest.approx(wanted, rel=1e-3)
+    assert [answer["probability"] for answer in answers] == pytest.approx(wanted, rel=1e-3)
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ def test_answers_are_those_of_student_and_teacher(
     predict(model, digits[0])
     said = capsys.readouterr()
     assert f"{first['student'][0]['class']}" in said.out
-    assert f"{first['student'][4]['confidence']:.1%}" in said.out
+    assert f"{first['student'][4]['probability']:.1%}" in said.out
     assert "TEACHER" not in said.out
     with pytest.raises(Conflict, match="not empty"):
         predict(model, digits[0], "--out", tmp_path / "out")

@@ -13,7 +13,8 @@ from dearkd.choices import FolderOrder
 from dearkd.data.shard_files import Sample, write_shard
 from dearkd.errors import InvalidInput
 from dearkd.storage.file_cache import FileCache
-from dearkd_trainer.commands.sources import StudentConfig, TrainedModel, open_dataset, open_model, recorded_rows
+from dearkd.vision.students import StudentConfig
+from dearkd_trainer.commands.sources import TrainedModel, open_dataset, open_model, recorded_rows
 
 NAMES = ["cat", "dog", "emu"]
 

@@ -4,13 +4,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
-from torch import Tensor, nn
+from torch import Tensor
 
 from dearkd.cli.output import connect, note, print_json, print_table
 from dearkd.cli.teacher_source import registered_teacher
@@ -22,44 +21,14 @@ from dearkd.storage.file_cache import FileCache
 from dearkd.storage.new_folder import new_folder
 from dearkd.vision.devices import choose_device
 from dearkd.vision.image_sample import fitted, read_image
+from dearkd.vision.prediction import Classifier
 from dearkd.vision.teachers import load_teacher
 from dearkd_trainer.commands.sources import TrainedModel, open_model
-from dearkd_trainer.data.loader import to_picture
-from dearkd_trainer.data.recipe import eval_transform
 from dearkd_trainer.evaluate.pictures import attention_picture
 from dearkd_trainer.model.student import Student
 
-TOP = 5
 IMAGES_AT_ONCE = 32
 PREDICTIONS = "predictions.json"
-
-
-@dataclass(frozen=True, slots=True)
-class _Classifier:
-    """A network with its input and the names of its classes."""
-
-    network: nn.Module
-    mean: Sequence[float]
-    std: Sequence[float]
-    class_names: Sequence[str]
-    device: torch.device
-
-    def inputs(self, pixels: Tensor) -> Tensor:
-        """Normalised input of pixels (N, C, H, W), uint8."""
-        shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return ((pixels.float() / 255 - shift) / scale).to(self.device)
-
-    @torch.inference_mode()
-    def answers(self, pixels: Tensor) -> list[list[dict[str, Any]]]:
-        """The most probable classes of each image, the first first, with probabilities in [0, 1]."""
-        ranked = self.network(self.inputs(pixels)).float().softmax(1).cpu().topk(min(TOP, len(self.class_names)))
-        return [
-            [
-                {"index": index, "class": self.class_names[index], "confidence": confidence}
-                for confidence, index in zip(confidences, indices, strict=True)
-            ]
-            for confidences, indices in zip(ranked.values.tolist(), ranked.indices.tolist(), strict=True)
-        ]
 
 
 def run_predict(
@@ -90,7 +59,7 @@ def run_predict(
         model = open_model(reference, connect, cache)
         about = model.config.pretrained_cfg
         network = model.load().to(device)
-        student = _Classifier(network, about.mean, about.std, model.class_names, device)
+        student = Classifier(network, about.mean, about.std, model.class_names, device)
         asked, spec, beside = _teacher(teacher, model, settings, cache, device)
         found = []
         for start in range(0, len(images), IMAGES_AT_ONCE):
@@ -122,7 +91,7 @@ def run_predict(
 
 def _teacher(
     asked: str | None, model: TrainedModel, settings: Settings, cache: FileCache, device: torch.device
-) -> tuple[str | None, TeacherSpec | None, _Classifier | None]:
+) -> tuple[str | None, TeacherSpec | None, Classifier | None]:
     """Id, spec and network of the teacher to ask; of the model's own, only if it can be had."""
     own = model.manifest.teacher if model.manifest is not None else None
     reference = asked or own
@@ -138,17 +107,12 @@ def _teacher(
     names = spec.class_names or [str(label) for label in range(spec.num_classes)]
     if spec.class_names is None and spec.num_classes == model.num_classes:
         names = model.class_names
-    return reference, spec, _Classifier(load_teacher(spec, weights, device), spec.mean, spec.std, names, device)
+    return reference, spec, Classifier(load_teacher(spec, weights, device), spec.mean, spec.std, names, device)
 
 
 def _as_evaluated(path: Path, model: TrainedModel) -> Tensor:
     """Pixels as `dearkd evaluate` gives them to a student."""
-    image = _read(path, model.in_chans)
-    size = model.image_size
-    if image.shape[1:] == (size, size):
-        return image
-    resized: Tensor = eval_transform(size, model.config.pretrained_cfg.crop_pct)(to_picture(image))
-    return resized
+    return fitted(_read(path, model.in_chans), model.image_size, model.config.pretrained_cfg.crop_pct)
 
 
 def _as_taught(path: Path, teacher: TeacherSpec) -> Tensor:
@@ -166,7 +130,7 @@ def _read(path: Path, in_chans: Any) -> Tensor:
     return image
 
 
-def _draw(folder: Path, first: int, student: _Classifier, pixels: Tensor, found: Sequence[dict[str, Any]]) -> None:
+def _draw(folder: Path, first: int, student: Classifier, pixels: Tensor, found: Sequence[dict[str, Any]]) -> None:
     """Draw the student's attention over each image, and name the file beside its answer."""
     network = student.network
     maps = network.attention_maps(student.inputs(pixels)) if isinstance(network, Student) else None
@@ -177,7 +141,7 @@ def _draw(folder: Path, first: int, student: _Classifier, pixels: Tensor, found:
         best = entry["student"][0]
         stem = re.sub(r"[^\w.-]+", "_", Path(entry["image"]).stem)[:80]
         name = f"{first + number:04d}-{stem}.png"
-        title = f"{printable(best['class'])} {best['confidence']:.1%}"
+        title = f"{printable(best['name'])} {best['probability']:.1%}"
         (folder / name).write_bytes(attention_picture(pixels[number], maps[number], title))
         entry["attention"] = name
 
@@ -196,4 +160,4 @@ def _print(found: Sequence[Mapping[str, Any]]) -> None:
 def _cells(answers: Sequence[Mapping[str, Any]], rank: int) -> list[str]:
     if rank >= len(answers):
         return ["", ""]
-    return [str(answers[rank]["class"]), f"{answers[rank]['confidence']:.1%}"]
+    return [str(answers[rank]["name"]), f"{answers[rank]['probability']:.1%}"]

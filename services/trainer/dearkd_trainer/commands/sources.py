@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import typer
-from pydantic import BaseModel, Field
 from torch import nn
 
 from dearkd.choices import FolderOrder
@@ -33,6 +32,7 @@ from dearkd.storage.catalog import Model, StoredFile
 from dearkd.storage.file_cache import FileCache, verify_copy
 from dearkd.vision.passing_shards import PassingShards
 from dearkd.vision.shards import ShardDataset
+from dearkd.vision.students import StudentConfig
 from dearkd_trainer.data.image_files import ImageFiles
 from dearkd_trainer.evaluate.report import METRICS
 from dearkd_trainer.model.export import CARD, CONFIG, WEIGHTS, load_model
@@ -42,21 +42,6 @@ MANIFEST = "model.json"
 DATASET_MANIFEST = "dataset.json"
 
 ManifestT = TypeVar("ManifestT", Model, DatasetManifest)
-
-
-class InputConfig(BaseModel):
-    input_size: tuple[Literal[1, 3], int, int]
-    mean: list[float]
-    std: list[float]
-    crop_pct: float = Field(default=1.0, gt=0, le=1)
-
-
-class StudentConfig(BaseModel):
-    """The part of a student's `config.json` that is read here; the whole of it builds the model."""
-
-    num_classes: int
-    label_names: list[str] | None = None
-    pretrained_cfg: InputConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +70,7 @@ class TrainedModel:
 
     @property
     def class_names(self) -> list[str]:
-        return self.config.label_names or [str(index) for index in range(self.num_classes)]
+        return list(self.config.class_names)
 
     def load(self) -> nn.Module:
         """The network in eval mode, on the CPU."""

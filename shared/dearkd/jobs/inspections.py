@@ -1,8 +1,9 @@
-"""Registrations: teachers and datasets on their way through the inspector. No torch here.
+"""Inspections: what the API leaves to the inspector, since it holds no torch or takes long. No torch here.
 
-The API cannot judge weights or read shards itself: it leaves a *ticket* in Redis and wakes the inspector, a small rq
-worker beside the synth worker, which writes the manifest and answers on the ticket. A ticket carries the id that the
-resource will have, and what it needs of an upload lies under `tmp/{id}/` in storage until the answer.
+The API leaves a *ticket* in Redis and wakes the inspector, a small rq worker beside the synth worker. Teachers and
+datasets on their way into storage are registered so: the ticket carries the id that the resource will have, and the
+inspector writes its manifest. A teacher's check on a dataset and a model's prediction are questions: the answer is the
+ticket's result. What a ticket needs of an upload lies under `tmp/{id}/` in storage until it is closed.
 """
 
 import threading
@@ -22,7 +23,9 @@ from dearkd.settings import Settings
 from dearkd.storage.objects import Storage
 
 TICKET_SECONDS = 2 * TIMEOUT_SECONDS["inspect"]
-OPEN = "dearkd:registrations"
+RESULT_SECONDS = 7 * 86400
+"""For so long the result of an inspection can be asked for."""
+OPEN = "dearkd:inspections"
 """Set: the tickets that wait for an answer."""
 AWAKE_SECONDS = 30
 """After a wake-up, before the inspector may be woken again for the same ticket."""
@@ -57,26 +60,28 @@ class Refusal(BaseModel):
 
 
 class Ticket(BaseModel):
-    """A registration under way, or how it ended."""
+    """An inspection under way, or how it ended."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
-    """The id of the teacher or dataset to come."""
+    """The id of a teacher (`tch-`) or dataset (`ds-`) to come, a check (`chk-`) or a prediction (`prd-`)."""
     state: Literal["waiting", "inspecting", "ready", "failed"] = "waiting"
     request: dict[str, Any]
     """The request, in a form that the inspector knows."""
     owner: str | None = None
-    """Whose it will be: as of a job."""
+    """Whose it is or will be: as of a job."""
     refusal: Refusal | None = None
+    result: dict[str, Any] | None = None
+    """The answer to a question."""
     created_at: datetime = Field(default_factory=now)
 
     @property
-    def registering(self) -> bool:
+    def under_way(self) -> bool:
         return self.state in ("waiting", "inspecting")
 
 
-class Registrations:
+class Inspections:
     """All tickets. Every method raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached."""
 
     def __init__(self, redis: Redis, storage: Storage) -> None:
@@ -94,7 +99,7 @@ class Registrations:
             Conflict: `already_registering`, if that id is under way.
         """
         standing = self.get(ticket.id)
-        if standing is not None and standing.registering:
+        if standing is not None and standing.under_way:
             raise Conflict(f"{ticket.id} is being registered already: wait for that", code="already_registering")
         pipe = self.redis.pipeline(transaction=True)
         pipe.multi()  # said aloud, or rq would say it after our first command
@@ -112,7 +117,7 @@ class Registrations:
         if text is None:
             return None
         ticket = Ticket.model_validate_json(text)
-        if not ticket.registering:
+        if not ticket.under_way:
             return ticket
         if death := inspector_death(self.redis, identifier):
             return self.close(ticket, _refusal_of(ticket, death))
@@ -134,7 +139,7 @@ class Registrations:
         identifiers = sorted(cast("set[bytes]", self.redis.smembers(OPEN)))
         for identifier in (member.decode() for member in identifiers):
             ticket = self.get(identifier)
-            if ticket is None or not ticket.registering:
+            if ticket is None or not ticket.under_way:
                 self.redis.srem(OPEN, identifier)
             elif (
                 # Its worker was killed between taking the task and beginning it, or is about to begin.
@@ -144,14 +149,20 @@ class Registrations:
             ):
                 wake(self.redis, "inspect", identifier)
 
-    def close(self, ticket: Ticket, error: DearKDError | None = None) -> Ticket:
-        """Say how a registration ended; what was uploaded for it is deleted first."""
+    def close(
+        self, ticket: Ticket, error: DearKDError | None = None, *, result: dict[str, Any] | None = None
+    ) -> Ticket:
+        """Say how an inspection ended; what was uploaded for it is deleted first."""
         self.storage.delete_prefix(upload_prefix(ticket.id))
         closed = ticket.model_copy(
-            update={"state": "failed" if error else "ready", "refusal": Refusal.of(error) if error else None}
+            update={
+                "state": "failed" if error else "ready",
+                "refusal": Refusal.of(error) if error else None,
+                "result": None if error else result,
+            }
         )
         pipe = self.redis.pipeline(transaction=True)
-        pipe.set(_key(ticket.id), closed.model_dump_json(), ex=TICKET_SECONDS)
+        pipe.set(_key(ticket.id), closed.model_dump_json(), ex=RESULT_SECONDS if result else TICKET_SECONDS)
         pipe.delete(_beat_key(ticket.id), step_key(ticket.id))
         pipe.hdel(INSPECTOR_DEATHS, ticket.id)
         pipe.srem(OPEN, ticket.id)
@@ -159,7 +170,10 @@ class Registrations:
         return closed
 
     def forget(self, identifier: str) -> None:
-        self.redis.delete(_key(identifier), _beat_key(identifier))
+        """Remove a ticket that nobody waits for any more, and what was uploaded for it."""
+        self.redis.delete(_key(identifier), _beat_key(identifier), _awake_key(identifier))
+        self.redis.srem(OPEN, identifier)
+        self.storage.delete_prefix(upload_prefix(identifier))
 
     def step(self, ticket: Ticket) -> None:
         """Say that the inspector has come further: what it does next has a time of its own."""
@@ -175,7 +189,7 @@ class Registrations:
 
         def beat() -> None:
             while not stop.wait(settings.heartbeat_seconds):
-                # An outage as long as the lease ends the registration; a shorter one does not.
+                # An outage as long as the lease ends the inspection; a shorter one does not.
                 with suppress(Unavailable):
                     self.redis.set(_beat_key(ticket.id), 1, px=int(settings.lease_seconds * 1000))
 
@@ -195,16 +209,17 @@ class Registrations:
 
 
 def upload_prefix(identifier: str) -> str:
-    """The folder in storage that holds an upload until its registration ended."""
+    """The folder in storage that holds an upload until its inspection ended."""
     return f"tmp/{identifier}"
 
 
 def upload_key(identifier: str) -> str:
-    return f"{upload_prefix(identifier)}/weights.safetensors"
+    """The uploaded file: a teacher's weights, or the image to be classified."""
+    return f"{upload_prefix(identifier)}/{'image' if identifier.startswith('prd-') else 'weights.safetensors'}"
 
 
 def _key(identifier: str) -> str:
-    return f"dearkd:registration:{identifier}"
+    return f"dearkd:inspection:{identifier}"
 
 
 def _beat_key(identifier: str) -> str:
@@ -216,14 +231,15 @@ def _awake_key(identifier: str) -> str:
 
 
 def uploaded_bytes(redis: Redis, identifier: str) -> int:
-    """The size of the file that a ticket is for; 0 where it is for none."""
+    """The size of the file that a ticket is for, or of the weights that it needs; 0 where there is none."""
     text = cast("bytes | None", redis.get(_key(identifier)))
     return 0 if text is None else int(Ticket.model_validate_json(text).request.get("bytes", 0))
 
 
 def too_large_to_inspect(ticket: Ticket, cause: str) -> InvalidInput:
     """The answer to what asks for more memory or time than an inspection may take."""
-    pointer = "/prefix" if "prefix" in ticket.request else "/weights"
+    questions = {"chk": "/dataset", "prd": ""}
+    pointer = "/prefix" if "prefix" in ticket.request else questions.get(ticket.id.partition("-")[0], "/weights")
     return InvalidInput.at(
         pointer,
         f"{cause}: use something smaller, or let the server allow more (DEARKD_INSPECT_MEMORY_BYTES, "

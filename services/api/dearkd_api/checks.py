@@ -1,0 +1,110 @@
+"""Checks of a teacher on a registered dataset: asked for here, answered by the inspector, kept for a week."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from dearkd.errors import InvalidInput, NotFound
+from dearkd.identifiers import is_id, new_id
+from dearkd.jobs.inspections import Ticket
+from dearkd.specs import Spec
+from dearkd.storage.catalog import Teacher
+from dearkd_api.backend import Backend, Uses
+from dearkd_api.bodies import ErrorCollector, JsonRoute, Posted
+from dearkd_api.keys import Caller
+from dearkd_api.registering import error_of
+from dearkd_api.submissions import find
+
+router = APIRouter(prefix="/v1/teachers", tags=["teachers"], route_class=JsonRoute)
+
+STATUS = {"waiting": "queued", "inspecting": "running", "ready": "succeeded", "failed": "failed"}
+
+
+class CheckRequest(Spec):
+    """The images to try a teacher on."""
+
+    dataset: str
+    """A dataset of real images, by its id."""
+    images: int = Field(default=2000, ge=1, le=10_000)
+    """At most so many, spread over the classes."""
+
+
+class ClassFigures(BaseModel):
+    """The figures of one class; `top1` is null where none of its images was seen."""
+
+    index: int
+    name: str
+    images: int
+    top1: float | None
+
+
+class Check(BaseModel):
+    """A check of a teacher; the figures are null until it has succeeded. Accuracies are fractions in [0, 1]."""
+
+    id: str
+    teacher: str
+    dataset: str
+    status: Literal["queued", "running", "succeeded", "failed"]
+    created_at: datetime
+    error: dict[str, Any] | None = None
+    images: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    expected_calibration_error: float | None = None
+    """Over 15 bins of the top class's probability."""
+    mean_confidence: float | None = None
+    classes: list[ClassFigures] | None = None
+    diagnosis: dict[str, Any] | None = None
+    """The same images with each usual mistake (normalisation, order of classes or channels, padding) made good in
+    turn: `trials`, best first, and `together`, what to change; empty where nothing is clearly better."""
+
+
+@router.post("/{identifier}/checks", status_code=202, response_model=Check)
+def create(identifier: str, posted: Annotated[Posted[CheckRequest], Body()], backend: Uses, caller: Caller) -> Response:
+    """Try a teacher on real images, before hours are spent on what it says: accuracy, calibration, and what would
+    explain a low figure. 503 `inspector_unavailable` where no synth worker is alive."""
+    teacher = backend.teachers.get(identifier)
+    errors = ErrorCollector(posted.refusal)
+    with errors:
+        _require_same_classes(posted.request.dataset, teacher, backend)
+    errors.raise_if_any()
+    backend.inspections.require_inspector()
+    request = posted.request.model_dump() | {"teacher": teacher.id, "bytes": teacher.bytes}
+    ticket = Ticket(id=new_id("chk"), request=request, owner=caller)
+    backend.inspections.open(ticket)
+    place = f"/v1/teachers/{teacher.id}/checks/{ticket.id}"
+    return JSONResponse(_render(ticket), status_code=202, headers={"Location": place})
+
+
+@router.get("/{identifier}/checks/{check}", response_model=Check)
+def get(identifier: str, check: str, backend: Uses, caller: Caller) -> Response:
+    """A check, for a week after it ended; if there are keys, only for the key that asked for it."""
+    ticket = backend.inspections.get(check) if is_id(check, "chk") else None
+    if ticket is None or ticket.request["teacher"] != identifier or (backend.keys and ticket.owner != caller):
+        raise NotFound(f"there is no check {check!r:.80} of {identifier!r:.80}: it is kept for a week after it ended")
+    return JSONResponse(_render(ticket))
+
+
+def _require_same_classes(reference: str | None, teacher: Teacher, backend: Backend) -> None:
+    dataset = find(reference, "/dataset", backend.datasets)
+    if dataset is not None and dataset.num_classes != teacher.num_classes:
+        raise InvalidInput.at(
+            "/dataset",
+            f"{dataset.id} has {dataset.num_classes} classes, the teacher {teacher.num_classes}; if only some of them "
+            "occur in it, register it again with a class_names.json that names all",
+        )
+
+
+def _render(ticket: Ticket) -> dict[str, Any]:
+    body = {
+        "id": ticket.id,
+        "teacher": ticket.request["teacher"],
+        "dataset": ticket.request["dataset"],
+        "status": STATUS[ticket.state],
+        "created_at": ticket.created_at.isoformat().replace("+00:00", "Z"),
+        "error": error_of(ticket),
+    }
+    return body | (ticket.result or {})

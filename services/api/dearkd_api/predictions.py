@@ -1,0 +1,89 @@
+"""Predictions of a model for one image, which the inspector answers."""
+
+import anyio.to_thread
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from dearkd.data.tar_members import MAX_MEMBER_BYTES
+from dearkd.errors import InvalidInput, Unavailable
+from dearkd.identifiers import new_id
+from dearkd.jobs.inspections import Ticket, upload_key, upload_prefix
+from dearkd.storage.catalog import Model
+from dearkd_api.backend import Backend, Uses
+from dearkd_api.keys import Caller
+from dearkd_api.registering import closed_ticket
+from dearkd_api.uploads import Upload, upload_place
+
+CONTENT_TYPES = ("image/", "application/octet-stream")
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+class ClassProbability(BaseModel):
+    """A class by its number and its name, and its probability in [0, 1]."""
+
+    number: int = Field(alias="class")
+    name: str
+    probability: float
+
+
+class Prediction(BaseModel):
+    """The five most probable classes, the first first."""
+
+    student: list[ClassProbability]
+    teacher: list[ClassProbability] | None
+    """The answer of the model's teacher; null where that is gone."""
+
+
+_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.post(
+    "/{identifier}/predict",
+    response_model=Prediction,
+    openapi_extra={"requestBody": {"required": True, "content": {"image/*": _IMAGE, CONTENT_TYPES[1]: _IMAGE}}},
+)
+async def predict(identifier: str, request: Request, backend: Uses, caller: Caller) -> Response:
+    """Classify an image, which is the body as it is: PNG, WebP, JPEG or another format that datasets are made of.
+
+    503 `inspector_unavailable` where no synth worker is alive, `inspector_busy` where it has not come to it in time.
+    """
+    model = await run_in_threadpool(backend.models.get, identifier)
+    await run_in_threadpool(backend.inspections.require_inspector)
+    upload = Upload(request, backend, max_bytes=MAX_MEMBER_BYTES)
+    await upload.begin()
+    ticket = Ticket(id=new_id("prd"), request={"model": model.id, "bytes": _weights_bytes(model)}, owner=caller)
+    async with upload_place(backend):
+        await anyio.to_thread.run_sync(_receive, upload, ticket, backend, limiter=backend.upload_limiter)
+    try:
+        closed = await closed_ticket(request, backend, ticket.id)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await run_in_threadpool(backend.inspections.forget, ticket.id)
+    if closed is not None and closed.refusal is not None:
+        raise closed.refusal.error
+    if closed is None or closed.result is None:
+        raise Unavailable(
+            f"the inspector has not come to this within {backend.settings.inspect_seconds:g} s: try again later",
+            code="inspector_busy",
+        )
+    return JSONResponse(closed.result)
+
+
+def _receive(upload: Upload, ticket: Ticket, backend: Backend) -> None:
+    """Store the image and hand it to the inspector; if anything goes wrong, nothing of it stays."""
+    try:
+        key = upload_key(ticket.id)
+        backend.storage.put(key, upload.chunks())
+        if not backend.storage.size(key):
+            raise InvalidInput.at("", "the body is empty: send the bytes of an image file", code="no_image")
+        backend.inspections.open(ticket)
+    except BaseException:
+        backend.storage.delete_prefix(upload_prefix(ticket.id))
+        raise
+
+
+def _weights_bytes(model: Model) -> int:
+    return sum(file.bytes for file in model.files if file.name == "model.safetensors")
