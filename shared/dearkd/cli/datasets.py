@@ -6,6 +6,7 @@ from typing import Annotated, cast
 import typer
 
 from dearkd.choices import DatasetForm, FolderOrder
+from dearkd.cli.hub_push import Public, Push, push_folder, require_pushable
 from dearkd.cli.output import AsJson, Limit, connect, print_item, print_json, print_list, print_pulled
 
 COLUMNS = {
@@ -106,6 +107,8 @@ def pull(
         DatasetForm,
         typer.Option("--as", help="shards, as they are stored; hf: Parquet, with columns image and label."),
     ] = DatasetForm.shards,
+    push: Push = None,
+    public: Public = False,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a dataset, verified: its shards for `dearkd evaluate` and `webdataset`.
@@ -114,6 +117,7 @@ def pull(
     """
     from dearkd.cli.references import identifier_of
 
+    require_pushable(push, public=public, is_hub_form=form is DatasetForm.hf)
     if form is DatasetForm.hf:
         from dearkd.cli.hub_view import pull_view as pull_dataset
     else:
@@ -121,7 +125,8 @@ def pull(
 
     with connect() as client:
         files = pull_dataset(client, identifier_of(client, dataset, "dataset"), directory)
-    print_pulled(directory, files, as_json=as_json)
+    pushed = push_folder(directory, push, "dataset", public=public) if push is not None else None
+    print_pulled(directory, files, as_json=as_json, **({"pushed": pushed} if pushed else {}))
 
 
 def delete(dataset: Identifier, as_json: AsJson = False) -> None:

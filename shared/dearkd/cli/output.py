@@ -67,11 +67,11 @@ def print_item(item: Mapping[str, Any], *, as_json: bool) -> None:
         Console().print(JSONHighlighter()(printable_json(item)), soft_wrap=True)
 
 
-def print_pulled(directory: Path, files: Sequence[Path], *, as_json: bool) -> None:
-    """Say what was fetched to a folder."""
+def print_pulled(directory: Path, files: Sequence[Path], *, as_json: bool, **more: Any) -> None:
+    """Say what was fetched to a folder; `more` stands in the JSON beside it."""
     if as_json:
         listed = [{"name": path.name, "bytes": path.stat().st_size} for path in files]
-        print_json({"directory": str(directory), "files": listed})
+        print_json({"directory": str(directory), "files": listed, **more})
     else:
         print(directory)
         note(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dearkd.choices import FolderOrder
+from dearkd.cli.hub_push import Public, Push, require_pushable
 from dearkd.cli.output import AsJson
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Its id (mdl-…), or a folder that holds one.")]
@@ -45,6 +46,8 @@ def register_export(app: typer.Typer) -> None:
         opset: Annotated[
             int | None, typer.Option(metavar="N", help="onnx: version of its operators.", show_default="18")
         ] = None,
+        push: Push = None,
+        public: Public = False,
         as_json: AsJson = False,
     ) -> None:
         """Write a trained student to a folder, for timm, ONNX Runtime or the Hugging Face Hub.
@@ -59,7 +62,8 @@ def register_export(app: typer.Typer) -> None:
             raise typer.BadParameter(f"--opset is for --to onnx, there are no such operators in {to}")
         if preprocess and to not in (Format.onnx, Format.pt2):
             raise typer.BadParameter(f"--preprocess is for --to onnx and --to pt2, there is no graph in {to}")
-        options = ExportOptions(licence=licence, preprocess=preprocess, opset=opset)
+        require_pushable(push, public=public, is_hub_form=to is Format.hf)
+        options = ExportOptions(licence=licence, preprocess=preprocess, opset=opset, push=push, public=public)
         run_export(model, directory, to.value, options, as_json=as_json)
 
 

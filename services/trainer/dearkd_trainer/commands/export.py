@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from dearkd.cli.hub_push import push_folder
 from dearkd.cli.output import connect, note, print_json
 from dearkd.data.json_files import read_json
 from dearkd.identifiers import is_id
@@ -41,6 +42,10 @@ class ExportOptions:
     """True puts the normalisation into the graph (onnx, pt2)."""
     opset: int | None = None
     """The version of the graph's operators (onnx); None is `OPSET`."""
+    push: str | None = None
+    """The repository on the Hub to upload the folder to (hf)."""
+    public: bool = False
+    """True makes a new repository one for everybody to see."""
 
 
 def run_export(reference: str, directory: Path, to: Format, options: ExportOptions, *, as_json: bool) -> None:
@@ -49,6 +54,8 @@ def run_export(reference: str, directory: Path, to: Format, options: ExportOptio
     with FileCache(settings.cache_dir, settings.cache_bytes) as cache, new_folder(directory) as folder:
         model = open_model(reference, connect, cache)
         more = write_export(model, folder, to, options)
+    if options.push is not None:
+        more["pushed"] = push_folder(directory, options.push, "model", public=options.public)
     files = [describe_file(path).model_dump() for path in sorted(directory.iterdir())]
     if as_json:
         print_json({"model": reference, "format": to, "directory": str(directory), "files": files, **more})
