@@ -60,8 +60,16 @@ WITH_ADAM = ("efficientnet_lite0", "regnety_002")
 """Networks that SGD does not bring far in so few steps."""
 
 
-def train_network(task: Task, architecture: str, seed: int, epochs: int) -> Network:
-    """A CNN on the task's real training images, with shifts as only augmentation."""
+def train_network(task: Task, architecture: str, seed: int, epochs: int, kept: Path | None = None) -> Network:
+    """A CNN on the task's real training images, shifted, and mirrored where that changes no class.
+
+    Args:
+        task: of real images.
+        architecture: a name of timm's.
+        seed: of weights and order.
+        epochs: over the training images.
+        kept: a folder that keeps the weights of networks, by all of these, for another process.
+    """
     pixels = task.images.float() / 255
     spec = TeacherSpec(
         name=f"{architecture} on {task.name}",
@@ -79,6 +87,10 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int) -> Netw
         torch.manual_seed(seed)
         model = build_teacher(spec)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place = kept / f"{task.name}-{architecture}-{seed}-{epochs}.pt" if kept is not None else None
+    if place is not None and place.exists():
+        model.load_state_dict(torch.load(place, weights_only=True))
+        return Network(model.eval().requires_grad_(False), spec)
     with_adam = architecture in WITH_ADAM
     size, rate = (32, 1e-3) if with_adam else (64, 0.1)
     steps = len(task.labels) // size
@@ -92,13 +104,20 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int) -> Netw
     for _ in range(epochs):
         for batch in torch.randperm(len(inputs), generator=generator).split(size)[:steps]:
             shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
-            moved = inputs[batch].roll(shift, (2, 3)).contiguous(memory_format=torch.channels_last)
+            moved = inputs[batch].roll(shift, (2, 3))
+            if task.mirrored:
+                turned = torch.rand(len(moved), generator=generator) < 0.5
+                moved[turned] = moved[turned].flip(3)
+            moved = moved.contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(model(moved), task.labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), place)
     return Network(model.eval().requires_grad_(False), spec)
 
 
@@ -187,7 +206,7 @@ def train_peer(
 
     Batches, augmentations, optimiser, schedule and averaged weights are those of the spec; the loss is cross-entropy.
     """
-    spec = _resolved(labels, teacher, posted, synthetic=False, mirrored=False)
+    spec = _resolved(labels, teacher, posted, synthetic=False, mirrored=task.mirrored)
     seen, how = spec.augmentation, spec.optimizer
     optimizer = create_optimizer_v2(model, opt=how.opt, lr=how.lr, weight_decay=how.weight_decay)
     with tempfile.TemporaryDirectory() as folder:

@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace, data: Task, done: Sequence[Line]) -> Iter
         ]
         if not wanted:
             continue
-        teacher = train_network(data, TEACHER, seed, arguments.teacher_epochs)
+        teacher = train_network(data, TEACHER, seed, arguments.teacher_epochs, arguments.teachers)
         teacher_top1 = teacher.top1(data.held_out_images, data.held_out_labels)
         synthetic = None
         if any(images == "free" for images, _ in wanted):
@@ -143,8 +143,9 @@ def run(arguments: argparse.Namespace, data: Task, done: Sequence[Line]) -> Iter
                 model = peer(arm, len(data.class_names), data.in_chans, pixels.shape[-1])
                 top1 = train_peer(model, pixels, labels, teacher, data, body)
             else:
-                # A mirrored digit or page of text is none, or another one.
-                top1, _ = train_on(pixels, labels, teacher, data, body, synthetic=images == "free", mirrored=False)
+                top1, _ = train_on(
+                    pixels, labels, teacher, data, body, synthetic=images == "free", mirrored=data.mirrored
+                )
             yield {
                 "task": data.name,
                 "arm": arm,
@@ -241,6 +242,7 @@ def main() -> None:
     parser.add_argument("--stage-two-epochs", type=int, help="of DearKD's; by default a twelfth, as in the recipe")
     parser.add_argument("--distillation", choices=["hard", "soft"], help="by default the recipe's, which asks the data")
     parser.add_argument("--teacher-epochs", type=int, default=15)
+    parser.add_argument("--teachers", type=Path, help="a folder that keeps them, for other processes and settings")
     parser.add_argument("--train-per-class", type=int, help="crops of a photograph; by default the task's")
     parser.add_argument("--images-per-class", type=int, help="of the synthetic ones; by default the preset's")
     parser.add_argument("--iterations", type=int, help="of each phase of synthesis; by default the preset's")

@@ -62,6 +62,8 @@ class Task:
     held_out_labels: Tensor
     synthesis: dict[str, Any] = field(default_factory=dict)
     """Fields of the synthesis spec that go with it."""
+    mirrored: bool = False
+    """True if a mirrored image is one of the same class."""
 
     @property
     def in_chans(self) -> int:
@@ -110,7 +112,7 @@ def fashion(*, validation: int = 10_000) -> Task:
     images, labels = torch.nn.functional.pad(images, (2, 2, 2, 2)), labels.long()
     names = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
     cut = len(labels) - validation
-    return Task("fashion", names, images[:cut], labels[:cut], images[cut:], labels[cut:])
+    return Task("fashion", names, images[:cut], labels[:cut], images[cut:], labels[cut:], mirrored=True)
 
 
 def glyphs(*, per_class: int = 200, seed: int = 0) -> Task:
