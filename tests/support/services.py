@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from redis import Redis
 
@@ -114,8 +115,21 @@ def serving(settings: Settings, folder: Path) -> Iterator[Api]:
 
 
 @contextmanager
-def inspecting(settings: Settings, folder: Path) -> Iterator[None]:
-    """A real synth worker, of which only the inspector has something to do."""
+def inspecting(settings: Settings, folder: Path) -> Iterator[psutil.Process]:
+    """A real synth worker, of which only the inspector has something to do: its process."""
     command = "import sys; from dearkd.work.worker import main; sys.exit(main('synth'))"
-    with process("-c", command, env=environment(settings), log=folder / "worker.log"):
+    with process("-c", command, env=environment(settings), log=folder / "worker.log") as worker:
+        yield psutil.Process(worker.pid)
+
+
+@contextmanager
+def suspended(head: psutil.Process) -> Iterator[None]:
+    """Let a process and all below it stand still for as long as the block runs."""
+    stopped = [head, *head.children(recursive=True)]
+    for process in stopped:
+        process.suspend()
+    try:
         yield
+    finally:
+        for process in stopped:
+            process.resume()

@@ -9,6 +9,7 @@ import anyio
 from fastapi import Depends, Request
 
 from dearkd.data.manifests import DatasetManifest, datasets
+from dearkd.jobs.idempotency import Answers
 from dearkd.jobs.inspections import Inspections
 from dearkd.jobs.log import JobLog
 from dearkd.jobs.store import JobStore
@@ -32,6 +33,7 @@ class Backend:
     store: JobStore
     log: JobLog
     inspections: Inspections
+    answers: Answers
     teachers: Catalog[Teacher]
     datasets: Catalog[DatasetManifest]
     models: Catalog[Model]
@@ -59,6 +61,7 @@ class Backend:
             store=JobStore(redis, storage),
             log=JobLog(redis, storage),
             inspections=Inspections(redis, storage),
+            answers=Answers(redis),
             teachers=teachers(storage),
             datasets=datasets(storage),
             models=models(storage),

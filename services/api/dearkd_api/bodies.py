@@ -4,15 +4,18 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
-from typing import Any, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from dearkd.errors import InvalidInput, TooLarge, TooSlow
+from dearkd.identifiers import new_id
+from dearkd.jobs.idempotency import Turn
 from dearkd.specs import Spec
+from dearkd_api.idempotency import answer_once, fingerprint_of
 from dearkd_api.queries import require_known_parameters
 
 RequestT = TypeVar("RequestT", bound=Spec)
@@ -66,9 +69,31 @@ class JsonRoute(APIRoute):
                 request = JsonRequest(request.scope, request.receive)
                 if await request.body() or self.body_field.field_info.is_required():
                     await request.json()  # before FastAPI does, which answers 400 to any error there
-            return await handle(request)
+            if not self._creates or "dry_run" in request.query_params:
+                return await handle(request)
+            content = await request.json() if await request.body() else None
+
+            async def make(turn: Turn) -> Response:
+                request.state.turn = turn
+                return await handle(request)
+
+            return await answer_once(request, request.app.state.backend, fingerprint_of(request, content), make)
 
         return read_and_handle
+
+    @property
+    def _creates(self) -> bool:
+        """True if the route declares an `Idempotency-Key`."""
+        return any(field.alias == "Idempotency-Key" for field in self.dependant.header_params)
+
+
+async def _turn(request: Request) -> Turn:
+    turn: Turn = getattr(request.state, "turn", None) or Turn("new", new_id("tmp"))
+    return turn
+
+
+ThisTurn = Annotated[Turn, Depends(_turn)]
+"""The turn of a request to a route of `JsonRoute`: the id that what it makes is to have."""
 
 
 class Posted(Generic[RequestT]):

@@ -8,12 +8,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from dearkd.errors import InvalidInput, NotFound
-from dearkd.identifiers import is_id, new_id
+from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.inspections import Ticket
 from dearkd.specs import Spec
 from dearkd.storage.catalog import Teacher
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.bodies import ErrorCollector, JsonRoute, Posted
+from dearkd_api.bodies import ErrorCollector, JsonRoute, Posted, ThisTurn
+from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.keys import Caller
 from dearkd_api.registering import error_of
 from dearkd_api.submissions import find
@@ -63,7 +64,14 @@ class Check(BaseModel):
 
 
 @router.post("/{identifier}/checks", status_code=202, response_model=Check)
-def create(identifier: str, posted: Annotated[Posted[CheckRequest], Body()], backend: Uses, caller: Caller) -> Response:
+def create(
+    identifier: str,
+    posted: Annotated[Posted[CheckRequest], Body()],
+    backend: Uses,
+    caller: Caller,
+    turn: ThisTurn,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Try a teacher on real images, before hours are spent on what it says: accuracy, calibration, and what would
     explain a low figure. 503 `inspector_unavailable` where no synth worker is alive."""
     teacher = backend.teachers.get(identifier)
@@ -73,8 +81,10 @@ def create(identifier: str, posted: Annotated[Posted[CheckRequest], Body()], bac
     errors.raise_if_any()
     backend.inspections.require_inspector()
     request = posted.request.model_dump() | {"teacher": teacher.id, "bytes": teacher.bytes}
-    ticket = Ticket(id=new_id("chk"), request=request, owner=caller)
-    backend.inspections.open(ticket)
+    ticket = Ticket(id=sibling(turn.identifier, "chk"), request=request, owner=caller)
+    standing = backend.inspections.get(ticket.id) if turn.state == "again" else None
+    if standing is None:
+        backend.inspections.open(ticket)
     place = f"/v1/teachers/{teacher.id}/checks/{ticket.id}"
     return JSONResponse(_render(ticket), status_code=202, headers={"Location": place})
 

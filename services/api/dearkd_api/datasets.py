@@ -11,15 +11,17 @@ from dearkd.choices import ClassOrder
 from dearkd.data.manifests import DatasetManifest
 from dearkd.data.unregistered import listed_shards
 from dearkd.errors import Conflict, InvalidInput, NotFound
-from dearkd.identifiers import is_id, new_id, sibling
+from dearkd.identifiers import is_id, sibling
+from dearkd.jobs.idempotency import Turn
 from dearkd.jobs.inspections import Ticket
 from dearkd.specs import Name, Spec
 from dearkd.storage.catalog import StoredFile
 from dearkd.storage.keys import check_key
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.bodies import JsonRoute
+from dearkd_api.bodies import JsonRoute, ThisTurn
 from dearkd_api.files import send_verified
+from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.teachers import Registering
@@ -48,14 +50,21 @@ class DatasetRegistration(Spec):
 
 
 @router.post("", status_code=201, response_model=DatasetManifest, responses={202: {"model": Registering}})
-async def create(posted: DatasetRegistration, request: Request, backend: Uses, caller: Caller) -> Response:
+async def create(
+    posted: DatasetRegistration,
+    request: Request,
+    backend: Uses,
+    caller: Caller,
+    turn: ThisTurn,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Register the shards under `prefix`, after reading and checking all of them.
 
     The shards are those that `_info.json` names, else every `*.tar`. `class_names.json`, a JSON list, names the classes
     if it exists; else they are named by their numbers. A prefix `datasets/{id}` gives the dataset that id; any other
     may be registered again, as another dataset with the shards that it holds then.
     """
-    identifier = await run_in_threadpool(_open, posted, backend, caller)
+    identifier = await run_in_threadpool(_open, posted, backend, caller, turn)
     return await registering.answer(request, backend, backend.datasets, identifier)
 
 
@@ -108,10 +117,12 @@ def _find_file(dataset: DatasetManifest, name: str, backend: Backend) -> ServedF
     raise NotFound(f"{dataset.id} has no file {name!r}: there are its shards and {', '.join(BESIDE_SHARDS[:3])}")
 
 
-def _open(posted: DatasetRegistration, backend: Backend, caller: str | None) -> str:
+def _open(posted: DatasetRegistration, backend: Backend, caller: str | None, turn: Turn) -> str:
     """Check what can be checked at once, leave the rest to the inspector; returns the id that the dataset will have."""
     prefix = check_key(posted.prefix, pointer="/prefix")
-    identifier = _identifier(prefix, backend)
+    identifier = _identifier(prefix, backend, turn)
+    if turn.state == "again" and registering.is_known(backend, backend.datasets, identifier):
+        return identifier
     listed_shards(backend.storage, prefix)
     backend.inspections.require_inspector()
     backend.store.withdraw_deletion(identifier)  # one of that id may have been deleted a moment ago
@@ -120,18 +131,18 @@ def _open(posted: DatasetRegistration, backend: Backend, caller: str | None) -> 
     return identifier
 
 
-def _identifier(prefix: str, backend: Backend) -> str:
+def _identifier(prefix: str, backend: Backend, turn: Turn) -> str:
     first, *rest = prefix.split("/")
     if first in RESERVED:
         raise InvalidInput.at("/prefix", f"{prefix!r} lies under {first}/, which dearkd keeps for itself")
     if first != "datasets":
-        return new_id("ds")
+        return sibling(turn.identifier, "ds")
     if not rest or (is_id(rest[0], "ds") and len(rest) > 1):
         raise InvalidInput.at("/prefix", f"{prefix!r} is not the folder of one dataset")
     if not is_id(rest[0], "ds"):
-        return new_id("ds")
+        return sibling(turn.identifier, "ds")
     identifier = rest[0]
-    if backend.datasets.exists(identifier):
+    if turn.state != "again" and backend.datasets.exists(identifier):
         raise Conflict(f"{identifier} is registered already", code="already_registered")
     maker = sibling(identifier, "syn")
     if backend.storage.exists(f"jobs/{maker}/job.json"):

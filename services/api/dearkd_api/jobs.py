@@ -15,10 +15,12 @@ from starlette.concurrency import run_in_threadpool
 
 from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
+from dearkd.identifiers import sibling
 from dearkd.jobs.model import Job, dataset_of, kind_of
 from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.bodies import JsonRoute, Posted
+from dearkd_api.bodies import JsonRoute, Posted, ThisTurn
+from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.submissions import complete_synthesis, complete_training
@@ -120,7 +122,13 @@ def _router(kind: Kind) -> APIRouter:
         return _accepted(backend.store.cancel(identifier))
 
     @router.post("/{identifier}/retry", status_code=202, response_model=JobView)
-    def retry(identifier: str, backend: Uses, caller: Caller, asked: RetryRequest = RetryRequest()) -> Response:
+    def retry(
+        identifier: str,
+        backend: Uses,
+        caller: Caller,
+        asked: RetryRequest = RetryRequest(),
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
         """Continue a failed or canceled job, or one that Redis lost, from its finished shards or its last checkpoint.
 
         With `{"from": "beginning"}` it starts over, and what it made so far is deleted: for a job whose shards or
@@ -164,7 +172,12 @@ training = _router("training")
 
 @synthesis.post("", status_code=202, response_model=JobView)
 def synthesise(
-    posted: Annotated[Posted[SynthesisRequest], Body()], backend: Uses, caller: Caller, dry_run: DryRun = False
+    posted: Annotated[Posted[SynthesisRequest], Body()],
+    backend: Uses,
+    caller: Caller,
+    turn: ThisTurn,
+    dry_run: DryRun = False,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make a dataset from a teacher. Only `teacher` is required; the preset fills in the rest."""
     spec, teacher = complete_synthesis(posted, backend)
@@ -182,6 +195,7 @@ def synthesise(
     return _accepted(
         backend.store.create_synthesis(
             spec,
+            identifier=sibling(turn.identifier, "syn"),
             images=spec.num_samples,
             max_queued=backend.settings.max_queued_jobs,
             owner=caller,
@@ -204,7 +218,12 @@ def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
 
 @training.post("", status_code=202, response_model=JobView)
 def train(
-    posted: Annotated[Posted[TrainingRequest], Body()], backend: Uses, caller: Caller, dry_run: DryRun = False
+    posted: Annotated[Posted[TrainingRequest], Body()],
+    backend: Uses,
+    caller: Caller,
+    turn: ThisTurn,
+    dry_run: DryRun = False,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Train a transformer on a dataset, or on the one that a synthesis job makes, for which the run then waits."""
     submission = complete_training(posted, backend, caller)
@@ -222,6 +241,7 @@ def train(
     return _accepted(
         backend.store.create_training(
             spec,
+            identifier=sibling(turn.identifier, "run"),
             epochs=spec.epochs,
             waits_for=submission.waits_for,
             max_queued=backend.settings.max_queued_jobs,

@@ -48,6 +48,11 @@ async def closed_ticket(request: Request, backend: Backend, identifier: str) -> 
         await asyncio.sleep(POLL_SECONDS)
 
 
+def is_known(backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> bool:
+    """Tell whether a resource is there, or on its way."""
+    return catalog.exists(identifier) or backend.inspections.get(identifier) is not None
+
+
 def look_up(backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> dict[str, Any]:
     """The manifest, or the state of its registration. Raises `NotFound` if there is neither."""
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -12,7 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from dearkd.data.unregistered import keys_under
 from dearkd.errors import InvalidInput
-from dearkd.identifiers import new_id
+from dearkd.identifiers import new_id, sibling
+from dearkd.jobs.idempotency import Turn
 from dearkd.jobs.inspections import Ticket, upload_key, upload_prefix
 from dearkd.specs import Name, TeacherSpec
 from dearkd.storage.catalog import Teacher
@@ -20,6 +22,7 @@ from dearkd.storage.keys import check_key
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import ErrorCollector, JsonRequest, parse_json
+from dearkd_api.idempotency import IdempotencyKey, answer_once, fingerprint_of
 from dearkd_api.keys import Caller
 from dearkd_api.multipart import parts
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
@@ -77,23 +80,64 @@ class Registering(BaseModel):
         }
     },
 )
-async def create(request: Request, backend: Uses, caller: Caller) -> Response:
+async def create(request: Request, backend: Uses, caller: Caller, idempotency_key: IdempotencyKey = None) -> Response:
     """Register a CNN: its description as JSON in `teacher`, its weights as safetensors in `weights`, in any order.
 
     Or, as a JSON body, the description with `prefix`: the key in storage of weights that lie there already.
     """
-    identifier = new_id("tch")
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         posted = await JsonRequest(request.scope, request.receive).json()
-        await run_in_threadpool(_open, posted, backend, identifier, caller)
-        return await registering.answer(request, backend, backend.teachers, identifier)
+        return await answer_once(
+            request, backend, fingerprint_of(request, posted), partial(_register, request, posted, backend, caller)
+        )
     upload = Upload(request, backend)
     await upload.begin()
     async with upload_place(backend):
-        await anyio.to_thread.run_sync(
-            _receive, request, upload, backend, identifier, caller, limiter=backend.upload_limiter
+        received = await anyio.to_thread.run_sync(
+            _receive, request, upload, backend, caller, limiter=backend.upload_limiter
         )
+    # A form's own bytes would not do: its boundary is another each time.
+    content = {name: received.request[name] for name in ("spec", "sha256")}
+    taken: list[str] = []
+    try:
+        return await answer_once(
+            request,
+            backend,
+            fingerprint_of(request, content),
+            partial(_inspect, request, received, backend, taken),
+            identifier=received.id,
+        )
+    finally:
+        if received.id not in taken:
+            with anyio.CancelScope(shield=True):
+                await run_in_threadpool(backend.storage.delete_prefix, upload_prefix(received.id))
+
+
+async def _register(request: Request, posted: Any, backend: Backend, caller: str | None, turn: Turn) -> Response:
+    identifier = sibling(turn.identifier, "tch")
+    if turn.state == "new" or not await run_in_threadpool(registering.is_known, backend, backend.teachers, identifier):
+        await run_in_threadpool(_open, posted, backend, identifier, caller)
     return await registering.answer(request, backend, backend.teachers, identifier)
+
+
+async def _inspect(request: Request, received: Ticket, backend: Backend, taken: list[str], turn: Turn) -> Response:
+    """Hand an upload to the inspector, under the id that is settled for it, which is then in `taken`."""
+    ticket = received.model_copy(update={"id": sibling(turn.identifier, "tch")})
+
+    def hand_over() -> None:
+        if turn.state == "again" and registering.is_known(backend, backend.teachers, ticket.id):
+            return
+        try:
+            if ticket.id != received.id:
+                backend.storage.copy(upload_key(received.id), upload_key(ticket.id))
+            backend.inspections.open(ticket)
+        except BaseException:
+            backend.storage.delete_prefix(upload_prefix(ticket.id))
+            raise
+        taken.append(ticket.id)
+
+    await run_in_threadpool(hand_over)
+    return await registering.answer(request, backend, backend.teachers, ticket.id)
 
 
 @router.get("", response_model=TeacherPage)
@@ -173,8 +217,9 @@ def _find_weights(prefix: str, backend: Backend) -> str:
     return found[0]
 
 
-def _receive(request: Request, upload: Upload, backend: Backend, identifier: str, caller: str | None) -> None:
-    """Store an upload and hand it to the inspector; if anything goes wrong, nothing of it stays."""
+def _receive(request: Request, upload: Upload, backend: Backend, caller: str | None) -> Ticket:
+    """Store an upload and check what can be checked here; if anything goes wrong, nothing of it stays."""
+    identifier = new_id("tch")
     try:
         posted: bytes | None = None
         weights: _Weights | None = None
@@ -193,7 +238,7 @@ def _receive(request: Request, upload: Upload, backend: Backend, identifier: str
         spec, weights = _check(backend, identifier, posted, weights)
         backend.inspections.require_inspector()
         request_to_inspector = {"spec": spec.model_dump(mode="json"), "sha256": weights.sha256, "bytes": weights.size}
-        backend.inspections.open(Ticket(id=identifier, request=request_to_inspector, owner=caller))
+        return Ticket(id=identifier, request=request_to_inspector, owner=caller)
     except BaseException:
         backend.storage.delete_prefix(upload_prefix(identifier))
         raise

@@ -48,7 +48,13 @@ class JobStore(Settlement):
     # --- asking -----------------------------------------------------------------------------------------------------
 
     def create_synthesis(
-        self, spec: BaseModel, *, images: int, max_queued: int | None = None, owner: str | None = None
+        self,
+        spec: BaseModel,
+        *,
+        images: int,
+        max_queued: int | None = None,
+        owner: str | None = None,
+        identifier: str | None = None,
     ) -> Job:
         """Accept a synthesis job: record, index, wake-ups, all or nothing.
 
@@ -58,12 +64,13 @@ class JobStore(Settlement):
             max_queued: how many jobs of both kinds, and of this owner, may wait before another is refused; None: any
                 number.
             owner: whose it is; None: everyone's.
+            identifier: the id that it is to have, new by default; a job of that id that is there already is the answer.
 
         Raises:
             LimitReached: `too_many_jobs`.
             InvalidInput: if what it refers to is being deleted.
         """
-        job = self._new("synthesis", spec, Progress(total=images, unit="images"), owner)
+        job = self._new("synthesis", spec, Progress(total=images, unit="images"), owner, identifier)
         return self._create(job, None, max_queued)
 
     def create_training(
@@ -74,6 +81,7 @@ class JobStore(Settlement):
         waits_for: str | None,
         max_queued: int | None = None,
         owner: str | None = None,
+        identifier: str | None = None,
     ) -> Job:
         """Accept a training run, `blocked` if the synthesis job that it waits for is not finished.
 
@@ -84,7 +92,7 @@ class JobStore(Settlement):
             LimitReached: `too_many_jobs`.
             InvalidInput: if what it refers to is being deleted.
         """
-        job = self._new("training", spec, Progress(total=epochs, unit="epochs"), owner)
+        job = self._new("training", spec, Progress(total=epochs, unit="epochs"), owner, identifier)
         return self._create(job, waits_for, max_queued)
 
     def announce_deletion(self, identifier: str) -> None:
@@ -171,9 +179,9 @@ class JobStore(Settlement):
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _new(self, kind: Kind, spec: BaseModel, progress: Progress, owner: str | None) -> Job:
+    def _new(self, kind: Kind, spec: BaseModel, progress: Progress, owner: str | None, identifier: str | None) -> Job:
         return Job(
-            id=new_id("syn" if kind == "synthesis" else "run"),
+            id=identifier or new_id("syn" if kind == "synthesis" else "run"),
             kind=kind,
             status="queued",
             spec=spec.model_dump(mode="json"),
@@ -189,7 +197,10 @@ class JobStore(Settlement):
         """
         asked = _asked(job, waits_for, max_queued)
         # So that what is refused costs no write.
-        self._require_ok(job, waits_for, self._create_record(**asked, only_ask=True))
+        answered = self._create_record(**asked, only_ask=True)
+        if answered[0] == "exists":  # asked for twice, with the same id
+            return self.get(job.id, owner=job.owner)
+        self._require_ok(job, waits_for, answered)
         try:
             with suppress(AlreadyExists):  # of this very request, whose first answer was lost: the id is new
                 self.storage.create(f"jobs/{job.id}/job.json", job.model_dump_json(indent=2).encode())

@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from dearkd.errors import Conflict, InvalidInput, Unavailable
@@ -20,7 +22,7 @@ from dearkd.jobs.queue import require_worker
 from dearkd.settings import Settings
 from tests.services.api.test_api_teachers import SPEC, form
 from tests.support.api_contents import pointers, post_synthesis, shard
-from tests.support.services import Api, database, environment, eventually, inspecting, serving
+from tests.support.services import Api, database, environment, eventually, inspecting, serving, suspended
 
 pytestmark = pytest.mark.services
 
@@ -38,17 +40,33 @@ def tensors(architecture: str) -> bytes:
     return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
 
 
+@dataclass(frozen=True)
+class Inspector:
+    """A real inspector: what it was started with, and its process."""
+
+    settings: Settings
+    folder: Path
+    head: psutil.Process
+
+
 @pytest.fixture(scope="module")
-def served(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Api]]:
-    """Two APIs on one Redis and storage, with a real inspector: a patient one, and one that waits for nothing."""
+def inspector(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inspector]:
+    """A real inspector."""
     folder = tmp_path_factory.mktemp("registration")
     settings = Settings(
         redis_url=database(redis_server, 1),
         storage_url=f"file://{folder}/storage",
         cache_dir=folder / "cache",
     )
-    hasty = settings.model_copy(update={"inspect_seconds": 0.001})
-    with inspecting(settings, folder), serving(settings, folder) as api, serving(hasty, folder) as hurried:
+    with inspecting(settings, folder) as head:
+        yield Inspector(settings, folder, head)
+
+
+@pytest.fixture(scope="module")
+def served(inspector: Inspector) -> Iterator[tuple[Api, Api]]:
+    """Two APIs on one Redis and storage, with a real inspector: a patient one, and one that waits for nothing."""
+    hasty = inspector.settings.model_copy(update={"inspect_seconds": 0.001})
+    with serving(inspector.settings, inspector.folder) as api, serving(hasty, inspector.folder) as hurried:
         eventually(lambda: _listens(api))
         yield api, hurried
 
@@ -105,10 +123,13 @@ def test_a_teacher_whose_weights_do_not_fit_is_refused(served: tuple[Api, Api]) 
         assert list(api.storage.objects(prefix)) == []
 
 
-def test_what_takes_longer_is_answered_with_202_and_can_be_watched(served: tuple[Api, Api], tmp_path: Path) -> None:
+def test_what_takes_longer_is_answered_with_202_and_can_be_watched(
+    served: tuple[Api, Api], inspector: Inspector, tmp_path: Path
+) -> None:
     _, api = served
     put_shards(api, "real/set", tmp_path, [0, 1], [2])
-    answer = api.http.post(DATASETS, json={"prefix": "real/set/", "name": "real"})
+    with suspended(inspector.head):
+        answer = api.http.post(DATASETS, json={"prefix": "real/set/", "name": "real"})
     assert (answer.status_code, answer.json()) == (202, {"id": answer.json()["id"], "status": "registering"})
     path = answer.headers["location"]
     assert path == f"{DATASETS}/{answer.json()['id']}"
