@@ -35,15 +35,38 @@ def test_a_problem_becomes_the_error_of_its_status(api: StandInApi, status: int,
     assert raised.value.errors == (FieldError("/a/0", "too many"),)
 
 
-def test_a_get_is_tried_again_when_the_api_is_unavailable_and_a_post_is_not(api: StandInApi) -> None:
-    for call in ("GET /v1/teachers/tch-1", "POST /v1/datasets"):
+def test_what_may_be_sent_again_is_when_the_api_is_unavailable(api: StandInApi, tmp_path: Path) -> None:
+    """A GET always may; what creates something bears an `Idempotency-Key`, the same at each try."""
+    (tmp_path / "w").write_bytes(b"weights")
+    for call in ("GET /v1/teachers/tch-1", "POST /v1/datasets", "POST /v1/teachers"):
         api.problem(call, 503, "redis_unavailable", "Redis is away")
         api.answer(call, {"id": "it"})
+    cancel = "POST /v1/synthesis-jobs/syn-1/cancel"
+    api.problem(cancel, 503, "redis_unavailable", "Redis is away")
     with Client(api.url) as client:
         assert client.get_teacher("tch-1") == {"id": "it"}
+        assert client.create_dataset("a/b", "name") == {"id": "it"}
+        assert client.create_teacher({}, tmp_path / "w") == {"id": "it"}
         with pytest.raises(Unavailable, match="Redis is away"):
+            client.cancel_job("syn-1")
+    assert [request.method for request in api.requests] == ["GET"] * 2 + ["POST"] * 5
+    keys = [request.headers.get("Idempotency-Key") for request in api.requests]
+    assert keys[:2] == [None, None]
+    assert keys[2] == keys[3] != keys[4] == keys[5]
+    assert keys[6] is None
+    assert api.requests[4].body.count(b"weights") == api.requests[5].body.count(b"weights")
+
+
+def test_a_full_queue_is_waited_for_a_little_and_no_inspector_is_not(api: StandInApi) -> None:
+    job, dataset = "POST /v1/synthesis-jobs", "POST /v1/datasets"
+    api.problem(job, 429, "too_many_jobs", "full")
+    api.answer(job, a_job("syn-1"))
+    api.problem(dataset, 503, "inspector_unavailable", "nobody listens")
+    with Client(api.url) as client:
+        assert client.create_synthesis_job({"teacher": "tch-1"})["id"] == "syn-1"
+        with pytest.raises(Unavailable, match="nobody listens"):
             client.create_dataset("a/b", "name")
-    assert [request.method for request in api.requests] == ["GET", "GET", "POST"]
+    assert len(api.requests) == 3
 
 
 def test_where_no_api_answers_the_error_names_the_address_and_the_remedy() -> None:
