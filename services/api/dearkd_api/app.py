@@ -8,7 +8,7 @@ import dearkd
 from dearkd.errors import DearKDError
 from dearkd.jobs.queue import QueueName, alive
 from dearkd.settings import Settings
-from dearkd_api import checks, dashboard, datasets, jobs, models, predictions, problems, teachers
+from dearkd_api import checks, dashboard, datasets, events, jobs, models, predictions, problems, teachers
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.boundary import Boundary
 from dearkd_api.hosts import AllowedHosts
@@ -57,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         datasets.router,
         models.router,
         predictions.router,
+        events.router,
     )
     for router in routers:
         app.include_router(router, dependencies=shown)

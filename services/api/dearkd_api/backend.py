@@ -17,6 +17,7 @@ from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.storage.catalog import Catalog, Model, Teacher, models, teachers
 from dearkd.storage.objects import Storage
+from dearkd_api.event_listener import EventListener
 from dearkd_api.keys import Keys
 from dearkd_api.verification import Verification
 
@@ -38,7 +39,8 @@ class Backend:
     datasets: Catalog[DatasetManifest]
     models: Catalog[Model]
     verification: Verification
-    stopping: threading.Event = field(default_factory=threading.Event)
+    listener: EventListener
+    stopping: threading.Event
     """Set when the server is asked to stop: every request that waits then answers at once."""
     upload_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(UPLOADS_AT_ONCE))
     """The threads for uploads, which slow clients occupy for long; other requests have threads of their own."""
@@ -54,11 +56,13 @@ class Backend:
         """
         redis = connect(settings)
         storage = Storage.open(settings, redis)
+        stopping = threading.Event()
+        store = JobStore(redis, storage)
         return cls(
             settings=settings,
             keys=Keys.configured(settings),
             storage=storage,
-            store=JobStore(redis, storage),
+            store=store,
             log=JobLog(redis, storage),
             inspections=Inspections(redis, storage),
             answers=Answers(redis),
@@ -66,6 +70,8 @@ class Backend:
             datasets=datasets(storage),
             models=models(storage),
             verification=Verification(storage),
+            listener=EventListener(store, stopping),
+            stopping=stopping,
         )
 
 

@@ -16,8 +16,9 @@ from starlette.concurrency import run_in_threadpool
 from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
 from dearkd.identifiers import sibling
-from dearkd.jobs.model import Job, dataset_of, kind_of
+from dearkd.jobs.model import Event, Job, dataset_of, kind_of
 from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
+from dearkd_api import events
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, Posted, ThisTurn
 from dearkd_api.idempotency import IdempotencyKey
@@ -143,15 +144,39 @@ def _router(kind: Kind) -> APIRouter:
         return _accepted(job)
 
     @router.get("/{identifier}/events", response_model=Page)
-    def events(
-        identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
+    async def list_events(
+        identifier: str,
+        request: Request,
+        backend: Uses,
+        caller: Caller,
+        limit: Limit = DEFAULT_LIMIT,
+        after: After = None,
     ) -> Response:
-        """List a job's events, oldest first."""
-        _find(kind, identifier, backend, caller)
-        if after is not None and not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", after):
-            raise InvalidInput.at("/after", f"{after!r} is no id of an event; give the last one that you received")
-        found, more = backend.store.events(identifier, after=after, limit=limit)
-        return JSONResponse(page([event.model_dump(mode="json") for event in found], more))
+        """A job's events, oldest first: as a page, or with `Accept: text/event-stream` as they come.
+
+        A stream begins behind `Last-Event-ID`, or with the first event, and ends with the job (204 to who has seen all
+        of it) or after ten minutes. The latest two thousand are kept.
+        """
+        job = await run_in_threadpool(_find, kind, identifier, backend, caller)
+
+        def read(last: str | None, most: int = events.READ_AT_ONCE) -> tuple[list[Event], bool, str | None]:
+            found, more = backend.store.events(identifier, after=last, limit=most)
+            return found, more, found[-1].id if found else last
+
+        if not events.wants_stream(request):
+            found, more, _ = await run_in_threadpool(read, events.check_id(after), limit)
+            return JSONResponse(page([events.shown(event) for event in found], more))
+        begin = events.last_event_id(request, after)
+        if job.terminal and begin is not None and not (await run_in_threadpool(read, begin))[0]:
+            return Response(status_code=204)
+        return events.stream(
+            request,
+            backend,
+            read,
+            job=identifier,
+            after=begin,
+            ended=lambda: backend.store.get(identifier).terminal,
+        )
 
     @router.get("/{identifier}/log", response_class=PlainTextResponse)
     def log(identifier: str, backend: Uses, caller: Caller) -> Response:

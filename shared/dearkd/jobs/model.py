@@ -11,7 +11,7 @@ from dearkd.identifiers import is_id, sibling
 from dearkd.specs import SynthesisSpec, TrainingSpec
 
 Unit = Literal["images", "epochs"]
-EventType = Literal["status", "progress", "metrics", "log"]
+EventType = Literal["status", "progress", "metrics", "preview", "log"]
 
 STATUSES: tuple[Status, ...] = ("blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled")
 TERMINAL: frozenset[Status] = frozenset(("succeeded", "failed", "canceled"))
@@ -110,6 +110,8 @@ class Event(BaseModel):
     at: datetime
     type: EventType
     data: dict[str, Any]
+    job: str | None = None
+    """The job's id, in the events of all jobs; elsewhere it is known."""
 
 
 def kind_of(identifier: str) -> Kind | None:

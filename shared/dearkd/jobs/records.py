@@ -10,6 +10,9 @@ from dearkd.errors import NotFound
 from dearkd.jobs.model import ACTIVE, Event, EventType, Job, kind_of, now
 from dearkd.redis_client import Pipeline, Redis, job_index, job_key
 
+EVENTS = "dearkd:events"
+"""Stream: the latest events of all jobs."""
+
 
 class JobRecords:
     """Records of jobs, to be read.
@@ -65,19 +68,39 @@ class JobRecords:
     def events(self, identifier: str, *, after: str | None = None, limit: int = 50) -> tuple[list[Event], bool]:
         """Up to `limit` events, oldest first, later than `after`; and whether there are more."""
         self.get(identifier)
-        rows = cast(
-            "list[tuple[bytes, dict[bytes, bytes]]]",
-            self.redis.xrange(f"{job_key(identifier)}:events", f"({after}" if after else "-", "+", limit + 1),
-        )
-        return [
-            Event(
-                id=row.decode(),
-                at=datetime.fromisoformat(values[b"at"].decode()),
-                type=cast(EventType, values[b"type"].decode()),
-                data=json.loads(values[b"data"]),
-            )
-            for row, values in rows[:limit]
-        ], len(rows) > limit
+        rows = self._entries(f"{job_key(identifier)}:events", after, limit + 1)
+        return [_event(row, values) for row, values in rows[:limit]], len(rows) > limit
+
+    def events_of_all(
+        self, *, owner: str | None = None, after: str | None = None, limit: int = 50
+    ) -> tuple[list[Event], bool, str | None]:
+        """Events of all jobs that `owner` may see, oldest first; whether there may be more; and where to go on.
+
+        Each names its `job`. Of jobs that Redis has lost there is none.
+
+        Args:
+            owner: the key that asks; None sees all.
+            after: the id to go on behind.
+            limit: the most that are looked at.
+        """
+        rows = self._entries(EVENTS, after, limit + 1)
+        found = [_event(row, values) for row, values in rows[:limit]]
+        jobs = sorted({str(event.job) for event in found})
+        pipe = self.redis.pipeline(transaction=False)
+        for job in jobs:
+            pipe.hget(job_key(job), "owner")
+        owners = dict(zip(jobs, pipe.execute() if jobs else [], strict=True))
+        seen = {job for job, whose in owners.items() if whose is not None and owner in (None, whose.decode() or owner)}
+        return [event for event in found if event.job in seen], len(rows) > limit, found[-1].id if found else after
+
+    def last_event(self) -> str:
+        """The id of the latest event of all jobs."""
+        rows = cast("list[tuple[bytes, Any]]", self.redis.xrevrange(EVENTS, count=1))
+        return rows[0][0].decode() if rows else "0-0"
+
+    def _entries(self, stream: str, after: str | None, count: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        found = self.redis.xrange(stream, f"({after}" if after else "-", "+", count)
+        return cast("list[tuple[bytes, dict[bytes, bytes]]]", found)
 
     def rows(self, identifier: str, *, after: int = 0, limit: int = 50) -> tuple[list[dict[str, Any]], bool]:
         """Up to `limit` rows of a run's metrics after row `after` (they count from 1); and whether there are more."""
@@ -86,9 +109,22 @@ class JobRecords:
         return [{"id": str(i), **json.loads(row)} for i, row in numbered], len(found) > limit
 
 
+def _event(row: bytes, values: dict[bytes, bytes]) -> Event:
+    job = values.get(b"job")
+    return Event(
+        id=row.decode(),
+        at=datetime.fromisoformat(values[b"at"].decode()),
+        type=cast(EventType, values[b"type"].decode()),
+        data=json.loads(values[b"data"]),
+        job=None if job is None else job.decode(),
+    )
+
+
 def add_event(client: "Redis | Pipeline", identifier: str, kind: EventType, data: dict[str, Any]) -> None:
+    """Append an event to the job's own stream and to that of all jobs; `lua/prelude.lua` does the same."""
     fields: dict[Any, Any] = {"type": kind, "at": at(), "data": json.dumps(data)}
     client.xadd(f"{job_key(identifier)}:events", fields, maxlen=2000, approximate=True)
+    client.xadd(EVENTS, fields | {"job": identifier}, maxlen=10_000, approximate=True)
 
 
 def at() -> str:

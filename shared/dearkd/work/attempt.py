@@ -16,7 +16,8 @@ from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailabl
 from dearkd.jobs.deaths import HUNG as HUNG
 from dearkd.jobs.deaths import end_this_process
 from dearkd.jobs.ledger import Claim, Ledger
-from dearkd.jobs.model import Job
+from dearkd.jobs.model import EventType, Job
+from dearkd.jobs.records import add_event
 from dearkd.settings import Settings
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage
@@ -155,6 +156,13 @@ class Attempt:
             self.ledger.log.add(self.job.id, message)
         except Unavailable as error:
             log.warning("could not log: %s", error)
+
+    def announce(self, kind: EventType, data: dict[str, Any]) -> None:
+        """Append an event to those of the job. A Redis that cannot be reached costs the event, not the job."""
+        try:
+            add_event(self.ledger.redis, self.job.id, kind, data)
+        except Unavailable as error:
+            log.warning("could not announce: %s", error)
 
     def stop_reporting(self) -> None:
         """End the second thread, with a last report; before a unit is marked, so that no late one counts it twice."""

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -316,6 +317,7 @@ def _store_preview(
     grid = compose_preview(strips, names, classes=len(spec.classes), images_per_class=spec.images_per_class)
     if grid is not None:
         attempt.storage.put(f"datasets/{dataset_of(attempt.job.id)}/preview.png", grid)
+        attempt.announce("preview", {"bytes": len(grid), "sha256": sha256(grid).hexdigest()})
 
 
 def _strips(attempt: Attempt, indices: range) -> Iterator[tuple[bytes, Shard]]:

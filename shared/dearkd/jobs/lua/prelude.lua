@@ -10,7 +10,7 @@
 --   `:deaths` (hash unit -> count), `:causes` (hash unit -> what ended its last holder), `:partial` (hash unit ->
 --   progress), `:rows` (list of a run's metrics), `:waiting` (set of runs blocked on it), `:events` (stream),
 --   `:log` (list of lines).
--- Keys of all: `dearkd:open:{kind}` (jobs of which a unit can be claimed, by priority and turn), `dearkd:leases`
+-- Keys of all: `dearkd:events` (stream of the events of all jobs), `dearkd:open:{kind}` (jobs of which a unit can be claimed, by priority and turn), `dearkd:leases`
 --   (unit -> expiry in ms), `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences
 --   to come), `dearkd:jobs:{kind}[:{status}][@{owner}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes,
 --   and for a while after), `dearkd:starting-over:{id}` (set while what a job made is deleted, before it is retried).
@@ -34,8 +34,10 @@ local function leave(id, index)
   redis.call('ZREM', index .. of(field(id, 'owner')), id)
 end
 
+-- `records.add_event` does the same.
 local function add_event(id, type, data)
   redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', 2000, '*', 'type', type, 'at', args.at, 'data', data)
+  redis.call('XADD', 'dearkd:events', 'MAXLEN', '~', 10000, '*', 'type', type, 'at', args.at, 'data', data, 'job', id)
 end
 
 local function set_status(id, status)
