@@ -5,7 +5,7 @@ from typing import Literal
 
 Kind = Literal["synthesis", "training"]
 """Kind of a job."""
-Status = Literal["blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled"]
+Status = Literal["blocked", "queued", "running", "paused", "canceling", "succeeded", "failed", "canceled"]
 """State of a job."""
 PresetName = Literal["auto", "published-imagenet", "published-cifar"]
 """Preset of a synthesis job."""

@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from datetime import datetime
 from typing import Literal
 
 Kind = Literal["tch", "syn", "run", "ds", "mdl", "chk", "prd", "tmp"]
@@ -18,6 +19,11 @@ def _base32(number: int, digits: int) -> str:
 def new_id(kind: Kind) -> str:
     """A new identifier: kind, microseconds since 1970 (55 bits, enough until the year 3111), 40 random bits."""
     return f"{kind}-{_base32(time.time_ns() // 1000, 11)}-{_base32(secrets.randbits(40), 8)}"
+
+
+def earliest_id(kind: Kind, moment: datetime) -> str:
+    """Text that sorts just before every identifier made at that moment or later, and behind all earlier ones."""
+    return f"{kind}-{_base32(max(0, round(moment.timestamp() * 1e6)), 11)}"
 
 
 def sibling(identifier: str, kind: Kind) -> str:

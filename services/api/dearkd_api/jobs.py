@@ -10,14 +10,15 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
-from dearkd.identifiers import sibling
+from dearkd.identifiers import earliest_id, sibling
 from dearkd.jobs.model import Event, Job, dataset_of, kind_of
 from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
+from dearkd.specs.base import Priority, check_labels
 from dearkd_api import events
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, Posted, ThisTurn
@@ -32,10 +33,23 @@ POLL_SECONDS = 0.25
 DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and say what it would take.")]
 
 
+LabelFilter = Annotated[
+    str | None,
+    Query(max_length=4000, description="Labels that the jobs have, such as `team=vision,round=3`."),
+]
+Moment = Annotated[AwareDatetime | None, Query(description="RFC 3339, with its zone.")]
+
+
 class RetryRequest(Spec):
     """The point from which a job is to go on."""
 
     start: Literal["last", "beginning"] = Field(default="last", alias="from")
+
+
+class PriorityRequest(Spec):
+    """The place of a job among those that wait."""
+
+    priority: Priority
 
 
 class JobView(Job):
@@ -52,12 +66,28 @@ def render(job: Job) -> dict[str, Any]:
     return job.model_dump(mode="json", exclude={"owner"}) | {"links": _links(job)}
 
 
+def parse_labels(text: str | None) -> dict[str, str]:
+    """The labels of a filter. Raises `InvalidInput` if it is none."""
+    found: dict[str, str] = {}
+    for part in text.split(",") if text else []:
+        key, sign, value = part.partition("=")
+        if not sign or key in found:
+            raise InvalidInput.at("/labels", f"{part!r:.80}: a filter is KEY=VALUE, several by commas, each key once")
+        found[key] = value
+    try:
+        return check_labels(found)
+    except ValueError as error:
+        raise InvalidInput.at("/labels", str(error)) from None
+
+
 def _links(job: Job) -> dict[str, str]:
     here = f"/v1/{COLLECTIONS[job.kind]}/{job.id}"
     links = {
         "self": here,
         "cancel": f"{here}/cancel",
         "retry": f"{here}/retry",
+        "pause": f"{here}/pause",
+        "resume": f"{here}/resume",
         "events": f"{here}/events",
         "log": f"{here}/log",
     }
@@ -89,12 +119,25 @@ def _router(kind: Kind) -> APIRouter:
         backend: Uses,
         caller: Caller,
         status: Status | None = None,
+        labels: LabelFilter = None,
+        created_after: Moment = None,
+        created_before: Moment = None,
         limit: Limit = DEFAULT_LIMIT,
         after: After = None,
     ) -> Response:
         """List jobs, newest first; if there are keys, only those of the caller's key."""
-        require_id(after, "syn" if kind == "synthesis" else "run")
-        jobs, more = backend.store.page(kind, status=status, limit=limit, after=after, owner=caller)
+        prefix: Literal["syn", "run"] = "syn" if kind == "synthesis" else "run"
+        require_id(after, prefix)
+        before = earliest_id(prefix, created_before) if created_before is not None else None
+        jobs, more = backend.store.page(
+            kind,
+            status=status,
+            limit=limit,
+            after=min(filter(None, (after, before)), default=None),
+            owner=caller,
+            labels=parse_labels(labels),
+            since=earliest_id(prefix, created_after) if created_after is not None else None,
+        )
         return JSONResponse(page([render(job) for job in jobs], more))
 
     @router.get("/{identifier}", response_model=JobView)
@@ -121,6 +164,24 @@ def _router(kind: Kind) -> APIRouter:
         """Cancel a job: at once if it does not run yet; a running one is `canceling` until it stops."""
         _find(kind, identifier, backend, caller)
         return _accepted(backend.store.cancel(identifier))
+
+    @router.post("/{identifier}/pause", status_code=202, response_model=JobView)
+    def pause(identifier: str, backend: Uses, caller: Caller) -> Response:
+        """Let a job stand still: it holds no worker, and loses nothing. 409 where it has ended."""
+        _find(kind, identifier, backend, caller)
+        return _accepted(backend.store.pause(identifier))
+
+    @router.post("/{identifier}/resume", status_code=202, response_model=JobView)
+    def resume(identifier: str, backend: Uses, caller: Caller) -> Response:
+        """Let a paused job go on. 409 where it is not paused."""
+        _find(kind, identifier, backend, caller)
+        return _accepted(backend.store.resume(identifier))
+
+    @router.post("/{identifier}/priority", status_code=202, response_model=JobView)
+    def set_priority(identifier: str, asked: PriorityRequest, backend: Uses, caller: Caller) -> Response:
+        """Change the place of a job among those that wait. 409 where it has ended."""
+        _find(kind, identifier, backend, caller)
+        return _accepted(backend.store.set_priority(identifier, asked.priority))
 
     @router.post("/{identifier}/retry", status_code=202, response_model=JobView)
     def retry(

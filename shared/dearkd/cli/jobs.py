@@ -1,4 +1,4 @@
-"""`dearkd jobs|watch|log|cancel|retry`."""
+"""`dearkd jobs|watch|log|cancel|retry|pause|resume|priority`."""
 
 from __future__ import annotations
 
@@ -38,11 +38,15 @@ def register(app: typer.Typer) -> None:
     app.command("log")(log)
     app.command("cancel")(cancel)
     app.command("retry")(retry)
+    app.command("pause")(pause)
+    app.command("resume")(resume)
+    app.command("priority")(priority)
 
 
 def list_all(
     kind: Annotated[Kind | None, typer.Option(help="Only jobs of this kind.")] = None,
     status: Annotated[Status | None, typer.Option(help="Only jobs in this state.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="KEY=VALUE[,…]", help="Only jobs with these labels.")] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +54,7 @@ def list_all(
     from dearkd.client import JOBS
 
     with connect() as client:
-        each = [client.list_jobs(one, status=status) for one in JOBS if kind in (None, one)]
+        each = [client.list_jobs(one, status=status, labels=labels) for one in JOBS if kind in (None, one)]
         found = heapq.merge(*each, key=lambda job: str(job["created_at"]), reverse=True)
         print_list(found if as_json else map(_row, found), COLUMNS, limit=limit, as_json=as_json)
 
@@ -82,6 +86,35 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
 
     with connect() as client:
         _report(client.cancel_job(identifier_of(client, job, "job")), as_json=as_json)
+
+
+def pause(job: JobId, as_json: AsJson = False) -> None:
+    """Let a job stand still: it holds no worker, and loses nothing."""
+    from dearkd.cli.references import identifier_of
+
+    with connect() as client:
+        _report(client.pause_job(identifier_of(client, job, "job")), as_json=as_json)
+
+
+def resume(job: JobId, wait: Wait = False, as_json: AsJson = False) -> None:
+    """Let a paused job go on."""
+    from dearkd.cli.references import identifier_of
+
+    with connect() as client:
+        again = client.resume_job(identifier_of(client, job, "job"))
+        submitted(client, again, wait=wait, as_json=as_json)
+
+
+def priority(
+    job: JobId,
+    place: Annotated[Literal["low", "normal", "high"], typer.Argument(metavar="low|normal|high")],
+    as_json: AsJson = False,
+) -> None:
+    """Change the place of a job among those that wait."""
+    from dearkd.cli.references import identifier_of
+
+    with connect() as client:
+        _report(client.set_job_priority(identifier_of(client, job, "job"), place), as_json=as_json)
 
 
 def retry(

@@ -130,12 +130,22 @@ class Client(Transport):
         """A job. With `wait` (seconds, up to 60) the answer comes on a change of status, or when they are over."""
         return self.json("GET", job_path(identifier), params={"wait": f"{wait:g}"} if wait else None)
 
-    def list_jobs(self, kind: Kind, *, status: str | None = None) -> Iterator[Json]:
-        """Jobs of one kind, newest first."""
-        return self.iter_pages(f"/v1/{JOBS[kind]}", status=status)
+    def list_jobs(self, kind: Kind, *, status: str | None = None, labels: str | None = None) -> Iterator[Json]:
+        """Jobs of one kind, newest first; `labels` is a filter such as `team=vision,round=3`."""
+        return self.iter_pages(f"/v1/{JOBS[kind]}", status=status, labels=labels)
 
     def cancel_job(self, identifier: str) -> Json:
         return self.json("POST", f"{job_path(identifier)}/cancel")
+
+    def pause_job(self, identifier: str) -> Json:
+        return self.json("POST", f"{job_path(identifier)}/pause")
+
+    def resume_job(self, identifier: str) -> Json:
+        return self.json("POST", f"{job_path(identifier)}/resume")
+
+    def set_job_priority(self, identifier: str, priority: str) -> Json:
+        """Change the place of a job among those that wait: `low`, `normal` or `high`."""
+        return self.json("POST", f"{job_path(identifier)}/priority", json={"priority": priority})
 
     def retry_job(self, identifier: str, *, from_beginning: bool = False) -> Json:
         """Let a failed or canceled job go on, or start over: then what it made so far is deleted."""

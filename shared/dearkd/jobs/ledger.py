@@ -24,7 +24,7 @@ from dearkd.jobs.scripts import Transition
 from dearkd.jobs.settlement import UNSETTLED
 from dearkd.jobs.store import JobStore
 from dearkd.redaction import public
-from dearkd.redis_client import job_key
+from dearkd.redis_client import job_index, job_key
 
 LAST_LINES = 8
 """Lines of a job's log that stand in the error of one that killed its workers."""
@@ -176,6 +176,7 @@ class Ledger(Leases):
             status, deaths, who, cause = outcome
             self._take_back(identifier, unit, status, int(deaths), f"{who} {cause or SILENT}", max_deaths)
             taken.append((Claim(identifier, unit, ""), self.store.get(identifier).status))
+        self._end_late()
         for kind, name in QUEUES.items():
             waiting = cast("list[bytes]", self.redis.zrange(f"dearkd:open:{kind}", 0, 0))
             if waiting and not self.redis.llen(f"rq:queue:{name}"):
@@ -187,6 +188,23 @@ class Ledger(Leases):
             except NotFound:
                 self.redis.srem(UNSETTLED, ended)
         return taken
+
+    def _end_late(self) -> None:
+        """Fail jobs that have run for longer than they may."""
+        seconds, microseconds = self.redis.time()
+        indexes = [self.redis.zrange(job_index(kind, "running"), 0, -1) for kind in QUEUES]
+        running = [identifier for found in cast("list[list[bytes]]", indexes) for identifier in found]
+        pipe = self.redis.pipeline(transaction=False)
+        for identifier in running:
+            pipe.hmget(job_key(identifier.decode()), "timeout", "ran", "running_since")
+        for identifier, (timeout, ran, since) in zip(running, pipe.execute() if running else [], strict=True):
+            if not timeout or since is None:
+                continue
+            spent = float(ran or 0) + seconds + microseconds / 1e6 - float(since)
+            if spent > float(timeout):
+                message = f"it ran for {spent:.0f} s, longer than the {float(timeout):g} s of its timeout_seconds"
+                with suppress(Conflict):  # it has ended meanwhile
+                    self.fail(identifier.decode(), JobError(code="timed_out", message=message, retryable=True))
 
     def _take_back(self, identifier: str, unit: str, status: str, deaths: int, death: str, max_deaths: int) -> None:
         """Tell the log that a unit lost its holder; after too many in a row, fail the job."""

@@ -13,7 +13,16 @@ from dearkd.specs import SynthesisSpec, TrainingSpec
 Unit = Literal["images", "epochs"]
 EventType = Literal["status", "progress", "metrics", "preview", "log"]
 
-STATUSES: tuple[Status, ...] = ("blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled")
+STATUSES: tuple[Status, ...] = (
+    "blocked",
+    "queued",
+    "running",
+    "paused",
+    "canceling",
+    "succeeded",
+    "failed",
+    "canceled",
+)
 TERMINAL: frozenset[Status] = frozenset(("succeeded", "failed", "canceled"))
 ACTIVE: frozenset[Status] = frozenset(STATUSES) - TERMINAL
 
@@ -21,10 +30,12 @@ UNREADABLE = [["unreadable"]]
 """Units of a job whose record holds no spec: who claims it reads the spec, and fails the job with what is wrong."""
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    "blocked": frozenset(("queued", "failed", "canceled")),
-    "queued": frozenset(("running", "failed", "canceled")),
+    "blocked": frozenset(("queued", "paused", "failed", "canceled")),
+    "queued": frozenset(("running", "paused", "failed", "canceled")),
     # Back to queued when a worker died or handed the work back.
-    "running": frozenset(("queued", "canceling", "succeeded", "failed", "canceled")),
+    "running": frozenset(("queued", "paused", "canceling", "succeeded", "failed", "canceled")),
+    # What a worker finished before it heard of the pause counts.
+    "paused": frozenset(("blocked", "queued", "running", "canceling", "succeeded", "failed", "canceled")),
     # A cancel that comes after the manifest was written comes too late.
     "canceling": frozenset(("canceled", "succeeded", "failed")),
     "failed": frozenset(("blocked", "queued")),

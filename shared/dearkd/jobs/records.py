@@ -1,7 +1,7 @@
 """Job records in Redis, to be read; what changes them is in `store` and `ledger`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, cast
 
@@ -40,19 +40,32 @@ class JobRecords:
         limit: int = 50,
         after: str | None = None,
         owner: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        since: str | None = None,
     ) -> tuple[list[Job], bool]:
         """Up to `limit` jobs, newest first, older than `after`; and whether there are more.
 
         With `owner` its own jobs alone: those without an owner are in the listing without one.
+
+        Args:
+            kind, status, owner: of the jobs.
+            limit: the most jobs.
+            after, since: ids, or what sorts among them, between which theirs lie.
+            labels: that they have; then jobs are looked through until so many are found.
         """
-        index = job_index(kind, status, owner)
-        top = f"({after}" if after else "+"
-        found = cast("list[bytes]", self.redis.zrevrangebylex(index, top, "-", 0, limit + 1))
-        pipe = self.redis.pipeline(transaction=False)
-        for identifier in found[:limit]:
-            pipe.hgetall(job_key(identifier.decode()))
-        records = pipe.execute() if found else []
-        return [parse(values) for values in records if values], len(found) > limit
+        index, bottom = job_index(kind, status, owner), f"[{since}" if since else "-"
+        jobs: list[Job] = []
+        while True:
+            top = f"({after}" if after else "+"
+            found = cast("list[bytes]", self.redis.zrevrangebylex(index, top, bottom, 0, limit + 1))
+            pipe = self.redis.pipeline(transaction=False)
+            for identifier in found:
+                pipe.hgetall(job_key(identifier.decode()))
+            records = [parse(values) for values in pipe.execute() if values] if found else []
+            jobs += [job for job in records if (labels or {}).items() <= job.spec.get("labels", {}).items()]
+            if len(jobs) > limit or len(found) <= limit:
+                return jobs[:limit], len(jobs) > limit
+            after = found[-1].decode()
 
     def active(self, kind: Kind) -> Iterator[Job]:
         """All jobs that have not ended."""

@@ -23,6 +23,7 @@ from dearkd.jobs.restarts import delete_made, starting_over
 from dearkd.jobs.scripts import Transition, answer
 from dearkd.jobs.settlement import Settlement, final_key, read_job
 from dearkd.redis_client import Redis, job_key
+from dearkd.specs.base import Priority
 from dearkd.storage.objects import AlreadyExists, Storage
 
 RANKS = {"high": 0, "normal": 1, "low": 2}
@@ -44,6 +45,9 @@ class JobStore(Settlement):
         self._create_record = Transition(redis, "create")
         self._cancel = Transition(redis, "cancel")
         self._start_again = Transition(redis, "retry")
+        self._pause = Transition(redis, "pause")
+        self._resume = Transition(redis, "resume")
+        self._set_priority = Transition(redis, "set_priority")
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -127,6 +131,46 @@ class JobStore(Settlement):
             raise Conflict(f"{identifier} has {job.status} already: only a job that has not ended can be canceled")
         self.settle(job)
         return job
+
+    def pause(self, identifier: str) -> Job:
+        """Let a job stand still until it is resumed: it holds no worker, and what it has made stays.
+
+        A worker that is at it gives its unit back within `heartbeat_seconds`, a training run with a checkpoint.
+
+        Raises:
+            Conflict: if it has ended, or is being canceled.
+        """
+        self.get(identifier)
+        outcome = self._pause(id=identifier, at=at())
+        if isinstance(outcome, list):
+            raise Conflict(f"{identifier} is {outcome[1]}: only a job that waits or runs can be paused")
+        return self.get(identifier)
+
+    def resume(self, identifier: str) -> Job:
+        """Let a paused job go on.
+
+        Raises:
+            Conflict: if it is not paused; `dataset_failed` if the job that makes its dataset has failed meanwhile.
+        """
+        job = self.get(identifier)
+        outcome, *details = self._woken(self._resume, job, {"id": identifier, "at": at()})
+        if outcome == "dead":
+            raise retry_refusal(identifier, outcome, *details)
+        if outcome == "refused":
+            raise Conflict(f"{identifier} is {details[0]}: only a paused job can be resumed")
+        return self.get(identifier)
+
+    def set_priority(self, identifier: str, priority: Priority) -> Job:
+        """Change the place of a job among those that wait; what is at work is not disturbed.
+
+        Raises:
+            Conflict: if it has ended.
+        """
+        spec = self.get(identifier).spec | {"priority": priority}
+        outcome = self._set_priority(id=identifier, priority=priority, rank=RANKS[priority], spec=json.dumps(spec))
+        if isinstance(outcome, list):
+            raise Conflict(f"{identifier} has {outcome[1]} already: its priority says nothing any more")
+        return self.get(identifier)
 
     def retry(self, identifier: str, *, owner: str | None = None, from_beginning: bool = False) -> Job:
         """Start a failed or canceled job again, from its finished shards or last checkpoint.
@@ -222,6 +266,7 @@ class JobStore(Settlement):
             "priority": priority,
             "rank": str(RANKS[priority]),
             "parallelism": str(job.spec.get("parallelism", 1)),
+            "timeout": str(job.spec.get("timeout_seconds") or ""),
         }
         answered = self._woken(self._create_record, job, asked | {"fields": fields, "groups": units_of(job)})
         if new and answered[0] == "exists":

@@ -1,5 +1,6 @@
 """The base of all specs and requests: strictness, and the overlay of given values on defaults."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -45,6 +46,29 @@ Precision = Literal["float32", "bfloat16"]
 Priority = Literal["low", "normal", "high"]
 Name = Annotated[str, AfterValidator(_check_name)]
 """A text that people give and see: without control characters (see `dearkd.names`)."""
+
+
+MAX_LABELS = 64
+
+
+def check_labels(labels: dict[str, str]) -> dict[str, str]:
+    """Raises `ValueError` unless these are labels that a filter can name."""
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"{len(labels)} labels; a job may have {MAX_LABELS}")
+    for key, value in labels.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", key):
+            raise ValueError(
+                f"{key!r:.80} is no key of a label: letters, digits, '.', '_', '/' and '-', 63 at most, the first a "
+                "letter or a digit"
+            )
+        if len(value) > 200 or "," in value:
+            raise ValueError(f"the label {key!r} has {value!r:.80}: a value has 200 characters at most, and no comma")
+        check_name(value)
+    return labels
+
+
+Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
+"""A map of short texts."""
 
 
 class Spec(BaseModel):

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from dearkd.choices import PresetName
 from dearkd.errors import FieldError, InvalidInput
-from dearkd.specs.base import FIRST_ERROR, Limits, Name, Precision, Priority, Spec
+from dearkd.specs.base import FIRST_ERROR, Labels, Limits, Name, Precision, Priority, Spec
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.terms import with_plugged_in
@@ -129,6 +129,10 @@ class SynthesisSpec(Spec):
     parallelism: int = Field(default=1, ge=1, le=1024)
     """The most workers that may work on the job at once."""
     priority: Priority = "normal"
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable)."""
+    labels: Labels = Field(default={})
+    """Texts of your own, by which jobs are found again: `?labels=team=vision`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     name: Name | None = Field(default=None, max_length=200)
 

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from dearkd.choices import Recipe
 from dearkd.specs.auto_augment import check_auto_augment
-from dearkd.specs.base import FIRST_ERROR, Name, Precision, Priority, Spec
+from dearkd.specs.base import FIRST_ERROR, Labels, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.teacher import TeacherSpec
 
@@ -158,6 +158,10 @@ class TrainingSpec(Spec):
     workers: int = Field(default=1, ge=0, le=64)
     """Loader workers of each process; no result depends on it."""
     priority: Priority = "normal"
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable)."""
+    labels: Labels = Field(default={})
+    """Texts of your own, by which jobs are found again: `?labels=team=vision`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     name: Name | None = Field(default=None, max_length=200)
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class HandBack(Exception):
-    """The process was asked to end (a deploy): the unit goes back without blame."""
+    """The unit goes back without blame: the process was asked to end (a deploy), or the job was paused."""
 
 
 class Died(Exception):
@@ -54,6 +54,7 @@ class Attempt:
         job: the record as it was when the unit was claimed.
         cache: local copies of what it reads, there until the attempt ends, and scratch folders.
         unit: the part of the job that this is, by its name in the spec's `units`.
+        paused: True once the job was found paused: the unit then goes back.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Attempt:
         self._handing_back = handing_back
         self._stop = threading.Event()
         self._interrupt: DearKDError | None = None
+        self.paused = False
         self._latest: tuple[int, float | None, dict[str, Any]] | None = None
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{claim.unit}", daemon=True)
         self._interrupted_at: float | None = None
@@ -97,6 +99,8 @@ class Attempt:
         if self._interrupt is not None:
             raise self._interrupt
         if self._handing_back.is_set():
+            raise HandBack
+        if self.paused:
             raise HandBack
 
     def confirm(self) -> None:
@@ -178,6 +182,8 @@ class Attempt:
             return
         if status == "canceling":
             self._interrupt = Canceled(f"{self.job.id} was canceled")
+        elif status == "paused":
+            self.paused = True
         elif status != "running":
             self._interrupt = LostLease(f"{self.job.id} is {status}: nothing more to do here")
 

@@ -169,7 +169,8 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
         perform(attempt)
         marked = True
     except HandBack:
-        attempt.note(f"unit {claim.unit} goes back: the worker was asked to end")
+        why = "the job was paused" if attempt.paused else "the worker was asked to end"
+        attempt.note(f"unit {claim.unit} goes back: {why}")
     except Died as error:
         death = str(error)
     except Canceled:

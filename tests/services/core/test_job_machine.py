@@ -110,6 +110,25 @@ class JobMachine(RuleBasedStateMachine):
         else:
             assert status == ("canceling" if self.held else "canceled")
 
+    @rule()
+    def pause(self) -> None:
+        try:
+            status = self.store.pause(self.job).status
+        except Conflict:
+            assert self.status in {*TERMINAL, "canceling"}
+        else:
+            assert status == "paused"
+            assert self.ledger.claim("synthesis", 60.0) is None, "a paused job takes no worker"
+
+    @rule()
+    def resume(self) -> None:
+        try:
+            status = self.store.resume(self.job).status
+        except Conflict:
+            assert self.status != "paused"
+        else:
+            assert status == ("running" if self.held else "queued")
+
     @precondition(lambda self: self.status in ("failed", "canceled"))
     @rule()
     def retry(self) -> None:
@@ -149,6 +168,8 @@ class JobMachine(RuleBasedStateMachine):
         self.ledger.reap(max_deaths=100)
         if self.store.get(self.job).status in ("failed", "canceled"):
             self.store.retry(self.job)
+        if self.store.get(self.job).status == "paused":
+            self.store.resume(self.job)
         while (found := self.ledger.claim("synthesis", 60.0)) is not None:
             if found.unit == "finish":
                 self.ledger.complete(found, {"dataset": "ds"})

@@ -158,6 +158,35 @@ def test_a_canceled_training_run_goes_on_from_its_checkpoint(client: Client, tea
     assert any("goes on after epoch" in note for note in notes)
 
 
+def test_what_is_paused_in_the_middle_lets_its_worker_go_and_makes_the_same(client: Client, teacher: Json) -> None:
+    eventually(lambda: not work_horses(), seconds=240)
+    spec = {"teacher": teacher["id"], **SYNTHESIS, "seed": 11, "phases": [{"resolution": 12, "iterations": 300}]}
+    undisturbed = client.wait_for_job(client.create_synthesis_job(spec)["id"])
+    job = client.create_synthesis_job(spec)["id"]
+    eventually(lambda: client.get_job(job)["metrics"].get("iteration", 0) > 0, seconds=240)
+    assert client.pause_job(job)["status"] == "paused"
+    eventually(lambda: not work_horses(), seconds=240)
+    assert client.get_job(job)["status"] == "paused"
+    assert "goes back: the job was paused" in client.get_log(job)
+    client.resume_job(job)
+    ended = client.wait_for_job(job)
+    assert (ended["status"], ended["attempt"]) == ("succeeded", 1)
+    first, second = (client.get_dataset(each["result"]["dataset"])["shards"] for each in (undisturbed, ended))
+    assert first == second
+
+    run = client.create_training_run({"dataset": ended["result"]["dataset"], **TRAINING, "stage_one": {"epochs": 20}})
+    eventually(lambda: len(list(client.list_metrics(run["id"]))) >= 3, seconds=240)
+    client.pause_job(run["id"])
+    eventually(lambda: not work_horses(), seconds=240)
+    reached = len(list(client.list_metrics(run["id"])))
+    client.resume_job(run["id"])
+    ended = client.wait_for_job(run["id"])
+    assert ended["status"] == "succeeded", ended["error"]
+    assert [row["epoch"] for row in client.list_metrics(run["id"])] == list(range(1, 22))
+    notes = [e["data"]["message"] for e in client.list_events(run["id"]) if e["type"] == "log"]
+    assert any("goes on after epoch" in note for note in notes), reached
+
+
 def test_a_resource_in_use_cannot_be_deleted(client: Client, teacher: Json) -> None:
     endless = {**SYNTHESIS, "phases": [{"resolution": 12, "iterations": 50_000}]}
     job = client.create_synthesis_job({"teacher": teacher["id"], **endless})

@@ -3,5 +3,5 @@ local status = field(args.id, 'status')
 if not status then return 'missing' end
 if ended(status) then return 'finished' end
 if status == 'canceling' then return status end
-set_status(args.id, status == 'running' and claims(args.id) > 0 and 'canceling' or 'canceled')
+set_status(args.id, claims(args.id) > 0 and 'canceling' or 'canceled')
 return field(args.id, 'status')
