@@ -17,6 +17,7 @@ from dearkd.settings import Settings
 from dearkd.storage.catalog import Catalog, Model, Teacher, models, teachers
 from dearkd.storage.objects import Storage
 from dearkd_api.keys import Keys
+from dearkd_api.metrics import Metrics
 from dearkd_api.verification import Verification
 
 UPLOADS_AT_ONCE = 8
@@ -44,14 +45,14 @@ class Backend:
     """One place for each of those threads; requests wait for a place in the event loop, for a limited time."""
 
     @classmethod
-    def open(cls, settings: Settings) -> "Backend":
+    def open(cls, settings: Settings, metrics: Metrics) -> "Backend":
         """Make the backend without connecting: a service that cannot be reached fails the requests that need it.
 
         Raises:
             InvalidInput: if the storage URL is invalid, or a key breaks a rule.
         """
-        redis = connect(settings)
-        storage = Storage.open(settings, redis)
+        redis = connect(settings, observer=metrics.redis)
+        storage = Storage.open(settings, redis, observer=metrics.storage)
         return cls(
             settings=settings,
             keys=Keys.configured(settings),
