@@ -1,4 +1,4 @@
-"""What Redis knows of jobs, queues and workers, and what workers measured, read whenever Prometheus asks."""
+"""Metrics that Redis knows: of jobs, queues and workers, and what workers measured; read whenever Prometheus asks."""
 
 import logging
 import threading

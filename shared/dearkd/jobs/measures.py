@@ -1,4 +1,4 @@
-"""What workers measure, summed up in Redis, where the API's `/metrics` finds it.
+"""Sums of what workers measure, in Redis, where `/metrics` of the API finds them.
 
 Workers are other processes, perhaps on other hosts, and end with their task: nobody could ask them. So each sums up
 what it measures, and what Redis is told anyway (the report of each second) takes the sums along. All are fields of one
@@ -40,7 +40,7 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How many observations were at most so large. The hash counts those of each bucket alone."""
+    """Counts of observations by size, and their sum. In the hash a bucket has its own alone, not those below it."""
 
     name: str
     help: str

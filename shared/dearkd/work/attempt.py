@@ -82,7 +82,7 @@ class Attempt:
 
     @property
     def measures(self) -> Measures:
-        """What this process measures: goes along with the next progress."""
+        """Sums of what this process measures, which go along with the next progress."""
         return self.ledger.measures
 
     @property

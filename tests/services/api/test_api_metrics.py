@@ -6,18 +6,17 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import cast
 
 import pytest
 
-from dearkd.jobs.deaths import InspectorDeath, note_inspector_death
+from dearkd.jobs.deaths import InspectorDeath, holder, note_inspector_death
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.measures import IMAGES, SHARD_SECONDS, STEP_SECONDS
 from dearkd.local.embedded_redis import embedded_redis
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.work.attempt import Attempt
-from dearkd.work.worker import drain, holder
+from dearkd.work.worker import drain
 from tests.support.api_contents import Payload, claim, post_synthesis, put_teacher
 from tests.support.documents import read, table
 from tests.support.ledger_steps import expire_all
@@ -92,7 +91,7 @@ def test_jobs_and_queues_are_those_of_redis(api: Api) -> None:
     assert found.value("dearkd_queue_jobs", kind="training") == 0
     assert 3600 <= found.value("dearkd_queue_oldest_seconds", kind="synthesis") < 7200
     assert found.value("dearkd_queue_oldest_seconds", kind="training") == 0
-    assert found.value("dearkd_queue_wakeups", kind="synth") == cast(int, api.store.redis.llen("rq:queue:synth")) > 0
+    assert found.value("dearkd_queue_wakeups", kind="synth") == api.store.redis.llen("rq:queue:synth") > 0
     assert found.value("dearkd_leases") == 0
     claim(api)  # of the oldest
     eventually(lambda: scrape(api.http).value("dearkd_leases") == 1)
@@ -128,7 +127,7 @@ def test_what_workers_measure_reaches_it_through_redis(api: Api) -> None:
         assert found.value("dearkd_leases_lost_total", kind="synthesis", reason=reason) == 1
         assert found.value("dearkd_leases_lost_total", kind="training", reason=reason) == 0
     # Nothing in it grows with jobs, units or workers.
-    assert cast(int, api.store.redis.hlen("dearkd:measures")) <= 1 + 2 * 2 + 1 + 2 * 2
+    assert api.store.redis.hlen("dearkd:measures") <= 1 + 2 * 2 + 1 + 2 * 2
 
 
 def test_workers_alive_are_counted(api: Api, tmp_path: Path) -> None:
@@ -151,6 +150,7 @@ def test_requests_are_counted_by_template_and_never_by_path(api: Api) -> None:
         assert api.http.get(f"{JOBS}/{name}").status_code == 404
         assert api.http.get(f"/nowhere/{name}").status_code == 404
     assert api.http.get(JOBS, headers={"Host": "evil.example"}).status_code == 421
+    assert api.http.get("/metrics", headers={"Host": "10.0.0.7:8000"}).status_code == 200
     assert api.http.request("BREW", "/nowhere").status_code in (404, 405)
     after = scrape(api.http)
     assert requests(after, one) - requests(before, one) == 2

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.store import JobStore
+from dearkd.local.part_log import PartLog
 from dearkd.settings import Settings
 from tests.support.ledger_steps import synthesis
 from tests.support.services import environment
@@ -66,6 +68,15 @@ def test_each_line_is_an_object_that_names_its_attempt(ledger: Ledger, store: Jo
     assert "job_id" not in by_message["afterwards"]
     assert any("UserWarning: old" in message for message in by_message)
     assert by_message["the thread counter ended"]["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_of_a_json_line_with_a_traceback_up_shows_that_line_alone(tmp_path: Path) -> None:
+    shown: list[str] = []
+    with PartLog(tmp_path / "api.log", "api", shown.append) as log:
+        fault = json.dumps({"level": "ERROR", "exception": "Traceback (most recent call last):\n  File\nValueError"})
+        log.take(fault)
+        log.take(json.dumps({"level": "INFO", "message": "goes on"}))
+    assert shown == [f"api | {fault}"]
 
 
 def test_text_is_as_it_was(store: JobStore, settings: Settings) -> None:
