@@ -6,7 +6,6 @@ Older stores, file systems and other tools' files hold such names all the same, 
 """
 
 import json
-import logging
 import re
 import unicodedata
 from typing import Any
@@ -71,27 +70,6 @@ def markdown_code(text: str) -> str:
     fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
     space = " " if "`" in shown or not shown else ""
     return f"{fence}{space}{shown}{space}{fence}"
-
-
-class PrintableFormatter(logging.Formatter):
-    """Writes each record on a line of its own, whatever names, paths and headers its message holds.
-
-    A traceback keeps its lines.
-    """
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:
-        return printable(super().formatException(ei), keep="\n")
-
-
-def log_to_stderr(level: str) -> None:
-    """Let this process log to stderr from `level` on, a line a record."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
 
 
 def _steers(character: str) -> bool:

@@ -12,6 +12,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError, WatchErro
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from dearkd.errors import Unavailable
+from dearkd.latency import Observer, timed
 from dearkd.redaction import without_credentials
 from dearkd.settings import Settings
 
@@ -49,8 +50,10 @@ def _logged(kind: type[Unavailable], message: str, error: RedisError) -> Unavail
 class Pipeline(RedisPipeline):
     """Commands that are sent together; raises as `Redis` does."""
 
+    observer: Observer | None = None
+
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        with _translated():
+        with timed(self.observer, "pipeline"), _translated():
             try:
                 return super().execute(raise_on_error)
             except NoScriptError as error:  # it was loaded just before: Redis has begun anew since
@@ -69,27 +72,39 @@ class Redis(redis.Redis):
     uses, is as redis-py has it.
     """
 
+    observer: Observer | None = None
+    """Hears of each command by its name, of a pipeline as one."""
+
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        with _translated():
+        with timed(self.observer, str(args[0]).lower()), _translated():
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        return Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipeline = Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipeline.observer = self.observer
+        return pipeline
 
 
-def connect(settings: Settings) -> Redis:
+def connect(settings: Settings, *, answer_seconds: float = 15, observer: Observer | None = None) -> Redis:
     """A client of the configured Redis; nothing is sent yet.
 
     A call that finds no Redis fails within seconds, so that a request can answer 503 at once.
+
+    Args:
+        settings: of this process.
+        answer_seconds: for which a call waits for its answer, where there is a Redis that does not give one.
+        observer: hears of each command.
     """
     client = Redis.from_url(
         settings.redis_url,
         socket_connect_timeout=2,
-        socket_timeout=15,
+        socket_timeout=answer_seconds,
         health_check_interval=30,
         decode_responses=False,
     )
-    return cast(Redis, client)
+    connected = cast(Redis, client)
+    connected.observer = observer
+    return connected
 
 
 def job_key(identifier: str) -> str:

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -93,6 +94,8 @@ class Settings(BaseSettings):
     metrics_dir: Path = Path("./dearkd-data/metrics")
     """The folder for metrics sinks that write files."""
     log_level: str = "INFO"
+    log_format: Literal["text", "json"] = "text"
+    """`json`: each line of the log of API and workers is a JSON object."""
 
     @field_validator("url")
     @classmethod

@@ -7,14 +7,18 @@ from fastapi.security import HTTPBearer
 import dearkd
 from dearkd.errors import DearKDError
 from dearkd.jobs.queue import QueueName, alive
+from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd_api import checks, dashboard, datasets, events, jobs, models, predictions, problems, teachers
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.boundary import Boundary
 from dearkd_api.hosts import AllowedHosts
+from dearkd_api.job_metrics import JobMetrics
 from dearkd_api.key_failures import KeyFailures
 from dearkd_api.keys import RequireKey
+from dearkd_api.metrics import MeasureRequests, Metrics, add_metrics
 from dearkd_api.queries import require_known_parameters
+from dearkd_api.request_ids import GiveRequestIds
 
 KINDS: dict[str, QueueName] = {"synth": "synth", "inspect": "inspect", "trainer": "train"}
 """Kinds of workers, and the queue on which each listens."""
@@ -40,7 +44,8 @@ def create_app(settings: Settings) -> FastAPI:
         description="Make a training set out of a CNN alone, and train a vision transformer on it.",
         dependencies=[Depends(require_known_parameters)],
     )
-    backend = Backend.open(settings)
+    metrics = Metrics()
+    backend = Backend.open(settings, metrics)
     app.state.backend = backend
     problems.install(app)
     # Of the documentation alone; who asks is checked before that, of paths that do not exist too.
@@ -48,7 +53,9 @@ def create_app(settings: Settings) -> FastAPI:
     if backend.keys:
         app.add_middleware(RequireKey, keys=backend.keys, failures=KeyFailures(settings.max_key_failures))
     hosts = AllowedHosts.parse(settings.allowed_hosts, bound=settings.host)
-    app.add_middleware(Boundary, hosts=hosts, bodies=BODIES)  # the last one added is the outermost
+    app.add_middleware(Boundary, hosts=hosts, bodies=BODIES)
+    app.add_middleware(MeasureRequests, metrics=metrics)
+    app.add_middleware(GiveRequestIds)  # the last one added is the outermost
     routers = (
         teachers.router,
         checks.router,
@@ -65,6 +72,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/static", dashboard.STATIC)
     app.add_api_route("/healthz", _alive, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", _ready, methods=["GET"], tags=["health"])
+    # A client of its own: it gives up before Prometheus does (10 s), and its commands are none of those that are timed.
+    add_metrics(app, metrics, JobMetrics(connect(settings, answer_seconds=3), KINDS))
     return app
 
 

@@ -12,6 +12,7 @@ from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.jobs.idempotency import Answers
 from dearkd.jobs.inspections import Inspections
 from dearkd.jobs.log import JobLog
+from dearkd.jobs.records import JobRecords
 from dearkd.jobs.store import JobStore
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
@@ -19,6 +20,7 @@ from dearkd.storage.catalog import Catalog, Model, Teacher, models, teachers
 from dearkd.storage.objects import Storage
 from dearkd_api.event_listener import EventListener
 from dearkd_api.keys import Keys
+from dearkd_api.metrics import Metrics
 from dearkd_api.verification import Verification
 
 UPLOADS_AT_ONCE = 8
@@ -48,21 +50,20 @@ class Backend:
     """One place for each of those threads; requests wait for a place in the event loop, for a limited time."""
 
     @classmethod
-    def open(cls, settings: Settings) -> "Backend":
+    def open(cls, settings: Settings, metrics: Metrics) -> "Backend":
         """Make the backend without connecting: a service that cannot be reached fails the requests that need it.
 
         Raises:
             InvalidInput: if the storage URL is invalid, or a key breaks a rule.
         """
-        redis = connect(settings)
-        storage = Storage.open(settings, redis)
+        redis = connect(settings, observer=metrics.redis)
+        storage = Storage.open(settings, redis, observer=metrics.storage)
         stopping = threading.Event()
-        store = JobStore(redis, storage)
         return cls(
             settings=settings,
             keys=Keys.configured(settings),
             storage=storage,
-            store=store,
+            store=JobStore(redis, storage),
             log=JobLog(redis, storage),
             inspections=Inspections(redis, storage),
             answers=Answers(redis),
@@ -70,7 +71,8 @@ class Backend:
             datasets=datasets(storage),
             models=models(storage),
             verification=Verification(storage),
-            listener=EventListener(store, stopping),
+            # Unobserved: that it waits for events is no latency.
+            listener=EventListener(JobRecords(connect(settings)), stopping),
             stopping=stopping,
         )
 

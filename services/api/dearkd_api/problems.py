@@ -28,6 +28,7 @@ from dearkd.errors import (
 )
 from dearkd.redaction import public
 from dearkd_api.answer_headers import GUARDS
+from dearkd_api.request_ids import HEADER
 
 log = logging.getLogger(__name__)
 
@@ -132,4 +133,5 @@ async def _from_disconnect(request: Request, error: Exception) -> Response:
 async def _from_bug(request: Request, error: Exception) -> Response:
     # The traceback goes to the log: the server raises the error again after this answer, which no middleware sees.
     detail = f"{request.method} {request.url.path} failed unexpectedly; the server's log says more"
-    return problem(500, STATUS[DearKDError][1], detail, "internal_error", headers=GUARDS)
+    headers = {**GUARDS, HEADER: request.state.request_id}
+    return problem(500, STATUS[DearKDError][1], detail, "internal_error", headers=headers)

@@ -12,7 +12,7 @@ import uvicorn
 from dearkd.errors import Conflict, InvalidInput
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.reaper import Reaper
-from dearkd.names import log_to_stderr
+from dearkd.log_lines import log_to_stderr
 from dearkd.settings import Settings
 from dearkd_api.app import create_app
 from dearkd_api.backend import Backend
@@ -43,7 +43,7 @@ def serve(settings: Settings) -> None:
             only this machine may reach the server.
         Conflict: `port_taken`.
     """
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings)
     listener = listen(settings.host, settings.port, keyed=bool(Keys.configured(settings)))
     app = create_app(settings)
     backend: Backend = app.state.backend

@@ -10,6 +10,7 @@ from typing import Any, cast
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from dearkd.jobs import measures
 from dearkd.redis_client import Redis
 
 HUNG = 113
@@ -58,7 +59,10 @@ def end_this_process(code: int = -signal.SIGKILL) -> None:
 
 def note_inspector_death(redis: Redis, ticket: str, death: InspectorDeath) -> None:
     """Leave word for whoever has storage at hand: the API that waits for the answer, or the reaper."""
-    redis.hset(INSPECTOR_DEATHS, ticket, death.model_dump_json())
+    pipe = redis.pipeline(transaction=True)
+    pipe.hset(INSPECTOR_DEATHS, ticket, death.model_dump_json())
+    pipe.hincrby(measures.KEY, measures.INSPECTOR_DEATHS.field(), 1)
+    pipe.execute()
 
 
 def inspector_death(redis: Redis, ticket: str) -> InspectorDeath | None:

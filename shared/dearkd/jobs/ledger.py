@@ -17,6 +17,7 @@ from dearkd.jobs.deaths import holder as holder
 from dearkd.jobs.leases import Claim as Claim
 from dearkd.jobs.leases import Leases, milliseconds
 from dearkd.jobs.log import JobLog
+from dearkd.jobs.measures import Measures
 from dearkd.jobs.model import JobError, Progress, sources_of
 from dearkd.jobs.queue import QUEUES, wake
 from dearkd.jobs.records import add_event, at
@@ -32,11 +33,16 @@ SILENT = "fell silent: it was stopped, or its machine or its connection to Redis
 
 
 class Ledger(Leases):
-    """Steps of workers at jobs. Raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached."""
+    """Steps of workers at jobs. Raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached.
+
+    Attributes:
+        measures: what this process measured; the next report takes it along.
+    """
 
     def __init__(self, store: JobStore) -> None:
         super().__init__(store.redis)
         self.store = store
+        self.measures = Measures()
         self.log = JobLog(store.redis, store.storage)
         self._beat = Transition(store.redis, "beat")
         self._done = Transition(store.redis, "done")
@@ -98,7 +104,14 @@ class Ledger(Leases):
         if metrics:
             pipe.hset(key, "metrics", json.dumps(metrics))
             add_event(pipe, claim.job, "metrics", metrics)
-        pipe.execute()
+        with self.measures.told(pipe):
+            pipe.execute()
+
+    def tell_measures(self) -> None:
+        """Tell Redis what this process measured, where no report does."""
+        pipe = self.redis.pipeline(transaction=True)
+        with self.measures.told(pipe):
+            pipe.execute()
 
     def done(self, claim: Claim, payload: BaseModel) -> None:
         """Mark a unit as done; with the last of its group the next group can be claimed.

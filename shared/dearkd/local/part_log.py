@@ -62,7 +62,7 @@ class PartLog:
 
     def _is_alarming(self, line: str) -> bool:
         if _TRACEBACK in line:
-            self._in_traceback = True
+            self._in_traceback = not line.startswith("{")  # in a JSON object it ends with its line
             return True
         if self._in_traceback:
             # A traceback ends with the first line that is not indented: the exception itself.

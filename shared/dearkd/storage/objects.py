@@ -19,6 +19,7 @@ import obstore
 from dearkd.addresses import StorageAddress
 from dearkd.errors import CorruptData, DearKDError, InvalidInput, NotFound
 from dearkd.identifiers import new_id
+from dearkd.latency import Observer, timed
 from dearkd.redaction import without_credentials
 from dearkd.redis_client import Redis
 from dearkd.settings import Settings
@@ -55,15 +56,20 @@ class Storage:
     is known (`marker`), and `NotFound` for a key that does not exist.
     """
 
-    def __init__(self, root: Root, known: KnownStorage | None = None, *, fresh: bool = True) -> None:
+    def __init__(
+        self, root: Root, known: KnownStorage | None = None, *, fresh: bool = True, observer: Observer | None = None
+    ) -> None:
         self._root = root
+        self._observer = observer
         self._marker = Marker(root, known, fresh=fresh)
         self._probing = threading.Lock()
         self._probed_until = 0.0
         self._probe_failure: DearKDError | None = None
 
     @classmethod
-    def open(cls, settings: Settings, redis: Redis | None = None, *, fresh: bool = True) -> "Storage":
+    def open(
+        cls, settings: Settings, redis: Redis | None = None, *, fresh: bool = True, observer: Observer | None = None
+    ) -> "Storage":
         """The storage that `DEARKD_STORAGE_URL` names; a root is made, with its marker, by the first write.
 
         Args:
@@ -71,6 +77,7 @@ class Storage:
             redis: which remembers the storage; every part of a service gives it. Without one a root is believed to be
                 the storage as long as it does not change.
             fresh: whether an empty root may become a storage; False for who comes after a service that has made it.
+            observer: hears of each operation, by the name of its method; of a stream until its first bytes.
 
         Raises:
             InvalidInput: if the URL is of another scheme or names no bucket.
@@ -82,8 +89,8 @@ class Storage:
             raise InvalidInput(f"DEARKD_STORAGE_URL is {given}: {error}") from None
         known = KnownStorage(redis) if redis is not None else None
         if address.scheme == "file":
-            return cls(FolderRoot(address.folder), known, fresh=fresh)
-        return cls(BucketRoot(address, settings), known, fresh=fresh)
+            return cls(FolderRoot(address.folder), known, fresh=fresh, observer=observer)
+        return cls(BucketRoot(address, settings), known, fresh=fresh, observer=observer)
 
     @property
     def is_local(self) -> bool:
@@ -94,15 +101,16 @@ class Storage:
         return self._root.store()
 
     @contextmanager
-    def _proven(self, key: str, *, writing: bool = False) -> Iterator[None]:
+    def _proven(self, operation: str, key: str, *, writing: bool = False) -> Iterator[None]:
         """Prove first that this is the storage, and once more where the key is not there; tell errors as ours."""
-        self._marker.prove(writing=writing)
-        try:
-            with errors_told(key):
-                yield
-        except NotFound:
-            self._marker.prove(again=True)
-            raise
+        with timed(self._observer, operation):
+            self._marker.prove(writing=writing)
+            try:
+                with errors_told(key):
+                    yield
+            except NotFound:
+                self._marker.prove(again=True)
+                raise
 
     def adopt(self) -> str:
         """Make this root the storage that Redis knows, whatever it knew before; returns the marker's id."""
@@ -115,7 +123,7 @@ class Storage:
         is a stream, or more than S3 takes at once.
         """
         size = _size(data)
-        with self._proven(key, writing=True):
+        with self._proven("put", key, writing=True):
             if self.is_local or size is None or size > MAX_PUT_BYTES:
                 obstore.put(self._store, key, data)
             else:
@@ -127,7 +135,7 @@ class Storage:
         Raises:
             AlreadyExists: if the key exists; nothing was written.
         """
-        with self._proven(key, writing=True):
+        with self._proven("create", key, writing=True):
             obstore.put(self._for_upload(_size(data) or 0), key, data, mode="create", use_multipart=False)
 
     def create_or_adopt(self, key: str, data: bytes | Path, made: T, adopt: Callable[[], T]) -> T:
@@ -146,12 +154,12 @@ class Storage:
         return made
 
     def read(self, key: str) -> bytes:
-        with self._proven(key):
+        with self._proven("read", key):
             return bytes(obstore.get(self._store, key).bytes())
 
     def stream(self, key: str, *, start: int = 0, end: int | None = None, chunk_bytes: int = 2**20) -> Iterator[bytes]:
         """Bytes `start` to `end` (exclusive). The first chunk is asked for before this returns, so errors come here."""
-        with self._proven(key):
+        with self._proven("stream", key):
             if start or end is not None:
                 stop = self.size(key) if end is None else end
                 result = obstore.get(self._root.store_for_downloads(), key, options={"range": (start, stop)})
@@ -161,7 +169,7 @@ class Storage:
         return _guarded(key, chunks)
 
     def size(self, key: str) -> int:
-        with self._proven(key):
+        with self._proven("size", key):
             return int(obstore.head(self._store, key)["size"])
 
     def version(self, key: str) -> tuple[int, tuple[object, ...]]:
@@ -169,7 +177,7 @@ class Storage:
 
         On a local store also the time of the last change of the file itself, which no program can set.
         """
-        with self._proven(key):
+        with self._proven("version", key):
             found = obstore.head(self._store, key)
         marks = (found["e_tag"], found["version"], found["last_modified"], self._root.changed_at(key))
         return int(found["size"]), marks
@@ -189,7 +197,7 @@ class Storage:
         """
         found: list[StoredObject] = []
         try:
-            with self._proven(prefix):
+            with self._proven("list", prefix):
                 for page in obstore.list(self._store, prefix):
                     found += [StoredObject(str(e["path"]), int(e["size"]), e["last_modified"]) for e in page]
         except NotFound:
@@ -201,7 +209,7 @@ class Storage:
     def children(self, prefix: str) -> list[str]:
         """Names one level below a prefix that have objects under them, sorted."""
         try:
-            with self._proven(prefix):
+            with self._proven("list", prefix):
                 listing = obstore.list_with_delimiter(self._store, prefix)
         except NotFound:
             return []
@@ -212,7 +220,7 @@ class Storage:
     def delete(self, key: str) -> None:
         """Delete an object; one that does not exist is no error."""
         try:
-            with self._proven(key):
+            with self._proven("delete", key):
                 obstore.delete(self._store, key)
         except NotFound:
             return
@@ -232,7 +240,7 @@ class Storage:
         self._root.delete_leftover(stored)
 
     def copy(self, source: str, target: str) -> None:
-        with self._proven(source, writing=True):
+        with self._proven("copy", source, writing=True):
             obstore.copy(self._for_upload(self.size(source)), source, target)
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
@@ -260,7 +268,7 @@ class Storage:
 
     def presign(self, key: str, *, seconds: int = 3600) -> str | None:
         """A URL from which the object can be fetched without credentials; None on a local store, which has none."""
-        with self._proven(key):
+        with self._proven("presign", key):
             return self._root.presign(key, timedelta(seconds=seconds))
 
     def ping(self) -> None:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,6 +17,7 @@ from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailabl
 from dearkd.jobs.deaths import HUNG as HUNG
 from dearkd.jobs.deaths import end_this_process
 from dearkd.jobs.ledger import Claim, Ledger
+from dearkd.jobs.measures import Measures
 from dearkd.jobs.model import EventType, Job
 from dearkd.jobs.records import add_event
 from dearkd.settings import Settings
@@ -70,7 +72,9 @@ class Attempt:
         self._interrupt: DearKDError | None = None
         self.paused = False
         self._latest: tuple[int, float | None, dict[str, Any]] | None = None
-        self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{claim.unit}", daemon=True)
+        # In this context, so that its lines of the log say of which attempt they are too.
+        run = copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._keep_alive,), name=f"lease-{claim.unit}", daemon=True)
         self._interrupted_at: float | None = None
         self._checked = time.monotonic()
         self._patience = settings.stall_seconds + slow_step_seconds(job)
@@ -78,6 +82,11 @@ class Attempt:
     @property
     def unit(self) -> str:
         return self.claim.unit
+
+    @property
+    def measures(self) -> Measures:
+        """Sums of what this process measures, which go along with the next progress."""
+        return self.ledger.measures
 
     @property
     def storage(self) -> Storage:
@@ -205,6 +214,8 @@ class Attempt:
                 if latest is not None and self._interrupt is None:
                     done, per_second, metrics = latest
                     self.ledger.report(self.claim, done=done, per_second=per_second, metrics=metrics)
+                elif not going and self.ledger.measures:
+                    self.ledger.tell_measures()
             except Unavailable as error:
                 # Work goes on through an outage; the fence decides at the next publication whether it counts.
                 log.warning("%s: %s", self.job.id, error)

@@ -39,7 +39,7 @@ from dearkd.jobs.deaths import (
 )
 from dearkd.jobs.leases import Leases
 from dearkd.jobs.queue import CODE, QUEUES, QueueName, queue, step_key
-from dearkd.names import log_to_stderr
+from dearkd.log_lines import log_to_stderr
 from dearkd.redis_client import Redis, connect
 from dearkd.settings import Settings
 
@@ -136,7 +136,7 @@ def listen(name: QueueName, supervisor: int, doubt: Doubt) -> None:
     global _doubt
     _doubt = doubt
     settings = Settings()
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings)
     # A Ctrl-C goes to the whole group; the supervisor decides who ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Who was spawned spawns: each loader of a run's images would import torch anew, for seconds.

@@ -33,7 +33,7 @@ from dearkd.jobs.queue import QUEUES, QueueName, wake
 from dearkd.jobs.reaper import Reaper
 from dearkd.jobs.store import JobStore, refusal_key
 from dearkd.key_variables import drop_keys
-from dearkd.names import log_to_stderr
+from dearkd.log_lines import about, log_to_stderr
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.storage.objects import AlreadyExists, Storage, is_disk_full
@@ -73,7 +73,8 @@ def inspect(ticket: str) -> None:
     """The rq task of inspectors."""
     settings = Settings()
     limit_memory(settings.inspect_memory_bytes + UPLOAD_COPIES * uploaded_bytes(connect(settings), ticket))
-    import_code("inspect").inspect(ticket)
+    with about(ticket=ticket):
+        import_code("inspect").inspect(ticket)
 
 
 def _begin(kind: Kind, job: str) -> None:
@@ -119,7 +120,10 @@ def drain(kind: Kind, perform: Perform, settings: Settings | None = None) -> int
         job = _outlast(partial(_accepted, claim, ledger), handing_back)
         if job is None:
             continue
-        with Attempt(claim, job, ledger, settings, handing_back) as attempt:
+        with (
+            about(job_id=claim.job, unit=claim.unit, attempt=job.attempt, claim=claim.token),
+            Attempt(claim, job, ledger, settings, handing_back) as attempt,
+        ):
             _perform(attempt, perform, handing_back)
         performed += 1
     return performed
@@ -225,7 +229,7 @@ def main(kind: WorkerKind) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     drop_keys()
     settings = Settings()
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -18,6 +18,9 @@ JOBS, RUNS = "/v1/synthesis-jobs", "/v1/training-runs"
 PLAIN = {"stage_one": {"distillation": "none", "weights": {"hidden": 0}}}
 
 
+TOO_MANY = {f"key{number}": "" for number in range(65)}
+
+
 def act(api: Api, job: str, action: str, body: Any = None) -> httpx.Response:
     return api.http.post(f"{JOBS if job.startswith('syn') else RUNS}/{job}/{action}", json=body)
 

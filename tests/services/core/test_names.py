@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 from dearkd.data.shard_info import read_class_names
 from dearkd.errors import InvalidInput
-from dearkd.names import PrintableFormatter, check_name, markdown, markdown_code, printable, printable_json
+from dearkd.log_lines import PrintableFormatter
+from dearkd.names import check_name, markdown, markdown_code, printable, printable_json
 from dearkd.specs import DatasetFacts, SynthesisSpec, TeacherSpec, TrainingSpec
 
 STEERING = [

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from dearkd.data.manifests import datasets
 from dearkd.identifiers import new_id
+from dearkd.jobs import measures
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import dataset_of
 from dearkd.local.embedded_redis import embedded_redis
@@ -108,6 +109,10 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
     assert ended.status == "succeeded", ended.error
     manifest = datasets(storage).get(dataset_of(job.id))
     assert manifest.num_samples == 20
+    measured = {name.decode(): float(value) for name, value in ledger.redis.hgetall(measures.KEY).items()}
+    assert measured.pop(measures.IMAGES.field()) == 20, "a batch that starts again counts once"
+    assert 0 < measured.pop(measures.SHARD_SECONDS.total) < 600
+    assert sum(measured.values()) == 2, "the shards, in some buckets"
     assert manifest.owner == OWNER
     assert manifest.quality is not None
     assert manifest.quality["restarts"] == 2

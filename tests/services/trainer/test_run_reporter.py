@@ -14,6 +14,7 @@ import pytest
 from dearkd.data.manifests import DatasetManifest, count_classes, datasets
 from dearkd.data.shard_files import Sample, write_shard
 from dearkd.identifiers import new_id
+from dearkd.jobs import measures
 from dearkd.jobs.model import Job
 from dearkd.jobs.reaper import Reaper
 from dearkd.local.embedded_redis import embedded_redis
@@ -94,6 +95,11 @@ def test_a_finished_run_shows_its_last_epoch_with_its_evaluation(settings: Setti
     assert "eval_top1" in last
     assert ended.metrics == {name: value for name, value in last.items() if name != "id"} | {"step": 6, "steps": 6}
     assert (ended.progress.done, ended.progress.total) == (3, 3)
+    measured = {
+        name.decode(): float(value) for name, value in open_ledger(settings).redis.hgetall(measures.KEY).items()
+    }
+    assert measured.pop(measures.STEP_SECONDS.total) > 0
+    assert sum(measured.values()) == 6, "the steps, in some buckets"
 
 
 def test_what_a_run_found_are_files_of_its_model(settings: Settings, tmp_path: Path) -> None:

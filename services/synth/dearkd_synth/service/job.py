@@ -23,6 +23,7 @@ from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import info_json
 from dearkd.data.shard_reader import ShardContents, inspect_shard
 from dearkd.errors import CorruptData, NotFound, PoorImages, Unavailable
+from dearkd.jobs.measures import IMAGES, SHARD_SECONDS
 from dearkd.jobs.model import dataset_of, now
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec
@@ -70,6 +71,8 @@ class ShardMaker:
         """The job, and True if the student that it trains itself takes part."""
         self._attempt: Attempt | None = None
         self._began = 0.0
+        self._images = 0
+        """Images of the shard at work that were counted."""
 
     def __enter__(self) -> "ShardMaker":
         return self
@@ -96,6 +99,7 @@ class ShardMaker:
         if attempt.storage.exists(key):
             shard = adopt(attempt, spec, index)
         else:
+            began = time.monotonic()
             made = self._synthesise(attempt, spec, teacher, index)
             if made.halved:
                 attempt.note(f"shard {index}: the device has no memory for whole batches; {made.halved} were halved")
@@ -111,6 +115,7 @@ class ShardMaker:
                 if index == 0:
                     self._watch(attempt, spec, teacher, made, strip, shard)
                 shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
+            attempt.measures.observe(SHARD_SECONDS, time.monotonic() - began)
         attempt.stop_reporting()
         attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard))
         update_preview(attempt, spec, teacher, index)
@@ -160,7 +165,7 @@ class ShardMaker:
                 on_step=self._on_step,
             )
             self._made_for = made_for
-        self._attempt, self._began = attempt, time.monotonic()
+        self._attempt, self._began, self._images = attempt, time.monotonic(), 0
         return self._inversion.shard(index)
 
     def _on_step(self, step: Step) -> None:
@@ -172,6 +177,9 @@ class ShardMaker:
         # A batch that is half optimised counts as half its images, so that the bar moves while a batch is made.
         images = step.images_done + step.images * step.share
         rate = images / (time.monotonic() - self._began)
+        if images >= self._images + 1:  # less than before where a batch starts again: that counts once
+            self._attempt.measures.count(IMAGES, by=int(images) - self._images)
+            self._images = int(images)
         metrics = {"shard": step.shard, "batch": step.batch, "iteration": step.iteration, **step.losses}
         self._attempt.progress(int(images), rate, metrics | ({"restarts": step.restarts} if step.restarts else {}))
 

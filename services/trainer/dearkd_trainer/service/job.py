@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.errors import CorruptData, NotFound, Unavailable, Unreadable
+from dearkd.jobs.measures import STEP_SECONDS
 from dearkd.jobs.model import dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
 from dearkd.specs import Task, TrainingSpec
@@ -165,7 +166,7 @@ class RunReporter:
         self._behind = False
         self._steps: dict[str, int] = {}
         self._first_epoch = 0
-        self._began = time.monotonic()
+        self._began = self._stepped = time.monotonic()
         self.sinks = Sinks([], RunInfo(attempt.job.id, attempt.job.id, {}, attempt.settings.metrics_dir))
 
     def begin(self, history: list[Metrics], step: int) -> None:
@@ -181,9 +182,12 @@ class RunReporter:
             self._report(len(history))  # of a run that only has its model to store nothing else will
         if step:
             self.attempt.note(f"goes on after epoch {len(history)}, step {step}, from its last checkpoint")
+        self._stepped = time.monotonic()
 
     def on_step(self, step: int, steps: int) -> None:
         self.attempt.check()
+        began, self._stepped = self._stepped, time.monotonic()
+        self.attempt.measures.observe(STEP_SECONDS, self._stepped - began)
         self._steps = {"step": step, "steps": steps}
         self._report(self.spec.epochs * step / steps)
 
@@ -206,6 +210,7 @@ class RunReporter:
             self._behind = False
         except Unavailable:
             self._behind = True  # the run goes on; its rows are written anew once Redis is back
+        self._stepped = time.monotonic()
 
     def _set_rows(self) -> None:
         self.attempt.ledger.set_rows(self.attempt.job.id, [json_row(row) for row in self._rows])
@@ -224,6 +229,7 @@ class RunReporter:
             except Unavailable as error:
                 self.attempt.note(f"the last checkpoint is lost: {error.message}")
             raise
+        self._stepped = time.monotonic()
 
     def _store(self, folder: Path) -> None:
         run, storage = self.attempt.job.id, self.attempt.storage

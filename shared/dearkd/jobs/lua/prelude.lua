@@ -13,7 +13,8 @@
 -- Keys of all: `dearkd:events` (stream of the events of all jobs), `dearkd:open:{kind}` (jobs of which a unit can be claimed, by priority and turn), `dearkd:leases`
 --   (unit -> expiry in ms), `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences
 --   to come), `dearkd:jobs:{kind}[:{status}][@{owner}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes,
---   and for a while after), `dearkd:starting-over:{id}` (set while what a job made is deleted, before it is retried).
+--   and for a while after), `dearkd:starting-over:{id}` (set while what a job made is deleted, before it is retried),
+--   `dearkd:measures` (hash of sums for `/metrics`: see `measures.py`).
 local args = cjson.decode(ARGV[1])
 local GROUP = 2^32
 

@@ -9,6 +9,8 @@ redis.call('HDEL', k .. ':causes', unit)
 drop_claim(id, unit)
 local status = field(id, 'status')
 if not status then return nil end
+redis.call('HINCRBY', 'dearkd:measures', -- HINCRBYFLOAT of `jobs/measures.py` goes on from there
+  'dearkd_leases_lost_total|' .. field(id, 'kind') .. '|' .. (cause == '' and 'silent' or 'died'), 1)
 if status == 'running' then redis.call('HINCRBY', k, 'attempt', 1) end
 reopen(id, unit)
 return {field(id, 'status'), tostring(redis.call('HINCRBY', k .. ':deaths', unit, 1)), holder, cause}
