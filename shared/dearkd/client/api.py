@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dearkd.choices import ClassOrder, Kind
-from dearkd.client.transport import Json, Transport, fields_of, raise_for_status, segment
+from dearkd.client.transport import RETRY_PAUSES, Json, Transport, fields_of, raise_for_status, segment
 from dearkd.errors import InvalidInput, Unavailable
 from dearkd.jobs.model import TERMINAL
 
@@ -20,6 +20,7 @@ Collection = Literal["teachers", "datasets", "models", "synthesis-jobs", "traini
 
 JOBS: dict[Kind, Collection] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
 PAGE = 50
+STREAM_PATIENCE_SECONDS = 60.0
 
 
 class Client(Transport):
@@ -187,6 +188,35 @@ class Client(Transport):
 
     def list_events(self, identifier: str) -> Iterator[Json]:
         return self.iter_pages(f"{job_path(identifier)}/events")
+
+    def events(self, identifier: str | None = None, *, after: str | None = None) -> Iterator[Json]:
+        """What happens to a job, as it happens, until it has ended; or, without end, to all jobs, each with its `job`.
+
+        A connection that breaks is opened again where it was: no event is missed, and none comes twice.
+
+        Args:
+            identifier: of the job; by default all, from now on.
+            after: the id of the last event received.
+
+        Raises:
+            Unavailable: if the API cannot be reached for longer than `STREAM_PATIENCE_SECONDS`.
+        """
+        path = "/v1/events" if identifier is None else f"{job_path(identifier)}/events"
+        seen = time.monotonic()
+        while True:
+            try:
+                for event in self.stream(path, after=after):
+                    seen = time.monotonic()
+                    if event is not None:
+                        after = str(event["id"])
+                        yield event
+                if identifier is not None and self.get_job(identifier)["status"] in TERMINAL:
+                    yield from self.iter_pages(path, after=after)
+                    return
+            except Unavailable:
+                if time.monotonic() - seen > STREAM_PATIENCE_SECONDS:
+                    raise
+            time.sleep(RETRY_PAUSES[-1])
 
     def get_log(self, identifier: str) -> str:
         """A job's log: notes of its attempts and why they ended, a line each."""

@@ -1,6 +1,7 @@
 """HTTP to one API: how requests are sent, and tried again, and what is raised for what comes back."""
 
 import ipaddress
+import json
 import os
 import re
 import time
@@ -33,6 +34,8 @@ RETRY_PAUSES = (0.1, 0.3, 0.9)
 """Seconds between the tries of a request that met a broken connection or a 503, or a 429 where it creates something."""
 LONGEST_PAUSE = 5.0
 """The most seconds that an answer's `Retry-After` is waited for."""
+STREAM_SILENCE_SECONDS = 45.0
+"""A stream of events that brings nothing for so long, not even one of its beats, is broken."""
 FINAL = frozenset({"inspector_unavailable", "timeout"})
 """Codes of errors that the next seconds do not change."""
 # An answer may take the 60 s of `?wait=` or of the inspector, and then some.
@@ -157,6 +160,30 @@ class Transport:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+    def stream(self, path: str, *, after: str | None = None) -> Iterator[Json | None]:
+        """Server-sent events of one connection: their data, and None for a beat.
+
+        Args:
+            path: of the events.
+            after: the id of the last one received.
+        """
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after is not None else {})
+        timeout = httpx.Timeout(connect=5, read=STREAM_SILENCE_SECONDS, write=5, pool=5)
+        with self._transport_errors(), self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+            raise_for_status(response)
+            data: list[str] = []
+            for line in response.iter_lines():
+                if line.startswith("data:"):
+                    data.append(line.removeprefix("data:").removeprefix(" "))
+                elif line.startswith(":"):
+                    yield None
+                elif not line and data:
+                    event: Json = json.loads("\n".join(data))
+                    data = []
+                    yield event
 
     @contextmanager
     def _transport_errors(self) -> Iterator[None]:
