@@ -25,6 +25,8 @@ from tests.support.services import Api, database, serving
 
 pytestmark = pytest.mark.services
 
+VERBS = ("cancel", "retry", "pause", "resume")
+
 A, B = "key-of-a-0123456789", "key-of-b-0123456789"
 LIMIT = 3
 
@@ -114,7 +116,7 @@ def test_anothers_jobs_do_not_exist(keyed: Keyed) -> None:
         ledger.log.keep(one["id"])
     ledger.set_rows(training["id"], [{"epoch": 1}])
     a.storage.put(f"datasets/{dataset_of(job['id'])}/preview.png", b"picture")
-    reads = [link for one in (job, training) for name, link in one["links"].items() if name not in ("cancel", "retry")]
+    reads = [link for one in (job, training) for name, link in one["links"].items() if name not in VERBS]
     assert len(reads) == 8
 
     def nothing_is_told() -> None:
@@ -123,7 +125,7 @@ def test_anothers_jobs_do_not_exist(keyed: Keyed) -> None:
             assert (hidden.status_code, hidden.json()["code"]) == (404, "not_found"), path
             assert "secret" not in hidden.text
         for one in (job, training):
-            for verb in ("cancel", "retry"):
+            for verb in VERBS:
                 assert b.http.post(one["links"][verb]).status_code == 404, verb
         for reference, detail in (
             (job["id"], "there is no synthesis job"),

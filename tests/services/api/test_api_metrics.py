@@ -159,7 +159,16 @@ def test_requests_are_counted_by_template_and_never_by_path(api: Api) -> None:
     assert requests(after, none, status="421") - requests(before, none, status="421") == 1
     samples = after.samples("dearkd_http_requests_total")
     assert not [s for s in samples if "syn-" in s.labels["route"] or "nowhere" in s.labels["route"]]
-    assert {s.labels["method"] for s in samples} <= {"DELETE", "GET", "OPTIONS", "POST", "other"}
+    assert {s.labels["method"] for s in samples} <= {
+        "DELETE",
+        "GET",
+        "HEAD",
+        "OPTIONS",
+        "PATCH",
+        "POST",
+        "PUT",
+        "other",
+    }
 
 
 def test_an_error_of_the_server_is_counted_as_one(busy: Scrape) -> None:

@@ -155,7 +155,7 @@ def odd_paths() -> Iterator[str]:
 
 
 def test_whatever_stands_in_an_address_is_not_found(api: Api, tmp_path: Any) -> None:
-    dataset, model = put_dataset(api, tmp_path, images=10), put_model(api)
+    teacher, dataset, model = put_teacher(api), put_dataset(api, tmp_path, images=10), put_model(api)
     for odd in odd_paths():
         for method, path in (
             ("GET", f"/v1/teachers/{odd}"),
@@ -169,7 +169,11 @@ def test_whatever_stands_in_an_address_is_not_found(api: Api, tmp_path: Any) -> 
             ("GET", f"/v1/models/{model}/files/{odd}"),
             *((m, f"/v1/{kind}/{odd}{suffix}") for kind in ("synthesis-jobs", "training-runs") for m, suffix in (
                 ("GET", ""), ("GET", "/events"), ("GET", "/log"), ("POST", "/cancel"), ("POST", "/retry"),
+                ("POST", "/pause"), ("POST", "/resume"),
             )),
+            ("GET", f"/v1/teachers/{odd}/checks/{odd}"),
+            ("GET", f"/v1/teachers/{teacher}/checks/{odd}"),
+            ("POST", f"/v1/models/{odd}/predict"),
             ("GET", f"/v1/synthesis-jobs/{odd}/preview.png"),
             ("GET", f"/v1/training-runs/{odd}/metrics"),
         ):  # fmt: skip
@@ -188,10 +192,12 @@ def test_whatever_stands_in_a_query_is_refused_clearly(api: Api) -> None:
             "/v1/synthesis-jobs",
             job["links"]["events"],
             run["links"]["metrics"],
+            "/v1/events",
         ),
         "limit": ("/v1/teachers", job["links"]["events"]),
         "wait": (job["links"]["self"],),
         "status": ("/v1/synthesis-jobs",),
+        "created_after": ("/v1/synthesis-jobs",),
     }.items():
         odd = ["٣-٣", "1-1-1", "1e3", "nan", "-inf", "0x1", "99999999999999999999-1", *TEXTS]
         for value in [*(quoted(text) for text in odd if text != "tch-00000000000-00000000"), "%ff"]:

@@ -10,11 +10,11 @@ from dearkd.errors import CorruptData
 from dearkd.settings import Settings
 from dearkd.storage.catalog import fetch_weights, teachers
 from dearkd.storage.file_cache import FileCache
-from tests.services.api.test_api_registration import SPEC, served, tensors
+from tests.services.api.test_api_registration import SPEC, inspector, served, tensors
 from tests.support.api_contents import pointers
 from tests.support.services import Api
 
-__all__ = ["served"]
+__all__ = ["inspector", "served"]
 
 pytestmark = pytest.mark.services
 BODY = SPEC | {"architecture": "test_resnet"}
