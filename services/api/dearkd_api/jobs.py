@@ -20,17 +20,20 @@ from dearkd.jobs.model import Event, Job, dataset_of, kind_of
 from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
 from dearkd.specs.base import Priority, check_labels
 from dearkd_api import events
+from dearkd_api.answers import EventPage, MetricsPage, SynthesisPlan, TrainingPlan
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, Posted, ThisTurn
 from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.keys import Caller
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, ROW_ID, After, Limit, Page, page, require_id
 from dearkd_api.submissions import complete_synthesis, complete_training
 
 COLLECTIONS: Mapping[Kind, str] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
 POLL_SECONDS = 0.25
 
 DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and say what it would take.")]
+DRY = "What it would take; nothing was made."
+PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The grid.", "content": {"image/png": {}}}}
 
 
 LabelFilter = Annotated[
@@ -204,7 +207,7 @@ def _router(kind: Kind) -> APIRouter:
                 backend.log.add(identifier, "retried from the beginning, on request; what was made before is deleted")
         return _accepted(job)
 
-    @router.get("/{identifier}/events", response_model=Page)
+    @router.get("/{identifier}/events", response_model=EventPage)
     async def list_events(
         identifier: str,
         request: Request,
@@ -256,7 +259,9 @@ synthesis = _router("synthesis")
 training = _router("training")
 
 
-@synthesis.post("", status_code=202, response_model=JobView)
+@synthesis.post(
+    "", status_code=202, response_model=JobView, responses={200: {"model": SynthesisPlan, "description": DRY}}
+)
 def synthesise(
     posted: Annotated[Posted[SynthesisRequest], Body()],
     backend: Uses,
@@ -302,7 +307,9 @@ def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
     }
 
 
-@training.post("", status_code=202, response_model=JobView)
+@training.post(
+    "", status_code=202, response_model=JobView, responses={200: {"model": TrainingPlan, "description": DRY}}
+)
 def train(
     posted: Annotated[Posted[TrainingRequest], Body()],
     backend: Uses,
@@ -336,7 +343,7 @@ def train(
     )
 
 
-@synthesis.get("/{identifier}/preview.png", response_class=Response)
+@synthesis.get("/{identifier}/preview.png", response_class=Response, responses=PNG)
 def preview(identifier: str, backend: Uses, caller: Caller) -> Response:
     """The sample grid so far; it grows while the job runs."""
     _find("synthesis", identifier, backend, caller)
@@ -347,14 +354,14 @@ def preview(identifier: str, backend: Uses, caller: Caller) -> Response:
     return Response(picture, media_type="image/png", headers={"Cache-Control": "no-cache"})
 
 
-@training.get("/{identifier}/metrics", response_model=Page)
+@training.get("/{identifier}/metrics", response_model=MetricsPage)
 def metrics(
     identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> Response:
     """One row for each epoch: stage, losses by name, rates, evaluation. A number that is not finite is null."""
     _require_kind("training", identifier)
     backend.store.require_visible(identifier, caller)
-    if after is not None and not re.fullmatch(r"[0-9]{1,9}", after):
+    if after is not None and not re.fullmatch(ROW_ID, after):
         raise InvalidInput.at("/after", f"{after!r} is no id of a row; give the last one that you received")
     behind = int(after or 0)
     rows, more = backend.store.rows(identifier, after=behind, limit=limit)
