@@ -18,10 +18,11 @@ from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import InvalidInput, Unavailable
 from dearkd.jobs.model import Event
+from dearkd_api.answers import EventPage
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.event_listener import OUTAGE_SECONDS
 from dearkd_api.keys import Caller
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page
+from dearkd_api.pages import DEFAULT_LIMIT, EVENT_ID, After, Limit, page
 
 STREAM: Final = "text/event-stream"
 STREAM_SECONDS: Final = 600.0
@@ -42,7 +43,7 @@ def wants_stream(request: Request) -> bool:
 
 def check_id(text: str | None, pointer: str = "/after") -> str | None:
     """Raises `InvalidInput` if `text` is no id of an event."""
-    if text is not None and not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", text):
+    if text is not None and not re.fullmatch(EVENT_ID, text):
         raise InvalidInput.at(pointer, f"{text!r:.80} is no id of an event; give the last one that you received")
     return text
 
@@ -117,7 +118,7 @@ def stream(
 router = APIRouter(prefix="/v1/events", tags=["events"])
 
 
-@router.get("", response_model=Page)
+@router.get("", response_model=EventPage)
 async def events_of_all(
     request: Request, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> Response:

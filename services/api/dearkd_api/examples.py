@@ -61,13 +61,16 @@ _facts = DatasetFacts(
 _training = TrainingSpec.resolve(_TRAINING, _facts, _teacher)
 
 
+_BELOW: Final = ("cancel", "retry", "pause", "resume", "events", "log")
+
+
 def _job(kind: str, status: str, **fields: Any) -> Json:
     identifier = IDS["syn" if kind == "synthesis" else "run"]
     here = f"/v1/{'synthesis-jobs' if kind == 'synthesis' else 'training-runs'}/{identifier}"
     spec = _synthesis if kind == "synthesis" else _training
     total = _synthesis.num_samples if kind == "synthesis" else _training.epochs
     shown = ("preview", "preview.png") if kind == "synthesis" else ("metrics", "metrics")
-    below = {name: f"{here}/{tail}" for name, tail in (*((n, n) for n in ("cancel", "retry", "events", "log")), shown)}
+    below = {name: f"{here}/{tail}" for name, tail in (*((n, n) for n in _BELOW), shown)}
     return {
         "id": identifier,
         "kind": kind,
@@ -165,10 +168,17 @@ def _page(*members: Json) -> Json:
     return {"data": list(members), "has_more": False}
 
 
+_EVENT: Final = {"id": "1772357460000-0", "at": _STARTED, "type": "status", "data": {"status": "running"}}
+
+
 def _of_jobs(collection: str, kind: str, posted: Json, plan: Json) -> tuple[dict[str, Json], dict[str, Json]]:
     """Bodies and answers of one kind of job."""
-    event = {"id": "1772357460000-0", "at": _STARTED, "type": "status", "data": {"status": "running"}}
-    bodies = {f"{collection}.create": posted, f"{collection}.retry": {"from": "last"}}
+    prioritised = _job(kind, "queued")["spec"] | {"priority": "high"}
+    bodies = {
+        f"{collection}.create": posted,
+        f"{collection}.retry": {"from": "last"},
+        f"{collection}.priority": {"priority": "high"},
+    }
     answers = {
         f"{collection}.list": _page(_ended(kind, "succeeded", result=_MADE[kind])),
         f"{collection}.create": _job(kind, "queued" if kind == "synthesis" else "blocked"),
@@ -176,7 +186,10 @@ def _of_jobs(collection: str, kind: str, posted: Json, plan: Json) -> tuple[dict
         f"{collection}.get": _ended(kind, "failed", error=_LOST),
         f"{collection}.cancel": _job(kind, "canceling", started_at=_STARTED),
         f"{collection}.retry": _job(kind, "queued", attempt=2),
-        f"{collection}.events": _page(event),
+        f"{collection}.pause": _job(kind, "paused", started_at=_STARTED),
+        f"{collection}.resume": _job(kind, "queued", started_at=_STARTED),
+        f"{collection}.priority": _job(kind, "queued") | {"spec": prioritised},
+        f"{collection}.events": _page({**_EVENT}),
     }
     return bodies, answers
 
@@ -234,6 +247,7 @@ ANSWERS: Final[Mapping[str, Json]] = {
         {"id": "1", "epoch": 1, "stage": 1, "loss": 1.52, "learning_rate": 0.0003, "images_per_second": 410.0},
         {"id": "2", "epoch": 2, "stage": 1, "loss": 1.07, "learning_rate": 0.0007, "images_per_second": 412.5},
     ),
+    "events.list": _page({**_EVENT, "job": SYNTHESIS_ID}),
     "datasets.create": _DATASET,
     "datasets.create 202": {**_REGISTERING, "id": IDS["ds"]},
     "datasets.list": _page(_DATASET),

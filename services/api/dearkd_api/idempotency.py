@@ -25,7 +25,9 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
+        min_length=1,
         max_length=255,
+        pattern="^[ -~]+$",
         description="A random text of your own, such as a UUID: the same request with it again is given the first "
         "answer, for 24 hours, and makes nothing new. Another request with it is refused (422).",
     ),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, BeforeValidator, Field
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.choices import Kind, Status
@@ -18,7 +18,7 @@ from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reaso
 from dearkd.identifiers import earliest_id, sibling
 from dearkd.jobs.model import Event, Job, dataset_of, kind_of
 from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
-from dearkd.specs.base import Priority, check_labels
+from dearkd.specs.base import Priority
 from dearkd_api import events
 from dearkd_api.answers import EventPage, MetricsPage, SynthesisPlan, TrainingPlan
 from dearkd_api.backend import Backend, Uses
@@ -36,11 +36,26 @@ DRY = "What it would take; nothing was made."
 PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The grid.", "content": {"image/png": {}}}}
 
 
+LABEL = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}=[^,]{0,200}"
 LabelFilter = Annotated[
     str | None,
-    Query(max_length=4000, description="Labels that the jobs have, such as `team=vision,round=3`."),
+    Query(
+        max_length=4000,
+        pattern=f"^{LABEL}(,{LABEL})*$",
+        description="Labels that the jobs have, all of them, such as `team=vision,round=3`.",
+    ),
 ]
-Moment = Annotated[AwareDatetime | None, Query(description="RFC 3339, with its zone.")]
+
+
+def _require_rfc_3339(value: Any) -> Any:
+    if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]", str(value)):
+        raise ValueError("no date and time of RFC 3339, such as 2026-03-01T09:30:00Z")
+    return value
+
+
+Moment = Annotated[
+    Annotated[AwareDatetime, BeforeValidator(_require_rfc_3339)] | None, Query(description="RFC 3339, with its zone.")
+]
 
 
 class RetryRequest(Spec):
@@ -67,20 +82,6 @@ class JobPage(Page):
 
 def render(job: Job) -> dict[str, Any]:
     return job.model_dump(mode="json", exclude={"owner"}) | {"links": _links(job)}
-
-
-def parse_labels(text: str | None) -> dict[str, str]:
-    """The labels of a filter. Raises `InvalidInput` if it is none."""
-    found: dict[str, str] = {}
-    for part in text.split(",") if text else []:
-        key, sign, value = part.partition("=")
-        if not sign or key in found:
-            raise InvalidInput.at("/labels", f"{part!r:.80}: a filter is KEY=VALUE, several by commas, each key once")
-        found[key] = value
-    try:
-        return check_labels(found)
-    except ValueError as error:
-        raise InvalidInput.at("/labels", str(error)) from None
 
 
 def _links(job: Job) -> dict[str, str]:
@@ -138,7 +139,7 @@ def _router(kind: Kind) -> APIRouter:
             limit=limit,
             after=min(filter(None, (after, before)), default=None),
             owner=caller,
-            labels=parse_labels(labels),
+            labels=[tuple(part.split("=", 1)) for part in labels.split(",")] if labels else [],
             since=earliest_id(prefix, created_after) if created_after is not None else None,
         )
         return JSONResponse(page([render(job) for job in jobs], more))

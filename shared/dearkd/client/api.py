@@ -190,7 +190,7 @@ class Client(Transport):
         return self.iter_pages(f"{job_path(identifier)}/events")
 
     def events(self, identifier: str | None = None, *, after: str | None = None) -> Iterator[Json]:
-        """What happens to a job, as it happens, until it has ended; or, without end, to all jobs, each with its `job`.
+        """Events of a job as they come, until it has ended; or, without end, of all jobs, each with its `job`.
 
         A connection that breaks is opened again where it was: no event is missed, and none comes twice.
 

@@ -1,7 +1,7 @@
 """Job records in Redis, to be read; what changes them is in `store` and `ledger`."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from typing import Any, cast
 
@@ -40,7 +40,7 @@ class JobRecords:
         limit: int = 50,
         after: str | None = None,
         owner: str | None = None,
-        labels: Mapping[str, str] | None = None,
+        labels: Collection[tuple[str, ...]] = (),
         since: str | None = None,
     ) -> tuple[list[Job], bool]:
         """Up to `limit` jobs, newest first, older than `after`; and whether there are more.
@@ -51,7 +51,7 @@ class JobRecords:
             kind, status, owner: of the jobs.
             limit: the most jobs.
             after, since: ids, or what sorts among them, between which theirs lie.
-            labels: that they have; then jobs are looked through until so many are found.
+            labels: keys and values that they have, all of them; then jobs are looked through until so many are found.
         """
         index, bottom = job_index(kind, status, owner), f"[{since}" if since else "-"
         jobs: list[Job] = []
@@ -62,7 +62,7 @@ class JobRecords:
             for identifier in found:
                 pipe.hgetall(job_key(identifier.decode()))
             records = [parse(values) for values in pipe.execute() if values] if found else []
-            jobs += [job for job in records if (labels or {}).items() <= job.spec.get("labels", {}).items()]
+            jobs += [job for job in records if set(labels) <= set(job.spec.get("labels", {}).items())]
             if len(jobs) > limit or len(found) <= limit:
                 return jobs[:limit], len(jobs) > limit
             after = found[-1].decode()
