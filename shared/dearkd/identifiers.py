@@ -8,7 +8,8 @@ from typing import Literal
 Kind = Literal["tch", "syn", "run", "ds", "mdl", "chk", "prd", "tmp"]
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in lower case: sorts as its numbers do
-_PATTERN = re.compile(r"(tch|syn|run|ds|mdl|chk|prd|tmp)-[0-9a-hjkmnp-tv-z]{11}-[0-9a-hjkmnp-tv-z]{8}")
+_BEHIND = r"-[0-9a-hjkmnp-tv-z]{11}-[0-9a-hjkmnp-tv-z]{8}"
+_PATTERN = re.compile(r"(tch|syn|run|ds|mdl|chk|prd|tmp)" + _BEHIND)
 
 
 def _base32(number: int, digits: int) -> str:
@@ -28,3 +29,8 @@ def sibling(identifier: str, kind: Kind) -> str:
 def is_id(text: str, kind: Kind) -> bool:
     """Tell whether `text` is an identifier of that kind, and so safe as a part of a storage key."""
     return text.startswith(f"{kind}-") and _PATTERN.fullmatch(text) is not None
+
+
+def pattern_of(kind: Kind) -> str:
+    """The regular expression of the identifiers of a kind, for schemas: what it matches from end to end is one."""
+    return f"^{kind}{_BEHIND}$"

@@ -2,18 +2,19 @@
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPBearer
 
 import dearkd
 from dearkd.errors import DearKDError
 from dearkd.jobs.queue import QueueName, alive
 from dearkd.settings import Settings
 from dearkd_api import checks, dashboard, datasets, jobs, models, predictions, problems, teachers
+from dearkd_api.answers import Alive, Ready
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.boundary import Boundary
 from dearkd_api.hosts import AllowedHosts
 from dearkd_api.key_failures import KeyFailures
 from dearkd_api.keys import RequireKey
+from dearkd_api.openapi import DescribedAPI
 from dearkd_api.queries import require_known_parameters
 
 KINDS: dict[str, QueueName] = {"synth": "synth", "inspect": "inspect", "trainer": "train"}
@@ -32,7 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         InvalidInput: if the storage URL is invalid, or a key or an allowed host breaks a rule.
     """
-    app = FastAPI(
+    app = DescribedAPI(
         docs_url=None,  # an own page, from own files
         redoc_url=None,
         title="dearkd",
@@ -43,8 +44,6 @@ def create_app(settings: Settings) -> FastAPI:
     backend = Backend.open(settings)
     app.state.backend = backend
     problems.install(app)
-    # Of the documentation alone; who asks is checked before that, of paths that do not exist too.
-    shown = [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if backend.keys else []
     if backend.keys:
         app.add_middleware(RequireKey, keys=backend.keys, failures=KeyFailures(settings.max_key_failures))
     hosts = AllowedHosts.parse(settings.allowed_hosts, bound=settings.host)
@@ -59,11 +58,11 @@ def create_app(settings: Settings) -> FastAPI:
         predictions.router,
     )
     for router in routers:
-        app.include_router(router, dependencies=shown)
+        app.include_router(router)
     app.include_router(dashboard.router)
     app.mount("/static", dashboard.STATIC)
-    app.add_api_route("/healthz", _alive, methods=["GET"], tags=["health"])
-    app.add_api_route("/readyz", _ready, methods=["GET"], tags=["health"])
+    app.add_api_route("/healthz", _alive, methods=["GET"], tags=["health"], response_model=Alive)
+    app.add_api_route("/readyz", _ready, methods=["GET"], tags=["health"], response_model=Ready)
     return app
 
 

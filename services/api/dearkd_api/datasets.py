@@ -17,12 +17,12 @@ from dearkd.specs import Name, Spec
 from dearkd.storage.catalog import StoredFile
 from dearkd.storage.keys import check_key
 from dearkd_api import registering
+from dearkd_api.answers import RegisteredDataset, Registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute
-from dearkd_api.files import send_verified
+from dearkd_api.files import FILE, send_verified
 from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
-from dearkd_api.teachers import Registering
 from dearkd_api.verification import ServedFile
 
 BESIDE_SHARDS = ("_info.json", "preview.png", "README.md", "class_names.json")
@@ -32,7 +32,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRou
 
 
 class DatasetPage(Page):
-    data: list[DatasetManifest]  # type: ignore[assignment]  # narrower, for the schema
+    data: list[RegisteredDataset]  # type: ignore[assignment]  # narrower, for the schema
 
 
 class DatasetRegistration(Spec):
@@ -47,7 +47,7 @@ class DatasetRegistration(Spec):
     names if `name` and `natural` differ."""
 
 
-@router.post("", status_code=201, response_model=DatasetManifest, responses={202: {"model": Registering}})
+@router.post("", status_code=201, response_model=RegisteredDataset, responses={202: {"model": Registering}})
 async def create(posted: DatasetRegistration, request: Request, backend: Uses, caller: Caller) -> Response:
     """Register the shards under `prefix`, after reading and checking all of them.
 
@@ -65,7 +65,7 @@ def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After 
     return JSONResponse(page([registering.render(dataset) for dataset in found], more))
 
 
-@router.get("/{identifier}", response_model=DatasetManifest)
+@router.get("/{identifier}", response_model=RegisteredDataset | Registering)
 def get(identifier: str, backend: Uses) -> Response:
     """The manifest; `status` is `registering` or `failed` while or after the inspector checks it."""
     return JSONResponse(registering.look_up(backend, backend.datasets, identifier))
@@ -82,7 +82,7 @@ def delete(identifier: str, backend: Uses, caller: Caller) -> None:
 
 
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
-@router.get("/{identifier}/files/{name:path}", response_class=Response)
+@router.get("/{identifier}/files/{name:path}", response_class=Response, responses=FILE)
 async def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
     """A shard, `_info.json`, `preview.png`, `README.md` or `dataset.json`; all but the last take ranges.
 

@@ -1,7 +1,7 @@
 """Files of datasets and models: streamed with ranges from a local store, by a redirect from a bucket."""
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
@@ -19,6 +19,17 @@ _TYPES: Final = {
     "png": "image/png",
     "tar": "application/x-tar",
 }
+_OTHER: Final = "application/octet-stream"
+
+_BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
+_CONTENT: Final = {kind.partition(";")[0]: {} if "json" in kind else _BYTES for kind in (_OTHER, *_TYPES.values())}
+FILE: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "The file.", "content": _CONTENT},
+    206: {"description": "The range of it that was asked for.", "content": _CONTENT},
+    304: {"description": "It is the one that `If-None-Match` names."},
+    307: {"description": "It lies in a bucket, where `Location` leads for a while."},
+}
+"""The answers of a route that ends in `send_verified`, for the schema."""
 
 
 async def send_verified(request: Request, backend: Backend, file: ServedFile) -> Response:
@@ -65,7 +76,7 @@ def send_file(request: Request, storage: Storage, key: str, *, sha256: str | Non
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     headers["Content-Length"] = str(stop - start)
     status = 200 if span is None else 206
-    media_type = _TYPES.get(name.rpartition(".")[2], "application/octet-stream")
+    media_type = _TYPES.get(name.rpartition(".")[2], _OTHER)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
     body = storage.stream(key, start=start, end=stop) if stop > start else iter(())

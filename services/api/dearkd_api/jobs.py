@@ -17,16 +17,19 @@ from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
 from dearkd.jobs.model import Job, dataset_of, kind_of
 from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
+from dearkd_api.answers import EventPage, MetricsPage, SynthesisPlan, TrainingPlan
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, Posted
 from dearkd_api.keys import Caller
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, EVENT_ID, ROW_ID, After, Limit, Page, page, require_id
 from dearkd_api.submissions import complete_synthesis, complete_training
 
 COLLECTIONS: Mapping[Kind, str] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
 POLL_SECONDS = 0.25
 
 DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and say what it would take.")]
+DRY = "What it would take; nothing was made."
+PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
 
 
 class RetryRequest(Spec):
@@ -134,13 +137,13 @@ def _router(kind: Kind) -> APIRouter:
                 backend.log.add(identifier, "retried from the beginning, on request; what was made before is deleted")
         return _accepted(job)
 
-    @router.get("/{identifier}/events", response_model=Page)
+    @router.get("/{identifier}/events", response_model=EventPage)
     def events(
         identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
     ) -> Response:
         """List a job's events, oldest first."""
         _find(kind, identifier, backend, caller)
-        if after is not None and not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", after):
+        if after is not None and not re.fullmatch(EVENT_ID, after):
             raise InvalidInput.at("/after", f"{after!r} is no id of an event; give the last one that you received")
         found, more = backend.store.events(identifier, after=after, limit=limit)
         return JSONResponse(page([event.model_dump(mode="json") for event in found], more))
@@ -162,7 +165,9 @@ synthesis = _router("synthesis")
 training = _router("training")
 
 
-@synthesis.post("", status_code=202, response_model=JobView)
+@synthesis.post(
+    "", status_code=202, response_model=JobView, responses={200: {"model": SynthesisPlan, "description": DRY}}
+)
 def synthesise(
     posted: Annotated[Posted[SynthesisRequest], Body()], backend: Uses, caller: Caller, dry_run: DryRun = False
 ) -> Response:
@@ -202,7 +207,9 @@ def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
     }
 
 
-@training.post("", status_code=202, response_model=JobView)
+@training.post(
+    "", status_code=202, response_model=JobView, responses={200: {"model": TrainingPlan, "description": DRY}}
+)
 def train(
     posted: Annotated[Posted[TrainingRequest], Body()], backend: Uses, caller: Caller, dry_run: DryRun = False
 ) -> Response:
@@ -230,7 +237,7 @@ def train(
     )
 
 
-@synthesis.get("/{identifier}/preview.png", response_class=Response)
+@synthesis.get("/{identifier}/preview.png", response_class=Response, responses=PNG)
 def preview(identifier: str, backend: Uses, caller: Caller) -> Response:
     """The sample grid so far; it grows while the job runs."""
     _find("synthesis", identifier, backend, caller)
@@ -241,14 +248,14 @@ def preview(identifier: str, backend: Uses, caller: Caller) -> Response:
     return Response(picture, media_type="image/png", headers={"Cache-Control": "no-cache"})
 
 
-@training.get("/{identifier}/metrics", response_model=Page)
+@training.get("/{identifier}/metrics", response_model=MetricsPage)
 def metrics(
     identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> Response:
     """One row for each epoch: stage, losses by name, rates, evaluation. A number that is not finite is null."""
     _require_kind("training", identifier)
     backend.store.require_visible(identifier, caller)
-    if after is not None and not re.fullmatch(r"[0-9]{1,9}", after):
+    if after is not None and not re.fullmatch(ROW_ID, after):
         raise InvalidInput.at("/after", f"{after!r} is no id of a row; give the last one that you received")
     behind = int(after or 0)
     rows, more = backend.store.rows(identifier, after=behind, limit=limit)

@@ -8,7 +8,7 @@ from dearkd.errors import NotFound
 from dearkd.storage.catalog import Model
 from dearkd_api import registering
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.files import send_verified
+from dearkd_api.files import FILE, send_verified
 from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.verification import ServedFile
@@ -40,7 +40,7 @@ def delete(identifier: str, backend: Uses, caller: Caller) -> None:
 
 
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
-@router.get("/{identifier}/files/{name:path}", response_class=Response)
+@router.get("/{identifier}/files/{name:path}", response_class=Response, responses=FILE)
 async def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
     """A file from the model's list `files`; takes ranges. 500 `corrupt_data` if it was altered."""
     file = await run_in_threadpool(_find_file, identifier, name, backend)

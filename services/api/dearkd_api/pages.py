@@ -12,6 +12,10 @@ from dearkd.identifiers import Kind, is_id
 Limit = Annotated[int, Query(ge=1, le=200, description="How many at most.")]
 After = Annotated[str | None, Query(description="The last id received: go on behind it.")]
 DEFAULT_LIMIT = 50
+EVENT_ID = r"[0-9]{1,19}-[0-9]{1,19}"
+"""The pattern of an event's id, which Redis gives."""
+ROW_ID = r"[0-9]{1,9}"
+"""The pattern of the id of a row of metrics: they are counted from 1."""
 
 
 class Page(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.data.unregistered import keys_under
@@ -18,6 +18,7 @@ from dearkd.specs import Name, TeacherSpec
 from dearkd.storage.catalog import Teacher
 from dearkd.storage.keys import check_key
 from dearkd_api import registering
+from dearkd_api.answers import Registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import ErrorCollector, JsonRequest, parse_json
 from dearkd_api.keys import Caller
@@ -44,6 +45,7 @@ class TeacherRegistration(TeacherSpec):
 _FORM = {
     "type": "object",
     "required": ["teacher", "weights"],
+    "additionalProperties": False,
     "properties": {
         "teacher": TeacherSpec.model_json_schema(),
         "weights": {"type": "string", "format": "binary", "description": "A safetensors file."},
@@ -53,13 +55,6 @@ _FORM = {
 
 class TeacherPage(Page):
     data: list[Teacher]  # type: ignore[assignment]  # narrower, for the schema
-
-
-class Registering(BaseModel):
-    """A registration that takes longer than a request waits for it."""
-
-    id: str
-    status: str
 
 
 @router.post(
@@ -102,7 +97,7 @@ def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After 
     return JSONResponse(page([registering.render(teacher) for teacher in found], more))
 
 
-@router.get("/{identifier}", response_model=Teacher)
+@router.get("/{identifier}", response_model=Teacher | Registering)
 def get(identifier: str, backend: Uses) -> Response:
     """A teacher; `status` is `registering` or `failed` (with `error`) while or after the inspector checks it."""
     return JSONResponse(registering.look_up(backend, backend.teachers, identifier))
