@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo check test test-all test-quick lint format gpu imagenet-demo
+.PHONY: demo check test test-all test-quick lint openapi format gpu imagenet-demo
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -59,6 +59,10 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The schema that is committed; a test compares it with the API's.
+openapi: $(DEV)
+	$(BIN)/python -m dearkd_api.write_openapi docs/openapi.json
 
 format: $(DEV)
 	$(BIN)/ruff format .

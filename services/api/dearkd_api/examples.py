@@ -176,8 +176,6 @@ def _of_jobs(collection: str, kind: str, posted: Json, plan: Json) -> tuple[dict
         f"{collection}.get": _ended(kind, "failed", error=_LOST),
         f"{collection}.cancel": _job(kind, "canceling", started_at=_STARTED),
         f"{collection}.retry": _job(kind, "queued", attempt=2),
-        f"{collection}.pause": _job(kind, "queued"),
-        f"{collection}.resume": _job(kind, "queued"),
         f"{collection}.events": _page(event),
     }
     return bodies, answers
