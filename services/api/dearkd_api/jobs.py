@@ -29,7 +29,7 @@ POLL_SECONDS = 0.25
 
 DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and say what it would take.")]
 DRY = "What it would take; nothing was made."
-PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
+PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The grid.", "content": {"image/png": {}}}}
 
 
 class RetryRequest(Spec):

@@ -4,6 +4,8 @@ All of it follows from the path and the method of a route, so that a new route h
 route declares only what it alone knows: its bodies and what it answers when nothing goes wrong.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,6 +35,9 @@ AFTER: Final = {"events": EVENT_ID, "metrics": ROW_ID}
 """Patterns of `after` in collections whose members have no id of a kind, by the last part of the path."""
 
 HEALTH: Final = {"/healthz": "health.alive", "/readyz": "health.ready", "/metrics": "health.metrics"}
+
+COMPLETED: Final = ("SynthesisRequest", "TrainingRequest")
+"""Schemas of bodies whose absent fields a preset or a recipe fills in."""
 
 SECURITY: Final = "key"
 
@@ -194,6 +199,8 @@ def complete(document: Json, *, keyed: bool) -> None:
     components["schemas"] = dict(sorted(schemas.items()))
     components["responses"] = {_name(status): told.response(status) for status, told in PROBLEMS.items()}
     components["securitySchemes"] = {SECURITY: {"type": "http", "scheme": "bearer"}}
+    for name in COMPLETED:
+        _drop_defaults(name, schemas, seen=set())
     for path, method, operation in operations(document):
         operation["operationId"] = operation_id(method, path)
         answers = {status: answer for status, answer in operation["responses"].items() if int(status) < 400}
@@ -255,6 +262,20 @@ def problem_statuses(method: str, path: str, operation: Json) -> list[int]:
     if "/files/" in path:
         found += [416]
     return sorted(set(found))
+
+
+def _drop_defaults(name: str, schemas: Json, seen: set[str]) -> None:
+    """Drop all defaults of a schema and of those that it refers to.
+
+    A generated client sends each default that a schema names, and what is given wins over the preset.
+    """
+    if name in seen:
+        return
+    seen.add(name)
+    for field in schemas[name].get("properties", {}).values():
+        field.pop("default", None)
+    for other in re.findall(r"#/components/schemas/(\w+)", json.dumps(schemas[name])):
+        _drop_defaults(other, schemas, seen)
 
 
 def _complete_parameter(parameter: Json, path: str) -> None:

@@ -3,7 +3,9 @@
 import contextlib
 import tarfile
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -14,6 +16,7 @@ from dearkd.client import Client, Json
 from dearkd.errors import Conflict, NotFound
 from dearkd.local.up import UpTree
 from dearkd.specs import TeacherSpec
+from tests.support.generated_client import GeneratedClient
 from tests.support.services import eventually
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
@@ -171,3 +174,47 @@ def test_the_dashboard_is_there(client: Client) -> None:
     page = httpx.get(client.url)
     assert page.status_code == 200
     assert "dearkd" in page.text
+
+
+def test_a_client_that_was_generated_from_the_schema_runs_the_main_job(
+    client: Client, plain_teacher: tuple[TeacherSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = GeneratedClient(tmp_path, client.url, monkeypatch)
+    models, File = foreign.models, foreign.types.File
+    spec, weights = plain_teacher
+    with weights.open("rb") as file:
+        upload = models.TeachersCreateFilesBody(
+            teacher=models.TeachersCreateFilesBodyTeacherSpec.from_dict(spec.model_dump(mode="json")),
+            weights=File(payload=file, file_name="weights.safetensors"),
+        )
+        teacher = foreign.call("teachers.create", body=upload)
+    assert isinstance(teacher, models.Teacher), teacher
+    assert teacher.batch_norm_layers > 5
+
+    small = models.SynthesisRequest.from_dict({"teacher": teacher.id, **SYNTHESIS})
+    plan = foreign.call("synthesis_jobs.create", body=small, dry_run=True)
+    ours = client.plan_synthesis_job({"teacher": teacher.id, **SYNTHESIS})
+    assert plan.to_dict() == ours, "a field that nobody gave was sent"
+    job = foreign.call("synthesis_jobs.create", body=small)
+    asked = models.TrainingRequest.from_dict({"dataset": job.id, **TRAINING})
+    run = foreign.call("training_runs.create", body=asked)
+    assert (job.status, run.status) == ("queued", "blocked")
+
+    def ended(name: str, identifier: str) -> Any:
+        while (found := foreign.call(f"{name}.get", identifier, wait=30)).finished_at is None:
+            assert isinstance(found, models.JobView), found
+        assert found.status == "succeeded", found.error
+        return found
+
+    made = ended("synthesis_jobs", job.id).result["dataset"]
+    dataset = foreign.call("datasets.get", made)
+    assert (dataset.num_samples, len(dataset.shards)) == (80, 2)
+    shard = foreign.call("datasets.files.get", made, dataset.shards[0].name).payload.read()
+    assert sha256(shard).hexdigest() == dataset.shards[0].sha256
+    assert {event.type_ for event in foreign.call("synthesis_jobs.events", job.id).data} >= {"status"}
+    model = foreign.call("models.get", ended("training_runs", run.id).result["model"])
+    assert model.dataset == made
+    rows = foreign.call("training_runs.metrics", run.id).data
+    assert [(row.epoch, row.stage) for row in rows] == [(1, 1), (2, 1), (3, 2)]
+    refused = foreign.call("training_runs.cancel", run.id)
+    assert (refused.status, refused.title) == (409, "The state of things forbids this")

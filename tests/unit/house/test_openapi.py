@@ -124,6 +124,12 @@ def test_parameters_are_never_null_and_ids_have_their_pattern() -> None:
                 assert parameter["schema"]["pattern"], path
 
 
+@pytest.mark.parametrize("name", ["SynthesisRequest", "SynthesisWeightsRequest", "TrainingRequest", "StageOneRequest"])
+def test_no_default_stands_where_a_preset_decides(name: str) -> None:
+    fields = SCHEMA["components"]["schemas"][name]["properties"]
+    assert not [field for field, told in fields.items() if "default" in told]
+
+
 def test_a_key_is_needed_only_where_keys_are_configured(tmp_path: Any) -> None:
     keyed = create_app(Settings(storage_url=f"file://{tmp_path}", api_keys="a-key-of-some-length")).openapi()
     for path, method, operation in operations(keyed):
