@@ -191,11 +191,12 @@ def test_a_client_that_was_generated_from_the_schema_runs_the_main_job(
     assert isinstance(teacher, models.Teacher), teacher
     assert teacher.batch_norm_layers > 5
 
+    plan = foreign.call("synthesis_jobs.create", body=models.SynthesisRequest(teacher=teacher.id), dry_run=True)
+    assert plan.to_dict() == client.plan_synthesis_job({"teacher": teacher.id}), "it sent what nobody gave"
     small = models.SynthesisRequest.from_dict({"teacher": teacher.id, **SYNTHESIS})
-    plan = foreign.call("synthesis_jobs.create", body=small, dry_run=True)
-    ours = client.plan_synthesis_job({"teacher": teacher.id, **SYNTHESIS})
-    assert plan.to_dict() == ours, "a field that nobody gave was sent"
     job = foreign.call("synthesis_jobs.create", body=small)
+    course = foreign.call("training_runs.create", body=models.TrainingRequest(dataset=job.id), dry_run=True)
+    assert course.to_dict() == client.plan_training_run({"dataset": job.id}), "it sent what nobody gave"
     asked = models.TrainingRequest.from_dict({"dataset": job.id, **TRAINING})
     run = foreign.call("training_runs.create", body=asked)
     assert (job.status, run.status) == ("queued", "blocked")
