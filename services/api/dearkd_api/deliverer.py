@@ -17,6 +17,7 @@ import dearkd
 from dearkd.errors import Unavailable
 from dearkd.jobs.deliveries import BACKOFF, ClaimedDelivery, Deliveries, DeliveryAttempt, State
 from dearkd.jobs.model import now
+from dearkd.log_lines import about
 from dearkd.specs.webhook import secret_key
 from dearkd_api.jobs import render
 from dearkd_api.webhook_targets import RefusedTarget, host_of, resolve
@@ -60,6 +61,7 @@ class Deliverer:
 
     def start(self, stop: threading.Event) -> None:
         """Send until `stop` is set. What is at work then is sent again by whoever comes next."""
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it names addresses in full, with what is secret in them
         for number in range(THREADS):
             threading.Thread(target=self._run, args=(stop,), name=f"deliverer-{number}", daemon=True).start()
 
@@ -78,6 +80,11 @@ class Deliverer:
         claimed = self._deliveries.claim(LEASE_SECONDS)
         if claimed is None:
             return False
+        with about(job_id=claimed.job.id):
+            self._attempt(claimed)
+        return True
+
+    def _attempt(self, claimed: ClaimedDelivery) -> None:
         at, began = now(), time.monotonic()
         status, error = None, None
         try:
@@ -104,7 +111,6 @@ class Deliverer:
             pause=PAUSE_SECONDS if seconds > SLOW_SECONDS else None,
         )
         log.info("%s: %s; %s", claimed.id, error or f"answered {status}", state)
-        return True
 
     def _send(self, claimed: ClaimedDelivery) -> int:
         """Send a delivery; returns the status of the answer."""
