@@ -78,7 +78,7 @@ class ClaimedDelivery:
     event: Status
     at: datetime
     job: Job
-    """As it was when it entered the status."""
+    """The job as it was when it entered the status."""
     url: str
     secret: str
     host: str

@@ -65,7 +65,7 @@ class WebhookSpec(Spec):
     """Whom a job tells of its steps, and of which."""
 
     url: Annotated[str, AfterValidator(check_target)] = Field(max_length=2000)
-    """Where a POST is sent. Who may see the job sees it; what the job makes does not hold it."""
+    """The address to which a POST is sent. Who may see the job sees it; what the job makes does not hold it."""
     events: Annotated[list[Status], FIRST_ERROR, AfterValidator(_check_events)] = Field(
         default=["succeeded", "failed", "canceled"], min_length=1
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook
@@ -22,6 +23,7 @@ from dearkd.specs.webhook import WebhookRequest
 from dearkd.work.worker import open_ledger
 from dearkd_api import deliverer as deliverer_module
 from dearkd_api.deliverer import Deliverer, sign
+from tests.support.documents import blocks, read
 from tests.support.ledger_steps import claim, mark
 from tests.support.services import database, eventually
 from tests.support.specs import synthesis_spec, training_spec
@@ -74,6 +76,13 @@ def only(deliveries: Deliveries, job: str) -> Delivery:
     return found
 
 
+def verify_as_documented(secret: str, headers: dict[str, str], body: bytes) -> bool:
+    (snippet,) = (block for block in blocks(read("docs/http.md"), "python") if "def verify(" in block)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    return bool(names["verify"](secret, headers, body))
+
+
 def test_the_signature_is_that_of_standard_webhooks() -> None:
     """The message and secret of its own documentation, and what its own library makes of them."""
     body = b'{"test": 2432232314}'
@@ -96,6 +105,8 @@ def test_each_step_that_is_asked_for_is_told_once_with_the_job_as_it_then_was(
     assert len({message.id for message in told}) == 5
     for message, status in zip(told, statuses, strict=True):
         assert Webhook(SECRET).verify(message.body, message.headers) == message.json
+        assert verify_as_documented(SECRET, message.headers, message.body)
+        assert not verify_as_documented(SECRET, message.headers, message.body + b" ")
         assert message.headers["content-type"] == "application/json"
         assert message.headers["user-agent"].startswith("dearkd/")
         assert message.path == "/hook?token=in-the-url"
@@ -292,7 +303,7 @@ def test_what_a_sender_left_when_it_died_is_sent_by_the_next(
     assert dead is not None
     assert deliver(deliveries) == 0, "it may be at it"
     for member in ledger.redis.zrange("dearkd:deliveries", 0, -1):
-        ledger.redis.zadd("dearkd:deliveries", {member: 0})
+        ledger.redis.zadd("dearkd:deliveries", {member: 0})  # type: ignore[type-var]
     assert deliver(deliveries) == 1
     assert [message.id for message in receiver.received] == [dead.id]
     attempt = only(deliveries, job).attempts[0]
