@@ -76,5 +76,7 @@ class WebhookRequest(WebhookSpec):
     """A webhook as it is asked for, with its secret, which is never shown again."""
 
     # Excluded, so that no spec, and nothing that is made of one, can hold it.
-    secret: Annotated[str, AfterValidator(_check_secret)] = Field(max_length=200, exclude=True, repr=False)
+    secret: Annotated[str, AfterValidator(_check_secret)] = Field(
+        max_length=200, exclude=True, repr=False, json_schema_extra={"writeOnly": True}
+    )
     """`whsec_` and the base64 of 24 to 64 random bytes: the key of the signatures, as in Standard Webhooks."""

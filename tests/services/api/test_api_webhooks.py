@@ -9,9 +9,12 @@ import httpx
 import pytest
 from standardwebhooks import Webhook
 
+from dearkd.client import Client
 from dearkd.settings import Settings
+from dearkd.specs import SynthesisSpec
 from dearkd_api.webhook_targets import is_public
 from tests.support.api_contents import finish_synthesis, pointers, post_synthesis, put_dataset, put_teacher
+from tests.support.documents import ROOT
 from tests.support.services import Api, database, eventually, serving
 from tests.support.webhook_receiver import SECRET, Receiver, receiving
 
@@ -127,13 +130,16 @@ def test_what_was_delivered_is_sent_again_on_request(open_api: Api, receiver: Re
     (before,) = log_of(open_api, job)
     assert before.keys() == {"id", "event", "created_at", "state", "attempts", "next_attempt_at"}
     assert before["attempts"][0].keys() == {"at", "seconds", "status", "error"}
-    again = open_api.http.post(f"{job['links']['deliveries']}/{before['id']}/redeliver")
-    assert (again.status_code, again.json()["id"], again.json()["state"]) == (202, before["id"], "pending")
+    with Client(open_api.url, KEY) as client:
+        again = client.redeliver(job["id"], before["id"])
+    assert (again["id"], again["state"]) == (before["id"], "pending")
     eventually(lambda: len(receiver.received) == 2 and is_delivered(open_api, job, 1), seconds=60)
     assert len({message.id for message in receiver.received}) == 1
     (after,) = log_of(open_api, job)
     assert [attempt["status"] for attempt in after["attempts"]] == [204, 204]
     assert log_of(open_api, job, after=after["id"]) == []
+    with Client(open_api.url, KEY) as client:
+        assert list(client.list_deliveries(job["id"])) == [after]
 
 
 def test_anothers_deliveries_do_not_exist(open_api: Api, receiver: Receiver) -> None:
@@ -208,6 +214,17 @@ def test_a_secret_is_needed_and_a_spec_as_shown_has_none(api: Api) -> None:
     assert (again.status_code, pointers(again)) == (422, ["/webhook/secret"])
     assert api.http.post(JOBS, json={**job["spec"], "webhook": None}).status_code == 202
     assert post_synthesis(api)["spec"]["webhook"] is None
+
+
+def test_what_a_job_makes_says_nothing_of_its_webhook(api: Api) -> None:
+    """Other keys see datasets, models and their cards."""
+    job = api.store.get(post_synthesis(api, webhook=HOOK)["id"])
+    assert job.published_spec == {name: value for name, value in job.spec.items() if name != "webhook"}
+    assert SynthesisSpec.stored(job.published_spec).webhook is None
+    for service in ("synth", "trainer"):
+        source = (ROOT / f"services/{service}/dearkd_{service}/service/job.py").read_text()
+        assert "job.published_spec" in source
+        assert "job.spec" not in source, "nothing that is stored or sent to trackers is made of the whole spec"
 
 
 def test_a_job_that_redis_lost_goes_on_and_tells_nobody(api: Api) -> None:
