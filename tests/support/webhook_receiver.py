@@ -11,7 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from dearkd.storage.objects import Storage
+
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+NOBODY = {"url": "https://hooks.example/token", "secret": SECRET}
+"""A webhook of which nothing must be found in what a job makes: other keys see that."""
+
+
+def says_nothing_of(webhook: dict[str, Any], storage: Storage, prefix: str) -> bool:
+    """Tell whether no object under a prefix names the target of a webhook, or its secret; there must be objects."""
+    found = [storage.read(stored.key) for stored in storage.objects(prefix)]
+    return bool(found) and not any(webhook[name].encode() in content for content in found for name in ("url", "secret"))
 
 
 @dataclass(frozen=True)
