@@ -14,6 +14,8 @@ from dearkd.settings import Settings
 from dearkd.specs.webhook import WebhookRequest
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""All that IANA has given out as public; Python's `is_global` is also true of much that nobody has."""
 
 
 class RefusedTarget(Exception):
@@ -29,7 +31,7 @@ def is_public(text: str) -> bool:
             inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inside:
             return is_public(str(inside))
-        if address.is_site_local:
+        if address not in _UNICAST:
             return False
     return address.is_global and not address.is_multicast
 

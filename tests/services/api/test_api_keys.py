@@ -114,8 +114,9 @@ def test_anothers_jobs_do_not_exist(keyed: Keyed) -> None:
         ledger.log.keep(one["id"])
     ledger.set_rows(training["id"], [{"epoch": 1}])
     a.storage.put(f"datasets/{dataset_of(job['id'])}/preview.png", b"picture")
-    reads = [link for one in (job, training) for name, link in one["links"].items() if name not in ("cancel", "retry")]
-    assert len(reads) == 8
+    steps = ("cancel", "retry", "pause", "resume")
+    reads = [link for one in (job, training) for name, link in one["links"].items() if name not in steps]
+    assert len(reads) == 10
 
     def nothing_is_told() -> None:
         for path in [*reads, f"{job['links']['self']}?wait=0.1"]:
@@ -123,7 +124,7 @@ def test_anothers_jobs_do_not_exist(keyed: Keyed) -> None:
             assert (hidden.status_code, hidden.json()["code"]) == (404, "not_found"), path
             assert "secret" not in hidden.text
         for one in (job, training):
-            for verb in ("cancel", "retry"):
+            for verb in steps:
                 assert b.http.post(one["links"][verb]).status_code == 404, verb
         for reference, detail in (
             (job["id"], "there is no synthesis job"),

@@ -141,6 +141,26 @@ def test_what_was_delivered_is_sent_again_on_request(open_api: Api, receiver: Re
         assert list(client.list_deliveries(job["id"])) == [after]
 
 
+def test_what_one_api_could_not_deliver_the_next_one_does(
+    redis_server: str, tmp_path: Path, receiver: Receiver
+) -> None:
+    settings = Settings(
+        redis_url=database(redis_server, 15),
+        storage_url=f"file://{tmp_path}/storage",
+        cache_dir=tmp_path / "cache",
+        webhook_private_targets=True,
+    )
+    receiver.answers = [500]
+    with serving(settings, tmp_path) as first:
+        job = post_synthesis(first, webhook=receiver.webhook(["queued"]))
+        eventually(lambda: log_of(first, job)[0]["attempts"], seconds=60)
+        first.process.kill()
+    with serving(settings, tmp_path) as second:
+        eventually(lambda: is_delivered(second, job, 1), seconds=60)
+        assert [attempt["status"] for attempt in log_of(second, job)[0]["attempts"]] == [500, 204]
+    assert len({message.id for message in receiver.received}) == 1
+
+
 def test_anothers_deliveries_do_not_exist(open_api: Api, receiver: Receiver) -> None:
     job = post_synthesis(open_api, webhook=receiver.webhook(["queued"]))
     log = job["links"]["deliveries"]
@@ -247,6 +267,6 @@ def test_which_addresses_are_public() -> None:
         "fc00::1",
     ]
     private += ["fec0::1", "ff02::1", "ff0e::1", "2001:db8::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"]
-    private += ["fe80::1%1", "2001:0:a00:1::"]
+    private += ["fe80::1%1", "2001:0:a00:1::", "::127.0.0.1", "64:ff9b:1::7f00:1"]
     for address in private:
         assert not is_public(address), address
