@@ -199,6 +199,8 @@ def _detail(error: Mapping[str, Any], *, suggest: bool) -> str:
         return f"unknown field {name!r:.200}; {remedy}"
     if error["type"] == "missing":
         return "required, but missing" + (f": {error['remedy']}" if "remedy" in error else "")
+    if error["loc"][-1:] == ("secret",):  # nothing repeats it
+        return str(error["msg"])
     given = _beginning(error.get("input"))
     # pydantic speaks of Python's objects here, and of attributes.
     wanted = "Input should be an object" if error["type"] in _OBJECT_TYPES else error["msg"]

@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     separated by commas; empty: none. Default: TensorBoard if its package is installed."""
     metrics_dir: Path = Path("./dearkd-data/metrics")
     """The folder for metrics sinks that write files."""
+    webhook_private_targets: bool = False
+    """Webhooks may be sent to addresses that are not of the public internet: this machine's, its network's."""
     log_level: str = "INFO"
     log_format: Literal["text", "json"] = "text"
     """`json`: each line of the log of API and workers is a JSON object."""

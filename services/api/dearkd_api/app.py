@@ -8,7 +8,7 @@ from dearkd.errors import DearKDError
 from dearkd.jobs.queue import QueueName, alive
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
-from dearkd_api import checks, dashboard, datasets, events, jobs, models, predictions, problems, teachers
+from dearkd_api import checks, dashboard, datasets, deliveries, events, jobs, models, predictions, problems, teachers
 from dearkd_api.answers import Alive, Ready
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.boundary import Boundary
@@ -60,6 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
         checks.router,
         jobs.synthesis,
         jobs.training,
+        deliveries.synthesis,
+        deliveries.training,
         datasets.router,
         models.router,
         predictions.router,

@@ -9,6 +9,7 @@ import anyio
 from fastapi import Depends, Request
 
 from dearkd.data.manifests import DatasetManifest, datasets
+from dearkd.jobs.deliveries import Deliveries
 from dearkd.jobs.idempotency import Answers
 from dearkd.jobs.inspections import Inspections
 from dearkd.jobs.log import JobLog
@@ -37,6 +38,7 @@ class Backend:
     log: JobLog
     inspections: Inspections
     answers: Answers
+    deliveries: Deliveries
     teachers: Catalog[Teacher]
     datasets: Catalog[DatasetManifest]
     models: Catalog[Model]
@@ -67,6 +69,7 @@ class Backend:
             log=JobLog(redis, storage),
             inspections=Inspections(redis, storage),
             answers=Answers(redis),
+            deliveries=Deliveries(redis),
             teachers=teachers(storage),
             datasets=datasets(storage),
             models=models(storage),

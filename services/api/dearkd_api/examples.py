@@ -61,7 +61,7 @@ _facts = DatasetFacts(
 _training = TrainingSpec.resolve(_TRAINING, _facts, _teacher)
 
 
-_BELOW: Final = ("cancel", "retry", "pause", "resume", "events", "log")
+_BELOW: Final = ("cancel", "retry", "pause", "resume", "events", "log", "deliveries")
 
 
 def _job(kind: str, status: str, **fields: Any) -> Json:
@@ -173,6 +173,14 @@ _EVENT: Final = {"id": "1772357460000-0", "at": _STARTED, "type": "status", "dat
 
 def _of_jobs(collection: str, kind: str, posted: Json, plan: Json) -> tuple[dict[str, Json], dict[str, Json]]:
     """Bodies and answers of one kind of job."""
+    delivery = {
+        "id": f"msg_{IDS['syn' if kind == 'synthesis' else 'run']}_1",
+        "event": "succeeded",
+        "created_at": _ENDED,
+        "state": "delivered",
+        "attempts": [{"at": _ENDED, "seconds": 0.2, "status": 204, "error": None}],
+        "next_attempt_at": None,
+    }
     prioritised = _job(kind, "queued")["spec"] | {"priority": "high"}
     bodies = {
         f"{collection}.create": posted,
@@ -190,6 +198,8 @@ def _of_jobs(collection: str, kind: str, posted: Json, plan: Json) -> tuple[dict
         f"{collection}.resume": _job(kind, "queued", started_at=_STARTED),
         f"{collection}.priority": _job(kind, "queued") | {"spec": prioritised},
         f"{collection}.events": _page({**_EVENT}),
+        f"{collection}.deliveries": _page(delivery),
+        f"{collection}.deliveries.redeliver": {**delivery, "state": "pending", "next_attempt_at": _ENDED},
     }
     return bodies, answers
 

@@ -94,6 +94,7 @@ def _links(job: Job) -> dict[str, str]:
         "resume": f"{here}/resume",
         "events": f"{here}/events",
         "log": f"{here}/log",
+        "deliveries": f"{here}/deliveries",
     }
     links |= {"preview": f"{here}/preview.png"} if job.kind == "synthesis" else {"metrics": f"{here}/metrics"}
     return links | {name: f"/v1/{name}s/{identifier}" for name, identifier in (job.result or {}).items()}
@@ -291,6 +292,7 @@ def synthesise(
             images=spec.num_samples,
             max_queued=backend.settings.max_queued_jobs,
             owner=caller,
+            webhook=posted.request.webhook,
         )
     )
 
@@ -340,6 +342,7 @@ def train(
             waits_for=submission.waits_for,
             max_queued=backend.settings.max_queued_jobs,
             owner=caller,
+            webhook=posted.request.webhook,
         )
     )
 

@@ -8,12 +8,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi import FastAPI
 
 from dearkd.errors import FieldError
 from dearkd.identifiers import Kind, pattern_of
+from dearkd.jobs.deliveries import delivery_pattern
 from dearkd_api import examples
 from dearkd_api.answers import FieldProblem, Problem
 from dearkd_api.pages import EVENT_ID, ROW_ID
@@ -293,6 +294,10 @@ def _complete_parameter(parameter: Json, path: str) -> None:
         owner = parts[-1]
         if owner in AFTER:
             schema["pattern"] = f"^{AFTER[owner]}$"
+    if owner == "deliveries":
+        kind: Literal["syn", "run"] = "syn" if "synthesis-jobs" in parts else "run"
+        schema["pattern"] = delivery_pattern(kind)
+        schema["examples"] = [f"msg_{examples.IDS[kind]}_1"]
     if owner in IDS:
         schema["pattern"] = pattern_of(IDS[owner])
         schema["examples"] = [examples.IDS[IDS[owner]]]
@@ -301,7 +306,7 @@ def _complete_parameter(parameter: Json, path: str) -> None:
 def _add_location(method: str, path: str, operation: Json) -> None:
     """Say of each creation where the created thing is: in `Location`."""
     verb = operation["operationId"].rpartition(".")[2]
-    if method == "post" and verb != "predict":
+    if method == "post" and verb not in ("predict", "redeliver"):
         for status in ("201", "202"):
             if status in operation["responses"]:
                 told = _header("Where the thing is.", f"{path}/…")

@@ -1,4 +1,4 @@
-"""The server process: the API and a reaper, until SIGTERM."""
+"""The server process: the API, a reaper and a sender of webhooks, until SIGTERM."""
 
 import ipaddress
 import logging
@@ -17,6 +17,7 @@ from dearkd.settings import Settings
 from dearkd_api.app import create_app
 from dearkd_api.backend import Backend
 from dearkd_api.connections import ConnectionLimits, connection_class
+from dearkd_api.deliverer import Deliverer
 from dearkd_api.keys import Keys
 
 GRACE_SECONDS = 5
@@ -61,6 +62,7 @@ def serve(settings: Settings) -> None:
         signal.signal(number, lambda *_: None)
     reaper = Reaper(Ledger(backend.store), settings)
     threading.Thread(target=reaper.run, args=(backend.stopping,), name="reaper", daemon=True).start()
+    Deliverer(backend.deliveries, private_targets=settings.webhook_private_targets).start(backend.stopping)
     host, port = listener.getsockname()[:2]
     logging.getLogger(__name__).info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     _Server(config, backend).run(sockets=[listener])

@@ -20,6 +20,7 @@ from dearkd.specs.class_order import other_order, share_names, uncertain_order
 from dearkd.storage.catalog import Catalog, ManifestT, Model, Teacher
 from dearkd_api.backend import Backend
 from dearkd_api.bodies import ErrorCollector, Posted
+from dearkd_api.webhook_targets import require_allowed
 
 
 def complete_synthesis(posted: Posted[SynthesisRequest], backend: Backend) -> tuple[SynthesisSpec, Teacher]:
@@ -32,6 +33,9 @@ def complete_synthesis(posted: Posted[SynthesisRequest], backend: Backend) -> tu
     spec, teacher = None, None
     with errors:
         teacher = find(request.teacher, "/teacher", backend.teachers)
+    with errors:
+        if posted.refusal is None:
+            require_allowed(request.webhook, backend.settings)
     with errors:
         student = find(request.adaptive_student, "/adaptive_student", backend.models)
         if student is not None and teacher is not None:
@@ -73,6 +77,9 @@ def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller:
     spec, facts, teacher, initial, waits_for = None, None, None, None, None
     with errors:
         facts, waits_for = _dataset(request.dataset, backend, caller)
+    with errors:
+        if posted.refusal is None:
+            require_allowed(request.webhook, backend.settings)
     with errors:
         teacher = find(request.teacher, "/teacher", backend.teachers)
         if facts is not None and teacher is not None:

@@ -218,6 +218,14 @@ class Client(Transport):
                     raise
             time.sleep(RETRY_PAUSES[-1])
 
+    def list_deliveries(self, identifier: str) -> Iterator[Json]:
+        """List what the job's webhook is told, oldest first, with each attempt."""
+        return self.iter_pages(f"{job_path(identifier)}/deliveries")
+
+    def redeliver(self, identifier: str, delivery: str) -> Json:
+        """Tell a job's webhook again; returns the delivery."""
+        return self.json("POST", f"{job_path(identifier)}/deliveries/{segment(delivery)}/redeliver")
+
     def get_log(self, identifier: str) -> str:
         """A job's log: notes of its attempts and why they ended, a line each."""
         response = self.send("GET", f"{job_path(identifier)}/log")

@@ -104,6 +104,11 @@ class Job(BaseModel):
         return TrainingSpec.stored(self.spec)
 
     @property
+    def published_spec(self) -> dict[str, Any]:
+        """The spec without whom the job tells: what it makes is seen by others, who are not to learn of that."""
+        return {name: value for name, value in self.spec.items() if name != "webhook"}
+
+    @property
     def terminal(self) -> bool:
         return self.status in TERMINAL
 

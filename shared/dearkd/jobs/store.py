@@ -15,6 +15,7 @@ from dearkd.choices import Kind
 from dearkd.errors import Conflict, DearKDError, NotFound, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs.admission import refusal, retry_refusal
+from dearkd.jobs.deliveries import webhook_field
 from dearkd.jobs.model import Job, Progress, dataset_of, kind_of, now, units_of
 from dearkd.jobs.queue import QUEUES, wake
 from dearkd.jobs.records import at
@@ -24,6 +25,7 @@ from dearkd.jobs.scripts import Transition, answer
 from dearkd.jobs.settlement import Settlement, final_key, read_job
 from dearkd.redis_client import Redis, job_key
 from dearkd.specs.base import Priority
+from dearkd.specs.webhook import WebhookRequest
 from dearkd.storage.objects import AlreadyExists, Storage
 
 RANKS = {"high": 0, "normal": 1, "low": 2}
@@ -59,6 +61,7 @@ class JobStore(Settlement):
         max_queued: int | None = None,
         owner: str | None = None,
         identifier: str | None = None,
+        webhook: WebhookRequest | None = None,
     ) -> Job:
         """Accept a synthesis job: record, index, wake-ups, all or nothing.
 
@@ -69,13 +72,14 @@ class JobStore(Settlement):
                 number.
             owner: whose it is; None: everyone's.
             identifier: the id that it is to have, new by default; a job of that id that is there already is the answer.
+            webhook: whom it tells, with the secret, which stays in Redis: a job that Redis loses tells nobody.
 
         Raises:
             LimitReached: `too_many_jobs`.
             InvalidInput: if what it refers to is being deleted.
         """
         job = self._new("synthesis", spec, Progress(total=images, unit="images"), owner, identifier)
-        return self._create(job, None, max_queued)
+        return self._create(job, None, max_queued, webhook)
 
     def create_training(
         self,
@@ -86,6 +90,7 @@ class JobStore(Settlement):
         max_queued: int | None = None,
         owner: str | None = None,
         identifier: str | None = None,
+        webhook: WebhookRequest | None = None,
     ) -> Job:
         """Accept a training run, `blocked` if the synthesis job that it waits for is not finished.
 
@@ -97,7 +102,7 @@ class JobStore(Settlement):
             InvalidInput: if what it refers to is being deleted.
         """
         job = self._new("training", spec, Progress(total=epochs, unit="epochs"), owner, identifier)
-        return self._create(job, waits_for, max_queued)
+        return self._create(job, waits_for, max_queued, webhook)
 
     def announce_deletion(self, identifier: str) -> None:
         """No job that refers to this resource is accepted from now on, for as long as a request may take."""
@@ -234,7 +239,7 @@ class JobStore(Settlement):
             owner=owner,
         )
 
-    def _create(self, job: Job, waits_for: str | None, max_queued: int | None) -> Job:
+    def _create(self, job: Job, waits_for: str | None, max_queued: int | None, webhook: WebhookRequest | None) -> Job:
         """`job.json`, then the record with all that belongs to it in one step; without the record neither stays.
 
         Where Redis is lost in between, it may have made the record all the same: that nobody accepted it is written.
@@ -248,14 +253,17 @@ class JobStore(Settlement):
         try:
             with suppress(AlreadyExists):  # of this very request, whose first answer was lost: the id is new
                 self.storage.create(f"jobs/{job.id}/job.json", job.model_dump_json(indent=2).encode())
-            return self._record(job, waits_for, asked, new=True)
+            told = {} if webhook is None else {"webhook": webhook_field(webhook)}
+            return self._record(job, waits_for, asked, told, new=True)
         except BaseException as error:
             if isinstance(error, Unavailable) and error.code == "redis_unavailable":
                 self.storage.put(refusal_key(job.id), b"the answer to who asked was an error")
             self.storage.delete_prefix(f"jobs/{job.id}")
             raise
 
-    def _record(self, job: Job, waits_for: str | None, asked: dict[str, Any], *, new: bool) -> Job:
+    def _record(
+        self, job: Job, waits_for: str | None, asked: dict[str, Any], more: dict[str, str], *, new: bool
+    ) -> Job:
         """Write the record; the one of a `new` job that is there already is its own, of which the answer was lost."""
         priority = str(job.spec["priority"])
         fields = {
@@ -267,7 +275,7 @@ class JobStore(Settlement):
             "rank": str(RANKS[priority]),
             "parallelism": str(job.spec.get("parallelism", 1)),
             "timeout": str(job.spec.get("timeout_seconds") or ""),
-        }
+        } | more
         answered = self._woken(self._create_record, job, asked | {"fields": fields, "groups": units_of(job)})
         if new and answered[0] == "exists":
             return self.get(job.id)
@@ -342,7 +350,7 @@ class JobStore(Settlement):
             delete_made(self.storage, job)
         self.storage.delete(final_key(identifier))
         try:
-            self._record(job, waits_for, _asked(job, waits_for, None), new=False)
+            self._record(job, waits_for, _asked(job, waits_for, None), {}, new=False)
         except DearKDError:
             if final is not None:
                 self.storage.put(final_key(identifier), final)

@@ -11,6 +11,7 @@ from dearkd.specs.base import FIRST_ERROR, Labels, Limits, Name, Precision, Prio
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.terms import with_plugged_in
+from dearkd.specs.webhook import WebhookSpec
 
 EARLIER_NAMES = {"imagenet": "published-imagenet", "cifar": "published-cifar", "digits": "auto"}
 """Presets as they were called before `auto`."""
@@ -133,6 +134,8 @@ class SynthesisSpec(Spec):
     """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable)."""
     labels: Labels = Field(default={})
     """Texts of your own, by which jobs are found again: `?labels=team=vision`."""
+    webhook: WebhookSpec | None = None
+    """Whom the job tells of its steps."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     name: Name | None = Field(default=None, max_length=200)
 

@@ -10,6 +10,7 @@ from dearkd.specs.cuts import MAX_SHARD_BYTES, default_shard_samples, sample_byt
 from dearkd.specs.presets import PRESETS
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec
 from dearkd.specs.teacher import TeacherSpec
+from dearkd.specs.webhook import WebhookRequest
 
 
 @fields_of(Phase, required={"resolution", "iterations"}, nullable={"input_size"})
@@ -26,6 +27,8 @@ class SynthesisRequest(Spec):
     """The preset; None: `auto`."""
     adaptive_student: str | None = None
     """Id of the model that the adaptive term competes with; by default a small CNN is trained for it on the way."""
+    webhook: WebhookRequest | None = None
+    """Whom the job tells of its steps."""
     phases: Annotated[list[PhaseRequest], FIRST_ERROR] = Field(default_factory=list, min_length=1, max_length=16)
 
     def complete(

@@ -9,6 +9,7 @@ from dearkd.specs.auto_augment import check_auto_augment
 from dearkd.specs.base import FIRST_ERROR, Labels, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.teacher import TeacherSpec
+from dearkd.specs.webhook import WebhookSpec
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -162,6 +163,8 @@ class TrainingSpec(Spec):
     """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable)."""
     labels: Labels = Field(default={})
     """Texts of your own, by which jobs are found again: `?labels=team=vision`."""
+    webhook: WebhookSpec | None = None
+    """Whom the job tells of its steps."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     name: Name | None = Field(default=None, max_length=200)
 

@@ -18,6 +18,7 @@ from dearkd.specs.schedules import fitting_schedule, schedule_refusals
 from dearkd.specs.stored_logits import STORED_LOGITS, stored_logits_refusals
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.training import StudentSpec, TrainingSpec
+from dearkd.specs.webhook import WebhookRequest
 
 MAX_PATCHES = 2**14
 """The most patches of a student: 128×128, such as 2048 px in patches of 16 px."""
@@ -55,6 +56,8 @@ class TrainingRequest(Spec):
     """The recipe; None: the one for the student's image size."""
     eval_dataset: str | None = None
     """The id of a dataset to evaluate on."""
+    webhook: WebhookRequest | None = None
+    """Whom the run tells of its steps."""
     student: StudentRequest = Field(default_factory=StudentRequest)
 
     def complete(

@@ -27,6 +27,7 @@ from dearkd.storage.catalog import Teacher, describe_file, teachers
 from dearkd.work.attempt import Attempt
 from dearkd.work.worker import drain, open_ledger
 from dearkd_synth.service.job import ShardMaker, _publish_shard
+from tests.support.webhook_receiver import NOBODY, says_nothing_of
 from tests.unit.synth.test_adaptive_student import store_student
 
 pytestmark = pytest.mark.services
@@ -100,6 +101,7 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
         "clip": False,
         "learning_rate": 1e20,
         "restart_rate_factor": 1e-20,
+        "webhook": NOBODY,
     }
     spec = SynthesisSpec.resolve(posted, teacher.spec)
     job = ledger.store.create_synthesis(spec, images=spec.num_samples, owner=OWNER)
@@ -137,6 +139,7 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
     assert {"dearkd", "torch", "timm", "pillow", "device", "threads"} <= manifest.made_with.keys()
     card = storage.read(f"{manifest.prefix}/README.md").decode()
     assert f"weights sha256 `{teacher.sha256}`" in card
+    assert says_nothing_of(NOBODY, storage, manifest.prefix)
 
 
 def plain(teacher: Teacher) -> SynthesisSpec:

@@ -13,6 +13,7 @@ from dearkd.storage.objects import Storage
 from dearkd.work.worker import drain, open_ledger
 from dearkd_trainer.service.job import StoredCheckpoint, perform, store_checkpoint
 from tests.services.trainer.test_windowed_jobs import PLAIN, dataset, settings, weights
+from tests.support.webhook_receiver import NOBODY, says_nothing_of
 
 __all__ = ["dataset", "settings"]
 
@@ -41,7 +42,7 @@ def test_it_is_named_and_a_retry_may_start_over(
 ) -> None:
     settings = settings.model_copy(update={"cache_bytes": 20 * 2**20})
     store = open_ledger(settings).store
-    spec = TrainingSpec.resolve({"dataset": dataset.id, **PLAIN}, dataset.facts, None)
+    spec = TrainingSpec.resolve({"dataset": dataset.id, **PLAIN, "webhook": NOBODY}, dataset.facts, None)
 
     def create() -> Job:
         return store.create_training(spec, epochs=spec.epochs, waits_for=None, owner=OWNER)
@@ -63,4 +64,5 @@ def test_it_is_named_and_a_retry_may_start_over(
     assert drain("training", perform, settings) == 1
     assert weights(settings, store.get(run.id)) == weights(settings, store.get(undisturbed.id))
     assert models(store.storage).get(model_of(run.id)).owner == OWNER
+    assert says_nothing_of(NOBODY, store.storage, f"models/{model_of(run.id)}")
     assert len(store.rows(run.id)[0]) == spec.epochs

@@ -276,7 +276,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         prefix=f"datasets/{identifier}",
         teacher=teacher.id,
         teacher_sha256=teacher.sha256,
-        spec=job.spec,
+        spec=job.published_spec,
         quality=quality,
         job=job.id,
         seed=spec.seed,

@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "checkpoint_seconds",
     "keep_checkpoints",
     "eval_dataset",
+    "webhook",
 }
 """Fields of a spec that do not affect the weights: a run may go on with other values."""
 

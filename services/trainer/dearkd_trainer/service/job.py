@@ -175,7 +175,7 @@ class RunReporter:
         self._first_epoch = len(history)
         self._began = time.monotonic()
         job, settings = self.attempt.job, self.attempt.settings
-        run = RunInfo(job.id, self.spec.name or job.id, job.spec, settings.metrics_dir, len(history))
+        run = RunInfo(job.id, self.spec.name or job.id, job.published_spec, settings.metrics_dir, len(history))
         self.sinks = Sinks(settings.metrics_sink_names, run)
         self.attempt.publish(self._set_rows)
         if history:
@@ -337,7 +337,7 @@ def publish(
         dataset=dataset.id,
         teacher=spec.teacher,
         run=attempt.job.id,
-        spec=attempt.job.spec,
+        spec=attempt.job.published_spec,
     )
     card = result.weights.with_name("README.md")
     card.write_text(model_card(model, dataset, result.metrics), encoding="utf-8")

@@ -8,6 +8,6 @@ leave(id, 'dearkd:jobs:' .. kind)
 leave(id, 'dearkd:jobs:' .. kind .. ':' .. status)
 redis.call('DEL', k)
 for _, part in ipairs({'units', 'open', 'claims', 'holders', 'done', 'deaths', 'causes', 'partial', 'rows', 'waiting',
-                       'events', 'log'}) do
+                       'events', 'log', 'deliveries'}) do
   redis.call('DEL', k .. ':' .. part)
 end

@@ -9,12 +9,13 @@
 --   `:claims` (hash unit -> token), `:holders` (hash unit -> process that claimed it), `:done` (hash unit -> payload),
 --   `:deaths` (hash unit -> count), `:causes` (hash unit -> what ended its last holder), `:partial` (hash unit ->
 --   progress), `:rows` (list of a run's metrics), `:waiting` (set of runs blocked on it), `:events` (stream),
---   `:log` (list of lines).
+--   `:log` (list of lines), `:deliveries` (hash number -> delivery to its webhook; `deliveries` of the job counts them).
 -- Keys of all: `dearkd:events` (stream of the events of all jobs), `dearkd:open:{kind}` (jobs of which a unit can be claimed, by priority and turn), `dearkd:leases`
 --   (unit -> expiry in ms), `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences
 --   to come), `dearkd:jobs:{kind}[:{status}][@{owner}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes,
 --   and for a while after), `dearkd:starting-over:{id}` (set while what a job made is deleted, before it is retried),
---   `dearkd:measures` (hash of sums for `/metrics`: see `measures.py`).
+--   `dearkd:measures` (hash of sums for `/metrics`: see `measures.py`), `dearkd:deliveries` (job#number -> when the
+--   delivery is due, or its claim ends, in ms), `dearkd:slow:{host}` (set while deliveries to a slow receiver wait).
 local args = cjson.decode(ARGV[1])
 local GROUP = 2^32
 
@@ -51,6 +52,28 @@ local function count_time(k, old, status)
   redis.call('HDEL', k, 'running_since')
 end
 
+local function milliseconds()
+  local clock = redis.call('TIME')
+  return tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+end
+
+-- If its webhook wants to hear of this status, a delivery is due, with the job as it is now; the spec hardly changes,
+-- and is large. The latest hundred of a job are kept.
+local function announce(id, status)
+  local k, webhook, wanted = key(id), field(id, 'webhook'), false
+  for _, event in ipairs(webhook and cjson.decode(webhook).events or {}) do wanted = wanted or event == status end
+  if not wanted then return end
+  local job, number = {}, redis.call('HINCRBY', k, 'deliveries', 1)
+  for _, name in ipairs({'id', 'kind', 'status', 'attempt', 'progress', 'metrics', 'result', 'error', 'created_at',
+                         'started_at', 'finished_at'}) do
+    job[name] = redis.call('HGET', k, name) or nil
+  end
+  redis.call('HSET', k .. ':deliveries', number, cjson.encode({event = status, at = args.at, job = job}))
+  redis.call('ZADD', 'dearkd:deliveries', milliseconds(), id .. '#' .. number)
+  redis.call('HDEL', k .. ':deliveries', number - 100)
+  redis.call('ZREM', 'dearkd:deliveries', id .. '#' .. (number - 100))
+end
+
 local function set_status(id, status)
   local k, kind, old = key(id), field(id, 'kind'), field(id, 'status')
   count_time(k, old, status)
@@ -68,6 +91,7 @@ local function set_status(id, status)
     redis.call('SADD', 'dearkd:unsettled', id)
   end
   add_event(id, 'status', cjson.encode({status = status}))
+  announce(id, status)
 end
 
 -- Whether the first open unit may be claimed: what is claimed must be of its group. (An earlier one is then done.)
