@@ -1,5 +1,5 @@
--- Claim the first answer to an idempotency key, or read it. args: record (its key), fingerprint (of the request), id (that
--- what is made will have), now and until (ms: for so long nobody else makes it), keep (seconds).
+-- Claim the first answer to an idempotency key, or read it. args: record (its key), fingerprint (of the request), id
+-- (that what is made will have), now and until (ms: for so long nobody else makes it), keep (seconds).
 -- Returns {'new'} | {'again', id of who was to make it, and ended} | {'making'} | {'made', answer} | {'other'}.
 local k = args.record
 if redis.call('EXISTS', k) == 0 then
