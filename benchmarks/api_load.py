@@ -3,12 +3,14 @@
     python benchmarks/api_load.py --json
 
 Redis, the API and two synth workers run as real processes. 50 clients each post jobs, poll them and list pages, for a
-fixed number of requests: once with the workers stopped, once while both compute. Then records are written until there
-are 10,000, and the time of a page and the memory of the API are compared with those at 100. It exits 1 if a request was
-answered by anything but what it asked for, or an accepted job is missing afterwards.
+fixed number of requests: once with the workers stopped, once while both compute. Beside these, 200 clients of one
+process poll a job each every two seconds, whatever the answers take. Then records are written until there are 10,000,
+and the time of a page and the memory of the API are compared with those at 100. It exits 1 if a request was answered by
+anything but what it asked for, or an accepted job is missing afterwards.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -18,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,6 +47,7 @@ WORKER = "import sys; from dearkd.work.worker import main; sys.exit(main('synth'
 BUSY = {"images_per_class": 20, "batch_size": 100, "shard_samples": 100, "parallelism": 2, "priority": "high"}
 """Two shards at once; with the iterations below they take hours, and are canceled."""
 FEW, MANY = 100, 10_000
+POLLING, POLL_SECONDS, POLLS = 200, 2.0, 15
 
 
 @contextmanager
@@ -133,6 +136,33 @@ class Load:
         }
 
 
+async def poll(url: str, paths: Sequence[str], clients: int, every: float, rounds: int) -> dict[str, Any]:
+    """Clients that each GET a path every so many seconds, begun evenly spread: what the answers took."""
+    taken: list[float] = []
+    errors: list[str] = []
+
+    async def client(number: int) -> None:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
+            begin = time.perf_counter() + every * number / clients
+            for due in (begin + every * turn for turn in range(rounds)):
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                began = time.perf_counter()
+                answer = await http.get(paths[number % len(paths)])
+                taken.append(time.perf_counter() - began)
+                if answer.status_code != 200:
+                    errors.append(answer.text[:200])
+
+    await asyncio.gather(*map(client, range(clients)))
+    return {
+        "clients": clients,
+        "every_seconds": every,
+        "requests": len(taken),
+        "p50_ms": percentile(taken, 50),
+        "p99_ms": percentile(taken, 99),
+        "errors": len(errors),
+    }
+
+
 def percentile(seconds: list[float], rank: int) -> float:
     return round(1000 * statistics.quantiles(seconds, n=100, method="inclusive")[rank - 1], 1)
 
@@ -197,6 +227,8 @@ def measure(folder: Path, clients: int, rounds: int, many: int) -> dict[str, Any
             busy = Load(settings.url, teacher)
             wall = busy.run(clients, rounds)
             report["workers busy"] = busy.report(wall, len(busy.lost(client)))
+            paths = [f"/v1/synthesis-jobs/{identifier}" for identifier in [long, *busy.accepted[:49]]]
+            report["polled"] = asyncio.run(poll(settings.url, paths, POLLING, POLL_SECONDS, POLLS))
             client.cancel_job(long)
 
         before = int(store.redis.zcard("dearkd:jobs:synthesis"))  # type: ignore[arg-type]  # the sync client
@@ -264,6 +296,7 @@ def main() -> int:
             )
             for call, figures in part["calls"].items():
                 print(f"    {call:12} p50 {figures['p50_ms']:8} ms   p99 {figures['p99_ms']:8} ms")
+        print(f"polled: {report['polled']}")
         print(f"records: {report['records']}")
     bad = any(report[name]["errors"] or report[name]["lost"] for name in ("workers stopped", "workers busy"))
     return 1 if bad else 0
