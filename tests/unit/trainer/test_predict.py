@@ -144,7 +144,7 @@ def test_answers_are_those_of_student_and_teacher(
             assert picture.format == "PNG"
     predict(model, digits[0])
     said = capsys.readouterr()
-    assert f"{first['student'][0]['class']}" in said.out
+    assert f"{first['student'][0]['name']}" in said.out
     assert f"{first['student'][4]['probability']:.1%}" in said.out
     assert "TEACHER" not in said.out
     with pytest.raises(Conflict, match="not empty"):
