@@ -86,7 +86,7 @@ def create(
     if standing is None:
         backend.inspections.open(ticket)
     place = f"/v1/teachers/{teacher.id}/checks/{ticket.id}"
-    return JSONResponse(_render(ticket), status_code=202, headers={"Location": place})
+    return JSONResponse(_render(standing or ticket), status_code=202, headers={"Location": place})
 
 
 @router.get("/{identifier}/checks/{check}", response_model=Check)

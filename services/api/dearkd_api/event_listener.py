@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class EventListener:
-    """Wakes the streams of an API when there are events: one thread reads for all of them, while there are any."""
+    """Wakes the streams of an API when there are events: one thread reads for all of them, from the first on."""
 
     def __init__(self, records: JobRecords, stopping: threading.Event) -> None:
         self._records = records

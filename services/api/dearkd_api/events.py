@@ -59,7 +59,6 @@ def last_event_id(request: Request, after: str | None) -> str | None:
 
 
 def stream(
-    request: Request,
     backend: Backend,
     read: Read,
     *,
@@ -70,7 +69,6 @@ def stream(
     """Server-sent events, each with its id, its type as `event`, and its JSON as data.
 
     Args:
-        request: the client's.
         backend: stops them when the server stops.
         read: reads them.
         job: that they are of; None: of all.
@@ -132,7 +130,7 @@ async def events_of_all(
 
     if wants_stream(request):
         begin = last_event_id(request, after) or await run_in_threadpool(backend.store.last_event)
-        return stream(request, backend, read, job=None, after=begin)
+        return stream(backend, read, job=None, after=begin)
     found, more, last = await run_in_threadpool(read, check_id(after), limit)
     while more and not found:  # others' jobs alone
         found, more, last = await run_in_threadpool(read, last, limit)

@@ -12,7 +12,7 @@ import anyio
 from fastapi import Header, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from dearkd.errors import InvalidInput, Unavailable
+from dearkd.errors import DearKDError, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs.idempotency import Answer, Turn, still_making
 from dearkd_api.backend import Backend
@@ -67,7 +67,8 @@ async def answer_once(
 ) -> Response:
     """Make an answer, or give the one that the request's key was given first.
 
-    What is refused or fails is not kept: nothing was made, and the same request may succeed later.
+    What is refused is not kept: nothing was made, and the same request may succeed later. Where something fails in
+    between, who asks again makes it, or finds it made, under the same id.
 
     Args:
         request: the request; without a key every one is a new one.
@@ -94,9 +95,12 @@ async def answer_once(
         # A body that comes slowly has been read; what is left is bounded.
         async with asyncio.timeout(3 * seconds + 60):
             response = await make(turn)
-    except BaseException:
+    except BaseException as error:
+        refused = isinstance(error, DearKDError) and not isinstance(error, Unavailable)
+        # After an outage or a fault it may have been made all the same: who asks again gets the id that is settled.
+        leave = backend.answers.withdraw if refused else backend.answers.give_up
         with anyio.CancelScope(shield=True), suppress(Unavailable):
-            await run_in_threadpool(backend.answers.withdraw, owner, key)
+            await run_in_threadpool(leave, owner, key)
         raise
     answer = Answer(
         status=response.status_code,

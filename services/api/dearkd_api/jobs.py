@@ -236,7 +236,6 @@ def _router(kind: Kind) -> APIRouter:
         if job.terminal and begin is not None and not (await run_in_threadpool(read, begin))[0]:
             return Response(status_code=204)
         return events.stream(
-            request,
             backend,
             read,
             job=identifier,

@@ -49,8 +49,11 @@ async def closed_ticket(request: Request, backend: Backend, identifier: str) -> 
 
 
 def is_known(backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> bool:
-    """Tell whether a resource is there, or on its way."""
-    return catalog.exists(identifier) or backend.inspections.get(identifier) is not None
+    """Tell whether a resource is there, or on its way: a registration that has failed is none."""
+    if catalog.exists(identifier):
+        return True
+    ticket = backend.inspections.get(identifier)
+    return ticket is not None and ticket.refusal is None
 
 
 def look_up(backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> dict[str, Any]:

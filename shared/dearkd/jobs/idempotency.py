@@ -84,6 +84,11 @@ class Answers:
         """Keep the first answer."""
         self.redis.hset(_record(owner, key), "answer", answer.model_dump_json())
 
+    def give_up(self, owner: str | None, key: str) -> None:
+        """Let the next request make the answer, under the id that is settled, since this one has failed to."""
+        if self.redis.exists(_record(owner, key)):
+            self.redis.hset(_record(owner, key), "until", 0)
+
     def withdraw(self, owner: str | None, key: str) -> None:
         """Free a key whose request was refused: nothing was made, and it may be sent again."""
         self.redis.delete(_record(owner, key))

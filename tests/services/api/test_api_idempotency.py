@@ -158,6 +158,36 @@ def test_who_asks_again_after_the_api_was_killed_gets_the_one_job(api: Api, made
     assert count(api, JOBS) == 1
 
 
+def test_what_failed_after_it_was_made_is_found_by_who_asks_again(
+    redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the first answer is lost in the API itself, behind the job: a fault, not a refusal."""
+    from starlette.testclient import TestClient
+
+    from dearkd.jobs.store import JobStore
+    from dearkd_api.app import create_app
+
+    settings = Settings(redis_url=database(redis_server, 11), storage_url=f"file://{tmp_path}/storage")
+    create = JobStore.create_synthesis
+    broken = [True]
+
+    def lost(self: JobStore, *arguments: Any, **named: Any) -> Any:
+        job = create(self, *arguments, **named)
+        if broken.pop() if broken else False:
+            raise RuntimeError("behind the job")
+        return job
+
+    monkeypatch.setattr(JobStore, "create_synthesis", lost)
+    app = create_app(settings)
+    http = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    teacher = put_teacher(app.state.backend)
+    headers = {"Idempotency-Key": KEY}
+    assert http.post(JOBS, json={"teacher": teacher}, headers=headers).status_code == 500
+    again = http.post(JOBS, json={"teacher": teacher}, headers=headers)
+    assert again.status_code == 202, again.text
+    assert [job["id"] for job in http.get(JOBS).json()["data"]] == [again.json()["id"]]
+
+
 def fingerprint_in(api: Api, body: Any) -> str:
     """The fingerprint that the API itself gives such a request, read from a record of another key."""
     other = post(api, JOBS, body, "another")
