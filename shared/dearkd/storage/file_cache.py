@@ -6,7 +6,8 @@
 
 Who uses a folder holds a shared lock on it (`flock`, which ends with the process however it ends); who removes one
 needs the exclusive lock. So nothing in use is ever removed, and what a dead process left is. Least recently used copies
-go first. Where everything else is in use, what is needed may exceed the bound: a job that runs is worth more than it.
+go first. Where everything else is in use, what is needed may exceed the bound until it is let go: a job that runs is
+worth more than the bound.
 """
 
 import fcntl
@@ -54,9 +55,14 @@ class FileCache:
         self.close()
 
     def close(self) -> None:
-        """Let the files that were fetched be removed from now on."""
+        """Let the files that were fetched be removed, and remove them where those in use had exceeded the bound."""
+        if not self._held:
+            return
         while self._held:
             _let_go(self._held.pop())
+        # Whoever comes next may find all he needs, and then makes no room. What fails here fails nobody's work.
+        with suppress(OSError), self._room():
+            self._make_room(0)
 
     def place(self, *, name: str, sha256: str) -> Path:
         """The path of a copy, if there is one."""

@@ -69,9 +69,13 @@ def test_what_is_in_use_may_exceed_the_bound_until_it_is_not(
         paths = [fetch(cache, storage, number) for number in range(4)]
         assert [path.read_bytes() for path in paths] == [content(number) for number in range(4)]
     assert "DEARKD_CACHE_BYTES" in caplog.text
-    with FileCache(root, 2 * SIZE) as cache:
-        fetch(cache, storage, 9)
     assert held(root) == 2 * SIZE
+    with FileCache(root, SIZE) as first, FileCache(root, SIZE) as second:
+        kept = fetch(first, storage, 0)
+        fetch(second, storage, 1)
+        second.close()
+        assert kept.exists()
+        assert held(root) == SIZE
 
 
 def test_a_copy_that_went_bad_is_fetched_again_and_a_bad_original_refused(storage: Storage, tmp_path: Path) -> None:
@@ -117,8 +121,6 @@ def test_processes_at_once_never_lose_what_they_use(storage: Storage, tmp_path: 
         for seed in seeds
     ]
     assert [user.wait(240) for user in users] == [0] * 4
-    with FileCache(root, 3 * SIZE) as cache:
-        fetch(cache, storage, 11)
     assert held(root) <= 3 * SIZE
 
 

@@ -20,6 +20,8 @@ from dearkd_synth import DeepInversion
 from dearkd_trainer.model.export import load_model
 from tests.support.teacher_files import small
 
+pytestmark = pytest.mark.slow
+
 TASK: dict[str, Any] = {"image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
 SYNTHESIS = {
     "images_per_class": 4,
