@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,9 +127,12 @@ def suspended(head: psutil.Process) -> Iterator[None]:
     """Let a process and all below it stand still for as long as the block runs."""
     stopped = [head, *head.children(recursive=True)]
     for process in stopped:
-        process.suspend()
+        # One that was ending when it was listed may be gone.
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
     try:
         yield
     finally:
         for process in stopped:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
