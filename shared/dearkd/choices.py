@@ -11,6 +11,8 @@ PresetName = Literal["auto", "published-imagenet", "published-cifar"]
 """Preset of a synthesis job."""
 Recipe = Literal["deit", "small"]
 """Recipe of a training run."""
+Scope = Literal["read", "submit", "admin"]
+"""Permission of an API key; each includes those before it."""
 ClassOrder = Literal["name", "natural", "number", "given"]
 """Order of a dataset's labels, as its maker states it: that of its class folders, or a given list."""
 

@@ -112,6 +112,8 @@ class TooSlow(DearKDError):
 class LimitReached(DearKDError):
     default_code = "limit_reached"
     retryable = True
+    retry_after: int | None = None
+    """Seconds after which the same request may succeed, where that is known."""
 
 
 class Unavailable(DearKDError):

@@ -6,11 +6,11 @@ import time
 from datetime import datetime
 from typing import Literal
 
-Kind = Literal["tch", "syn", "run", "ds", "mdl", "chk", "prd", "tmp"]
+Kind = Literal["tch", "syn", "run", "ds", "mdl", "chk", "prd", "key", "aud", "tmp"]
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in lower case: sorts as its numbers do
 _BEHIND = r"-[0-9a-hjkmnp-tv-z]{11}-[0-9a-hjkmnp-tv-z]{8}"
-_PATTERN = re.compile(r"(tch|syn|run|ds|mdl|chk|prd|tmp)" + _BEHIND)
+_PATTERN = re.compile(r"(tch|syn|run|ds|mdl|chk|prd|key|aud|tmp)" + _BEHIND)
 
 
 def _base32(number: int, digits: int) -> str:

@@ -38,8 +38,10 @@ def put_teacher(
     image_size: int = 32,
     class_names: list[str] | None = None,
     refused_input_sizes: Sequence[int] = (),
+    owner: str | None = None,
 ) -> str:
     teacher = Teacher(
+        owner=owner,
         id=new_id("tch"),
         created_at=datetime.now(UTC),
         name="t",

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dearkd.data.manifests import DatasetManifest
 from dearkd.jobs.model import Event
+from dearkd.storage.catalog import Model, Teacher
 from dearkd_api.pages import Page
 
 
@@ -63,10 +64,26 @@ class Registering(BaseModel):
     """Given where `status` is `failed`."""
 
 
+SHARED = "True if every key may see it: it was shared, or has no owner."
+
+
+class RegisteredTeacher(Teacher):
+    """A teacher: its spec, and what the inspector found."""
+
+    shared: bool = Field(description=SHARED)
+
+
 class RegisteredDataset(DatasetManifest):
     """The manifest of a dataset. `teacher` and `spec` are null for sets that were registered, not synthesised."""
 
     status: Literal["ready"] = "ready"
+    shared: bool = Field(description=SHARED)
+
+
+class TrainedModel(Model):
+    """A trained student: files under its prefix, and where it came from."""
+
+    shared: bool = Field(description=SHARED)
 
 
 class StudentPlan(BaseModel):

@@ -8,14 +8,29 @@ from dearkd.errors import DearKDError
 from dearkd.jobs.queue import QueueName, alive
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
-from dearkd_api import checks, dashboard, datasets, deliveries, events, jobs, models, predictions, problems, teachers
+from dearkd_api import (
+    api_keys,
+    audit,
+    checks,
+    dashboard,
+    datasets,
+    deliveries,
+    events,
+    jobs,
+    models,
+    predictions,
+    problems,
+    sharing,
+    teachers,
+)
+from dearkd_api.access import RequireKey
 from dearkd_api.answers import Alive, Ready
+from dearkd_api.audit import RecordChanges
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.boundary import Boundary
 from dearkd_api.hosts import AllowedHosts
 from dearkd_api.job_metrics import JobMetrics
 from dearkd_api.key_failures import KeyFailures
-from dearkd_api.keys import RequireKey
 from dearkd_api.metrics import MeasureRequests, Metrics, add_metrics
 from dearkd_api.openapi import DescribedAPI
 from dearkd_api.queries import require_known_parameters
@@ -49,8 +64,10 @@ def create_app(settings: Settings) -> FastAPI:
     backend = Backend.open(settings, metrics)
     app.state.backend = backend
     problems.install(app)
-    if backend.keys:
-        app.add_middleware(RequireKey, keys=backend.keys, failures=KeyFailures(settings.max_key_failures))
+    app.add_middleware(RecordChanges, audit=backend.audit)
+    app.add_middleware(
+        RequireKey, keys=backend.keys, failures=KeyFailures(settings.max_key_failures), quotas=backend.quotas
+    )
     hosts = AllowedHosts.parse(settings.allowed_hosts, bound=settings.host)
     app.add_middleware(Boundary, hosts=hosts, bodies=BODIES)
     app.add_middleware(MeasureRequests, metrics=metrics)
@@ -66,6 +83,9 @@ def create_app(settings: Settings) -> FastAPI:
         models.router,
         predictions.router,
         events.router,
+        *sharing.routers,
+        api_keys.router,
+        audit.router,
     )
     for router in routers:
         app.include_router(router)

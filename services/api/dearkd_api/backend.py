@@ -13,14 +13,17 @@ from dearkd.jobs.deliveries import Deliveries
 from dearkd.jobs.idempotency import Answers
 from dearkd.jobs.inspections import Inspections
 from dearkd.jobs.log import JobLog
+from dearkd.jobs.quotas import KeyQuotas
 from dearkd.jobs.records import JobRecords
 from dearkd.jobs.store import JobStore
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
+from dearkd.storage.api_keys import KeyRecords
+from dearkd.storage.audit import AuditLog
 from dearkd.storage.catalog import Catalog, Model, Teacher, models, teachers
 from dearkd.storage.objects import Storage
 from dearkd_api.event_listener import EventListener
-from dearkd_api.keys import Keys
+from dearkd_api.keys import KeyRing, Keys
 from dearkd_api.metrics import Metrics
 from dearkd_api.verification import Verification
 
@@ -32,7 +35,10 @@ class Backend:
     """The state that endpoints share; opened once for each application, usable from several threads."""
 
     settings: Settings
-    keys: Keys
+    keys: KeyRing
+    key_records: KeyRecords
+    quotas: KeyQuotas
+    audit: AuditLog
     storage: Storage
     store: JobStore
     log: JobLog
@@ -60,10 +66,14 @@ class Backend:
         """
         redis = connect(settings, observer=metrics.redis)
         storage = Storage.open(settings, redis, observer=metrics.storage)
+        key_records = KeyRecords(storage)
         stopping = threading.Event()
         return cls(
             settings=settings,
-            keys=Keys.configured(settings),
+            keys=KeyRing(Keys.configured(settings), key_records),
+            key_records=key_records,
+            quotas=KeyQuotas(redis),
+            audit=AuditLog(storage),
             storage=storage,
             store=JobStore(redis, storage),
             log=JobLog(redis, storage),

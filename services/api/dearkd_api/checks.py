@@ -12,10 +12,10 @@ from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.inspections import Ticket
 from dearkd.specs import Spec
 from dearkd.storage.catalog import Teacher
+from dearkd_api.access import Caller, Viewer
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import ErrorCollector, JsonRoute, Posted, ThisTurn
 from dearkd_api.idempotency import IdempotencyKey
-from dearkd_api.keys import Caller
 from dearkd_api.registering import error_of
 from dearkd_api.submissions import find
 
@@ -69,15 +69,16 @@ def create(
     posted: Annotated[Posted[CheckRequest], Body()],
     backend: Uses,
     caller: Caller,
+    viewer: Viewer,
     turn: ThisTurn,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Try a teacher on real images, before hours are spent on what it says: accuracy, calibration, and what would
     explain a low figure. 503 `inspector_unavailable` where no synth worker is alive."""
-    teacher = backend.teachers.get(identifier)
+    teacher = backend.teachers.get(identifier, viewer=viewer)
     errors = ErrorCollector(posted.refusal)
     with errors:
-        _require_same_classes(posted.request.dataset, teacher, backend)
+        _require_same_classes(posted.request.dataset, teacher, backend, viewer)
     errors.raise_if_any()
     backend.inspections.require_inspector()
     request = posted.request.model_dump() | {"teacher": teacher.id, "bytes": teacher.bytes}
@@ -93,13 +94,13 @@ def create(
 def get(identifier: str, check: str, backend: Uses, caller: Caller) -> Response:
     """A check, for a week after it ended; if there are keys, only for the key that asked for it."""
     ticket = backend.inspections.get(check) if is_id(check, "chk") else None
-    if ticket is None or ticket.request["teacher"] != identifier or (backend.keys and ticket.owner != caller):
+    if ticket is None or ticket.request["teacher"] != identifier or caller not in (None, ticket.owner):
         raise NotFound(f"there is no check {check!r:.80} of {identifier!r:.80}: it is kept for a week after it ended")
     return JSONResponse(_render(ticket))
 
 
-def _require_same_classes(reference: str | None, teacher: Teacher, backend: Backend) -> None:
-    dataset = find(reference, "/dataset", backend.datasets)
+def _require_same_classes(reference: str | None, teacher: Teacher, backend: Backend, viewer: str | None) -> None:
+    dataset = find(reference, "/dataset", backend.datasets, viewer)
     if dataset is not None and dataset.num_classes != teacher.num_classes:
         raise InvalidInput.at(
             "/dataset",

@@ -1,6 +1,7 @@
 """Datasets: made by synthesis jobs, or registered."""
 
 import json
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -18,17 +19,17 @@ from dearkd.specs import Name, Spec
 from dearkd.storage.catalog import StoredFile
 from dearkd.storage.keys import check_key
 from dearkd_api import registering
+from dearkd_api.access import Asking, Caller, Viewer
 from dearkd_api.answers import RegisteredDataset, Registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, ThisTurn
 from dearkd_api.files import FILE, send_verified
 from dearkd_api.idempotency import IdempotencyKey
-from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.verification import ServedFile
 
 BESIDE_SHARDS = ("_info.json", "preview.png", "README.md", "class_names.json")
-RESERVED = ("teachers", "models", "runs", "jobs", "tmp")
+RESERVED = ("teachers", "models", "runs", "jobs", "tmp", "keys", "audit")
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
 
@@ -69,35 +70,35 @@ async def create(
 
 
 @router.get("", response_model=DatasetPage)
-def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
-    found, more = backend.datasets.page(limit=limit, after=require_id(after, "ds"))
-    return JSONResponse(page([registering.render(dataset) for dataset in found], more))
+def list_newest_first(backend: Uses, viewer: Viewer, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
+    found, more = backend.datasets.page(limit=limit, after=require_id(after, "ds"), viewer=viewer)
+    return JSONResponse(page([registering.render(backend.datasets, dataset) for dataset in found], more))
 
 
 @router.get("/{identifier}", response_model=RegisteredDataset | Registering)
-def get(identifier: str, backend: Uses) -> Response:
+def get(identifier: str, backend: Uses, viewer: Viewer) -> Response:
     """The manifest; `status` is `registering` or `failed` while or after the inspector checks it."""
-    return JSONResponse(registering.look_up(backend, backend.datasets, identifier))
+    return JSONResponse(registering.look_up(backend, backend.datasets, identifier, viewer))
 
 
 @router.delete("/{identifier}", status_code=204)
-def delete(identifier: str, backend: Uses, caller: Caller) -> None:
+def delete(identifier: str, backend: Uses, identity: Asking) -> None:
     """Delete a dataset: its manifest, then everything under `datasets/{id}`. If there are keys, its owner alone or an
     administrator may (else 403). 409 while a job uses it.
 
     The shards of a dataset that was registered from another prefix stay.
     """
-    registering.remove(backend, backend.datasets, identifier, caller)
+    registering.remove(backend, backend.datasets, identifier, identity)
 
 
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
 @router.get("/{identifier}/files/{name:path}", response_class=Response, responses=FILE)
-async def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
+async def get_file(identifier: str, name: str, request: Request, backend: Uses, viewer: Viewer) -> Response:
     """A shard, `_info.json`, `preview.png`, `README.md` or `dataset.json`; all but the last take ranges.
 
     500 `corrupt_data` if a shard was altered in storage.
     """
-    dataset = await run_in_threadpool(backend.datasets.get, identifier)
+    dataset = await run_in_threadpool(partial(backend.datasets.get, identifier, viewer=viewer))
     if name == backend.datasets.manifest:
         # Not the stored one, which says whose it is.
         shown = json.dumps(dataset.model_dump(mode="json", exclude={"owner"}), indent=2)

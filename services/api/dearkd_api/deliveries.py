@@ -6,10 +6,10 @@ from fastapi.responses import JSONResponse
 from dearkd.choices import Kind
 from dearkd.errors import InvalidInput, NotFound
 from dearkd.jobs.deliveries import Delivery
+from dearkd_api.access import Caller
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute
 from dearkd_api.jobs import COLLECTIONS
-from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page
 
 

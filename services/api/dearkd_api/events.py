@@ -18,10 +18,10 @@ from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import InvalidInput, Unavailable
 from dearkd.jobs.model import Event
+from dearkd_api.access import Caller
 from dearkd_api.answers import EventPage
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.event_listener import OUTAGE_SECONDS
-from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, EVENT_ID, After, Limit, page
 
 STREAM: Final = "text/event-stream"

@@ -12,7 +12,7 @@ from dearkd.specs import DatasetFacts, SynthesisSpec, TeacherSpec, TrainingSpec
 Json = dict[str, Any]
 
 IDS: Final[Mapping[Kind, str]] = {
-    kind: f"{kind}-1m9z4k2c0q8-7m2qx8ds" for kind in ("tch", "syn", "run", "ds", "mdl", "chk")
+    kind: f"{kind}-1m9z4k2c0q8-7m2qx8ds" for kind in ("tch", "syn", "run", "ds", "mdl", "chk", "key", "aud")
 }
 TEACHER_ID: Final = IDS["tch"]
 SYNTHESIS_ID: Final = IDS["syn"]
@@ -50,6 +50,7 @@ _TEACHER: Final = {
     "batch_norm_layers": 14,
     "refused_input_sizes": [],
     "weights": None,
+    "shared": False,
 }
 _REGISTERING: Final[Json] = {"id": TEACHER_ID, "status": "registering"}
 
@@ -125,6 +126,7 @@ _DATASET: Final = _member(
     quality={"teacher_accuracy": 0.998},
     job=SYNTHESIS_ID,
     seed=1,
+    shared=False,
 )
 _MODEL: Final = _member(
     IDS["mdl"],
@@ -139,7 +141,35 @@ _MODEL: Final = _member(
     run=IDS["run"],
     spec=_training.model_dump(mode="json"),
     files=[{"name": "model.safetensors", "bytes": 3_400_000, "sha256": _SHA256}],
+    shared=False,
 )
+_QUOTAS: Final = {
+    "requests_per_minute": 600,
+    "queued_jobs": 20,
+    "images_per_day": 100_000,
+    "bytes_per_day": 10_000_000_000,
+}
+_KEY_REQUEST: Final[Json] = {"name": "nightly", "scopes": ["submit"], "quotas": _QUOTAS}
+_KEY: Final[Json] = {
+    "id": IDS["key"],
+    **_KEY_REQUEST,
+    "created_at": _QUEUED,
+    "expires_at": None,
+    "revoked_at": None,
+}
+_SECRET: Final = "dearkd_" + "x" * 43
+_AUDITED: Final = {
+    "id": IDS["aud"],
+    "at": _QUEUED,
+    "key": IDS["key"],
+    "key_name": "nightly",
+    "address": "192.0.2.7",
+    "method": "POST",
+    "path": "/v1/synthesis-jobs",
+    "status": 202,
+    "resource": f"/v1/synthesis-jobs/{SYNTHESIS_ID}",
+    "request_id": "3f1c9a5e0b7d2468",
+}
 _CHECK: Final = {
     "id": IDS["chk"],
     "teacher": TEACHER_ID,
@@ -236,6 +266,8 @@ BODIES: Final[Mapping[str, Json]] = {
     "datasets.create": {"prefix": "shared/digits", "name": "digits"},
     **_SYNTHESIS_BODIES,
     **_TRAINING_BODIES,
+    "keys.create": {**_KEY_REQUEST, "scopes": ["admin"]},
+    "keys.rotate": {"grace_seconds": 3600},
 }
 """Bodies in JSON by operation."""
 
@@ -265,6 +297,22 @@ ANSWERS: Final[Mapping[str, Json]] = {
     "models.list": _page(_MODEL),
     "models.get": _MODEL,
     "models.predict": {"student": _LIKELY, "teacher": _LIKELY},
+    **{
+        f"{collection}.{verb}": {**resource, "shared": verb == "share"}
+        for collection, resource in (("teachers", _TEACHER), ("datasets", _DATASET), ("models", _MODEL))
+        for verb in ("share", "unshare")
+    },
+    "keys.create": {**_KEY, "key": _SECRET},
+    "keys.list": _page(_KEY),
+    "keys.self": {
+        **{name: _KEY[name] for name in ("id", "name", "quotas", "expires_at")},
+        "scopes": ["read", "submit"],
+        "used_today": {"images": 2000, "bytes": 2_100_000},
+    },
+    "keys.get": _KEY,
+    "keys.rotate": {**_KEY, "key": _SECRET},
+    "keys.revoke": {**_KEY, "revoked_at": _ENDED},
+    "audit.list": _page(_AUDITED),
 }
 """Answers in JSON by operation, with the status behind it where it has another answer too."""
 

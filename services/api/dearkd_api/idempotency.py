@@ -16,8 +16,10 @@ from dearkd.errors import DearKDError, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs.idempotency import Answer, Turn, still_making
 from dearkd_api.backend import Backend
+from dearkd_api.keys import Identity
 
 HEADER = "idempotency-key"
+REPLAYED = "Idempotent-Replayed"
 PAUSES = (0.02, 0.05, 0.1, 0.25, 0.5)
 """Seconds between two looks at whether the first answer is there; the last one again and again."""
 
@@ -85,11 +87,12 @@ async def answer_once(
     identifier = identifier or new_id("tmp")
     if key is None:
         return await make(Turn("new", identifier))
-    owner: str | None = getattr(request.state, "owner", None)
+    identity: Identity | None = getattr(request.state, "identity", None)
+    owner = identity.owner if identity else None
     seconds = backend.settings.inspect_seconds
     turn = await _turn(request, backend, owner, key, fingerprint, identifier)
     if turn.answer is not None:
-        headers = {"Idempotent-Replayed": "true"} | ({"Location": turn.answer.location} if turn.answer.location else {})
+        headers = {REPLAYED: "true"} | ({"Location": turn.answer.location} if turn.answer.location else {})
         return Response(turn.answer.body, turn.answer.status, headers, media_type="application/json")
     try:
         # A body that comes slowly has been read; what is left is bounded.

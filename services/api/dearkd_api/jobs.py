@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import AwareDatetime, BeforeValidator, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.choices import Kind, Status
@@ -20,11 +20,13 @@ from dearkd.jobs.model import Event, Job, dataset_of, kind_of
 from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
 from dearkd.specs.base import Priority
 from dearkd_api import events
+from dearkd_api.access import Asking, Caller, Viewer
 from dearkd_api.answers import EventPage, MetricsPage, SynthesisPlan, TrainingPlan
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, Posted, ThisTurn
 from dearkd_api.idempotency import IdempotencyKey
-from dearkd_api.keys import Caller
+from dearkd_api.job_filters import LabelFilter, MomentFilter, labels_of
+from dearkd_api.keys import Identity
 from dearkd_api.pages import DEFAULT_LIMIT, ROW_ID, After, Limit, Page, page, require_id
 from dearkd_api.submissions import complete_synthesis, complete_training
 
@@ -34,28 +36,6 @@ POLL_SECONDS = 0.25
 DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and say what it would take.")]
 DRY = "What it would take; nothing was made."
 PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The grid.", "content": {"image/png": {}}}}
-
-
-LABEL = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}=[^,]{0,200}"
-LabelFilter = Annotated[
-    str | None,
-    Query(
-        max_length=4000,
-        pattern=f"^{LABEL}(,{LABEL})*$",
-        description="Labels that the jobs have, all of them, such as `team=vision,round=3`.",
-    ),
-]
-
-
-def _require_rfc_3339(value: Any) -> Any:
-    if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]", str(value)):
-        raise ValueError("no date and time of RFC 3339, such as 2026-03-01T09:30:00Z")
-    return value
-
-
-Moment = Annotated[
-    Annotated[AwareDatetime, BeforeValidator(_require_rfc_3339)] | None, Query(description="RFC 3339, with its zone.")
-]
 
 
 class RetryRequest(Spec):
@@ -125,8 +105,8 @@ def _router(kind: Kind) -> APIRouter:
         caller: Caller,
         status: Status | None = None,
         labels: LabelFilter = None,
-        created_after: Moment = None,
-        created_before: Moment = None,
+        created_after: MomentFilter = None,
+        created_before: MomentFilter = None,
         limit: Limit = DEFAULT_LIMIT,
         after: After = None,
     ) -> Response:
@@ -140,7 +120,7 @@ def _router(kind: Kind) -> APIRouter:
             limit=limit,
             after=min(filter(None, (after, before)), default=None),
             owner=caller,
-            labels=[tuple(part.split("=", 1)) for part in labels.split(",")] if labels else [],
+            labels=labels_of(labels),
             since=earliest_id(prefix, created_after) if created_after is not None else None,
         )
         return JSONResponse(page([render(job) for job in jobs], more))
@@ -266,13 +246,15 @@ training = _router("training")
 def synthesise(
     posted: Annotated[Posted[SynthesisRequest], Body()],
     backend: Uses,
+    identity: Asking,
     caller: Caller,
+    viewer: Viewer,
     turn: ThisTurn,
     dry_run: DryRun = False,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make a dataset from a teacher. Only `teacher` is required; the preset fills in the rest."""
-    spec, teacher = complete_synthesis(posted, backend)
+    spec, teacher = complete_synthesis(posted, backend, viewer)
     if dry_run:
         return JSONResponse(
             {
@@ -284,16 +266,24 @@ def synthesise(
                 "student": _student(spec),
             }
         )
-    return _accepted(
-        backend.store.create_synthesis(
+    quotas = identity.quotas if identity else None
+    size = spec.estimated_bytes(teacher.spec)
+    with backend.quotas.charged(caller, quotas, images=spec.num_samples, size=size):
+        job = backend.store.create_synthesis(
             spec,
             identifier=sibling(turn.identifier, "syn"),
             images=spec.num_samples,
-            max_queued=backend.settings.max_queued_jobs,
+            max_queued=_most_queued(backend, identity),
             owner=caller,
             webhook=posted.request.webhook,
         )
-    )
+    return _accepted(job)
+
+
+def _most_queued(backend: Backend, identity: Identity | None) -> int:
+    quota = identity.quotas.queued_jobs if identity else None
+    most = backend.settings.max_queued_jobs
+    return most if quota is None else min(most, quota)
 
 
 def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
@@ -315,13 +305,15 @@ def _student(spec: SynthesisSpec) -> dict[str, Any] | None:
 def train(
     posted: Annotated[Posted[TrainingRequest], Body()],
     backend: Uses,
+    identity: Asking,
     caller: Caller,
+    viewer: Viewer,
     turn: ThisTurn,
     dry_run: DryRun = False,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Train a transformer on a dataset, or on the one that a synthesis job makes, for which the run then waits."""
-    submission = complete_training(posted, backend, caller)
+    submission = complete_training(posted, backend, caller, viewer)
     spec = submission.spec
     if dry_run:
         images = submission.facts.trained_images(spec.fraction, spec.holdout).expected
@@ -339,7 +331,7 @@ def train(
             identifier=sibling(turn.identifier, "run"),
             epochs=spec.epochs,
             waits_for=submission.waits_for,
-            max_queued=backend.settings.max_queued_jobs,
+            max_queued=_most_queued(backend, identity),
             owner=caller,
             webhook=posted.request.webhook,
         )

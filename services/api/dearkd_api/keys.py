@@ -1,23 +1,67 @@
-"""API keys: they decide who may call the API, and which jobs a caller sees."""
+"""API keys: those of the environment, and those that were created since."""
 
-import hmac
+import asyncio
+import logging
 import re
+import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import sha256
-from typing import Annotated, Final
+from typing import Final
 
-from fastapi import Depends, Request
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.concurrency import run_in_threadpool
 
-from dearkd.errors import InvalidInput
-from dearkd.jobs.model import owner_of
+from dearkd.choices import Scope
+from dearkd.errors import CorruptData, InvalidInput, Unavailable
+from dearkd.jobs.model import now, owner_of
 from dearkd.settings import Settings
-from dearkd_api.key_failures import KeyFailures
-from dearkd_api.problems import problem
+from dearkd.storage.api_keys import KeyRecord, KeyRecords, Quotas
 
 MIN_CHARACTERS: Final = 16
+REFRESH_SECONDS: Final = 5.0
+"""The age at which what is known of keys is read again: so late at most another server's revocation counts here."""
+WAIT_SECONDS: Final = 2.0
+"""Requests wait so long for that; where storage does not answer, one request does."""
+UNKNOWN_SECONDS: Final = 0.5
+"""The same where a key is unknown, which another server may have created a moment ago."""
 _REMEDY: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+
+SCOPES: Final[Mapping[Scope, frozenset[Scope]]] = {
+    "read": frozenset({"read"}),
+    "submit": frozenset({"read", "submit"}),
+    "admin": frozenset({"read", "submit", "admin"}),
+}
+"""Scopes that each includes."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The key that a request bears."""
+
+    owner: str
+    """The owner of what it creates."""
+    name: str | None = None
+    scopes: frozenset[Scope] = SCOPES["submit"]
+    quotas: Quotas = field(default_factory=Quotas)
+    record: KeyRecord | None = None
+    """None for a key of the environment."""
+
+    @property
+    def is_admin(self) -> bool:
+        return "admin" in self.scopes
+
+
+class KeyRefused(Exception):
+    """A key that is let in no more, or never was; `code` is for programs."""
+
+    def __init__(self, code: str, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +70,7 @@ class Keys:
 
     digests: tuple[bytes, ...]
     admins: frozenset[str] = field(default=frozenset())
-    """The owners whose keys may delete any teacher, dataset and model. They do not see others' jobs either."""
+    """The owners whose keys have the scope `admin`."""
 
     @classmethod
     def configured(cls, settings: Settings) -> "Keys":
@@ -56,16 +100,99 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self.digests)
 
-    def owner(self, authorization: str) -> str | None:
-        """The owner of the key in an `Authorization` header; None if it is none of these keys."""
+    def identities(self) -> dict[bytes, Identity]:
+        """Each key's identity by its digest. Nothing of a key can be told from the time that looking one up takes."""
+        return {
+            digest: Identity(owner, scopes=SCOPES["admin" if owner in self.admins else "submit"])
+            for digest in self.digests
+            for owner in [owner_of(digest)]
+        }
+
+
+class KeyRing:
+    """All keys that count: those of the environment, and those that storage knows. Falsy if there are none.
+
+    Where storage cannot be reached, what was read last goes on counting: no key can be revoked then either.
+
+    Args:
+        configured: the keys of the environment.
+        records: all others.
+    """
+
+    def __init__(self, configured: Keys, records: KeyRecords) -> None:
+        self._configured = configured.identities()
+        self._records = records
+        self._created: dict[bytes, tuple[KeyRecord, datetime | None]] = {}
+        self._any = False
+        self._read_at: float | None = None
+        self._one_reads = threading.Lock()
+        self._reading: asyncio.Task[None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._configured) or self._any
+
+    async def refresh(self, seconds: float = REFRESH_SECONDS) -> None:
+        """Read again what is older than that, and wait for it a little.
+
+        Raises:
+            Unavailable: if nothing was ever read, since storage cannot be reached: then nobody is let in.
+        """
+        if self._read_at is not None and time.monotonic() - self._read_at < seconds:
+            return
+        waits = self._reading is None
+        if self._reading is None:
+            self._reading = asyncio.create_task(run_in_threadpool(self._try_to_read))
+            self._reading.add_done_callback(self._has_read)
+        if waits or self._read_at is None:
+            await asyncio.wait([self._reading], timeout=WAIT_SECONDS)
+        if self._read_at is None:
+            raise Unavailable("the API keys cannot be read from storage: try again later", code="storage_unavailable")
+
+    def read(self) -> None:
+        """Read all keys; here, where one was created or changed. Raises `Unavailable`."""
+        with self._one_reads:
+            records, self._any = self._records.all()
+            self._created = {
+                bytes.fromhex(secret.sha256): (record, secret.until) for record in records for secret in record.secrets
+            }
+            self._read_at = time.monotonic()
+
+    def _try_to_read(self) -> None:
+        try:
+            self.read()
+        except (Unavailable, CorruptData) as error:
+            log.warning("the API keys could not be read: %s", error)
+            if self._read_at is not None:
+                self._read_at = time.monotonic()
+
+    def _has_read(self, _: "asyncio.Task[None]") -> None:
+        self._reading = None
+
+    def find(self, authorization: str) -> Identity:
+        """The key in an `Authorization` header.
+
+        Raises:
+            KeyRefused: `unauthorized` if it is none of these, `key_expired`, `key_revoked`.
+        """
         scheme, _, token = authorization.partition(" ")
         digest = sha256(token.strip().encode("latin-1")).digest()
-        # All of them, so that the time tells nothing of which matched.
-        matches = [hmac.compare_digest(digest, known) for known in self.digests]
-        return owner_of(digest) if any(matches) and scheme.lower() == "bearer" else None
+        if scheme.lower() == "bearer":
+            if (configured := self._configured.get(digest)) is not None:
+                return configured
+            if (created := self._created.get(digest)) is not None:
+                return _identity(*created, at=now())
+        raise KeyRefused("unauthorized", "is none of this server's" if authorization else "is missing")
 
-    def is_admin(self, owner: str | None) -> bool:
-        return owner in self.admins
+
+def _identity(record: KeyRecord, until: datetime | None, *, at: datetime) -> Identity:
+    if record.revoked_at is not None:
+        raise KeyRefused("key_revoked", f"{record.id} was revoked")
+    if until is not None and until <= at:
+        raise KeyRefused("key_revoked", f"is an old one of {record.id}, which was rotated")
+    if record.expires_at is not None and record.expires_at <= at:
+        raise KeyRefused("key_expired", f"{record.id} has expired")
+    scopes = frozenset[Scope]().union(*(SCOPES[scope] for scope in record.scopes))
+    return Identity(record.id, record.name, scopes, record.quotas, record)
 
 
 def _digest(entry: str, place: str) -> bytes:
@@ -78,46 +205,3 @@ def _digest(entry: str, place: str) -> bytes:
     if not re.fullmatch(r"[\x21-\x7e]+", entry):
         raise InvalidInput(f"{place} has blanks or characters outside ASCII, which no header bears: {_REMEDY}")
     return sha256(entry.encode()).digest()
-
-
-class RequireKey:
-    """Middleware: lets nobody call `/v1` without one of the keys, before anything of the request is read."""
-
-    def __init__(self, app: ASGIApp, keys: Keys, failures: KeyFailures) -> None:
-        self.app = app
-        self.keys = keys
-        self.failures = failures
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not (scope["path"] + "/").startswith("/v1/"):
-            await self.app(scope, receive, send)
-            return
-        authorization = Headers(scope=scope).get("authorization", "")
-        owner = self.keys.owner(authorization)
-        if owner is None:
-            if authorization and not self.failures.admit((scope.get("client") or ("",))[0]):
-                detail = (
-                    f"more than {self.failures.per_minute} wrong API keys a minute came from this address: wait, and "
-                    "send a right one"
-                )
-                limited = problem(429, "Too many wrong API keys", detail, "too_many_failures")
-                await limited(scope, receive, send)
-                return
-            what = "is none of this server's" if authorization else "is missing"
-            detail = f"the API key {what}: send it as Authorization: Bearer KEY"
-            refusal = problem(
-                401, "An API key is needed", detail, "unauthorized", headers={"WWW-Authenticate": "Bearer"}
-            )
-            await refusal(scope, receive, send)
-            return
-        scope.setdefault("state", {})["owner"] = owner
-        await self.app(scope, receive, send)
-
-
-async def _caller(request: Request) -> str | None:
-    owner: str | None = getattr(request.state, "owner", None)
-    return owner
-
-
-Caller = Annotated[str | None, Depends(_caller)]
-"""The owner whose key the request bears; None where no keys are configured."""

@@ -5,11 +5,11 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import NotFound
-from dearkd.storage.catalog import Model
 from dearkd_api import registering
+from dearkd_api.access import Asking, Viewer
+from dearkd_api.answers import TrainedModel
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.files import FILE, send_verified
-from dearkd_api.keys import Caller
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.verification import ServedFile
 
@@ -17,38 +17,38 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 class ModelPage(Page):
-    data: list[Model]  # type: ignore[assignment]  # narrower, for the schema
+    data: list[TrainedModel]  # type: ignore[assignment]  # narrower, for the schema
 
 
 @router.get("", response_model=ModelPage)
-def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
-    found, more = backend.models.page(limit=limit, after=require_id(after, "mdl"))
-    return JSONResponse(page([model.model_dump(mode="json", exclude={"owner"}) for model in found], more))
+def list_newest_first(backend: Uses, viewer: Viewer, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
+    found, more = backend.models.page(limit=limit, after=require_id(after, "mdl"), viewer=viewer)
+    return JSONResponse(page([registering.render(backend.models, model) for model in found], more))
 
 
-@router.get("/{identifier}", response_model=Model)
-def get(identifier: str, backend: Uses) -> Response:
+@router.get("/{identifier}", response_model=TrainedModel)
+def get(identifier: str, backend: Uses, viewer: Viewer) -> Response:
     """A model; `accuracy` is the last checkpoint's, null if nothing was evaluated."""
-    return JSONResponse(backend.models.get(identifier).model_dump(mode="json", exclude={"owner"}))
+    return JSONResponse(registering.render(backend.models, backend.models.get(identifier, viewer=viewer)))
 
 
 @router.delete("/{identifier}", status_code=204)
-def delete(identifier: str, backend: Uses, caller: Caller) -> None:
+def delete(identifier: str, backend: Uses, identity: Asking) -> None:
     """Delete a model: its manifest, then its files. If there are keys, its owner alone or an administrator may (else
     403). 409 while a job uses it."""
-    registering.remove(backend, backend.models, identifier, caller)
+    registering.remove(backend, backend.models, identifier, identity)
 
 
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
 @router.get("/{identifier}/files/{name:path}", response_class=Response, responses=FILE)
-async def get_file(identifier: str, name: str, request: Request, backend: Uses) -> Response:
+async def get_file(identifier: str, name: str, request: Request, backend: Uses, viewer: Viewer) -> Response:
     """A file from the model's list `files`; takes ranges. 500 `corrupt_data` if it was altered."""
-    file = await run_in_threadpool(_find_file, identifier, name, backend)
+    file = await run_in_threadpool(_find_file, identifier, name, backend, viewer)
     return await send_verified(request, backend, file)
 
 
-def _find_file(identifier: str, name: str, backend: Backend) -> ServedFile:
-    model = backend.models.get(identifier)
+def _find_file(identifier: str, name: str, backend: Backend, viewer: str | None) -> ServedFile:
+    model = backend.models.get(identifier, viewer=viewer)
     for file in model.files:
         if file.name == name:
             return ServedFile(backend.models.key(identifier, name), file)

@@ -16,6 +16,7 @@ from dearkd.errors import FieldError
 from dearkd.identifiers import Kind, pattern_of
 from dearkd.jobs.deliveries import delivery_pattern
 from dearkd_api import examples
+from dearkd_api.access import ADMIN_PATHS, OWN_PATH
 from dearkd_api.answers import FieldProblem, Problem
 from dearkd_api.pages import EVENT_ID, ROW_ID
 from dearkd_api.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS
@@ -29,6 +30,8 @@ IDS: Final[Mapping[str, Kind]] = {
     "training-runs": "run",
     "datasets": "ds",
     "models": "mdl",
+    "keys": "key",
+    "audit": "aud",
 }
 """The kinds of ids by the part of a path that they follow."""
 
@@ -99,19 +102,19 @@ _SEED: Final = FieldError("/seed", "Input should be greater than or equal to 0 (
 
 PROBLEMS: Final[Mapping[int, _Documented]] = {
     401: _Documented(
-        "No API key, or a wrong one. Only where keys are configured.",
+        "No API key, or one that is wrong, expired or revoked. Only where there are keys.",
         "unauthorized",
         "An API key is needed",
         "the API key is missing: send it as Authorization: Bearer KEY",
     ),
     403: _Documented(
-        "It belongs to another key, or a foreign page asks.",
+        "It belongs to another key, the key lacks the scope, or a foreign page asks.",
         "foreign_origin",
         "From a foreign page",
         "Origin is 'https://example.org': another site's page may not change anything here",
     ),
     404: _Documented(
-        "There is no such thing, or it is another key's job.",
+        "There is no such thing, or it is another key's.",
         "not_found",
         "There is no such thing",
         f"there is no {examples.TEACHER_ID!r} in teachers",
@@ -161,7 +164,7 @@ PROBLEMS: Final[Mapping[int, _Documented]] = {
         (_SEED,),
     ),
     429: _Documented(
-        "As many jobs wait as may, or too many wrong keys came.",
+        "As many jobs wait as may, a quota is used up, or too many wrong keys came.",
         "limit_reached",
         "As many as are allowed are there already",
         "1000 jobs wait already, which is as many as this server allows: try again later",
@@ -254,10 +257,12 @@ def problem_statuses(method: str, path: str, operation: Json) -> list[int]:
     if path in HEALTH:
         return [500, 503] if path == "/readyz" else []
     found = [401, 421, 422, 429, 500, 503]
-    if "{" in path:
+    if "{" in path or path == OWN_PATH:
         found += [404, 409]
     if method != "get":
         found += [403, 409, 415]
+    if path.startswith(ADMIN_PATHS):
+        found += [403]
     if "requestBody" in operation:
         found += [408, 413]
     if "/files/" in path:

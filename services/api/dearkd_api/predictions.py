@@ -1,5 +1,7 @@
 """Predictions of a model for one image, which the inspector answers."""
 
+from functools import partial
+
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -11,8 +13,8 @@ from dearkd.errors import InvalidInput, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs.inspections import Ticket, upload_key, upload_prefix
 from dearkd.storage.catalog import Model
+from dearkd_api.access import Caller, Viewer
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.keys import Caller
 from dearkd_api.registering import closed_ticket
 from dearkd_api.uploads import Upload, upload_place
 
@@ -45,12 +47,12 @@ _IMAGE = {"schema": {"type": "string", "format": "binary"}}
     response_model=Prediction,
     openapi_extra={"requestBody": {"required": True, "content": {"image/*": _IMAGE, CONTENT_TYPES[1]: _IMAGE}}},
 )
-async def predict(identifier: str, request: Request, backend: Uses, caller: Caller) -> Response:
+async def predict(identifier: str, request: Request, backend: Uses, caller: Caller, viewer: Viewer) -> Response:
     """Classify an image, which is the body as it is: PNG, WebP, JPEG or another format that datasets are made of.
 
     503 `inspector_unavailable` where no synth worker is alive, `inspector_busy` where it has not come to it in time.
     """
-    model = await run_in_threadpool(backend.models.get, identifier)
+    model = await run_in_threadpool(partial(backend.models.get, identifier, viewer=viewer))
     await run_in_threadpool(backend.inspections.require_inspector)
     upload = Upload(request, backend, max_bytes=MAX_MEMBER_BYTES)
     await upload.begin()

@@ -72,7 +72,7 @@ def problem(
         "errors": [{"pointer": e.pointer, "detail": e.detail} for e in errors],
         **more,
     }
-    headers = dict(headers or {}) | ({"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {})
+    headers = ({"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}) | dict(headers or {})
     # ASCII: what was posted may hold surrogates, which UTF-8 cannot encode.
     return Response(json.dumps(document), status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
@@ -96,6 +96,8 @@ async def _from_ours(request: Request, error: Exception) -> Response:
         detail = public(detail)
     # What is still to come of that request is waited for no longer.
     headers = {"Connection": "close"} if status == 408 else {}
+    if isinstance(error, LimitReached) and error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
     return problem(status, title, detail, error.code, errors=error.errors, headers=headers)
 
 

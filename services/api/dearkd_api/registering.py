@@ -13,14 +13,18 @@ from dearkd.identifiers import is_id
 from dearkd.jobs.inspections import Ticket
 from dearkd.jobs.references import uses
 from dearkd.jobs.store import JobStore
-from dearkd.storage.catalog import Catalog, Manifest, ManifestT
+from dearkd.storage.catalog import Catalog, ManifestT
 from dearkd_api.backend import Backend
+from dearkd_api.keys import Identity
 
 POLL_SECONDS = 0.1
 
 
-def render(manifest: Manifest) -> dict[str, Any]:
-    return {"status": "ready"} | manifest.model_dump(mode="json", exclude={"owner"})
+def render(catalog: Catalog[ManifestT], manifest: ManifestT) -> dict[str, Any]:
+    """A resource as the API shows it."""
+    status = {} if catalog.kind == "mdl" else {"status": "ready"}
+    shared = manifest.owner is None or catalog.is_shared(manifest.id)
+    return status | manifest.model_dump(mode="json", exclude={"owner"}) | {"shared": shared}
 
 
 async def answer(request: Request, backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> Response:
@@ -29,7 +33,8 @@ async def answer(request: Request, backend: Backend, catalog: Catalog[ManifestT]
     ticket = await closed_ticket(request, backend, identifier)
     if ticket is None or ticket.state == "ready":
         manifest = await run_in_threadpool(catalog.get, identifier)
-        return JSONResponse(render(manifest), status_code=201, headers=headers)
+        body = await run_in_threadpool(render, catalog, manifest)
+        return JSONResponse(body, status_code=201, headers=headers)
     if ticket.refusal is not None:
         raise ticket.refusal.error
     return JSONResponse(_render_ticket(ticket), status_code=202, headers=headers)
@@ -56,25 +61,25 @@ def is_known(backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> 
     return ticket is not None and ticket.refusal is None
 
 
-def look_up(backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> dict[str, Any]:
-    """The manifest, or the state of its registration. Raises `NotFound` if there is neither."""
+def look_up(backend: Backend, catalog: Catalog[ManifestT], identifier: str, viewer: str | None) -> dict[str, Any]:
+    """The manifest, or the state of its registration. Raises `NotFound` if there is neither that `viewer` may see."""
     try:
-        return render(catalog.get(identifier))
+        return render(catalog, catalog.get(identifier, viewer=viewer))
     except NotFound:
         ticket = backend.inspections.get(identifier) if is_id(identifier, catalog.kind) else None
-        if ticket is None or ticket.state == "ready":
+        if ticket is None or ticket.state == "ready" or viewer not in (None, ticket.owner):
             raise
         return _render_ticket(ticket)
 
 
-def remove(backend: Backend, catalog: Catalog[ManifestT], identifier: str, caller: str | None) -> None:
+def remove(backend: Backend, catalog: Catalog[ManifestT], identifier: str, identity: Identity | None) -> None:
     """Delete a resource, also one whose manifest cannot be read.
 
     Args:
         backend: holds it.
         catalog: teachers, datasets or models.
         identifier: of the resource.
-        caller: owner of the key that asks; None if no keys are configured: then anybody may delete.
+        identity: the key that asks; None if there are no keys: then anybody may delete.
 
     Raises:
         NotFound: if there is none.
@@ -85,13 +90,7 @@ def remove(backend: Backend, catalog: Catalog[ManifestT], identifier: str, calle
         ticket = backend.inspections.get(identifier)
         if ticket is not None and ticket.under_way:
             raise Conflict(f"{identifier} is being registered: wait until that has ended", code="in_use")
-    try:
-        owner = catalog.get(identifier).owner
-    except Unreadable:
-        owner = None
-    if backend.keys and caller != owner and not backend.keys.is_admin(caller):
-        whose = "belongs to another key" if owner else "has no owner"
-        raise Forbidden(f"{identifier} {whose}: only its owner and a key of DEARKD_ADMIN_KEYS may delete it")
+    require_own(catalog, identifier, identity, "delete")
     # From here on no job on it is accepted, so that one which is being posted is either seen now or refused.
     backend.store.announce_deletion(identifier)
     try:
@@ -100,6 +99,22 @@ def remove(backend: Backend, catalog: Catalog[ManifestT], identifier: str, calle
         backend.store.withdraw_deletion(identifier)
         raise
     catalog.delete(identifier)
+
+
+def require_own(catalog: Catalog[ManifestT], identifier: str, identity: Identity | None, verb: str) -> None:
+    """Refuse who is neither the owner of a resource nor an administrator.
+
+    Raises:
+        NotFound: if there is none.
+        Forbidden: if it is another key's, or nobody's. So is what he may not see: its id is hard enough to guess.
+    """
+    try:
+        owner = catalog.get(identifier).owner
+    except Unreadable:
+        owner = None
+    if identity is not None and identity.owner != owner and not identity.is_admin:
+        whose = "belongs to another key" if owner else "has no owner"
+        raise Forbidden(f"{identifier} {whose}: only its owner and a key with the scope admin may {verb} it")
 
 
 def _render_ticket(ticket: Ticket) -> dict[str, Any]:

@@ -9,16 +9,21 @@ from types import FrameType
 
 import uvicorn
 
-from dearkd.errors import Conflict, InvalidInput
+from dearkd.errors import Conflict, InvalidInput, Unavailable
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.reaper import Reaper
 from dearkd.log_lines import log_to_stderr
+from dearkd.redis_client import connect
 from dearkd.settings import Settings
+from dearkd.storage.api_keys import KeyRecords
+from dearkd.storage.objects import Storage
 from dearkd_api.app import create_app
 from dearkd_api.backend import Backend
 from dearkd_api.connections import ConnectionLimits, connection_class
 from dearkd_api.deliverer import Deliverer
 from dearkd_api.keys import Keys
+
+log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5
 """Time for answers in progress to end, after SIGTERM."""
@@ -36,6 +41,18 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def _has_keys(settings: Settings) -> bool:
+    """Tell whether a key guards the API: one of the environment, or one that was created before."""
+    if Keys.configured(settings):
+        return True
+    try:
+        _, found = KeyRecords(Storage.open(settings, connect(settings))).all()
+    except Unavailable as error:
+        log.warning("it cannot be told whether API keys were created before: %s", error)
+        return False
+    return found
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -45,7 +62,7 @@ def serve(settings: Settings) -> None:
         Conflict: `port_taken`.
     """
     log_to_stderr(settings)
-    listener = listen(settings.host, settings.port, keyed=bool(Keys.configured(settings)))
+    listener = listen(settings.host, settings.port, keyed=_has_keys(settings))
     app = create_app(settings)
     backend: Backend = app.state.backend
     config = uvicorn.Config(

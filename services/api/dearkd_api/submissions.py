@@ -23,8 +23,10 @@ from dearkd_api.bodies import ErrorCollector, Posted
 from dearkd_api.webhook_targets import require_allowed
 
 
-def complete_synthesis(posted: Posted[SynthesisRequest], backend: Backend) -> tuple[SynthesisSpec, Teacher]:
-    """The complete spec of a synthesis job, and its teacher.
+def complete_synthesis(
+    posted: Posted[SynthesisRequest], backend: Backend, viewer: str | None
+) -> tuple[SynthesisSpec, Teacher]:
+    """The complete spec of a synthesis job, and its teacher. What `viewer` may not see counts as missing.
 
     Raises:
         InvalidInput: with a pointer for everything that is wrong with it.
@@ -32,12 +34,12 @@ def complete_synthesis(posted: Posted[SynthesisRequest], backend: Backend) -> tu
     request, errors = posted.request, ErrorCollector(posted.refusal)
     spec, teacher = None, None
     with errors:
-        teacher = find(request.teacher, "/teacher", backend.teachers)
+        teacher = find(request.teacher, "/teacher", backend.teachers, viewer)
     with errors:
         if posted.refusal is None:
             require_allowed(request.webhook, backend.settings)
     with errors:
-        student = find(request.adaptive_student, "/adaptive_student", backend.models)
+        student = find(request.adaptive_student, "/adaptive_student", backend.models, viewer)
         if student is not None and teacher is not None:
             _require_same_labels(student, teacher)
     with errors:
@@ -66,8 +68,13 @@ class TrainingSubmission:
     waits_for: str | None
 
 
-def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller: str | None) -> TrainingSubmission:
-    """The complete spec of a training run. Jobs of other owners than `caller` count as missing.
+def complete_training(
+    posted: Posted[TrainingRequest], backend: Backend, caller: str | None, viewer: str | None
+) -> TrainingSubmission:
+    """The complete spec of a training run.
+
+    Jobs of other owners than `caller` count as missing, and what `viewer` may not see. A dataset's own teacher serves
+    whoever may see the dataset.
 
     Raises:
         InvalidInput: with a pointer for everything that is wrong with it.
@@ -76,12 +83,12 @@ def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller:
     request, errors = posted.request, ErrorCollector(posted.refusal)
     spec, facts, teacher, initial, waits_for = None, None, None, None, None
     with errors:
-        facts, waits_for = _dataset(request.dataset, backend, caller)
+        facts, waits_for = _dataset(request.dataset, backend, caller, viewer)
     with errors:
         if posted.refusal is None:
             require_allowed(request.webhook, backend.settings)
     with errors:
-        teacher = find(request.teacher, "/teacher", backend.teachers)
+        teacher = find(request.teacher, "/teacher", backend.teachers, viewer)
         if facts is not None and teacher is not None:
             _require_same_order("/teacher", teacher.id, teacher.class_names, facts.class_names)
             if teacher.id != facts.teacher:
@@ -95,7 +102,7 @@ def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller:
             except NotFound:  # deleted since: the run is as one on a dataset without a teacher
                 facts = replace(facts, teacher=None)
     with errors:
-        evaluation = find(request.eval_dataset, "/eval_dataset", backend.datasets)
+        evaluation = find(request.eval_dataset, "/eval_dataset", backend.datasets, viewer)
         if evaluation is not None and facts is not None:
             _require_same_task(evaluation, facts)
             if teacher is not None:
@@ -110,7 +117,7 @@ def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller:
                 whose, known = (teacher.id, teacher.class_names) if teacher else ("the dataset", facts.class_names)
                 _require_certain_order("/eval_dataset", evaluation.facts, whose, known)
     with errors:
-        model = find(request.init, "/init", backend.models)
+        model = find(request.init, "/init", backend.models, viewer)
         if model is not None:
             if facts is not None and model.in_chans != facts.in_chans:
                 raise InvalidInput.at("/init", f"it takes {model.in_chans} channels, the dataset has {facts.in_chans}")
@@ -124,13 +131,15 @@ def complete_training(posted: Posted[TrainingRequest], backend: Backend, caller:
     return TrainingSubmission(spec, facts, waits_for)
 
 
-def _dataset(reference: str | None, backend: Backend, caller: str | None) -> tuple[DatasetFacts | None, str | None]:
+def _dataset(
+    reference: str | None, backend: Backend, caller: str | None, viewer: str | None
+) -> tuple[DatasetFacts | None, str | None]:
     """The facts of a dataset, and the synthesis job to wait for if the reference is a job's id, else None."""
     if reference is None:
         return None, None
     if not is_id(reference, "syn"):
         try:
-            found = find(reference, "/dataset", backend.datasets)
+            found = find(reference, "/dataset", backend.datasets, viewer)
             return found.facts if found else None, None
         except InvalidInput as error:
             if error.code == Unreadable.default_code:
@@ -253,22 +262,25 @@ def _require_same_labels(student: Model, teacher: Teacher) -> None:
     _require_same_order("/adaptive_student", student.id, student.class_names, teacher.class_names, whose="the teacher")
 
 
-def find(reference: str | None, pointer: str, catalog: Catalog[ManifestT]) -> ManifestT | None:
-    """The manifest that a field of a request names; None where it names none. An unknown name breaks a rule: 422."""
+def find(reference: str | None, pointer: str, catalog: Catalog[ManifestT], viewer: str | None) -> ManifestT | None:
+    """The manifest that a field of a request names; None where it names none.
+
+    An unknown name breaks a rule (422), and so does that of what `viewer` may not see.
+    """
     if reference is None:
         return None
     try:
-        return _readable(reference, pointer, catalog)
+        return _readable(reference, pointer, catalog, viewer)
     except NotFound:
         raise InvalidInput.at(
             pointer, f"there is no {reference!r:.80} in {catalog.root}; GET /v1/{catalog.root} lists them"
         ) from None
 
 
-def _readable(identifier: str, pointer: str, catalog: Catalog[ManifestT]) -> ManifestT:
+def _readable(identifier: str, pointer: str, catalog: Catalog[ManifestT], viewer: str | None = None) -> ManifestT:
     """The manifest of an id. Raises `NotFound`, and `InvalidInput` at `pointer` if the manifest is damaged."""
     try:
-        manifest = catalog.get(identifier)
+        manifest = catalog.get(identifier, viewer=viewer)
         if isinstance(manifest, Teacher):
             manifest.spec  # noqa: B018  # what a manifest says need not be what a teacher may be
     except Unreadable as error:

@@ -17,14 +17,14 @@ from dearkd.identifiers import new_id, sibling
 from dearkd.jobs.idempotency import Turn
 from dearkd.jobs.inspections import Ticket, upload_key, upload_prefix
 from dearkd.specs import Name, TeacherSpec
-from dearkd.storage.catalog import Teacher
 from dearkd.storage.keys import check_key
 from dearkd_api import registering
-from dearkd_api.answers import Registering
+from dearkd_api.access import Asking, Caller, Viewer
+from dearkd_api.answers import RegisteredTeacher, Registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import ErrorCollector, JsonRequest, parse_json
 from dearkd_api.idempotency import IdempotencyKey, answer_once, fingerprint_of
-from dearkd_api.keys import Caller
+from dearkd_api.keys import Identity
 from dearkd_api.multipart import parts
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
 from dearkd_api.uploads import Upload, upload_place
@@ -35,7 +35,7 @@ SAFETENSORS = ".safetensors"
 
 router = APIRouter(prefix="/v1/teachers", tags=["teachers"])
 
-RESERVED = ("datasets", "teachers", "models", "runs", "jobs", "tmp")
+RESERVED = ("datasets", "teachers", "models", "runs", "jobs", "tmp", "keys", "audit")
 
 
 class TeacherRegistration(TeacherSpec):
@@ -57,13 +57,13 @@ _FORM = {
 
 
 class TeacherPage(Page):
-    data: list[Teacher]  # type: ignore[assignment]  # narrower, for the schema
+    data: list[RegisteredTeacher]  # type: ignore[assignment]  # narrower, for the schema
 
 
 @router.post(
     "",
     status_code=201,
-    response_model=Teacher,
+    response_model=RegisteredTeacher,
     responses={202: {"model": Registering}},
     openapi_extra={
         "requestBody": {
@@ -75,7 +75,9 @@ class TeacherPage(Page):
         }
     },
 )
-async def create(request: Request, backend: Uses, caller: Caller, idempotency_key: IdempotencyKey = None) -> Response:
+async def create(
+    request: Request, backend: Uses, identity: Asking, caller: Caller, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Register a CNN: its description as JSON in `teacher`, its weights as safetensors in `weights`, in any order.
 
     Or, as a JSON body, the description with `prefix`: the key in storage of weights that lie there already.
@@ -99,7 +101,7 @@ async def create(request: Request, backend: Uses, caller: Caller, idempotency_ke
             request,
             backend,
             fingerprint_of(request, content),
-            partial(_inspect, request, received, backend, taken),
+            partial(_inspect, request, received, backend, identity, taken),
             identifier=received.id,
         )
     finally:
@@ -115,7 +117,9 @@ async def _register(request: Request, posted: Any, backend: Backend, caller: str
     return await registering.answer(request, backend, backend.teachers, identifier)
 
 
-async def _inspect(request: Request, received: Ticket, backend: Backend, taken: list[str], turn: Turn) -> Response:
+async def _inspect(
+    request: Request, received: Ticket, backend: Backend, identity: Identity | None, taken: list[str], turn: Turn
+) -> Response:
     """Hand an upload to the inspector, under the id that is settled for it, which is then in `taken`."""
     ticket = received.model_copy(update={"id": sibling(turn.identifier, "tch")})
 
@@ -125,7 +129,9 @@ async def _inspect(request: Request, received: Ticket, backend: Backend, taken: 
         try:
             if ticket.id != received.id:
                 backend.storage.copy(upload_key(received.id), upload_key(ticket.id))
-            backend.inspections.open(ticket)
+            size = ticket.request["bytes"]
+            with backend.quotas.charged(ticket.owner, identity.quotas if identity else None, size=size):
+                backend.inspections.open(ticket)
         except BaseException:
             backend.storage.delete_prefix(upload_prefix(ticket.id))
             raise
@@ -136,22 +142,22 @@ async def _inspect(request: Request, received: Ticket, backend: Backend, taken: 
 
 
 @router.get("", response_model=TeacherPage)
-def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
-    found, more = backend.teachers.page(limit=limit, after=require_id(after, "tch"))
-    return JSONResponse(page([registering.render(teacher) for teacher in found], more))
+def list_newest_first(backend: Uses, viewer: Viewer, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
+    found, more = backend.teachers.page(limit=limit, after=require_id(after, "tch"), viewer=viewer)
+    return JSONResponse(page([registering.render(backend.teachers, teacher) for teacher in found], more))
 
 
-@router.get("/{identifier}", response_model=Teacher | Registering)
-def get(identifier: str, backend: Uses) -> Response:
+@router.get("/{identifier}", response_model=RegisteredTeacher | Registering)
+def get(identifier: str, backend: Uses, viewer: Viewer) -> Response:
     """A teacher; `status` is `registering` or `failed` (with `error`) while or after the inspector checks it."""
-    return JSONResponse(registering.look_up(backend, backend.teachers, identifier))
+    return JSONResponse(registering.look_up(backend, backend.teachers, identifier, viewer))
 
 
 @router.delete("/{identifier}", status_code=204)
-def delete(identifier: str, backend: Uses, caller: Caller) -> None:
+def delete(identifier: str, backend: Uses, identity: Asking) -> None:
     """Delete a teacher; what was made with it stays. If there are keys, its owner alone or an administrator may (else
     403). 409 while a job uses it."""
-    registering.remove(backend, backend.teachers, identifier, caller)
+    registering.remove(backend, backend.teachers, identifier, identity)
 
 
 class _Weights:

@@ -11,7 +11,7 @@ def refusal(job: Job, waits_for: str | None, outcome: str, detail: str = "") -> 
     if outcome == "full":
         return LimitReached(
             f"{detail} jobs and runs wait already: let some of them start, cancel some, or ask the operator for a "
-            "higher limit (DEARKD_MAX_QUEUED_JOBS)",
+            "higher limit (DEARKD_MAX_QUEUED_JOBS, or the key's quota)",
             code="too_many_jobs",
         )
     if outcome == "exists":

@@ -8,7 +8,7 @@ import json
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
@@ -21,6 +21,8 @@ from dearkd.storage.objects import Storage
 
 log = logging.getLogger(__name__)
 
+SHARED: Final = "shared"
+
 
 class Manifest(BaseModel):
     """The fields that every manifest starts with. Unknown fields are ignored: a newer version may have written them."""
@@ -31,7 +33,8 @@ class Manifest(BaseModel):
     name: str | None = None
     created_at: datetime
     owner: SkipJsonSchema[str | None] = None
-    """The owner, who may delete it, as for a job. None: no owner, or older than this field. Clients do not see it."""
+    """The owner, who alone sees it until it is shared, and may delete it; as for a job. None: everyone sees it, as what
+    is older than this field. Clients do not see whose it is."""
 
 
 class StoredFile(BaseModel):
@@ -109,7 +112,8 @@ ManifestT = TypeVar("ManifestT", bound=Manifest)
 
 
 class Catalog(Generic[ManifestT]):
-    """All resources of one sort: `{root}/{id}/{manifest}` and what lies beside it."""
+    """All resources of one sort: `{root}/{id}/{manifest}` and what lies beside it, such as `shared`, an empty object
+    while all owners may see it."""
 
     def __init__(self, storage: Storage, root: str, kind: Kind, manifest: str, model: type[ManifestT]) -> None:
         self.storage = storage
@@ -128,31 +132,64 @@ class Catalog(Generic[ManifestT]):
             raise NotFound(f"there is no {identifier!r} in {self.root}")
         return f"{self.root}/{identifier}/{name}"
 
-    def get(self, identifier: str) -> ManifestT:
-        """Read the manifest of a resource. Raises `NotFound`, or `Unreadable` for one that cannot be read."""
+    def get(self, identifier: str, *, viewer: str | None = None) -> ManifestT:
+        """Read the manifest of a resource.
+
+        Args:
+            identifier: of the resource.
+            viewer: the owner who asks, for whom one that he may not see is as one that does not exist; None sees all.
+
+        Raises:
+            NotFound: if there is none.
+            Unreadable: if it cannot be read.
+        """
         key = self.key(identifier, self.manifest)
+        unknown = NotFound(f"there is no {identifier!r} in {self.root}")
         try:
             text = self.storage.read(key)
         except NotFound:
-            raise NotFound(f"there is no {identifier!r} in {self.root}") from None
+            raise unknown from None
         try:
-            return self.model.model_validate_json(text)
+            found = self.model.model_validate_json(text)
         except ValidationError as error:
+            if viewer is not None and _claimed_owner(text) != viewer and not self.is_shared(identifier):
+                raise unknown from None
             raise Unreadable(key, _remedy(identifier), error) from None
+        if not self.is_visible(found, viewer):
+            raise unknown
+        return found
+
+    def is_visible(self, item: ManifestT, viewer: str | None) -> bool:
+        """Tell whether an owner may see a resource; None sees all."""
+        return viewer is None or item.owner in (None, viewer) or self.is_shared(item.id)
+
+    def is_shared(self, identifier: str) -> bool:
+        """Tell whether a resource was shared with all owners."""
+        return self.storage.exists(self.key(identifier, SHARED))
+
+    def share(self, identifier: str, *, shared: bool) -> None:
+        """Let all owners see a resource, or no other any more."""
+        if shared:
+            self.storage.put(self.key(identifier, SHARED), b"")
+        else:
+            self.storage.delete(self.key(identifier, SHARED))
 
     def exists(self, identifier: str) -> bool:
         return is_id(identifier, self.kind) and self.storage.exists(self.key(identifier, self.manifest))
 
-    def page(self, *, limit: int, after: str | None = None) -> tuple[list[ManifestT], bool]:
-        """Up to `limit` resources, newest first, that are older than `after`; and whether there are more."""
+    def page(self, *, limit: int, after: str | None = None, viewer: str | None = None) -> tuple[list[ManifestT], bool]:
+        """Up to `limit` resources that `viewer` may see, newest first and older than `after`; whether there are more.
+
+        The viewer is as for `get`.
+        """
         found: list[ManifestT] = []
         for identifier in reversed(self.storage.children(self.root)):
             if not is_id(identifier, self.kind) or (after is not None and identifier >= after):
                 continue
             try:
-                item = self.get(identifier)
+                item = self.get(identifier, viewer=viewer)
             except NotFound:
-                continue  # not finished, or just deleted
+                continue  # another's, not finished, or just deleted
             except CorruptData as error:
                 log.error("left out of the list: %s", error)  # one bad manifest must not hide the others
                 continue
@@ -175,6 +212,15 @@ class Catalog(Generic[ManifestT]):
             raise NotFound(f"there is no {identifier!r} in {self.root}")
         self.storage.delete(self.key(identifier, self.manifest))
         self.storage.delete_prefix(f"{self.root}/{identifier}")
+
+
+def _claimed_owner(text: bytes) -> str | None:
+    """The owner that a damaged manifest names, as far as it can be read."""
+    try:
+        owner = json.loads(text)["owner"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return owner if isinstance(owner, str) else None
 
 
 def _remedy(identifier: str) -> str:

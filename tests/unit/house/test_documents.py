@@ -16,6 +16,7 @@ import pytest
 from dearkd.cli import application, main
 from dearkd.settings import Settings
 from dearkd.specs import DatasetFacts, SynthesisSpec, TeacherSpec, TrainingSpec
+from dearkd_api.api_keys import KeyRequest
 from dearkd_api.app import create_app
 from dearkd_api.checks import CheckRequest
 from tests.support.documents import MANUAL, PAPERS, ROOT, Call, blocks, curl_calls, read, shell_lines, table
@@ -143,6 +144,8 @@ def test_every_body_is_a_spec_that_resolves(call: Call) -> None:
         SynthesisSpec.resolve(posted, teacher)
     elif call.path == "/v1/teachers/ID/checks":
         CheckRequest.check(posted)
+    elif call.path == "/v1/keys":
+        KeyRequest.model_validate(posted)
     else:
         assert call.path == "/v1/training-runs"
         facts = DatasetFacts(

@@ -1,0 +1,153 @@
+"""API keys, administered over HTTP: created, listed, rotated, revoked."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from dearkd.choices import Scope
+from dearkd.errors import InvalidInput, NotFound
+from dearkd.jobs.model import now
+from dearkd.specs import Name, Spec
+from dearkd.storage.api_keys import KeyRecord, Quotas
+from dearkd_api.access import Asking
+from dearkd_api.backend import Uses
+from dearkd_api.bodies import JsonRoute
+from dearkd_api.moments import Moment
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+
+MAX_GRACE = timedelta(days=30)
+
+router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=JsonRoute)
+
+
+class KeyRequest(Spec):
+    """A key to create."""
+
+    name: Name = Field(min_length=1, max_length=200)
+    scopes: list[Scope] = Field(default=["submit"], min_length=1, max_length=3)
+    """`read`: every GET; `submit`: that, and to create, steer and delete what is its own; `admin`: that, keys, the
+    audit log, and all teachers, datasets and models."""
+    expires_at: Moment | None = None
+    """RFC 3339, with its zone; null: never."""
+    quotas: Quotas = Quotas()
+
+
+class RotateRequest(Spec):
+    """A new secret for a key."""
+
+    grace_seconds: float = Field(default=0.0, ge=0, le=MAX_GRACE.total_seconds())
+    """For so long the secret of before is taken as well."""
+
+
+class KeyView(BaseModel):
+    """A key, without its secret."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    quotas: Quotas
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class NewKey(KeyView):
+    """A key with its secret, which is shown this once."""
+
+    key: str
+
+
+class OwnKey(BaseModel):
+    """The key that asks; `id` is null for one of the server's environment."""
+
+    id: str | None
+    name: str | None
+    scopes: list[Scope]
+    quotas: Quotas
+    expires_at: datetime | None
+    used_today: dict[str, int]
+    """Images and bytes, since midnight (UTC)."""
+
+
+class KeyPage(Page):
+    data: list[KeyView]  # type: ignore[assignment]  # narrower, for the schema
+
+
+@router.post("", status_code=201, response_model=NewKey)
+def create(posted: KeyRequest, backend: Uses) -> Response:
+    """Create a key. The first of all must be an administrator's: from then on nobody is let in without a key."""
+    if not backend.keys and "admin" not in posted.scopes:
+        raise InvalidInput.at(
+            "/scopes",
+            f"{', '.join(posted.scopes)}: the first key needs the scope admin, since from then on no request is "
+            "answered without a key, and nobody could create another",
+        )
+    at = now()
+    if posted.expires_at is not None and posted.expires_at <= at:
+        raise InvalidInput.at("/expires_at", f"{posted.expires_at.isoformat()} is over: give a time to come")
+    record, secret = backend.key_records.create(
+        name=posted.name,
+        scopes=sorted(set(posted.scopes), key=("read", "submit", "admin").index),
+        quotas=posted.quotas,
+        expires_at=posted.expires_at,
+        at=at,
+    )
+    backend.keys.read()
+    headers = {"Location": f"/v1/keys/{record.id}", "Cache-Control": "no-store"}
+    return JSONResponse(_render(record) | {"key": secret}, status_code=201, headers=headers)
+
+
+@router.get("", response_model=KeyPage)
+def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
+    """List all keys, revoked ones too, newest first."""
+    require_id(after, "key")
+    records, _ = backend.key_records.all()
+    found = [record for record in records if after is None or record.id < after]
+    return JSONResponse(page([_render(record) for record in found[:limit]], len(found) > limit))
+
+
+@router.get("/self", response_model=OwnKey)
+def get_own(backend: Uses, identity: Asking) -> Response:
+    """The key that the request bears, and what it has used today. Any scope will do."""
+    if identity is None:
+        raise NotFound("this server has no keys: nobody needs one")
+    record = identity.record
+    return JSONResponse(
+        {
+            "id": record.id if record else None,
+            "name": identity.name,
+            "scopes": [scope for scope in ("read", "submit", "admin") if scope in identity.scopes],
+            "quotas": identity.quotas.model_dump(mode="json"),
+            "expires_at": _render(record)["expires_at"] if record else None,
+            "used_today": backend.quotas.used(identity.owner),
+        }
+    )
+
+
+@router.get("/{identifier}", response_model=KeyView)
+def get(identifier: str, backend: Uses) -> Response:
+    return JSONResponse(_render(backend.key_records.get(identifier)))
+
+
+@router.post("/{identifier}/rotate", response_model=NewKey)
+def rotate(identifier: str, backend: Uses, posted: RotateRequest = RotateRequest()) -> Response:
+    """Give a key a new secret; what it owns stays its own. 409 `key_revoked` if it was revoked."""
+    grace = timedelta(seconds=posted.grace_seconds)
+    record, secret = backend.key_records.rotate(identifier, grace=grace, at=now())
+    backend.keys.read()
+    return JSONResponse(_render(record) | {"key": secret}, headers={"Cache-Control": "no-store"})
+
+
+@router.post("/{identifier}/revoke", response_model=KeyView)
+def revoke(identifier: str, backend: Uses) -> Response:
+    """Let a key be taken no more: here at once, by other servers within seconds. Its jobs go on."""
+    record = backend.key_records.revoke(identifier, at=now())
+    backend.keys.read()
+    return JSONResponse(_render(record))
+
+
+def _render(record: KeyRecord) -> dict[str, Any]:
+    return record.model_dump(mode="json", exclude={"secrets"})

@@ -1,0 +1,91 @@
+"""The audit log of changes: written here for each request that changed something, read by administrators."""
+
+import logging
+from typing import Final
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, QueryParams
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dearkd.errors import DearKDError
+from dearkd.identifiers import new_id
+from dearkd.jobs.model import now
+from dearkd.storage.audit import AuditLog, AuditRecord
+from dearkd_api.backend import Uses
+from dearkd_api.boundary import READING
+from dearkd_api.idempotency import REPLAYED
+from dearkd_api.keys import Identity
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+
+QUESTION: Final = "/predict"
+"""The end of the paths of requests that change nothing, though they are no GET."""
+MOST_CHARACTERS: Final = 1000
+"""The most characters of a path in a record."""
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/v1/audit", tags=["audit"])
+
+
+class AuditPage(Page):
+    data: list[AuditRecord]  # type: ignore[assignment]  # narrower, for the schema
+
+
+@router.get("", response_model=AuditPage)
+def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
+    """List the changes that clients made, newest first. Needs the scope `admin` where there are keys."""
+    found, more = backend.audit.page(limit=limit, after=require_id(after, "aud"))
+    return JSONResponse(page([record.model_dump(mode="json") for record in found], more))
+
+
+class RecordChanges:
+    """Middleware, inside the one that knows the key: records each request under `/v1` that changed something.
+
+    The record is written before the answer is sent. Where storage cannot take it, it goes to the log as an error.
+    """
+
+    def __init__(self, app: ASGIApp, audit: AuditLog) -> None:
+        self.app = app
+        self.audit = audit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/") or _asks(scope):
+            await self.app(scope, receive, send)
+            return
+
+        async def recorded(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                headers = Headers(raw=message["headers"])
+                if REPLAYED not in headers:
+                    await run_in_threadpool(self._record, scope, message["status"], headers.get("location"))
+            await send(message)
+
+        await self.app(scope, receive, recorded)
+
+    def _record(self, scope: Scope, status: int, resource: str | None) -> None:
+        identity: Identity | None = scope["state"].get("identity")
+        client = scope.get("client")
+        record = AuditRecord(
+            id=new_id("aud"),
+            at=now(),
+            key=identity.owner if identity else None,
+            key_name=identity.name if identity else None,
+            address=client[0] if client else None,
+            method=scope["method"],
+            path=scope["path"][:MOST_CHARACTERS],
+            status=status,
+            resource=resource,
+            request_id=scope["state"].get("request_id"),
+        )
+        try:
+            self.audit.add(record)
+        except DearKDError as error:
+            log.error("not in the audit log, since %s: %s", error, record.model_dump_json())
+
+
+def _asks(scope: Scope) -> bool:
+    """Tell whether a request changes nothing."""
+    dry = QueryParams(scope["query_string"]).get("dry_run", "").lower() in ("1", "true", "yes", "on", "t", "y")
+    return scope["method"] in READING or scope["path"].endswith(QUESTION) or dry

@@ -1,0 +1,166 @@
+"""API keys that were created while the server ran: a record each, `keys/{id}.json`, with hashes of the secrets alone.
+
+They lie in storage, which outlives Redis. A record is never deleted: that there once were keys is what keeps a server
+closed whose last key was revoked.
+"""
+
+import logging
+import secrets
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dearkd.choices import Scope
+from dearkd.errors import Conflict, NotFound, Unreadable
+from dearkd.identifiers import is_id, new_id
+from dearkd.storage.catalog import manifest_bytes
+from dearkd.storage.object_stores import StoredObject
+from dearkd.storage.objects import Storage
+
+ROOT: Final = "keys"
+SECRET_PREFIX: Final = "dearkd_"
+"""The beginning of every secret, by which scanners of leaked secrets know it."""
+
+log = logging.getLogger(__name__)
+
+
+class Quotas(BaseModel):
+    """Limits of one key; None is no limit. Days are those of UTC."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    queued_jobs: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Jobs and runs that are queued or blocked at once."""
+    images_per_day: int | None = Field(default=None, ge=0, le=10**12)
+    """Images of the synthesis jobs that are accepted on one day."""
+    bytes_per_day: int | None = Field(default=None, ge=0, le=10**18)
+    """Bytes of the weights that are uploaded, and of the datasets that are ordered as estimated, on one day."""
+
+
+class Secret(BaseModel):
+    """The hash of a secret, hexadecimal, and the time until which it is taken; None: as long as the key."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    until: datetime | None = None
+
+
+class KeyRecord(BaseModel):
+    """An API key, without its secret."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str
+    """The owner of what the key creates; it stays when the secret is rotated."""
+    name: str
+    scopes: list[Scope]
+    quotas: Quotas = Quotas()
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    secrets: list[Secret] = Field(min_length=1)
+
+
+class KeyRecords:
+    """All API keys of a storage. Every method raises `Unavailable` when storage cannot be reached."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._read: dict[str, tuple[StoredObject, KeyRecord]] = {}
+
+    def all(self) -> tuple[list[KeyRecord], bool]:
+        """Every key, newest first, and whether there is any, which need not be one that can be read.
+
+        What has not changed since the last call is not read again. A damaged record lets nobody in: it is left out.
+        """
+        listed = list(self.storage.objects(ROOT))
+        found = {}
+        for stored in reversed(listed):
+            known = self._read.get(stored.key)
+            try:
+                record = known[1] if known is not None and known[0] == stored else self._load(stored.key)
+            except (NotFound, Unreadable) as error:
+                log.error("no API key can be read from %s: %s", stored.key, error)
+                continue
+            found[stored.key] = (stored, record)
+        self._read = found
+        return [record for _, record in found.values()], bool(listed)
+
+    def get(self, identifier: str) -> KeyRecord:
+        """The record of a key. Raises `NotFound`, or `Unreadable` if it is damaged."""
+        if not is_id(identifier, "key"):
+            raise NotFound(f"there is no {identifier!r:.80} in keys")
+        return self._load(_place(identifier))
+
+    def create(
+        self, *, name: str, scopes: Sequence[Scope], quotas: Quotas, expires_at: datetime | None, at: datetime
+    ) -> tuple[KeyRecord, str]:
+        """Create a key; returns it with its secret, which is kept nowhere."""
+        secret = new_secret()
+        record = KeyRecord(
+            id=new_id("key"),
+            name=name,
+            scopes=list(scopes),
+            quotas=quotas,
+            created_at=at,
+            expires_at=expires_at,
+            secrets=[Secret(sha256=digest_of(secret))],
+        )
+        self.storage.create(_place(record.id), manifest_bytes(record))
+        return record, secret
+
+    def rotate(self, identifier: str, *, grace: timedelta, at: datetime) -> tuple[KeyRecord, str]:
+        """Give a key a new secret; those of before are taken until the grace is over.
+
+        Raises:
+            NotFound: if there is no such key.
+            Conflict: if it was revoked.
+        """
+        record = self.get(identifier)
+        if record.revoked_at is not None:
+            raise Conflict(f"{identifier} was revoked: create another key", code="key_revoked")
+        secret, until = new_secret(), at + grace
+        before = [
+            old.model_copy(update={"until": min(until, old.until or until)})
+            for old in record.secrets
+            if grace and (old.until is None or old.until > at)
+        ]
+        return self._write(record, secrets=[*before, Secret(sha256=digest_of(secret))]), secret
+
+    def revoke(self, identifier: str, *, at: datetime) -> KeyRecord:
+        """Let a key be taken no more; one that was revoked stays as it is. Raises `NotFound`."""
+        record = self.get(identifier)
+        return record if record.revoked_at is not None else self._write(record, revoked_at=at)
+
+    def _write(self, record: KeyRecord, **changes: object) -> KeyRecord:
+        changed = record.model_copy(update=changes)
+        self.storage.put(_place(record.id), manifest_bytes(changed))
+        self._read.pop(_place(record.id), None)
+        return changed
+
+    def _load(self, key: str) -> KeyRecord:
+        try:
+            return KeyRecord.model_validate_json(self.storage.read(key))
+        except NotFound:
+            raise NotFound(f"there is no {key.rpartition('/')[2].removesuffix('.json')!r} in keys") from None
+        except ValidationError as error:
+            raise Unreadable(
+                key, "restore it from a backup, or remove the file and create another key", error
+            ) from None
+
+
+def new_secret() -> str:
+    return SECRET_PREFIX + secrets.token_urlsafe(32)
+
+
+def digest_of(secret: str) -> str:
+    return sha256(secret.encode("latin-1", errors="replace")).hexdigest()
+
+
+def _place(identifier: str) -> str:
+    return f"{ROOT}/{identifier}.json"
