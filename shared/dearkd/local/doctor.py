@@ -26,6 +26,7 @@ from dearkd.redaction import without_credentials
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.storage.marker import KEY, KnownStorage
+from dearkd.storage.api_keys import KeyRecords
 from dearkd.storage.objects import AlreadyExists, Storage
 
 LOW_DISK_BYTES = 5 * 10**9
@@ -286,6 +287,14 @@ def check_api(settings: Settings) -> Iterator[Finding]:
         yield Finding("service", "problem", f"{settings.url} answers, but is not ready", "see its /readyz and its log")
 
 
+def _owner(storage: Storage, secret: str) -> str:
+    """The owner of what a key makes: the id of one that was created, else a digest, as for one of the environment."""
+    digest = sha256(secret.encode()).digest()
+    records, _ = KeyRecords(storage).all()
+    created = (one.id for one in records if digest.hex() in [known.sha256 for known in one.secrets])
+    return next(created, owner_of(digest))
+
+
 def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
     """Jobs that were accepted and have not ended, by what storage knows; lost are those that the API knows no more."""
     try:
@@ -296,7 +305,7 @@ def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
         unended = unended_jobs(storage)
         if settings.api_key:
             # Those of other keys are as if they did not exist, and not lost.
-            owner = owner_of(sha256(settings.api_key.encode()).digest())
+            owner = _owner(storage, settings.api_key)
             unended = [name for name in unended if _accepted(storage, name).visible_to(owner)]
     except Unreadable as error:
         yield Finding("jobs", "problem", error.message)

@@ -18,7 +18,7 @@ from dearkd.storage.object_stores import AlreadyExists
 KEY = "dearkd-storage.json"
 REDIS_KEY = "dearkd:storage"
 
-ROOTS = ("datasets", "jobs", "models", "runs", "teachers", "tmp")
+ROOTS = ("audit", "datasets", "jobs", "keys", "models", "runs", "teachers", "tmp")
 """The folders of a root in which dearkd keeps its objects."""
 
 REMEMBERED_SECONDS = 30.0

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from dearkd.local.doctor import check_jobs
 from dearkd.settings import Settings
 from dearkd_api.access import scope_needed
 from dearkd_api.keys import REFRESH_SECONDS
@@ -160,6 +161,9 @@ def test_a_rotated_key_keeps_what_it_owns(bearing: Bearing, admin: Api) -> None:
     created = create(admin, "team", "submit")
     old = bearing(created["key"])
     job = post_synthesis(old)
+    for key, lost in ((created["key"], 1), ("dearkd_of-nobody-at-all", 0)):  # the doctor knows whose a job is, too
+        unended = list(check_jobs(old.settings.model_copy(update={"api_key": key}), resubmit=False))
+        assert sum("1 " in finding.detail for finding in unended) == lost, unended
     rotated = admin.http.post(f"/v1/keys/{created['id']}/rotate", json={"grace_seconds": 2})
     assert (rotated.status_code, rotated.json()["id"]) == (200, created["id"])
     new = bearing(rotated.json()["key"])
