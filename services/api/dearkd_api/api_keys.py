@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from dearkd.answers import Page
 from dearkd.choices import Scope
 from dearkd.errors import InvalidInput, NotFound
 from dearkd.jobs.model import now
@@ -16,7 +17,7 @@ from dearkd_api.access import Asking
 from dearkd_api.backend import Uses
 from dearkd_api.bodies import JsonRoute
 from dearkd_api.moments import Moment
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
 
 MAX_GRACE = timedelta(days=30)
 
@@ -72,8 +73,8 @@ class OwnKey(BaseModel):
     """Images and bytes, since midnight (UTC)."""
 
 
-class KeyPage(Page):
-    data: list[KeyView]  # type: ignore[assignment]  # narrower, for the schema
+class KeyPage(Page[KeyView]):
+    pass
 
 
 @router.post("", status_code=201, response_model=NewKey)

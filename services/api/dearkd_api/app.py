@@ -4,6 +4,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 import dearkd
+from dearkd.answers import Ready
 from dearkd.errors import DearKDError
 from dearkd.jobs.queue import QueueName, alive
 from dearkd.redis_client import connect
@@ -24,7 +25,7 @@ from dearkd_api import (
     teachers,
 )
 from dearkd_api.access import RequireKey
-from dearkd_api.answers import Alive, Ready
+from dearkd_api.answers import Alive
 from dearkd_api.audit import RecordChanges
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.boundary import Boundary

@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dearkd.answers import Page
 from dearkd.errors import DearKDError
 from dearkd.identifiers import new_id
 from dearkd.jobs.model import now
@@ -17,7 +18,7 @@ from dearkd_api.backend import Uses
 from dearkd_api.boundary import READING
 from dearkd_api.idempotency import REPLAYED
 from dearkd_api.keys import Identity
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
 
 QUESTION: Final = "/predict"
 """The end of the paths of requests that change nothing, though they are no GET."""
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
 
-class AuditPage(Page):
-    data: list[AuditRecord]  # type: ignore[assignment]  # narrower, for the schema
+class AuditPage(Page[AuditRecord]):
+    pass
 
 
 @router.get("", response_model=AuditPage)

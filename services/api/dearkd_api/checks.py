@@ -1,16 +1,15 @@
 """Checks of a teacher on a registered dataset: asked for here, answered by the inspector, kept for a week."""
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 
+from dearkd.answers import Check
 from dearkd.errors import InvalidInput, NotFound
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.inspections import Ticket
-from dearkd.specs import Spec
+from dearkd.specs.requests import CheckRequest
 from dearkd.storage.catalog import Teacher
 from dearkd_api.access import Caller, Viewer
 from dearkd_api.backend import Backend, Uses
@@ -22,45 +21,6 @@ from dearkd_api.submissions import find
 router = APIRouter(prefix="/v1/teachers", tags=["teachers"], route_class=JsonRoute)
 
 STATUS = {"waiting": "queued", "inspecting": "running", "ready": "succeeded", "failed": "failed"}
-
-
-class CheckRequest(Spec):
-    """The images to try a teacher on."""
-
-    dataset: str
-    """A dataset of real images, by its id."""
-    images: int = Field(default=2000, ge=1, le=10_000)
-    """At most so many, spread over the classes."""
-
-
-class ClassFigures(BaseModel):
-    """The figures of one class; `top1` is null where none of its images was seen."""
-
-    index: int
-    name: str
-    images: int
-    top1: float | None
-
-
-class Check(BaseModel):
-    """A check of a teacher; the figures are null until it has succeeded. Accuracies are fractions in [0, 1]."""
-
-    id: str
-    teacher: str
-    dataset: str
-    status: Literal["queued", "running", "succeeded", "failed"]
-    created_at: datetime
-    error: dict[str, Any] | None = None
-    images: int | None = None
-    top1: float | None = None
-    top5: float | None = None
-    expected_calibration_error: float | None = None
-    """Over 15 bins of the top class's probability."""
-    mean_confidence: float | None = None
-    classes: list[ClassFigures] | None = None
-    diagnosis: dict[str, Any] | None = None
-    """The same images with each usual mistake (normalisation, order of classes or channels, padding) made good in
-    turn: `trials`, best first, and `together`, what to change; empty where nothing is clearly better."""
 
 
 @router.post("/{identifier}/checks", status_code=202, response_model=Check)

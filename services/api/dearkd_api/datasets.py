@@ -5,27 +5,25 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from dearkd.choices import ClassOrder
+from dearkd.answers import Page, RegisteredDataset, Registering
 from dearkd.data.manifests import DatasetManifest
 from dearkd.data.unregistered import listed_shards
 from dearkd.errors import Conflict, InvalidInput, NotFound
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.idempotency import Turn
 from dearkd.jobs.inspections import Ticket
-from dearkd.specs import Name, Spec
+from dearkd.specs.requests import DatasetRegistration
 from dearkd.storage.catalog import StoredFile
 from dearkd.storage.keys import check_key
 from dearkd_api import registering
 from dearkd_api.access import Asking, Caller, Viewer
-from dearkd_api.answers import RegisteredDataset, Registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, ThisTurn
 from dearkd_api.files import FILE, send_verified
 from dearkd_api.idempotency import IdempotencyKey
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
 from dearkd_api.verification import ServedFile
 
 BESIDE_SHARDS = ("_info.json", "preview.png", "README.md", "class_names.json")
@@ -34,20 +32,8 @@ RESERVED = ("teachers", "models", "runs", "jobs", "tmp", "keys", "audit")
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
 
 
-class DatasetPage(Page):
-    data: list[RegisteredDataset]  # type: ignore[assignment]  # narrower, for the schema
-
-
-class DatasetRegistration(Spec):
-    """A WebDataset that lies in storage already."""
-
-    prefix: Name = Field(min_length=1)
-    """The folder of its shards, as a key under the storage root."""
-    name: Name | None = Field(default=None, min_length=1, max_length=200)
-    class_order: ClassOrder | None = None
-    """The order in which labels number the classes: class names sorted by `name` (torchvision), in `natural` order
-    (timm) or by `number`; or `given`, already the order of the teacher's outputs. Needed for a teacher without class
-    names if `name` and `natural` differ."""
+class DatasetPage(Page[RegisteredDataset]):
+    pass
 
 
 @router.post("", status_code=201, response_model=RegisteredDataset, responses={202: {"model": Registering}})

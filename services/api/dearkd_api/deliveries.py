@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
+from dearkd.answers import Page
 from dearkd.choices import Kind
 from dearkd.errors import InvalidInput, NotFound
 from dearkd.jobs.deliveries import Delivery
@@ -10,11 +11,11 @@ from dearkd_api.access import Caller
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute
 from dearkd_api.jobs import COLLECTIONS
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page
 
 
-class DeliveryPage(Page):
-    data: list[Delivery]  # type: ignore[assignment]  # narrower, for the schema
+class DeliveryPage(Page[Delivery]):
+    pass
 
 
 def _require_job(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> None:

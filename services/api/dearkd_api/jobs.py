@@ -10,24 +10,24 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from dearkd.answers import JobView, Page, SynthesisPlan, TrainingPlan
 from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
 from dearkd.identifiers import earliest_id, sibling
 from dearkd.jobs.model import Event, Job, dataset_of, kind_of
-from dearkd.specs import Spec, SynthesisRequest, SynthesisSpec, TrainingRequest
-from dearkd.specs.base import Priority
+from dearkd.specs import SynthesisRequest, SynthesisSpec, TrainingRequest
+from dearkd.specs.requests import PriorityRequest, RetryRequest
 from dearkd_api import events
 from dearkd_api.access import Asking, Caller, Viewer
-from dearkd_api.answers import EventPage, MetricsPage, SynthesisPlan, TrainingPlan
+from dearkd_api.answers import EventPage, MetricsPage
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, Posted, ThisTurn
 from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.job_filters import LabelFilter, MomentFilter, labels_of
 from dearkd_api.keys import Identity
-from dearkd_api.pages import DEFAULT_LIMIT, ROW_ID, After, Limit, Page, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, ROW_ID, After, Limit, page, require_id
 from dearkd_api.submissions import complete_synthesis, complete_training
 
 COLLECTIONS: Mapping[Kind, str] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
@@ -38,26 +38,8 @@ DRY = "What it would take; nothing was made."
 PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The grid.", "content": {"image/png": {}}}}
 
 
-class RetryRequest(Spec):
-    """The point from which a job is to go on."""
-
-    start: Literal["last", "beginning"] = Field(default="last", alias="from")
-
-
-class PriorityRequest(Spec):
-    """The place of a job among those that wait."""
-
-    priority: Priority
-
-
-class JobView(Job):
-    """A job as the API shows it."""
-
-    links: dict[str, str]
-
-
-class JobPage(Page):
-    data: list[JobView]  # type: ignore[assignment]  # narrower, for the schema
+class JobPage(Page[JobView]):
+    pass
 
 
 def render(job: Job) -> dict[str, Any]:

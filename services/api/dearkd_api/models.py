@@ -4,20 +4,20 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from dearkd.answers import Page, TrainedModel
 from dearkd.errors import NotFound
 from dearkd_api import registering
 from dearkd_api.access import Asking, Viewer
-from dearkd_api.answers import TrainedModel
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.files import FILE, send_verified
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
 from dearkd_api.verification import ServedFile
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-class ModelPage(Page):
-    data: list[TrainedModel]  # type: ignore[assignment]  # narrower, for the schema
+class ModelPage(Page[TrainedModel]):
+    pass
 
 
 @router.get("", response_model=ModelPage)

@@ -12,12 +12,13 @@ from typing import Any, Final, Literal
 
 from fastapi import FastAPI
 
+from dearkd.answers import FieldProblem
 from dearkd.errors import FieldError
 from dearkd.identifiers import Kind, pattern_of
 from dearkd.jobs.deliveries import delivery_pattern
 from dearkd_api import examples
 from dearkd_api.access import ADMIN_PATHS, OWN_PATH
-from dearkd_api.answers import FieldProblem, Problem
+from dearkd_api.answers import Problem
 from dearkd_api.pages import EVENT_ID, ROW_ID
 from dearkd_api.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS
 

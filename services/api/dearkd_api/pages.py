@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import BaseModel
 
 from dearkd.errors import InvalidInput
 from dearkd.identifiers import Kind, is_id
@@ -16,14 +15,6 @@ EVENT_ID = r"[0-9]{1,19}-[0-9]{1,19}"
 """The pattern of an event's id, which Redis gives."""
 ROW_ID = r"[0-9]{1,9}"
 """The pattern of the id of a row of metrics: they are counted from 1."""
-
-
-class Page(BaseModel):
-    """One page of a collection."""
-
-    data: list[dict[str, Any]]
-    has_more: bool
-    """True if there are more behind the last one."""
 
 
 def page(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:

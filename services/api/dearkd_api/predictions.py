@@ -5,9 +5,9 @@ from functools import partial
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from dearkd.answers import Prediction
 from dearkd.data.tar_members import MAX_MEMBER_BYTES
 from dearkd.errors import InvalidInput, Unavailable
 from dearkd.identifiers import new_id
@@ -21,22 +21,6 @@ from dearkd_api.uploads import Upload, upload_place
 CONTENT_TYPES = ("image/", "application/octet-stream")
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
-
-
-class ClassProbability(BaseModel):
-    """A class by its number and its name, and its probability in [0, 1]."""
-
-    number: int = Field(alias="class")
-    name: str
-    probability: float
-
-
-class Prediction(BaseModel):
-    """The five most probable classes, the first first."""
-
-    student: list[ClassProbability]
-    teacher: list[ClassProbability] | None
-    """The answer of the model's teacher; null where that is gone."""
 
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from dearkd.answers import RegisteredDataset, RegisteredTeacher, TrainedModel
 from dearkd_api import registering
 from dearkd_api.access import Asking
-from dearkd_api.answers import RegisteredDataset, RegisteredTeacher, TrainedModel
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.keys import Identity
 

@@ -8,25 +8,25 @@ from typing import Any
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from dearkd.answers import Page, RegisteredTeacher, Registering
 from dearkd.data.unregistered import keys_under
 from dearkd.errors import InvalidInput
 from dearkd.identifiers import new_id, sibling
 from dearkd.jobs.idempotency import Turn
 from dearkd.jobs.inspections import Ticket, upload_key, upload_prefix
-from dearkd.specs import Name, TeacherSpec
+from dearkd.specs import TeacherSpec
+from dearkd.specs.requests import TeacherRegistration
 from dearkd.storage.keys import check_key
 from dearkd_api import registering
 from dearkd_api.access import Asking, Caller, Viewer
-from dearkd_api.answers import RegisteredTeacher, Registering
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import ErrorCollector, JsonRequest, parse_json
 from dearkd_api.idempotency import IdempotencyKey, answer_once, fingerprint_of
 from dearkd_api.keys import Identity
 from dearkd_api.multipart import parts
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, Page, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
 from dearkd_api.uploads import Upload, upload_place
 from dearkd_api.weights import check_safetensors
 
@@ -36,13 +36,6 @@ SAFETENSORS = ".safetensors"
 router = APIRouter(prefix="/v1/teachers", tags=["teachers"])
 
 RESERVED = ("datasets", "teachers", "models", "runs", "jobs", "tmp", "keys", "audit")
-
-
-class TeacherRegistration(TeacherSpec):
-    """A CNN whose weights lie in storage already; they stay where they are."""
-
-    prefix: Name = Field(min_length=1)
-    """The key of a safetensors file under the storage root, or of a folder that holds one."""
 
 
 _FORM = {
@@ -56,8 +49,8 @@ _FORM = {
 }
 
 
-class TeacherPage(Page):
-    data: list[RegisteredTeacher]  # type: ignore[assignment]  # narrower, for the schema
+class TeacherPage(Page[RegisteredTeacher]):
+    pass
 
 
 @router.post(
