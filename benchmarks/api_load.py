@@ -116,7 +116,7 @@ class Load:
 
     def lost(self, client: Client) -> list[str]:
         """Accepted jobs that the API does not know, or does not list."""
-        listed = {job["id"] for job in client.list_jobs("synthesis")}
+        listed = {job.id for job in client.list_jobs("synthesis")}
         return [identifier for identifier in self.accepted if identifier not in listed]
 
     def report(self, wall: float, lost: int) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def measure(folder: Path, clients: int, rounds: int, many: int) -> dict[str, Any
         save_file(build_teacher(TEACHER).state_dict(), weights)
         with running("-c", WORKER, settings=settings, log=folder / "inspector.log"):
             wait_for(lambda: has_inspector(store))
-            teacher = client.create_teacher(TEACHER.model_dump(), weights)["id"]
+            teacher = client.create_teacher(TEACHER, weights).id
         report: dict[str, Any] = {"cores": os.cpu_count(), "clients": clients}
 
         idle = Load(settings.url, teacher)
@@ -218,12 +218,12 @@ def measure(folder: Path, clients: int, rounds: int, many: int) -> dict[str, Any
 
         with ExitStack() as workers:
             phases = [{"resolution": 32, "iterations": 90_000}]
-            long = client.create_synthesis_job({"teacher": teacher, **BUSY, "phases": phases})["id"]
+            long = client.create_synthesis_job({"teacher": teacher, **BUSY, "phases": phases}).id
             for number in range(2):
                 log = folder / f"worker-{number}.log"
                 workers.enter_context(running("-c", WORKER, settings=settings, log=log))
             wait_for(lambda: int(store.redis.zcard("dearkd:leases")) == 2)  # type: ignore[arg-type]  # the sync client
-            wait_for(lambda: client.get_job(long)["metrics"].get("iteration", 0) > 0)
+            wait_for(lambda: client.get_job(long).metrics.get("iteration", 0) > 0)
             busy = Load(settings.url, teacher)
             wall = busy.run(clients, rounds)
             report["workers busy"] = busy.report(wall, len(busy.lost(client)))

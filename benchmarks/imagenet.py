@@ -19,7 +19,8 @@ from lite import answers, load_lite
 from rich.console import Console
 from torch import Tensor
 
-from dearkd.client import Client, Json
+from dearkd.answers import RegisteredDataset
+from dearkd.client import Client
 from dearkd.local.up import UpTree
 from dearkd.settings import Settings
 from dearkd.storage.objects import Storage
@@ -52,37 +53,37 @@ def main() -> None:
         with demo.step("upload", "1. EfficientNet-Lite0 is uploaded"):
             weights = folder / "teacher.safetensors"
             save_teacher(model, weights)
-            teacher = client.create_teacher(spec.model_dump(), weights)
+            teacher = client.create_teacher(spec, weights)
         arms: dict[str, dict[str, Any]] = {"auto": {}}
         if options.published:
-            arms["published"] = published(client, {"teacher": teacher["id"], **posted})
+            arms["published"] = published(client, {"teacher": teacher.id, **posted})
             arms["published"]["images_per_class"] = options.published
         report = {}
         for name, fields in arms.items():
             with demo.step(name, f"2. Images are synthesised: {name}"):
-                job = demo.finished(client.create_synthesis_job({"teacher": teacher["id"], **posted, **fields})["id"])
-            client.download_preview(job["id"], folder / f"{name}.png")
-            report[name] = judged(client, client.get_dataset(job["result"]["dataset"]), folder)
-            report[name] |= {"teacher_passes": passes(job["spec"]), "seconds": demo.seconds[name]}
+                job = demo.finished(client.create_synthesis_job({"teacher": teacher.id, **posted, **fields}).id)
+            client.download_preview(job.id, folder / f"{name}.png")
+            report[name] = judged(client, demo.dataset_of(job), folder)
+            report[name] |= {"teacher_passes": passes(job.spec), "seconds": demo.seconds[name]}
             console.print(name, report[name])
     (folder / "imagenet.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def passes(spec: Json) -> float:
+def passes(spec: dict[str, Any]) -> float:
     """Teacher passes an image, those of smaller inputs by their share of pixels."""
     return sum(phase["iterations"] * (phase["input_size"] / 224) ** 2 for phase in spec["phases"])
 
 
 def published(client: Client, posted: dict[str, Any]) -> dict[str, Any]:
     """The published preset with its two phases shortened in proportion, to the passes of the default."""
-    wanted = passes(client.plan_synthesis_job(posted)["spec"])
-    theirs = client.plan_synthesis_job({**posted, "preset": "published-imagenet"})["spec"]
+    wanted = passes(client.plan_synthesis_job(posted).spec)
+    theirs = client.plan_synthesis_job({**posted, "preset": "published-imagenet"}).spec
     share = wanted / passes(theirs)
     phases = [{**phase, "iterations": round(share * phase["iterations"])} for phase in theirs["phases"]]
     return {"preset": "published-imagenet", "phases": phases}
 
 
-def judged(client: Client, dataset: Json, folder: Path) -> dict[str, Any]:
+def judged(client: Client, dataset: RegisteredDataset, folder: Path) -> dict[str, Any]:
     """The share of the images that each network gives their label, first or among five, and their diversity."""
     images, labels = stored(client, dataset, folder)
     figures: dict[str, Any] = {"images": len(labels)}
@@ -97,13 +98,13 @@ def judged(client: Client, dataset: Json, folder: Path) -> dict[str, Any]:
     return figures | {"diversity": intra_class_diversity(features, labels)}
 
 
-def stored(client: Client, dataset: Json, folder: Path) -> tuple[Tensor, Tensor]:
+def stored(client: Client, dataset: RegisteredDataset, folder: Path) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 224, 224), uint8, and labels (N,) of all shards."""
     images: list[Tensor] = []
     labels: list[int] = []
-    for shard in dataset["shards"]:
-        path = folder / shard["name"]
-        client.download_dataset_file(dataset["id"], shard["name"], path)
+    for shard in dataset.shards:
+        path = folder / shard.name
+        client.download_dataset_file(dataset.id, shard.name, path)
         with tarfile.open(path) as tar:
             for member in tar:
                 file = tar.extractfile(member)

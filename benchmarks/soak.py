@@ -179,9 +179,9 @@ def post(client: Client, jobs: int, teacher: str) -> list[str]:
     for number in range(jobs):
         common = {"seed": number, "priority": ("normal", "high", "low")[number // 2 % 3]}
         if number % 2 == 0:
-            accepted.append(client.create_synthesis_job({"teacher": teacher, **SYNTHESIS, **common})["id"])
+            accepted.append(client.create_synthesis_job({"teacher": teacher, **SYNTHESIS, **common}).id)
         else:
-            accepted.append(client.create_training_run({"dataset": accepted[-1], **TRAINING, **common})["id"])
+            accepted.append(client.create_training_run({"dataset": accepted[-1], **TRAINING, **common}).id)
     return accepted
 
 
@@ -311,7 +311,7 @@ def soak(folder: Path, *, jobs: int, seed: int, kill_every: tuple[float, float],
             environment_of_parts = tree._environment
             settings = Settings(redis_url=environment_of_parts["DEARKD_REDIS_URL"], storage_url=tree.storage_url)
             ledger = open_ledger(settings)
-            teacher = client.create_teacher(TEACHER.model_dump(), make_teacher(folder))["id"]
+            teacher = client.create_teacher(TEACHER, make_teacher(folder)).id
             accepted = post(client, jobs, teacher)
             started = time.monotonic()
             killer.start()

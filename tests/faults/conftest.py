@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dearkd.client import Json
+from dearkd.answers import JobView
 from dearkd.errors import Conflict
 from dearkd.specs import TeacherSpec
 from tests.support.world import SHORT, TRAINING, WORLDS, World, world
@@ -28,9 +28,9 @@ def no_job_goes_on() -> Iterator[None]:
     for here in WORLDS:
         here.proxy.release()
         for job in [job for kind in ("synthesis", "training") for job in here.client.list_jobs(kind)]:
-            if job["status"] in ("queued", "blocked", "running"):
+            if job.status in ("queued", "blocked", "running"):
                 with suppress(Conflict):
-                    here.client.cancel_job(job["id"])
+                    here.client.cancel_job(job.id)
 
 
 @pytest.fixture(scope="session")
@@ -74,14 +74,14 @@ def teacher(shared_world: World, plain_teacher: tuple[TeacherSpec, Path]) -> str
 
 
 @pytest.fixture(scope="session")
-def undisturbed(shared_world: World, teacher: str) -> Json:
+def undisturbed(shared_world: World, teacher: str) -> JobView:
     """A finished synthesis job of the spec that others disturb."""
     return shared_world.synthesise(teacher)
 
 
 @pytest.fixture(scope="session")
-def undisturbed_run(shared_world: World, undisturbed: Json) -> Json:
-    run = shared_world.client.create_training_run({"dataset": undisturbed["result"]["dataset"], **TRAINING})
-    ended: Json = shared_world.client.wait_for_job(run["id"])
-    assert ended["status"] == "succeeded", ended["error"]
+def undisturbed_run(shared_world: World, undisturbed: JobView) -> JobView:
+    run = shared_world.client.create_training_run({"dataset": undisturbed.result["dataset"], **TRAINING})
+    ended: JobView = shared_world.client.wait(run.id)
+    assert ended.status == "succeeded", ended.error
     return ended

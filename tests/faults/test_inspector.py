@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dearkd.client import Json
+from dearkd.answers import JobView
 from dearkd.errors import Unavailable
 from dearkd.specs import TeacherSpec
 from tests.support.services import eventually
@@ -44,11 +44,11 @@ def test_an_upload_whose_inspector_is_killed_is_refused_and_the_next_is_taken(
             assert refusal.value.code == "worker_died"
             assert len(list(here.client.list_teachers())) == before
             assert not list(here.storage.objects("tmp"))
-    assert here.client.get_teacher(here.upload(plain_teacher))["status"] == "ready"
+    assert here.client.get_teacher(here.upload(plain_teacher)).status == "ready"
 
 
 def test_what_forks_has_none_of_the_threads_that_a_fork_would_lose(
-    shared_world: World, teacher: str, undisturbed_run: Json, plain_teacher: tuple[TeacherSpec, Path]
+    shared_world: World, teacher: str, undisturbed_run: JobView, plain_teacher: tuple[TeacherSpec, Path]
 ) -> None:
     """Also once it has imported what its work-horses need, which it does before it forks the second one that works."""
     here = shared_world

@@ -7,7 +7,7 @@ import signal
 import psutil
 import pytest
 
-from dearkd.client import Json
+from dearkd.answers import JobView
 from tests.support.services import eventually
 from tests.support.world import TRAINING, World, alive, kill, workers
 
@@ -18,11 +18,11 @@ LONG = {**TRAINING, "checkpoint_every": 100}
 
 
 def losses(here: World, run: str) -> list[float]:
-    return [row["loss"] for row in here.client.list_metrics(run)]
+    return [row.figures["loss"] for row in here.client.list_metrics(run)]
 
 
-def start(here: World, undisturbed: Json, **spec: object) -> str:
-    identifier: str = here.client.create_training_run({"dataset": undisturbed["result"]["dataset"], **spec})["id"]
+def start(here: World, undisturbed: JobView, **spec: object) -> str:
+    identifier: str = here.client.create_training_run({"dataset": undisturbed.result["dataset"], **spec}).id
     return identifier
 
 
@@ -49,11 +49,11 @@ def below(horse: int) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_costs_a_run_nothing(
-    shared_world: World, undisturbed: Json, undisturbed_run: Json, processes: int
+    shared_world: World, undisturbed: JobView, undisturbed_run: JobView, processes: int
 ) -> None:
     here = shared_world
     eventually(lambda: not workers())
-    expected = losses(here, undisturbed_run["id"])
+    expected = losses(here, undisturbed_run.id)
     here.hold_at("add_row", skip=1)
     run = start(here, undisturbed, **{**LONG, "processes": processes})
     assert here.proxy.held.wait(300)
@@ -61,9 +61,9 @@ def test_sigterm_costs_a_run_nothing(
     here.proxy.release()
     eventually(lambda: any("goes back: the worker was asked to end" in line for line in here.log(run)))
     assert here.storage.exists(f"runs/{run}/checkpoints/checkpoint.json")
-    ended = here.client.wait_for_job(run)
-    assert ended["status"] == "succeeded", ended["error"]
-    assert ended["attempt"] == 1
+    ended = here.client.wait(run)
+    assert ended.status == "succeeded", ended.error
+    assert ended.attempt == 1
     (resumed,) = [line for line in here.log(run) if "goes on after epoch" in line]
     assert int(resumed.split("step ")[1].split(",")[0]) > 3
     assert here.begins(run) == ["run", "run"]
@@ -73,7 +73,7 @@ def test_sigterm_costs_a_run_nothing(
 
 
 def test_a_process_group_ends_as_one_whoever_dies_goes_on_from_its_checkpoint_and_is_canceled_whole(
-    shared_world: World, undisturbed: Json
+    shared_world: World, undisturbed: JobView
 ) -> None:
     """A group of processes that goes on to its end is in the test above."""
     here = shared_world
@@ -88,7 +88,7 @@ def test_a_process_group_ends_as_one_whoever_dies_goes_on_from_its_checkpoint_an
         assert len(ranks(horse)) == 2
         if victim is None:
             here.client.cancel_job(run)
-            assert here.client.wait_for_job(run)["status"] == "canceled"
+            assert here.client.wait(run).status == "canceled"
         else:
             kill({"rank 1": ranks(horse)[1], "torchrun": torchrun(horse), "horse": horse}[victim])
         eventually(lambda group=group: not alive(group))

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dearkd.client import Json
+from dearkd.answers import JobView
 from dearkd.errors import DearKDError, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.local.garbage import ABANDONED_SECONDS, Collector
@@ -54,7 +54,7 @@ def bucket_teacher(bucket_world: World, plain_teacher: tuple[TeacherSpec, Path])
 
 
 @pytest.fixture(scope="module")
-def bucket_job(bucket_world: World, bucket_teacher: str) -> Json:
+def bucket_job(bucket_world: World, bucket_teacher: str) -> JobView:
     """A finished synthesis job."""
     return bucket_world.synthesise(bucket_teacher)
 
@@ -71,7 +71,7 @@ ONE_AFTER_ANOTHER: list[Death] = [
 
 
 def test_a_death_costs_one_unit_at_most_and_makes_nothing_twice(
-    bucket_world: World, bucket_teacher: str, bucket_job: Json
+    bucket_world: World, bucket_teacher: str, bucket_job: JobView
 ) -> None:
     here = bucket_world
     log = here.log(require_one_unit_a_death(here, bucket_teacher, bucket_job, ONE_AFTER_ANOTHER))
@@ -80,12 +80,17 @@ def test_a_death_costs_one_unit_at_most_and_makes_nothing_twice(
 
 
 def test_who_is_stopped_in_mid_upload_publishes_nothing_when_let_go_on(
-    s3: S3Server, bucket_world: World, bucket_proxy: FaultProxy, bucket_teacher: str, bucket_job: Json, tmp_path: Path
+    s3: S3Server,
+    bucket_world: World,
+    bucket_proxy: FaultProxy,
+    bucket_teacher: str,
+    bucket_job: JobView,
+    tmp_path: Path,
 ) -> None:
     here = bucket_world
     eventually(lambda: not workers())
     here.hold_at("claim")
-    job = here.client.create_synthesis_job({"teacher": bucket_teacher, **SYNTHESIS})["id"]
+    job = here.client.create_synthesis_job({"teacher": bucket_teacher, **SYNTHESIS}).id
     assert here.proxy.held.wait(120)
     prefix = f"datasets/ds-{job.partition('-')[2]}"
     bucket_proxy.hold(f"PUT /{urlsplit(s3.url('faults')).netloc}/faults/{prefix}/train-000000.tar".encode())
@@ -105,25 +110,25 @@ def test_who_is_stopped_in_mid_upload_publishes_nothing_when_let_go_on(
         with suppress(ProcessLookupError):
             os.kill(late.horse, signal.SIGCONT)
     ended = here.client.get_job(job)
-    assert ended["status"] == "succeeded", ended["error"]
+    assert ended.status == "succeeded", ended.error
     assert here.shards(ended) == here.shards(bucket_job)
     assert {o.key: here.storage.read(o.key) for o in here.storage.objects(prefix)} == before
     eventually(lambda: not workers())
 
 
 @pytest.fixture(scope="module")
-def bucket_run(bucket_world: World, bucket_job: Json) -> Json:
+def bucket_run(bucket_world: World, bucket_job: JobView) -> JobView:
     """A training run that has succeeded, once it had gone on from a checkpoint in the bucket."""
     here, client = bucket_world, bucket_world.client
     eventually(lambda: not workers())
     here.hold_at("add_row", skip=2)
-    run = client.create_training_run({"dataset": bucket_job["result"]["dataset"], **TRAINING})["id"]
+    run = client.create_training_run({"dataset": bucket_job.result["dataset"], **TRAINING}).id
     assert here.proxy.held.wait(300)
     done = len(list(client.list_metrics(run)))
     kill(here.holder(run).horse)
     here.proxy.release(forward=False)
-    ended: Json = client.wait_for_job(run)
-    assert ended["status"] == "succeeded", ended["error"]
+    ended: JobView = client.wait(run)
+    assert ended.status == "succeeded", ended.error
     (resumed,) = [line for line in here.log(run) if "goes on after epoch" in line]
     assert int(resumed.split("epoch ")[1].split(",")[0]) >= done - 1
     assert len(list(client.list_metrics(run))) == 8
@@ -131,27 +136,27 @@ def bucket_run(bucket_world: World, bucket_job: Json) -> Json:
 
 
 def test_from_a_teacher_to_a_student_all_lies_in_the_bucket(
-    bucket_world: World, bucket_job: Json, bucket_run: Json, tmp_path: Path
+    bucket_world: World, bucket_job: JobView, bucket_run: JobView, tmp_path: Path
 ) -> None:
     here, client = bucket_world, bucket_world.client
-    model = client.get_model(bucket_run["result"]["model"])
-    dataset = client.get_dataset(model["dataset"])
+    model = client.get_model(bucket_run.result["model"])
+    dataset = client.get_dataset(model.dataset)
     shard = tmp_path / "shard.tar"
-    client.download_dataset_file(dataset["id"], dataset["shards"][0]["name"], shard)
-    assert shard.stat().st_size == dataset["shards"][0]["bytes"]
+    client.download_dataset_file(dataset.id, dataset.shards[0].name, shard)
+    assert shard.stat().st_size == dataset.shards[0].bytes
     assert not (here.tree.data / "storage").exists()
     stored = {stored.key: stored.size for stored in here.storage.objects("")}
     prefix = f"datasets/{dataset['id']}"
-    assert {f"{prefix}/{s['name']}": s["bytes"] for s in dataset["shards"]}.items() <= stored.items()
-    assert {f"models/{model['id']}/{f['name']}": f["bytes"] for f in model["files"]}.items() <= stored.items()
+    assert {f"{prefix}/{s.name}": s.bytes for s in dataset.shards}.items() <= stored.items()
+    assert {f"models/{model.id}/{f.name}": f.bytes for f in model.files}.items() <= stored.items()
     for job in (bucket_job, bucket_run):
         assert f"jobs/{job['id']}/final.json" in stored
     assert not [key for key in stored if key.startswith("tmp/")]
 
 
-def test_damage_is_named_and_never_trained_on(bucket_world: World, bucket_job: Json) -> None:
+def test_damage_is_named_and_never_trained_on(bucket_world: World, bucket_job: JobView) -> None:
     here, client = bucket_world, bucket_world.client
-    dataset = bucket_job["result"]["dataset"]
+    dataset = bucket_job.result["dataset"]
 
     def damage(key: str) -> bytes:
         whole = here.storage.read(key)
@@ -166,21 +171,21 @@ def test_damage_is_named_and_never_trained_on(bucket_world: World, bucket_job: J
     for path in (here.tree.data / "cache").rglob("train-000001.tar"):
         path.unlink()
     spec = {"dataset": dataset, **TRAINING, "stage_one": {"epochs": 500}}
-    run: Json = client.wait_for_job(client.create_training_run(spec)["id"])
-    assert (run["status"], run["error"]["code"]) == ("failed", "corrupt_data")
-    assert "train-000001.tar" in run["error"]["message"]
+    run: JobView = client.wait(client.create_training_run(spec).id)
+    assert (run.status, run.error.code) == ("failed", "corrupt_data")
+    assert "train-000001.tar" in run.error.message
     here.storage.put(shard, whole)
-    client.retry_job(run["id"])
+    client.retry_job(run.id)
     eventually(lambda: here.storage.exists(f"runs/{run['id']}/checkpoints/checkpoint.json"))
-    client.cancel_job(run["id"])
-    assert client.wait_for_job(run["id"])["status"] == "canceled"
+    client.cancel_job(run.id)
+    assert client.wait(run.id).status == "canceled"
 
     (last,) = (o.key for o in here.storage.objects(f"runs/{run['id']}/checkpoints") if o.key.endswith("last.pt"))
     damage(last)
-    client.retry_job(run["id"])
-    run = client.wait_for_job(run["id"])
-    assert (run["status"], run["error"]["code"]) == ("failed", "corrupt_data")
-    assert last in run["error"]["message"]
+    client.retry_job(run.id)
+    run = client.wait(run.id)
+    assert (run.status, run.error.code) == ("failed", "corrupt_data")
+    assert last in run.error.message
 
     manifest = f"datasets/{dataset}/dataset.json"
     whole = here.storage.read(manifest)
@@ -209,9 +214,9 @@ def test_an_outage_of_the_object_store_is_waited_out(
 
     with proxy.breaking(in_mid_upload):
         spec = {"teacher": bucket_teacher, **SYNTHESIS, "phases": [{"resolution": 8, "iterations": 80}], "seed": 4}
-        job = here.client.create_synthesis_job(spec)["id"]
+        job = here.client.create_synthesis_job(spec).id
         # In its midst: a unit that cannot even read what it needs goes back, and waits for its turn.
-        eventually(lambda: here.client.get_job(job)["metrics"].get("shard") == 1)
+        eventually(lambda: here.client.get_job(job).metrics.get("shard") == 1)
     assert broken["uploads"] == 2
     before, began = proxy.faults, time.monotonic()
     with proxy.breaking(all_fail):
@@ -222,8 +227,8 @@ def test_an_outage_of_the_object_store_is_waited_out(
         eventually(lambda: proxy.faults > before + 10)
         eventually(lambda: sum("waits for storage" in line for line in here.log(job)) >= 3)
     assert not here.storage.exists(f"datasets/ds-{job.partition('-')[2]}/dataset.json")
-    ended = here.client.wait_for_job(job)
-    assert ended["status"] == "succeeded", ended["error"]
+    ended = here.client.wait(job)
+    assert ended.status == "succeeded", ended.error
     assert here.begins(job) == ["0", "1", "finish"], "a shard that was made is not made again"
     shards = {shard["name"]: shard["bytes"] for shard in here.shards(ended)}
     assert set(shards) == {"train-000000.tar", "train-000001.tar"}
@@ -232,7 +237,7 @@ def test_an_outage_of_the_object_store_is_waited_out(
 
 
 def test_abandoned_objects_go_and_what_a_manifest_names_stays(
-    bucket_world: World, bucket_teacher: str, bucket_job: Json
+    bucket_world: World, bucket_teacher: str, bucket_job: JobView
 ) -> None:
     here, job = bucket_world, bucket_job
     eventually(lambda: not workers())
@@ -248,8 +253,8 @@ def test_abandoned_objects_go_and_what_a_manifest_names_stays(
         collector.remove(one)
     assert not here.storage.exists(upload)
     assert not list(collector.find())
-    assert here.client.get_dataset(job["result"]["dataset"])["num_samples"] == 40
-    assert here.client.get_teacher(bucket_teacher)["status"] == "ready"
+    assert here.client.get_dataset(job.result["dataset"]).num_samples == 40
+    assert here.client.get_teacher(bucket_teacher).status == "ready"
 
 
 # --- the line to a bucket, without a tree -----------------------------------------------------------------------------

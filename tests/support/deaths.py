@@ -2,7 +2,7 @@
 
 import psutil
 
-from dearkd.client import Json
+from dearkd.answers import JobView
 from tests.support.services import eventually
 from tests.support.world import SYNTHESIS, Workers, World, alive, at_work, kill, workers
 
@@ -30,7 +30,7 @@ def hold_where(here: World, where: str, unit: str | None) -> None:
         here.hold_at({"before the claim": "claim", "before the mark": "done", "before the end": "end_job"}[where])
 
 
-def require_one_unit_a_death(here: World, teacher: str, undisturbed: Json, deaths: list[Death]) -> str:
+def require_one_unit_a_death(here: World, teacher: str, undisturbed: JobView, deaths: list[Death]) -> str:
     """Let a job meet these deaths: it ends well, what was stored before one is as it was, and each costs one unit.
 
     Returns:
@@ -42,7 +42,7 @@ def require_one_unit_a_death(here: World, teacher: str, undisturbed: Json, death
     stored: dict[str, bytes] = {}
     for who, where, unit in deaths:
         hold_where(here, where, unit)
-        job = job or here.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})["id"]
+        job = job or here.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS}).id
         assert proxy.held.wait(120), (where, unit)
         prefix = f"datasets/ds-{job.partition('-')[2]}"
         now = {o.key: here.storage.read(o.key) for o in here.storage.objects(prefix) if o.key.endswith(".tar")}
@@ -55,8 +55,8 @@ def require_one_unit_a_death(here: World, teacher: str, undisturbed: Json, death
         kill(*victims(found, who))
         eventually(lambda horse=horse: not alive([horse]))  # also where its rq worker was killed: an orphan ends
         proxy.release(forward=False)
-    ended = here.client.wait_for_job(job)
-    assert ended["status"] == "succeeded", ended["error"]
+    ended = here.client.wait(job)
+    assert ended.status == "succeeded", ended.error
     assert here.shards(ended) == here.shards(undisturbed)
     assert {key: here.storage.read(key) for key in stored} == stored
     begun, log = here.begins(job), here.log(job)

@@ -7,7 +7,7 @@ retries, exit codes. What the API itself does is tested against the API.
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -80,9 +80,10 @@ def stand_in_api() -> Iterator[StandInApi]:
             for name, value in ({"Content-Length": str(len(data))} | answer.headers).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            if self.command != "HEAD":
+                self.wfile.write(data)
 
-        do_GET = do_POST = do_DELETE = reply
+        do_GET = do_HEAD = do_POST = do_DELETE = reply
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -115,4 +116,68 @@ def a_job(identifier: str = "syn-1", status: str = "running", **changes: Any) ->
         "started_at": None,
         "finished_at": None,
         "links": {},
+    } | changes
+
+
+def a_teacher(identifier: str = "tch-1", **changes: Any) -> dict[str, Any]:
+    """A teacher as the API shows it."""
+    return {
+        "status": "ready",
+        "shared": False,
+        "id": identifier,
+        "name": "net",
+        "created_at": "2026-01-01T00:00:00Z",
+        "architecture": "resnet10t",
+        "model_args": {},
+        "num_classes": 2,
+        "in_chans": 1,
+        "image_size": 32,
+        "mean": [0.5],
+        "std": [0.5],
+        "class_names": None,
+        "sha256": "0" * 64,
+        "bytes": 1000,
+        "parameters": 250,
+        "batch_norm_layers": 9,
+        "refused_input_sizes": [],
+        "weights": None,
+    } | changes
+
+
+def a_dataset(identifier: str = "ds-1", shards: Sequence[dict[str, Any]] = (), **changes: Any) -> dict[str, Any]:
+    """A dataset as the API shows it."""
+    return {
+        "status": "ready",
+        "shared": False,
+        "id": identifier,
+        "name": "digits",
+        "created_at": "2026-01-01T00:00:00Z",
+        "num_samples": 2,
+        "num_classes": 1,
+        "image_size": 32,
+        "in_chans": 1,
+        "classes": [{"index": 0, "name": "0", "samples": 2}],
+        "shards": [{"samples": 2, "classes": {"0": 2}} | shard for shard in shards],
+        "prefix": f"datasets/{identifier}",
+    } | changes
+
+
+def a_model(identifier: str = "mdl-1", **changes: Any) -> dict[str, Any]:
+    """A model as the API shows it."""
+    return {
+        "shared": False,
+        "id": identifier,
+        "name": None,
+        "created_at": "2026-01-01T00:00:00Z",
+        "architecture": "dearkd_micro_patch8_32",
+        "num_classes": 2,
+        "in_chans": 1,
+        "image_size": 32,
+        "class_names": None,
+        "accuracy": None,
+        "dataset": "ds-1",
+        "teacher": None,
+        "run": "run-1",
+        "spec": {},
+        "files": [],
     } | changes

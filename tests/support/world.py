@@ -15,7 +15,9 @@ from typing import Any, cast
 
 import psutil
 
-from dearkd.client import Client, Json
+from dearkd.answers import JobView
+from dearkd.client import Client
+from dearkd.data.shard_files import Shard
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.scripts import source
 from dearkd.local.embedded_redis import EmbeddedRedis
@@ -130,19 +132,18 @@ class World:
     def upload(self, plain: tuple[TeacherSpec, Path]) -> str:
         """The id of a teacher."""
         spec, weights = plain
-        identifier: str = self.client.create_teacher(spec.model_dump(), weights)["id"]
+        identifier: str = self.client.create_teacher(spec, weights).id
         return identifier
 
-    def synthesise(self, teacher: str) -> Json:
+    def synthesise(self, teacher: str) -> JobView:
         """A synthesis job that nobody disturbed, once it has succeeded."""
         job = self.client.create_synthesis_job({"teacher": teacher, **SYNTHESIS})
-        ended: Json = self.client.wait_for_job(job["id"])
-        assert ended["status"] == "succeeded", ended["error"]
+        ended = self.client.wait(job.id)
+        assert ended.status == "succeeded", ended.error
         return ended
 
-    def shards(self, job: Json) -> list[Json]:
-        found: list[Json] = self.client.get_dataset(job["result"]["dataset"])["shards"]
-        return found
+    def shards(self, job: JobView) -> list[Shard]:
+        return self.client.get_dataset(job.result["dataset"]).shards
 
 
 WORLDS: list[World] = []

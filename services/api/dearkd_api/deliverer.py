@@ -15,8 +15,8 @@ import httpx
 
 import dearkd
 from dearkd.errors import Unavailable
-from dearkd.jobs.deliveries import BACKOFF, ClaimedDelivery, Deliveries, DeliveryAttempt, State
-from dearkd.jobs.model import now
+from dearkd.jobs.deliveries import BACKOFF, ClaimedDelivery, Deliveries
+from dearkd.jobs.model import DeliveryAttempt, DeliveryState, now
 from dearkd.log_lines import about
 from dearkd.specs.webhook import secret_key
 from dearkd_api.jobs import render
@@ -98,7 +98,7 @@ class Deliverer:
             log.info("%s: %s: %s", claimed.id, type(other).__name__, other)
             error = _told(other)
         seconds = time.monotonic() - began
-        state: State = "pending"
+        state: DeliveryState = "pending"
         if status is not None and 200 <= status < 300:
             state = "delivered"
         elif status == 410:  # the receiver wants no more of it

@@ -6,7 +6,7 @@ from fastapi.responses import JSONResponse
 from dearkd.answers import Page
 from dearkd.choices import Kind
 from dearkd.errors import InvalidInput, NotFound
-from dearkd.jobs.deliveries import Delivery
+from dearkd.jobs.model import Delivery
 from dearkd_api.access import Caller
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute

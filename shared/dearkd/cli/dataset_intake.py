@@ -2,20 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from dearkd.answers import RegisteredDataset
 from dearkd.choices import ClassOrder
-from dearkd.cli.output import connect, note, print_json
-from dearkd.client import Client, Json
+from dearkd.cli.output import connect, json_of, note, print_json
+from dearkd.client import Client
 from dearkd.data.file_names import require_kept_name
 from dearkd.data.image_folder import Reading, read_folder
-from dearkd.data.image_intake import shown
+from dearkd.data.image_intake import Channels, shown
 from dearkd.errors import DearKDError, InvalidInput, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.settings import Settings
+from dearkd.storage.catalog import Teacher
 from dearkd.storage.objects import Storage
 
 
@@ -62,22 +65,21 @@ def add_dataset(
         order = _said_order(reading, given=given or source.is_listed)
         dataset = _register(client, storage, prefix, name, order, settings)
     if as_json:
-        print_json(dataset | {"copied": summary, "skipped": summary["skipped"]})
+        print_json(json_of(dataset) | {"copied": summary, "skipped": summary["skipped"]})
         return
-    print(dataset["id"])
-    note(f"{dataset['num_samples']:,} images in {len(dataset['shards'])} shards")
+    print(dataset.id)
+    note(f"{dataset.num_samples:,} images in {len(dataset.shards)} shards")
 
 
-def _as_teacher(teacher: Json, reading: Reading) -> Reading:
-    names = teacher.get("class_names")
+def _as_teacher(teacher: Teacher, reading: Reading) -> Reading:
     if reading.class_names is None and reading.class_order is None:
-        if not names:
-            raise typer.BadParameter(f"{teacher['id']} has no class names: give --class-names FILE or --class-order")
-        reading = replace(reading, class_names=names)
-    return replace(reading, in_chans=reading.in_chans or teacher["in_chans"])
+        if not teacher.class_names:
+            raise typer.BadParameter(f"{teacher.id} has no class names: give --class-names FILE or --class-order")
+        reading = replace(reading, class_names=teacher.class_names)
+    return replace(reading, in_chans=reading.in_chans or cast(Channels, teacher.in_chans))
 
 
-def _say(summary: Json, console: Console) -> None:
+def _say(summary: dict[str, Any], console: Console) -> None:
     """Print what will be copied, what is changed and what is left out."""
 
     def say(text: str) -> None:
@@ -110,7 +112,7 @@ def _said_order(reading: Reading, *, given: bool) -> ClassOrder | None:
 
 def _register(
     client: Client, storage: Storage, prefix: str, name: str, order: ClassOrder | None, settings: Settings
-) -> Json:
+) -> RegisteredDataset:
     try:
         return client.create_dataset(prefix, name, class_order=order)
     except Unavailable as error:

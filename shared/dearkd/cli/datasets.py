@@ -7,7 +7,7 @@ import typer
 
 from dearkd.choices import DatasetForm, FolderOrder
 from dearkd.cli.hub_push import Public, Push, push_folder, require_pushable
-from dearkd.cli.output import AsJson, Limit, connect, print_item, print_json, print_list, print_pulled
+from dearkd.cli.output import AsJson, Limit, connect, json_of, print_item, print_json, print_list, print_pulled
 
 COLUMNS = {
     "ID": "id",
@@ -89,7 +89,7 @@ def add(
 def list_all(limit: Limit = 50, as_json: AsJson = False) -> None:
     """List datasets, newest first."""
     with connect() as client:
-        print_list(client.list_datasets(), COLUMNS, limit=limit, as_json=as_json)
+        print_list(map(json_of, client.list_datasets()), COLUMNS, limit=limit, as_json=as_json)
 
 
 def show(dataset: Identifier, as_json: AsJson = False) -> None:
@@ -97,7 +97,7 @@ def show(dataset: Identifier, as_json: AsJson = False) -> None:
     from dearkd.cli.references import identifier_of
 
     with connect() as client:
-        print_item(client.get_dataset(identifier_of(client, dataset, "dataset")), as_json=as_json)
+        print_item(client.get_registration(identifier_of(client, dataset, "dataset")), as_json=as_json)
 
 
 def pull(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from dearkd.cli.pulling import PulledFile, pull
 from dearkd.client import Client
-from dearkd.data.manifests import DatasetManifest
 from dearkd.data.parquet_view import is_made_of, parquet_name, view_card, write_parquet
 from dearkd.errors import CorruptData, NotFound
 from dearkd.storage.file_cache import verify_copy
@@ -23,7 +22,7 @@ def pull_view(client: Client, identifier: str, directory: Path) -> list[Path]:
         ImportError: without pyarrow, before anything is fetched.
     """
     importlib.import_module("pyarrow")
-    dataset = DatasetManifest.model_validate(client.get_dataset(identifier))
+    dataset = client.get_dataset(identifier)
     shards = {parquet_name(shard): shard for shard in dataset.shards}
 
     def fetch(name: str, path: Path) -> None:

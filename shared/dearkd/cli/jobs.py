@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from dearkd.choices import Kind, Status
-from dearkd.cli.output import AsJson, Limit, connect, note, print_json, print_list
+from dearkd.cli.output import AsJson, Limit, connect, json_of, note, print_json, print_list
 from dearkd.errors import DearKDError
 from dearkd.names import printable
 
 if TYPE_CHECKING:
-    from dearkd.client import Client, Json
+    from dearkd.answers import JobView
+    from dearkd.client import Client
 
 INTERRUPTED = 130
 COLUMNS = {
@@ -55,8 +56,8 @@ def list_all(
 
     with connect() as client:
         each = [client.list_jobs(one, status=status, labels=labels) for one in JOBS if kind in (None, one)]
-        found = heapq.merge(*each, key=lambda job: str(job["created_at"]), reverse=True)
-        print_list(found if as_json else map(_row, found), COLUMNS, limit=limit, as_json=as_json)
+        found = heapq.merge(*each, key=lambda job: job.created_at, reverse=True)
+        print_list(map(json_of if as_json else _row, found), COLUMNS, limit=limit, as_json=as_json)
 
 
 def watch_job(job: JobId, as_json: AsJson = False) -> None:
@@ -137,14 +138,14 @@ def retry(
         submitted(client, again, wait=wait, as_json=as_json)
 
 
-def submitted(client: Client, job: Json, *, wait: bool, as_json: bool) -> None:
+def submitted(client: Client, job: JobView, *, wait: bool, as_json: bool) -> None:
     """Print an accepted job's id and state or, with `wait`, its progress until it has ended."""
     if wait:
-        follow(client, str(job["id"]), as_json=as_json)
+        follow(client, job.id, as_json=as_json)
         return
     _report(job, as_json=as_json)
     if not as_json:
-        note(f"follow it with `dearkd watch {job['id']}`")
+        note(f"follow it with `dearkd watch {job.id}`")
 
 
 def follow(client: Client, identifier: str, *, as_json: bool) -> None:
@@ -162,37 +163,36 @@ def follow(client: Client, identifier: str, *, as_json: bool) -> None:
         note(f"{identifier} goes on: `dearkd watch {identifier}` shows it again, `dearkd cancel {identifier}` ends it")
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        print_json(job)
-        if job["status"] != "succeeded":
+        print_json(json_of(job))
+        if job.status != "succeeded":
             raise typer.Exit(1)
         return
-    if job["status"] == "succeeded":
-        result = " ".join(f"{kind} {made}" for kind, made in (job["result"] or {}).items())
+    if job.status == "succeeded":
+        result = " ".join(f"{kind} {made}" for kind, made in (job.result or {}).items())
         print(f"{identifier} succeeded: {result}")
         return
-    error = job["error"] or {"code": job["status"], "message": "on request"}
+    code, message = (job.error.code, job.error.message) if job.error else (job.status, "on request")
     raise DearKDError(
-        f"{identifier} {job['status']}: {error['message']}; `dearkd retry {identifier}` goes on from what was "
+        f"{identifier} {job.status}: {message}; `dearkd retry {identifier}` goes on from what was "
         "finished, with `--from beginning` it starts over",
-        code=error["code"],
+        code=code,
     )
 
 
-def _report(job: Json, *, as_json: bool) -> None:
+def _report(job: JobView, *, as_json: bool) -> None:
     if as_json:
-        print_json(job)
+        print_json(json_of(job))
     else:
-        print(f"{job['id']} {job['status']}")
+        print(f"{job.id} {job.status}")
 
 
-def _row(job: Json) -> Json:
+def _row(job: JobView) -> dict[str, Any]:
     from dearkd.cli.watching import count, rate, time_left
 
-    progress = job["progress"]
-    running = job["status"] == "running"
-    return job | {
-        "done": count(progress),
-        "rate": rate(progress) if running else "",
-        "left": time_left(progress) if running else "",
-        "name": job["spec"].get("name"),
+    running = job.status == "running"
+    return json_of(job) | {
+        "done": count(job.progress),
+        "rate": rate(job.progress) if running else "",
+        "left": time_left(job.progress) if running else "",
+        "name": job.spec.get("name"),
     }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dearkd.cli.output import AsJson, Limit, connect, print_item, print_json, print_list, print_pulled
+from dearkd.cli.output import AsJson, Limit, connect, json_of, print_item, print_json, print_list, print_pulled
 
 if TYPE_CHECKING:
-    from dearkd.client import Json
+    from dearkd.storage.catalog import Model
 
 COLUMNS = {"ID": "id", "TOP-1": "top1", "ARCHITECTURE": "architecture", "CREATED": "created_at"}
 
@@ -30,7 +30,7 @@ def list_all(limit: Limit = 50, as_json: AsJson = False) -> None:
     """List models, newest first."""
     with connect() as client:
         models = client.list_models()
-        print_list(models if as_json else map(_with_top1, models), COLUMNS, limit=limit, as_json=as_json)
+        print_list(map(json_of if as_json else _with_top1, models), COLUMNS, limit=limit, as_json=as_json)
 
 
 def show(model: Identifier, as_json: AsJson = False) -> None:
@@ -66,6 +66,5 @@ def delete(model: Identifier, as_json: AsJson = False) -> None:
         print_json({"deleted": identifier})
 
 
-def _with_top1(model: Json) -> Json:
-    accuracy = model.get("accuracy")
-    return model | {"top1": f"{accuracy['top1']:.2%}" if accuracy else None}
+def _with_top1(model: Model) -> dict[str, Any]:
+    return json_of(model) | {"top1": f"{model.accuracy.top1:.2%}" if model.accuracy else None}

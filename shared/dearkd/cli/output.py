@@ -18,7 +18,9 @@ from dearkd.errors import DearKDError, InvalidInput
 from dearkd.names import printable, printable_json
 
 if TYPE_CHECKING:
-    from dearkd.client import Client, Json
+    from pydantic import BaseModel
+
+    from dearkd.client import Client
 
 MAX_CELL = 40
 
@@ -36,6 +38,11 @@ def connect() -> Client:
         return Client(settings.url, settings.api_key)
     except InvalidInput as error:
         raise typer.BadParameter(error.message) from None
+
+
+def json_of(answer: BaseModel) -> dict[str, Any]:
+    """The JSON object of an answer, as the API sent it."""
+    return answer.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def print_json(value: Any) -> None:
@@ -58,7 +65,8 @@ def note(text: str) -> None:
     Console(stderr=True).print(printable(text, keep="\n"), markup=False, highlight=False, soft_wrap=True)
 
 
-def print_item(item: Mapping[str, Any], *, as_json: bool) -> None:
+def print_item(answer: BaseModel, *, as_json: bool) -> None:
+    item = json_of(answer)
     if as_json or not sys.stdout.isatty():
         print_json(item)
     else:
@@ -77,7 +85,7 @@ def print_pulled(directory: Path, files: Sequence[Path], *, as_json: bool, **mor
         note(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes")
 
 
-def print_list(items: Iterator[Json], columns: Mapping[str, str], *, limit: int, as_json: bool) -> None:
+def print_list(items: Iterator[dict[str, Any]], columns: Mapping[str, str], *, limit: int, as_json: bool) -> None:
     """The first `limit` items: as the API's page, or as a table of `columns` (heading → field)."""
     shown = list(islice(items, limit + 1))
     has_more = len(shown) > limit

@@ -32,7 +32,7 @@ def pull_dataset(client: Client, identifier: str, directory: Path) -> list[Path]
         Conflict, CorruptData, NotFound, Unavailable: see `pull`.
     """
     manifest = client.get_dataset(identifier)
-    files = [PulledFile(shard["name"], shard["bytes"], shard["sha256"]) for shard in manifest["shards"]]
+    files = [PulledFile(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards]
     files += [PulledFile(name) for name in BESIDE_SHARDS]
     return pull(files, lambda name, path: client.download_dataset_file(identifier, name, path), directory)
 
@@ -44,7 +44,7 @@ def pull_model(client: Client, identifier: str, directory: Path) -> list[Path]:
         Conflict, CorruptData, NotFound, Unavailable: see `pull`.
     """
     manifest = client.get_model(identifier)
-    files = [PulledFile(file["name"], file["bytes"], file["sha256"]) for file in manifest["files"]]
+    files = [PulledFile(file.name, file.bytes, file.sha256) for file in manifest.files]
     return pull(files, lambda name, path: client.download_model_file(identifier, name, path), directory)
 
 

@@ -1,13 +1,15 @@
 """Things that a command line names by their id or by their name."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 import typer
 
-from dearkd.client import JOBS, Client, Json
+from dearkd.client import JOBS, Client
 from dearkd.errors import InvalidInput, NotFound
+from dearkd.jobs.model import Job
 from dearkd.names import printable
+from dearkd.storage.catalog import Manifest
 
 Kind = Literal["teacher", "dataset", "model", "job", "synthesis job"]
 
@@ -44,7 +46,7 @@ def identifier_of(client: Client, reference: str, *kinds: Kind) -> str:
     for kind in kinds:
         found = [item for item in _all(client, kind) if _name(item) == reference]
         if len(found) > 1:
-            shown = ", ".join(str(item["id"]) for item in found[:MOST_NAMED])
+            shown = ", ".join(item.id for item in found[:MOST_NAMED])
             more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
             raise InvalidInput(
                 f"{len(found)} of kind {kind} have the name {printable(reference)!r}: give an id, newest first: "
@@ -52,11 +54,11 @@ def identifier_of(client: Client, reference: str, *kinds: Kind) -> str:
                 code="ambiguous_name",
             )
         if found:
-            return str(found[0]["id"])
+            return found[0].id
     raise NotFound(f"no {wanted} has the name {printable(reference)!r}; an id looks like {examples}")
 
 
-def _all(client: Client, kind: Kind) -> Iterable[Json]:
+def _all(client: Client, kind: Kind) -> Iterable[Job | Manifest]:
     match kind:
         case "teacher":
             return client.list_teachers()
@@ -67,15 +69,9 @@ def _all(client: Client, kind: Kind) -> Iterable[Json]:
         case "synthesis job":
             return client.list_jobs("synthesis")
         case "job":
-            return _jobs(client)
+            found = [job for kind in JOBS for job in client.list_jobs(kind)]
+            return sorted(found, key=lambda job: job.created_at, reverse=True)
 
 
-def _jobs(client: Client) -> Iterator[Json]:
-    found = [job for kind in JOBS for job in client.list_jobs(kind)]
-    yield from sorted(found, key=lambda job: str(job["created_at"]), reverse=True)
-
-
-def _name(item: Json) -> str | None:
-    name = item["spec"].get("name") if isinstance(item.get("spec"), dict) and "status" in item else None
-    name = name if name is not None else item.get("name")
-    return str(name) if name is not None else None
+def _name(item: Job | Manifest) -> str | None:
+    return item.spec.get("name") if isinstance(item, Job) else item.name

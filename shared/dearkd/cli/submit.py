@@ -1,16 +1,21 @@
 """`dearkd synth` and `dearkd train`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dearkd.choices import PresetName, Recipe
 from dearkd.cli.fields import parse_assignments, read_spec
 from dearkd.cli.jobs import Wait, submitted
-from dearkd.cli.output import AsJson, connect, print_json
+from dearkd.cli.output import AsJson, connect, json_of, print_json
 from dearkd.names import printable
+
+if TYPE_CHECKING:
+    from dearkd.answers import SynthesisPlan, TrainingPlan
 
 SpecFile = Annotated[
     Path | None,
@@ -98,9 +103,11 @@ def train(
             submitted(client, client.create_training_run(body), wait=wait, as_json=as_json)
 
 
-def _print_plan(plan: dict[str, Any], lines: Callable[[], list[tuple[str, str]]], *, as_json: bool) -> None:
+def _print_plan(
+    plan: SynthesisPlan | TrainingPlan, lines: Callable[[], list[tuple[str, str]]], *, as_json: bool
+) -> None:
     if as_json:
-        print_json(plan)
+        print_json(json_of(plan))
         return
     for name, value in lines():
         print(f"{name:8} {printable(value)}")

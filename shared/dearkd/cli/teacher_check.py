@@ -132,13 +132,11 @@ def _sample(
         return reading.read_sample(Path(reference), spec, count, split=split, class_order=order)
     from functools import partial
 
-    from dearkd.data.manifests import DatasetManifest
-
     with connect() as client:
-        manifest = DatasetManifest.model_validate(client.get_dataset(reference))
+        manifest = client.get_dataset(reference)
         names = [entry.name for entry in manifest.classes]
         reading.require_classes(reference, names, spec)
-        download = partial(client.download_dataset_file, reference)
+        download = partial(client.download_dataset_file, reference, resume=False)
         paths = [
             cache.obtain(partial(download, shard.name), name=shard.name, sha256=shard.sha256, size=shard.bytes)
             for shard in reading.few_shards(manifest.shards, count)

@@ -111,10 +111,9 @@ def registered_teacher(reference: str, settings: Settings, cache: FileCache) -> 
 
     with connect() as client:
         reference = identifier_of(client, reference, "teacher")
-        item = client.get_teacher(reference)
-    if item.get("status", "ready") != "ready":
-        raise InvalidInput(f"{reference} is {item['status']}: see `dearkd teacher show {reference}`")
-    found = Teacher.model_validate(item)
+        found = client.get_registration(reference)
+    if not isinstance(found, Teacher):
+        raise InvalidInput(f"{reference} is {found.status}: see `dearkd teacher show {reference}`")
     try:
         return found.spec, fetch_weights(Storage.open(settings, fresh=False), found, cache)
     except (NotFound, Unavailable) as error:

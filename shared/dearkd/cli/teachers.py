@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dearkd.cli.output import AsJson, Limit, connect, note, print_item, print_json, print_list
+from dearkd.cli.output import AsJson, Limit, connect, json_of, note, print_item, print_json, print_list
 from dearkd.cli.teacher_check import check
 from dearkd.cli.teacher_source import (
     Architecture,
@@ -100,10 +100,10 @@ def add(
         with connect() as client:
             teacher = client.create_teacher(body, weights)
     if as_json:
-        print_json(teacher)
+        print_json(json_of(teacher))
         return
-    print(teacher["id"])
-    note(f"{teacher['name']}: {teacher['parameters']:,} parameters, {teacher['batch_norm_layers']} BatchNorm layers")
+    print(teacher.id)
+    note(f"{teacher.name}: {teacher.parameters:,} parameters, {teacher.batch_norm_layers} BatchNorm layers")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -124,7 +124,7 @@ def _check(body: dict[str, Any]) -> None:
 def list_all(limit: Limit = 50, as_json: AsJson = False) -> None:
     """List teachers, newest first."""
     with connect() as client:
-        print_list(client.list_teachers(), COLUMNS, limit=limit, as_json=as_json)
+        print_list(map(json_of, client.list_teachers()), COLUMNS, limit=limit, as_json=as_json)
 
 
 def show(teacher: Identifier, as_json: AsJson = False) -> None:
@@ -132,7 +132,7 @@ def show(teacher: Identifier, as_json: AsJson = False) -> None:
     from dearkd.cli.references import identifier_of
 
     with connect() as client:
-        print_item(client.get_teacher(identifier_of(client, teacher, "teacher")), as_json=as_json)
+        print_item(client.get_registration(identifier_of(client, teacher, "teacher")), as_json=as_json)
 
 
 def delete(teacher: Identifier, as_json: AsJson = False) -> None:

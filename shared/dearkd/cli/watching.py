@@ -10,7 +10,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
-from dearkd.client import Client, Json
+from dearkd.answers import JobView
+from dearkd.client import Client
+from dearkd.jobs.model import Job
+from dearkd.jobs.model import Progress as JobProgress
 from dearkd.names import printable
 
 LINE_STEPS = 10
@@ -20,7 +23,7 @@ LOOKED_UP = ("attention_distance_", "peak_memory", "threads")
 """Metrics that a line of progress leaves out: one looks them up afterwards."""
 
 
-def watch(client: Client, identifier: str, console: Console) -> Json:
+def watch(client: Client, identifier: str, console: Console) -> JobView:
     """Show a job until it has ended, and return it: a live bar on a terminal, else a line now and then.
 
     Raises:
@@ -28,11 +31,11 @@ def watch(client: Client, identifier: str, console: Console) -> Json:
         Unavailable: if the API is out of reach for longer than the client's patience.
     """
     if not console.is_terminal:
-        return client.wait_for_job(identifier, on_update=_line_printer(console))
+        return client.wait(identifier, on_progress=_line_printer(console))
     display = JobDisplay()
     # Transient: the caller says how it ended, which is what should stay in the scrollback.
     with Live(display, console=console, refresh_per_second=8, transient=True):
-        return client.wait_for_job(identifier, on_update=display.update)
+        return client.wait(identifier, on_progress=display.update)
 
 
 class JobDisplay:
@@ -50,39 +53,39 @@ class JobDisplay:
         self._task = self._bar.add_task("", total=None, done="", rate="", left="")
         self._metrics = ""
 
-    def update(self, job: Json) -> None:
-        progress = job["progress"]
+    def update(self, job: Job) -> None:
+        progress = job.progress
         self._bar.update(
             self._task,
-            description=f"{escape(title(job))} [bold]{job['status']}[/bold]",
-            completed=progress["done"],
+            description=f"{escape(title(job))} [bold]{job.status}[/bold]",
+            completed=progress.done,
             # Without a total the bar pulses; it should rest while nothing happens.
-            total=progress["total"] or (None if job["status"] == "running" else 1),
+            total=progress.total or (None if job.status == "running" else 1),
             done=count(progress),
             rate=rate(progress),
             left=time_left(progress),
         )
-        self._metrics = metrics_text(job["metrics"] or {})
+        self._metrics = metrics_text(job.metrics)
 
     def __rich__(self) -> Group:
         return Group(self._bar, Text(f"  {self._metrics}", style="dim", no_wrap=True, overflow="ellipsis"))
 
 
-def _line_printer(console: Console) -> Callable[[Json], None]:
+def _line_printer(console: Console) -> Callable[[Job], None]:
     last: tuple[str, int] | None = None
 
-    def show(job: Json) -> None:
+    def show(job: Job) -> None:
         nonlocal last
-        progress = job["progress"]
-        mark = (job["status"], int(LINE_STEPS * progress["done"] / progress["total"]) if progress["total"] else 0)
+        progress = job.progress
+        mark = (job.status, int(LINE_STEPS * progress.done / progress.total) if progress.total else 0)
         if mark == last:
             return
         last = mark
         parts = [count(progress)]
-        if job["status"] == "running":
-            parts += [rate(progress), time_left(progress), metrics_text(job["metrics"] or {})]
+        if job.status == "running":
+            parts += [rate(progress), time_left(progress), metrics_text(job.metrics)]
         console.print(
-            f"{title(job)} {job['status']} {', '.join(part for part in parts if part)}",
+            f"{title(job)} {job.status} {', '.join(part for part in parts if part)}",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -91,31 +94,31 @@ def _line_printer(console: Console) -> Callable[[Json], None]:
     return show
 
 
-def title(job: Json) -> str:
+def title(job: Job) -> str:
     """The title of a job: its name with its id, or the id alone."""
-    name = job["spec"].get("name")
-    return f"{printable(name)} ({job['id']})" if name else str(job["id"])
+    name = job.spec.get("name")
+    return f"{printable(name)} ({job.id})" if name else job.id
 
 
-def count(progress: Mapping[str, Any]) -> str:
+def count(progress: JobProgress) -> str:
     """`1,200/2,000 images`."""
-    total = f"/{progress['total']:,}" if progress["total"] is not None else ""
-    return f"{progress['done']:,}{total} {progress['unit']}"
+    total = f"/{progress.total:,}" if progress.total is not None else ""
+    return f"{progress.done:,}{total} {progress.unit}"
 
 
-def rate(progress: Mapping[str, Any]) -> str:
+def rate(progress: JobProgress) -> str:
     """`12.5 images/s`, or, where one takes longer than a second, `8.0 s/epoch`."""
-    per_second = progress["per_second"]
+    per_second = progress.per_second
     if not per_second:
         return ""
     if per_second >= 1:
-        return f"{per_second:.1f} {progress['unit']}/s"
-    return f"{1 / per_second:.1f} s/{progress['unit'].removesuffix('s')}"
+        return f"{per_second:.1f} {progress.unit}/s"
+    return f"{1 / per_second:.1f} s/{progress.unit.removesuffix('s')}"
 
 
-def time_left(progress: Mapping[str, Any]) -> str:
+def time_left(progress: JobProgress) -> str:
     """`1:02:03 left`."""
-    seconds = progress["eta_seconds"]
+    seconds = progress.eta_seconds
     return "" if seconds is None else f"{duration(seconds)} left"
 
 

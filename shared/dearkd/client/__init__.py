@@ -1,5 +1,6 @@
-"""The client of the control API, thin over httpx."""
+"""Clients of the control API, thin over httpx: `Client`, which blocks, and `AsyncClient`, for asyncio."""
 
-from dearkd.client.api import JOBS as JOBS
-from dearkd.client.api import Client as Client
-from dearkd.client.transport import Json as Json
+from dearkd.client.clients import AsyncClient, Client
+from dearkd.client.paths import JOBS
+
+__all__ = ["JOBS", "AsyncClient", "Client"]

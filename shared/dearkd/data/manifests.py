@@ -4,10 +4,12 @@ A dataset is a folder of WebDataset shards (`train-000000.tar` …) with `_info.
 `dataset.json` (ours, written last: the dataset exists when it does), `preview.png` and `README.md` (the dataset card).
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,8 +19,10 @@ from dearkd.errors import CorruptData, NotFound
 from dearkd.specs import DatasetFacts
 from dearkd.specs.class_order import is_counted
 from dearkd.storage.catalog import Catalog, Manifest
-from dearkd.storage.file_cache import FileCache
-from dearkd.storage.objects import Storage
+
+if TYPE_CHECKING:  # a client reads manifests, and has no storage
+    from dearkd.storage.file_cache import FileCache
+    from dearkd.storage.objects import Storage
 
 
 class DatasetClass(BaseModel):

@@ -13,12 +13,12 @@ from datetime import datetime, timedelta
 from typing import Literal, cast
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from dearkd.choices import Status
 from dearkd.errors import NotFound
 from dearkd.identifiers import pattern_of
-from dearkd.jobs.model import Job, now
+from dearkd.jobs.model import Delivery, DeliveryAttempt, DeliveryState, Job, now
 from dearkd.jobs.records import parse
 from dearkd.jobs.scripts import Transition
 from dearkd.redis_client import Redis, job_key
@@ -28,34 +28,6 @@ BACKOFF = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
 """Seconds between an attempt that failed and the next one: a day in all."""
 KEPT_ATTEMPTS = 25
 
-State = Literal["pending", "delivered", "failed"]
-
-
-class DeliveryAttempt(BaseModel):
-    """One try at telling a webhook: the status of its answer, or why there was none."""
-
-    model_config = ConfigDict(frozen=True)
-
-    at: datetime
-    seconds: float
-    status: int | None = None
-    error: str | None = None
-
-
-class Delivery(BaseModel):
-    """One thing that a webhook is told, as clients see it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    """The `webhook-id`: the same at each attempt."""
-    event: Status
-    created_at: datetime
-    state: State
-    attempts: list[DeliveryAttempt]
-    """Oldest first; the latest 25."""
-    next_attempt_at: datetime | None
-
 
 class _Record(BaseModel):
     """A delivery in Redis, as `announce` writes it and attempts complete it."""
@@ -64,7 +36,7 @@ class _Record(BaseModel):
     at: datetime
     job: dict[str, str]
     """Fields of the job's record when it entered that status, without its spec."""
-    state: State = "pending"
+    state: DeliveryState = "pending"
     attempts: list[DeliveryAttempt] = []
     tries: int = 0
     """Attempts that failed, since it was made or asked for again."""
@@ -150,10 +122,10 @@ class Deliveries:
         claimed: ClaimedDelivery,
         attempt: DeliveryAttempt,
         *,
-        state: State,
+        state: DeliveryState,
         backoff: Sequence[float] = BACKOFF,
         pause: float | None = None,
-    ) -> State:
+    ) -> DeliveryState:
         """Tell how an attempt ended; returns how the delivery stands now. Of a claim that was lost nothing is kept.
 
         Args:

@@ -12,6 +12,7 @@ from dearkd.specs import SynthesisSpec, TrainingSpec
 
 Unit = Literal["images", "epochs"]
 EventType = Literal["status", "progress", "metrics", "preview", "log"]
+DeliveryState = Literal["pending", "delivered", "failed"]
 
 STATUSES: tuple[Status, ...] = (
     "blocked",
@@ -128,6 +129,32 @@ class Event(BaseModel):
     data: dict[str, Any]
     job: str | None = None
     """The job's id, in the events of all jobs; elsewhere it is known."""
+
+
+class DeliveryAttempt(BaseModel):
+    """One try at telling a webhook: the status of its answer, or why there was none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    seconds: float
+    status: int | None = None
+    error: str | None = None
+
+
+class Delivery(BaseModel):
+    """One thing that a webhook is told, as clients see it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    """The `webhook-id`: the same at each attempt."""
+    event: Status
+    created_at: datetime
+    state: DeliveryState
+    attempts: list[DeliveryAttempt]
+    """Oldest first; the latest 25."""
+    next_attempt_at: datetime | None
 
 
 def kind_of(identifier: str) -> Kind | None:

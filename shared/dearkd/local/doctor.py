@@ -320,7 +320,7 @@ def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
                     client.get_job(identifier)
                 except NotFound:
                     lost.append(identifier)
-            again = [client.retry_job(identifier)["id"] for identifier in lost] if resubmit else []
+            again = [client.retry_job(identifier).id for identifier in lost] if resubmit else []
     except DearKDError as error:
         if unended:
             detail = f"storage says that {len(unended)} have not ended: {_some(unended)}"

@@ -3,12 +3,14 @@
 A resource is there when its manifest is; manifests are written last and deleted first.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
@@ -16,8 +18,10 @@ from pydantic.json_schema import SkipJsonSchema
 from dearkd.errors import CorruptData, NotFound, Unreadable
 from dearkd.identifiers import Kind, is_id
 from dearkd.specs import TeacherSpec
-from dearkd.storage.file_cache import FileCache
-from dearkd.storage.objects import Storage
+
+if TYPE_CHECKING:  # a client reads manifests, and has no storage
+    from dearkd.storage.file_cache import FileCache
+    from dearkd.storage.objects import Storage
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import pytest
 from standardwebhooks import Webhook
 
 from dearkd.errors import NotFound
-from dearkd.jobs.deliveries import BACKOFF, Deliveries, Delivery
+from dearkd.jobs.deliveries import BACKOFF, Deliveries
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.model import JobError
+from dearkd.jobs.model import Delivery, JobError
 from dearkd.jobs.store import JobStore
 from dearkd.settings import Settings
 from dearkd.specs.webhook import WebhookRequest

@@ -12,7 +12,7 @@ import pytest
 from dearkd.cli import main
 from dearkd.local.embedded_redis import free_port
 from tests.support.specs import synthesis_spec
-from tests.support.stand_in_api import StandInApi, a_job
+from tests.support.stand_in_api import StandInApi, a_job, a_teacher
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def test_a_spec_is_the_file_then_assignments_then_options(run: Run, api: StandIn
 
 
 def test_a_dry_run_asks_for_one_and_prints_the_plan(run: Run, api: StandInApi) -> None:
-    api.answer("POST /v1/synthesis-jobs", {"images": 2000, "teacher_passes": 400000})
+    api.answer("POST /v1/synthesis-jobs", PLAN)
     outcome = run("synth", "tch-1", "--dry-run", "--json")
     assert outcome.code == 0
-    assert json.loads(outcome.out) == {"images": 2000, "teacher_passes": 400000}
+    assert json.loads(outcome.out) == PLAN
     assert api.requests[0].query == {"dry_run": "true"}
 
 
@@ -268,7 +268,7 @@ PLAN = {
 
 
 def test_a_dry_run_says_what_comes_out_and_how_long_it_takes_here(run: Run, api: StandInApi) -> None:
-    api.answer("GET /v1/teachers/tch-1", {"name": "shoes", "architecture": "resnet10t", "image_size": 32})
+    api.answer("GET /v1/teachers/tch-1", a_teacher("tch-1", name="shoes"))
     api.answer("POST /v1/synthesis-jobs", PLAN)
     spec = synthesis_spec(teacher="tch-1", images_per_class=10, classes=list(range(10)))
     times = {"started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:50Z"}

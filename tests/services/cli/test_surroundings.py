@@ -12,7 +12,7 @@ from PIL import Image
 
 from dearkd.cli import main
 from dearkd.extras import modules_of
-from tests.support.stand_in_api import StandInApi, a_job
+from tests.support.stand_in_api import StandInApi, a_dataset, a_job, a_model, a_teacher
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 OUTSIDE = "http://192.0.2.1:8000"
@@ -213,7 +213,7 @@ def test_images_whose_names_are_not_utf8_are_taken(api: StandInApi, tmp_path: Pa
     for file in (b"cat/%s.png" % LATIN, b"dog/a.png"):
         photo(folder + b"/" + file)
     api.answer("GET /readyz", {})
-    api.answer("POST /v1/datasets", {"id": "ds-1", "num_samples": 2, "shards": [1]}, status=201)
+    api.answer("POST /v1/datasets", a_dataset("ds-1"), status=201)
     storage = f"file://{tmp_path}/storage"
     ended = run("dataset", "add", folder, DEARKD_URL=api.url, DEARKD_STORAGE_URL=storage)
     assert (ended.returncode, ended.stdout) == (0, b"ds-1\n"), ended
@@ -227,7 +227,7 @@ def test_a_teacher_whose_file_has_no_utf8_name_needs_one(api: StandInApi, tmp_pa
     line = only_line(run(*add, DEARKD_URL=api.url), 2)
     assert "caf\\xe9" in line
     assert "--name" in line
-    api.answer("POST /v1/teachers", {"id": "tch-1", "name": "t", "parameters": 1, "batch_norm_layers": 1}, status=201)
+    api.answer("POST /v1/teachers", a_teacher("tch-1"), status=201)
     assert run(*add, "--name", "t", DEARKD_URL=api.url).stdout == b"tch-1\n"
 
 
@@ -247,7 +247,7 @@ def test_a_terminal_without_unicode_is_no_obstacle(
     api: StandInApi, tmp_path: Path, surroundings: dict[str, str]
 ) -> None:
     name = "Москва – 東京 " + "é" * 60
-    model = {"id": "mdl-1", "architecture": name, "created_at": "2026-01-01T00:00:00Z"}
+    model = a_model("mdl-1", architecture=name)
     api.answer("GET /v1/models", {"data": [model], "has_more": False})
     api.answer("GET /v1/models/mdl-1", model)
     progress = {"done": 1, "total": 2, "unit": "images", "per_second": 2.0, "eta_seconds": 1.0}
@@ -271,7 +271,7 @@ def test_a_terminal_without_unicode_is_no_obstacle(
 
 
 def test_who_reads_only_the_beginning_sees_no_error(api: StandInApi) -> None:
-    models = [{"id": f"mdl-{n}", "created_at": "2026-01-01T00:00:00Z"} for n in range(1000)]
+    models = [a_model(f"mdl-{n}") for n in range(1000)]
     api.answer("GET /v1/models", {"data": models, "has_more": False})
     for words in ("model list --limit 1000", "model list --limit 1000 --json", "--version", "--help"):
         command = [sys.executable, "-m", "dearkd.cli", *words.split()]

@@ -12,10 +12,12 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dearkd.client import Client, Json
+from dearkd.client import Client
 from dearkd.errors import Conflict, NotFound
+from dearkd.jobs.model import Progress
 from dearkd.local.up import UpTree
 from dearkd.specs import TeacherSpec
+from dearkd.storage.catalog import Teacher
 from tests.support.generated_client import GeneratedClient
 from tests.support.services import eventually
 
@@ -52,9 +54,9 @@ def client(tmp_path_factory: pytest.TempPathFactory, metrics_dir: Path) -> Itera
 
 
 @pytest.fixture(scope="module")
-def teacher(client: Client, plain_teacher: tuple[TeacherSpec, Path]) -> Json:
+def teacher(client: Client, plain_teacher: tuple[TeacherSpec, Path]) -> Teacher:
     spec, weights = plain_teacher
-    return client.create_teacher(spec.model_dump(), weights)
+    return client.create_teacher(spec, weights)
 
 
 def work_horses() -> list[int]:
@@ -69,134 +71,134 @@ def work_horses() -> list[int]:
     return found
 
 
-def test_from_a_teacher_to_a_student(client: Client, teacher: Json, metrics_dir: Path, tmp_path: Path) -> None:
-    assert teacher["batch_norm_layers"] > 5
-    job = client.create_synthesis_job({"teacher": teacher["id"], **SYNTHESIS})
-    run = client.create_training_run({"dataset": job["id"], **TRAINING})
-    assert run["status"] == "blocked"
-    assert job["progress"] == {"done": 0, "total": 80, "unit": "images", "per_second": None, "eta_seconds": None}
+def test_from_a_teacher_to_a_student(client: Client, teacher: Teacher, metrics_dir: Path, tmp_path: Path) -> None:
+    assert teacher.batch_norm_layers > 5
+    job = client.create_synthesis_job({"teacher": teacher.id, **SYNTHESIS})
+    run = client.create_training_run({"dataset": job.id, **TRAINING})
+    assert run.status == "blocked"
+    assert job.progress == Progress(done=0, total=80, unit="images")
 
-    job = client.wait_for_job(job["id"])
-    assert job["status"] == "succeeded", job["error"]
-    assert (job["progress"]["done"], job["progress"]["total"]) == (80, 80)
-    dataset = client.get_dataset(job["result"]["dataset"])
-    assert dataset["num_samples"] == 80
-    assert [c["samples"] for c in dataset["classes"]] == [8] * 10
-    assert dataset["teacher"] == teacher["id"]
-    assert 0 <= dataset["quality"]["teacher_accuracy"] <= 1
-    assert [shard["samples"] for shard in dataset["shards"]] == [40, 40]
+    job = client.wait(job.id)
+    assert job.status == "succeeded", job.error
+    assert (job.progress.done, job.progress.total) == (80, 80)
+    dataset = client.get_dataset(job.result["dataset"])
+    assert dataset.num_samples == 80
+    assert [c.samples for c in dataset.classes] == [8] * 10
+    assert dataset.teacher == teacher.id
+    assert 0 <= dataset.quality["teacher_accuracy"] <= 1
+    assert [shard.samples for shard in dataset.shards] == [40, 40]
 
     shard = tmp_path / "shard.tar"
-    client.download_dataset_file(dataset["id"], dataset["shards"][0]["name"], shard)
-    assert shard.stat().st_size == dataset["shards"][0]["bytes"]
+    client.download_dataset_file(dataset.id, dataset.shards[0].name, shard)
+    assert shard.stat().st_size == dataset.shards[0].bytes
     with tarfile.open(shard) as tar:
         assert len([name for name in tar.getnames() if name.endswith(".png")]) == 40
-    client.download_preview(job["id"], tmp_path / "preview.png")
+    client.download_preview(job.id, tmp_path / "preview.png")
     assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
 
-    run = client.wait_for_job(run["id"])
-    assert run["status"] == "succeeded", run["error"]
-    rows = list(client.list_metrics(run["id"]))
-    assert [(row["epoch"], row["stage"]) for row in rows] == [(1, 1), (2, 1), (3, 2)]
-    assert {"loss", "classification", "distillation", "hidden"} <= rows[0].keys()
-    assert "distillation" not in rows[2]
-    shown = EventAccumulator(str(metrics_dir / run["id"]))
+    run = client.wait(run.id)
+    assert run.status == "succeeded", run.error
+    rows = list(client.list_metrics(run.id))
+    assert [(row.epoch, row.stage) for row in rows] == [(1, 1), (2, 1), (3, 2)]
+    assert {"loss", "classification", "distillation", "hidden"} <= rows[0].figures.keys()
+    assert "distillation" not in rows[2].figures
+    shown = EventAccumulator(str(metrics_dir / run.id))
     shown.Reload()
     assert [(point.step, point.value) for point in shown.Scalars("loss")] == [
-        (row["epoch"], pytest.approx(row["loss"])) for row in rows
+        (row.epoch, pytest.approx(row.figures["loss"])) for row in rows
     ]
-    model = client.get_model(run["result"]["model"])
-    assert {file["name"] for file in model["files"]} >= {"model.safetensors", "config.json"}
-    assert model["dataset"] == dataset["id"]
+    model = client.get_model(run.result["model"])
+    assert {file.name for file in model.files} >= {"model.safetensors", "config.json"}
+    assert model.dataset == dataset.id
 
     with pytest.raises(Conflict):
-        client.cancel_job(run["id"])
+        client.cancel_job(run.id)
     with pytest.raises(Conflict):
-        client.retry_job(job["id"])
+        client.retry_job(job.id)
 
 
-def test_the_same_spec_twice_gives_the_same_bytes(client: Client, teacher: Json) -> None:
-    spec = {"teacher": teacher["id"], **SYNTHESIS, "seed": 7}
-    ended = [client.wait_for_job(client.create_synthesis_job(spec)["id"]) for _ in range(2)]
-    first, second = (client.get_dataset(job["result"]["dataset"])["shards"] for job in ended)
+def test_the_same_spec_twice_gives_the_same_bytes(client: Client, teacher: Teacher) -> None:
+    spec = {"teacher": teacher.id, **SYNTHESIS, "seed": 7}
+    ended = [client.wait(client.create_synthesis_job(spec).id) for _ in range(2)]
+    first, second = (client.get_dataset(job.result["dataset"]).shards for job in ended)
     assert first == second
-    assert len({shard["sha256"] for shard in first}) == len(first)
+    assert len({shard.sha256 for shard in first}) == len(first)
 
 
-def test_cancel_in_the_middle_leaves_no_process_and_no_dataset(client: Client, teacher: Json) -> None:
+def test_cancel_in_the_middle_leaves_no_process_and_no_dataset(client: Client, teacher: Teacher) -> None:
     eventually(lambda: not work_horses(), seconds=240)
-    before = {dataset["id"] for dataset in client.list_datasets()}
+    before = {dataset.id for dataset in client.list_datasets()}
     endless = {**SYNTHESIS, "phases": [{"resolution": 12, "iterations": 50_000}]}
-    job = client.create_synthesis_job({"teacher": teacher["id"], **endless})
-    run = client.create_training_run({"dataset": job["id"], **TRAINING})
-    eventually(lambda: client.get_job(job["id"])["metrics"].get("iteration", 0) > 0, seconds=240)
+    job = client.create_synthesis_job({"teacher": teacher.id, **endless})
+    run = client.create_training_run({"dataset": job.id, **TRAINING})
+    eventually(lambda: client.get_job(job.id).metrics.get("iteration", 0) > 0, seconds=240)
     assert work_horses()
-    assert client.cancel_job(job["id"])["status"] == "canceling"
-    assert client.cancel_job(job["id"])["status"] in ("canceling", "canceled")
-    assert client.wait_for_job(job["id"])["status"] == "canceled"
-    failed = client.wait_for_job(run["id"])
-    assert (failed["status"], failed["error"]["code"]) == ("failed", "dataset_failed")
+    assert client.cancel_job(job.id).status == "canceling"
+    assert client.cancel_job(job.id).status in ("canceling", "canceled")
+    assert client.wait(job.id).status == "canceled"
+    failed = client.wait(run.id)
+    assert (failed.status, failed.error.code) == ("failed", "dataset_failed")
     eventually(lambda: not work_horses(), seconds=240)
-    assert {dataset["id"] for dataset in client.list_datasets()} == before
+    assert {dataset.id for dataset in client.list_datasets()} == before
     with pytest.raises(NotFound):
-        client.get_dataset("ds-" + job["id"].partition("-")[2])
+        client.get_dataset("ds-" + job.id.partition("-")[2])
     with pytest.raises(Conflict, match="canceled"):
-        client.create_training_run({"dataset": job["id"], **TRAINING})
+        client.create_training_run({"dataset": job.id, **TRAINING})
 
 
-def test_a_canceled_training_run_goes_on_from_its_checkpoint(client: Client, teacher: Json) -> None:
-    made = client.wait_for_job(client.create_synthesis_job({"teacher": teacher["id"], **SYNTHESIS})["id"])
-    spec = {"dataset": made["result"]["dataset"], **TRAINING, "stage_one": {"epochs": 20}}
+def test_a_canceled_training_run_goes_on_from_its_checkpoint(client: Client, teacher: Teacher) -> None:
+    made = client.wait(client.create_synthesis_job({"teacher": teacher.id, **SYNTHESIS}).id)
+    spec = {"dataset": made.result["dataset"], **TRAINING, "stage_one": {"epochs": 20}}
     run = client.create_training_run(spec)
-    eventually(lambda: len(list(client.list_metrics(run["id"]))) >= 3, seconds=240)
-    client.cancel_job(run["id"])
-    assert client.wait_for_job(run["id"])["status"] == "canceled"
-    again = client.retry_job(run["id"])
-    assert (again["status"], again["attempt"]) == ("queued", 2)
-    ended = client.wait_for_job(run["id"])
-    assert ended["status"] == "succeeded", ended["error"]
-    rows = list(client.list_metrics(run["id"]))
-    assert [row["epoch"] for row in rows] == list(range(1, 22))
-    notes = [e["data"]["message"] for e in client.list_events(run["id"]) if e["type"] == "log"]
+    eventually(lambda: len(list(client.list_metrics(run.id))) >= 3, seconds=240)
+    client.cancel_job(run.id)
+    assert client.wait(run.id).status == "canceled"
+    again = client.retry_job(run.id)
+    assert (again.status, again.attempt) == ("queued", 2)
+    ended = client.wait(run.id)
+    assert ended.status == "succeeded", ended.error
+    rows = list(client.list_metrics(run.id))
+    assert [row.epoch for row in rows] == list(range(1, 22))
+    notes = [e.data["message"] for e in client.list_events(run.id) if e.type == "log"]
     assert any("goes on after epoch" in note for note in notes)
 
 
-def test_what_is_paused_in_the_middle_lets_its_worker_go_and_makes_the_same(client: Client, teacher: Json) -> None:
+def test_what_is_paused_in_the_middle_lets_its_worker_go_and_makes_the_same(client: Client, teacher: Teacher) -> None:
     eventually(lambda: not work_horses(), seconds=240)
-    spec = {"teacher": teacher["id"], **SYNTHESIS, "seed": 11, "phases": [{"resolution": 12, "iterations": 300}]}
-    undisturbed = client.wait_for_job(client.create_synthesis_job(spec)["id"])
-    job = client.create_synthesis_job(spec)["id"]
-    eventually(lambda: client.get_job(job)["metrics"].get("iteration", 0) > 0, seconds=240)
-    assert client.pause_job(job)["status"] == "paused"
+    spec = {"teacher": teacher.id, **SYNTHESIS, "seed": 11, "phases": [{"resolution": 12, "iterations": 300}]}
+    undisturbed = client.wait(client.create_synthesis_job(spec).id)
+    job = client.create_synthesis_job(spec).id
+    eventually(lambda: client.get_job(job).metrics.get("iteration", 0) > 0, seconds=240)
+    assert client.pause_job(job).status == "paused"
     eventually(lambda: not work_horses(), seconds=240)
-    assert client.get_job(job)["status"] == "paused"
+    assert client.get_job(job).status == "paused"
     assert "goes back: the job was paused" in client.get_log(job)
     client.resume_job(job)
-    ended = client.wait_for_job(job)
-    assert (ended["status"], ended["attempt"]) == ("succeeded", 1)
-    first, second = (client.get_dataset(each["result"]["dataset"])["shards"] for each in (undisturbed, ended))
+    ended = client.wait(job)
+    assert (ended.status, ended.attempt) == ("succeeded", 1)
+    first, second = (client.get_dataset(each.result["dataset"]).shards for each in (undisturbed, ended))
     assert first == second
 
-    run = client.create_training_run({"dataset": ended["result"]["dataset"], **TRAINING, "stage_one": {"epochs": 20}})
-    eventually(lambda: len(list(client.list_metrics(run["id"]))) >= 3, seconds=240)
-    client.pause_job(run["id"])
+    run = client.create_training_run({"dataset": ended.result["dataset"], **TRAINING, "stage_one": {"epochs": 20}})
+    eventually(lambda: len(list(client.list_metrics(run.id))) >= 3, seconds=240)
+    client.pause_job(run.id)
     eventually(lambda: not work_horses(), seconds=240)
-    reached = len(list(client.list_metrics(run["id"])))
-    client.resume_job(run["id"])
-    ended = client.wait_for_job(run["id"])
-    assert ended["status"] == "succeeded", ended["error"]
-    assert [row["epoch"] for row in client.list_metrics(run["id"])] == list(range(1, 22))
-    notes = [e["data"]["message"] for e in client.list_events(run["id"]) if e["type"] == "log"]
+    reached = len(list(client.list_metrics(run.id)))
+    client.resume_job(run.id)
+    ended = client.wait(run.id)
+    assert ended.status == "succeeded", ended.error
+    assert [row.epoch for row in client.list_metrics(run.id)] == list(range(1, 22))
+    notes = [e.data["message"] for e in client.list_events(run.id) if e.type == "log"]
     assert any("goes on after epoch" in note for note in notes), reached
 
 
-def test_a_resource_in_use_cannot_be_deleted(client: Client, teacher: Json) -> None:
+def test_a_resource_in_use_cannot_be_deleted(client: Client, teacher: Teacher) -> None:
     endless = {**SYNTHESIS, "phases": [{"resolution": 12, "iterations": 50_000}]}
-    job = client.create_synthesis_job({"teacher": teacher["id"], **endless})
+    job = client.create_synthesis_job({"teacher": teacher.id, **endless})
     with pytest.raises(Conflict):
-        client.delete_teacher(teacher["id"])
-    client.cancel_job(job["id"])
-    assert client.wait_for_job(job["id"])["status"] == "canceled"
+        client.delete_teacher(teacher.id)
+    client.cancel_job(job.id)
+    assert client.wait(job.id).status == "canceled"
 
 
 def test_the_dashboard_is_there(client: Client) -> None:
@@ -221,11 +223,15 @@ def test_a_client_that_was_generated_from_the_schema_runs_the_main_job(
     assert teacher.batch_norm_layers > 5
 
     plan = foreign.call("synthesis_jobs.create", body=models.SynthesisRequest(teacher=teacher.id), dry_run=True)
-    assert plan.to_dict() == client.plan_synthesis_job({"teacher": teacher.id}), "it sent what nobody gave"
+    assert plan.to_dict() == client.plan_synthesis_job({"teacher": teacher.id}).model_dump(mode="json"), (
+        "it sent what nobody gave"
+    )
     small = models.SynthesisRequest.from_dict({"teacher": teacher.id, **SYNTHESIS})
     job = foreign.call("synthesis_jobs.create", body=small)
     course = foreign.call("training_runs.create", body=models.TrainingRequest(dataset=job.id), dry_run=True)
-    assert course.to_dict() == client.plan_training_run({"dataset": job.id}), "it sent what nobody gave"
+    assert course.to_dict() == client.plan_training_run({"dataset": job.id}).model_dump(mode="json"), (
+        "it sent what nobody gave"
+    )
     asked = models.TrainingRequest.from_dict({"dataset": job.id, **TRAINING})
     run = foreign.call("training_runs.create", body=asked)
     assert (job.status, run.status) == ("queued", "blocked")

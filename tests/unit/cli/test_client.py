@@ -10,7 +10,7 @@ import pytest
 from dearkd.client import Client
 from dearkd.errors import Conflict, DearKDError, FieldError, InvalidInput, NotFound, TooLarge, Unavailable
 from dearkd.local.embedded_redis import free_port
-from tests.support.stand_in_api import StandInApi, a_job
+from tests.support.stand_in_api import StandInApi, a_dataset, a_job, a_teacher
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_what_may_be_sent_again_is_when_the_api_is_unavailable(api: StandInApi, 
     (tmp_path / "w").write_bytes(b"weights")
     for call in ("GET /v1/teachers/tch-1", "POST /v1/datasets", "POST /v1/teachers"):
         api.problem(call, 503, "redis_unavailable", "Redis is away")
-        api.answer(call, {"id": "it"})
+        api.answer(call, a_dataset("it") if "datasets" in call else a_teacher("it"))
     cancel = "POST /v1/synthesis-jobs/syn-1/cancel"
     api.problem(cancel, 503, "redis_unavailable", "Redis is away")
     with Client(api.url) as client:
-        assert client.get_teacher("tch-1") == {"id": "it"}
-        assert client.create_dataset("a/b", "name") == {"id": "it"}
-        assert client.create_teacher({}, tmp_path / "w") == {"id": "it"}
+        assert client.get_teacher("tch-1").id == "it"
+        assert client.create_dataset("a/b", "name").id == "it"
+        assert client.create_teacher({}, tmp_path / "w").id == "it"
         with pytest.raises(Unavailable, match="Redis is away"):
             client.cancel_job("syn-1")
     assert [request.method for request in api.requests] == ["GET"] * 2 + ["POST"] * 5
@@ -63,7 +63,7 @@ def test_a_full_queue_is_waited_for_a_little_and_no_inspector_is_not(api: StandI
     api.answer(job, a_job("syn-1"))
     api.problem(dataset, 503, "inspector_unavailable", "nobody listens")
     with Client(api.url) as client:
-        assert client.create_synthesis_job({"teacher": "tch-1"})["id"] == "syn-1"
+        assert client.create_synthesis_job(teacher="tch-1").id == "syn-1"
         with pytest.raises(Unavailable, match="nobody listens"):
             client.create_dataset("a/b", "name")
     assert len(api.requests) == 3
@@ -88,7 +88,7 @@ def test_pages_are_followed_from_the_last_id(api: StandInApi) -> None:
     api.answer("GET /v1/training-runs", {"data": [a_job("run-3"), a_job("run-2")], "has_more": True})
     api.answer("GET /v1/training-runs", {"data": [a_job("run-1")], "has_more": False})
     with Client(api.url) as client:
-        found = [job["id"] for job in client.list_jobs("training", status="running")]
+        found = [job.id for job in client.list_jobs("training", status="running")]
     assert found == ["run-3", "run-2", "run-1"]
     first, second = (request.query for request in api.requests)
     assert "after" not in first
@@ -99,10 +99,10 @@ def test_pages_are_followed_from_the_last_id(api: StandInApi) -> None:
 def test_an_upload_carries_the_spec_and_the_very_bytes(api: StandInApi, tmp_path: Path) -> None:
     weights = tmp_path / "net.safetensors"
     weights.write_bytes(os.urandom(3 * 2**20))
-    api.answer("POST /v1/teachers", {"id": "tch-1"}, status=201)
+    api.answer("POST /v1/teachers", a_teacher("tch-1"), status=201)
     spec = {"name": "größer", "mean": [0.5]}
     with Client(api.url, api_key="secret") as client:
-        assert client.create_teacher(spec, weights) == {"id": "tch-1"}
+        assert client.create_teacher(spec, weights).id == "tch-1"
     (request,) = api.requests
     assert request.headers["Authorization"] == "Bearer secret"
     # Python's own MIME parser, as an independent reader of multipart bodies.
@@ -131,9 +131,9 @@ def test_waiting_for_a_job_survives_an_outage_of_the_api(api: StandInApi) -> Non
     api.answer(call, a_job(status="succeeded", result={"dataset": "ds-1"}))
     seen: list[str] = []
     with Client(api.url) as client:
-        job = client.wait_for_job("syn-1", interval=0.01, on_update=lambda job: seen.append(job["status"]))
+        job = client.wait("syn-1", interval=0.01, on_progress=lambda job: seen.append(job.status))
     assert seen == ["queued", "running", "succeeded"]
-    assert job["result"] == {"dataset": "ds-1"}
+    assert job.result == {"dataset": "ds-1"}
     assert api.requests[-1].query["wait"] == "0.01"
 
 

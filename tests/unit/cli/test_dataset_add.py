@@ -15,7 +15,7 @@ from dearkd.cli import main
 from dearkd.data import image_folder
 from dearkd.storage.marker import KEY
 from dearkd.storage.objects import Storage
-from tests.support.stand_in_api import StandInApi
+from tests.support.stand_in_api import StandInApi, a_dataset
 
 
 def encoded(mode: str, image_format: str) -> bytes:
@@ -61,7 +61,7 @@ def test_an_image_folder_becomes_shards_with_its_very_files(
     api: StandInApi, storage: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(image_folder, "SHARD_SAMPLES", 3)
-    api.answer("POST /v1/datasets", {"id": "ds-1", "num_samples": 7, "shards": [{}, {}, {}]}, status=201)
+    api.answer("POST /v1/datasets", a_dataset("ds-1", num_samples=7), status=201)
     assert add(images) == 0
     assert capsys.readouterr().out == "ds-1\n"
     body = json.loads(api.requests[-1].body)
@@ -92,7 +92,7 @@ def test_a_folder_of_shards_is_copied_as_it_is(api: StandInApi, storage: Path, t
             member = tarfile.TarInfo(f"{index}.cls")
             member.size = 1
             tar.addfile(member, io.BytesIO(b"0"))
-    api.answer("POST /v1/datasets", {"id": "ds-1", "num_samples": 2, "shards": [{}, {}]}, status=201)
+    api.answer("POST /v1/datasets", a_dataset("ds-1", num_samples=2), status=201)
     assert add(source, "--name", "mine") == 0
     body = json.loads(api.requests[-1].body)
     assert body["name"] == "mine"
@@ -116,7 +116,7 @@ def test_what_the_api_refuses_does_not_stay_in_storage(
 
 def test_class_names_json_decides_on_the_order_of_class_folders(api: StandInApi, storage: Path, images: Path) -> None:
     (images / "class_names.json").write_text('["emu", "dog", "cat"]')
-    api.answer("POST /v1/datasets", {"id": "ds-1", "num_samples": 7, "shards": [{}]}, status=201)
+    api.answer("POST /v1/datasets", a_dataset("ds-1", num_samples=7), status=201)
     assert add(images) == 0
     folder = storage / json.loads(api.requests[-1].body)["prefix"]
     members = _members(folder / "train-000000.tar")

@@ -20,7 +20,7 @@ from dearkd.settings import Settings
 from dearkd.specs.class_order import natural_order, parted_orders
 from dearkd.storage.objects import Storage
 from dearkd.vision.images import decode
-from tests.support.stand_in_api import StandInApi
+from tests.support.stand_in_api import StandInApi, a_teacher
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -381,10 +381,10 @@ def test_class_names_come_from_a_file(
 def test_a_teacher_gives_names_order_and_channels(
     api: StandInApi, dry: Callable[..., int | str | None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    api.answer("GET /v1/teachers/tch-1", {"id": "tch-1", "class_names": ["10", "2", "1"], "in_chans": 1})
+    api.answer("GET /v1/teachers/tch-1", a_teacher("tch-1", class_names=["10", "2", "1"]))
     assert dry(folders(tmp_path / "root", "1", "2", "10"), "--teacher", "tch-1", "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["first_class"], summary["last_class"], summary["in_chans"]) == ("10", "1", 1)
-    api.answer("GET /v1/teachers/tch-2", {"id": "tch-2", "class_names": None, "in_chans": 3})
+    api.answer("GET /v1/teachers/tch-2", a_teacher("tch-2", in_chans=3))
     assert dry(tmp_path / "root", "--teacher", "tch-2") == 2
     assert "--class-order" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from dearkd.cli.pulling import pull_dataset, pull_model
 from dearkd.client import Client
 from dearkd.errors import Conflict, CorruptData, Unavailable
-from tests.support.stand_in_api import StandInApi
+from tests.support.stand_in_api import StandInApi, a_dataset, a_model
 
 SHARDS = {"a-0.tar": b"first" * 100, "a-1.tar": b"second" * 100}
 
@@ -19,7 +19,7 @@ def listed(name: str, data: bytes) -> dict[str, object]:
 
 @pytest.fixture
 def dataset(api: StandInApi) -> StandInApi:
-    api.answer("GET /v1/datasets/ds-1", {"shards": [listed(name, data) for name, data in SHARDS.items()]})
+    api.answer("GET /v1/datasets/ds-1", a_dataset("ds-1", [listed(name, data) for name, data in SHARDS.items()]))
     api.answer("GET /v1/datasets/ds-1/files/a-0.tar", SHARDS["a-0.tar"])
     api.answer("GET /v1/datasets/ds-1/files/dataset.json", b"{}")
     return api
@@ -68,7 +68,7 @@ def test_a_folder_with_something_in_it_is_left_alone(dataset: StandInApi, tmp_pa
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "..", "a/b"])
 def test_a_name_that_leads_elsewhere_is_refused(api: StandInApi, tmp_path: Path, name: str) -> None:
-    api.answer("GET /v1/models/mdl-1", {"files": [listed("config.json", b"{}"), listed(name, b"x")]})
+    api.answer("GET /v1/models/mdl-1", a_model("mdl-1", files=[listed("config.json", b"{}"), listed(name, b"x")]))
     with pytest.raises(CorruptData, match="no plain file name"):
         pull_model(Client(api.url), "mdl-1", tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

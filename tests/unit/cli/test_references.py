@@ -6,18 +6,14 @@ import typer
 from dearkd.cli.references import identifier_of
 from dearkd.client import Client
 from dearkd.errors import InvalidInput, NotFound
-from tests.support.stand_in_api import StandInApi, a_job
-
-
-def named(identifier: str, name: str | None) -> dict[str, object]:
-    return {"id": identifier, "name": name}
+from tests.support.stand_in_api import StandInApi, a_dataset, a_job, a_teacher
 
 
 @pytest.fixture
 def client(api: StandInApi) -> Client:
-    api.answer("GET /v1/teachers", {"data": [named("tch-2", "shoes"), named("tch-1", None)], "has_more": True})
-    api.answer("GET /v1/teachers", {"data": [named("tch-0", "hats")], "has_more": False})
-    api.answer("GET /v1/datasets", {"data": [named(f"ds-{n}", "twice") for n in range(7)], "has_more": False})
+    api.answer("GET /v1/teachers", {"data": [a_teacher("tch-2", name="shoes"), a_teacher("tch-1")], "has_more": True})
+    api.answer("GET /v1/teachers", {"data": [a_teacher("tch-0", name="hats")], "has_more": False})
+    api.answer("GET /v1/datasets", {"data": [a_dataset(f"ds-{n}", name="twice") for n in range(7)], "has_more": False})
     jobs = [a_job("syn-1", spec={"name": "both"}, name="not this"), a_job("syn-2", spec={"name": "made"})]
     api.answer("GET /v1/synthesis-jobs", {"data": jobs, "has_more": False})
     runs = [a_job("run-1", spec={"name": "trained"})]

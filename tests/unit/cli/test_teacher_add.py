@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from dearkd.cli import main
-from tests.support.stand_in_api import StandInApi
+from tests.support.stand_in_api import StandInApi, a_teacher
 from tests.support.stand_in_hub import stand_in_hub
 from tests.support.teacher_files import CLASSES, SMALL, plain, prefixed, small
 
@@ -28,7 +28,7 @@ Add = Callable[..., int | str | None]
 
 @pytest.fixture
 def add(api: StandInApi) -> Add:
-    api.answer("POST /v1/teachers", {"id": "tch-1", "name": "t", "parameters": 9, "batch_norm_layers": 2}, status=201)
+    api.answer("POST /v1/teachers", a_teacher("tch-1", name="t", parameters=9, batch_norm_layers=2), status=201)
 
     def add(*arguments: str | Path) -> int | str | None:
         with pytest.raises(SystemExit) as ended:
@@ -160,7 +160,7 @@ def test_what_cannot_be_a_teacher_is_one_line_and_nothing_is_uploaded(
 
 def test_safetensors_with_every_flag_are_uploaded_without_torch(api: StandInApi, tmp_path: Path) -> None:
     """As does `--help`: what needs no conversion waits for no import."""
-    api.answer("POST /v1/teachers", {"id": "tch-1", "name": "t", "parameters": 9, "batch_norm_layers": 2}, status=201)
+    api.answer("POST /v1/teachers", a_teacher("tch-1", name="t", parameters=9, batch_norm_layers=2), status=201)
     save_file(plain(small()), tmp_path / "w.safetensors")
     code = (
         "import sys\nfrom dearkd.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as ended:\n"

@@ -92,8 +92,8 @@ def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) 
     reference = _of_name(reference, "model", connect)
     if is_id(reference, "mdl"):
         with connect() as client:
-            manifest = Model.model_validate(client.get_model(reference))
-            download = partial(client.download_model_file, reference)
+            manifest = client.get_model(reference)
+            download = partial(client.download_model_file, reference, resume=False)
             wanted = [file for file in manifest.files if file.name in FILES]
             files = {file.name: _cached(cache, file, download) for file in wanted}
         missing = [name for name in (WEIGHTS, CONFIG) if name not in files]
@@ -140,7 +140,8 @@ def recorded_rows(model: TrainedModel, connect: Callable[[], Client]) -> list[di
             return []
     try:
         with connect() as client:
-            return list(client.list_metrics(model.manifest.run)) if model.manifest is not None else []
+            rows = client.list_metrics(model.manifest.run) if model.manifest is not None else ()
+            return [row.model_dump(exclude_unset=True) for row in rows]
     except (NotFound, InvalidInput):
         return []
 
@@ -178,9 +179,9 @@ def open_dataset(
     reference = _of_name(reference, "dataset", connect)
     if is_id(reference, "ds"):
         with connect() as client:
-            manifest = DatasetManifest.model_validate(client.get_dataset(reference))
+            manifest = client.get_dataset(reference)
             _require_same_task(reference, manifest, model)
-            download = partial(client.download_dataset_file, reference)
+            download = partial(client.download_dataset_file, reference, resume=False)
             yield PassingShards(
                 manifest.shards,
                 lambda shard, taken: _cached(taken, shard, download),

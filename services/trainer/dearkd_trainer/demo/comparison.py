@@ -3,7 +3,6 @@
 from copy import deepcopy
 from typing import Any
 
-from dearkd.client import Json
 from dearkd_trainer.demo.digits import real_digits
 from dearkd_trainer.demo.run import Demo
 
@@ -15,30 +14,31 @@ def run_comparison(demo: Demo, report: dict[str, Any]) -> dict[str, Any]:
         `comparison` by name, and the two accuracies that reports are searched for.
     """
     client = demo.client
-    synthesis = client.get_job(report["synthesis_job"])["spec"]
-    training = client.get_job(report["training_run"])["spec"]
+    synthesis = client.get_job(report["synthesis_job"]).spec
+    training = client.get_job(report["training_run"]).spec
     results: dict[str, Any] = {}
 
-    def train(name: str, spec: Json, **more: Any) -> None:
+    def train(name: str, spec: dict[str, Any], **more: Any) -> None:
         with demo.step(f"compare: {name}", f"Compare: {name}"):
-            run = demo.finished(client.create_training_run({**spec, "name": name})["id"])
-            model = client.get_model(run["result"]["model"])
-            results[name] = {"student_top1": model["accuracy"]["top1"], "training_run": run["id"], **more}
+            run = demo.finished(client.create_training_run({**spec, "name": name}).id)
+            model = demo.model_of(run)
+            results[name] = {"student_top1": demo.top1_of(model), "training_run": run.id, **more}
 
-    def synthesise(name: str, spec: Json) -> tuple[str, dict[str, Any]]:
+    def synthesise(name: str, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         with demo.step(f"compare: images for {name}", f"Compare: images for {name}"):
-            job = demo.finished(client.create_synthesis_job({**spec, "name": name})["id"])
-            quality = client.get_dataset(job["result"]["dataset"])["quality"]
+            job = demo.finished(client.create_synthesis_job({**spec, "name": name}).id)
+            dataset = demo.dataset_of(job)
+            quality = dataset.quality or {}
             figures = {
                 "images_teacher_accuracy": quality["teacher_accuracy"],
                 "images_intra_class_diversity": quality["intra_class_diversity"],
-                "synthesis_job": job["id"],
+                "synthesis_job": job.id,
             }
-            return job["result"]["dataset"], figures
+            return dataset.id, figures
 
     with demo.step("compare: register", "Compare: the real training digits are registered"):
         real = demo.register(real_digits()[0], "real digits, training split")
-    train("real training digits", changed(training, dataset=real["id"]))
+    train("real training digits", changed(training, dataset=real.id))
 
     side = synthesis["phases"][-1]["input_size"]
     steps = sum(phase["iterations"] for phase in synthesis["phases"])
@@ -71,6 +71,6 @@ def run_comparison(demo: Demo, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def changed(spec: Json, **fields: Any) -> Json:
+def changed(spec: dict[str, Any], **fields: Any) -> dict[str, Any]:
     """A copy of a filled-in spec with some fields replaced."""
     return {**deepcopy(spec), **fields}

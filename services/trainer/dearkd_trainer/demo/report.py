@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dearkd.client import Client, Json
+from dearkd.client import Client
 from dearkd_trainer.demo.digits import real_digits
 
 PAGE = """<!doctype html>
@@ -42,8 +42,8 @@ def write_report(client: Client, folder: Path, report: dict[str, Any]) -> None:
     """Write `report.html` and `digits.png` (real and synthetic digits side by side) beside `report.json`."""
     beside = folder / "digits.png"
     side_by_side(folder / "preview.png").save(beside)
-    rows = list(client.list_metrics(report["training_run"]))
-    losses = [event["data"] for event in client.list_events(report["synthesis_job"]) if event["type"] == "metrics"]
+    rows = [row.model_dump(exclude_unset=True) for row in client.list_metrics(report["training_run"])]
+    losses = [event.data for event in client.list_events(report["synthesis_job"]) if event.type == "metrics"]
     page = PAGE.format(
         table=_table(report),
         beside=_embedded(beside.read_bytes()),
@@ -74,7 +74,7 @@ def side_by_side(preview: Path, *, columns: int = 8) -> Image.Image:
     return picture
 
 
-def plot(rows: list[Json], losses: list[Json]) -> bytes:
+def plot(rows: list[dict[str, Any]], losses: list[dict[str, Any]]) -> bytes:
     """Three panels as PNG: the synthesis' terms, the training's losses, the accuracies."""
     matplotlib.use("Agg")
     figure = Figure(figsize=(13, 3.8), layout="constrained")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dearkd.answers import JobView, RegisteredDataset
 from dearkd.cli.watching import watch
-from dearkd.client import Client, Json
+from dearkd.client import Client
 from dearkd.errors import DearKDError
+from dearkd.storage.catalog import Model
 from dearkd.storage.objects import Storage
 from dearkd_trainer.demo.digits import Digits, store_digits
 
@@ -34,17 +36,35 @@ class Demo:
         yield
         self.seconds[name] = round(time.monotonic() - began, 1)
 
-    def register(self, digits: Digits, name: str) -> Json:
+    def register(self, digits: Digits, name: str) -> RegisteredDataset:
         return self.client.create_dataset(store_digits(digits, self.storage, self.folder), name)
 
-    def finished(self, job: str) -> Json:
+    def finished(self, job: str) -> JobView:
         """Watch a job to its end.
 
         Raises:
             DearKDError: if it does not succeed.
         """
         ended = watch(self.client, job, self.console)
-        if ended["status"] != "succeeded":
-            error = ended["error"] or {"code": ended["status"], "message": "it was canceled"}
-            raise DearKDError(f"{job} {ended['status']}: {error['message']}", code=error["code"])
+        if ended.status != "succeeded":
+            code, message = (
+                (ended.error.code, ended.error.message) if ended.error else (ended.status, "it was canceled")
+            )
+            raise DearKDError(f"{job} {ended.status}: {message}", code=code)
         return ended
+
+    def dataset_of(self, job: JobView) -> RegisteredDataset:
+        """The dataset of a synthesis job that succeeded."""
+        assert job.result is not None
+        return self.client.get_dataset(job.result["dataset"])
+
+    def model_of(self, run: JobView) -> Model:
+        """The model of a training run that succeeded."""
+        assert run.result is not None
+        return self.client.get_model(run.result["model"])
+
+    @staticmethod
+    def top1_of(model: Model) -> float:
+        """Accuracy on the digits that its run was evaluated on."""
+        assert model.accuracy is not None
+        return model.accuracy.top1

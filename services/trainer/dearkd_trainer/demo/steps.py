@@ -63,38 +63,36 @@ def _main_job(demo: Demo) -> dict[str, Any]:
             )
         teacher_top1 = top1(model, held_out, spec)
     with demo.step("upload", "2. Its weights are uploaded; from here on the real training digits are not used"):
-        teacher = client.create_teacher(spec.model_dump(), weights)
+        teacher = client.create_teacher(spec, weights)
         test = demo.register(held_out, "real digits, held out")
     with demo.step("synthesis", "3. A training set is synthesised from the weights alone"):
-        synthesis = client.create_synthesis_job(
-            {"teacher": teacher["id"], "seed": seed, "name": f"digits, seed {seed}"}
-        )
+        synthesis = client.create_synthesis_job(teacher=teacher.id, seed=seed, name=f"digits, seed {seed}")
         run = client.create_training_run(
-            {"dataset": synthesis["id"], "eval_dataset": test["id"], "seed": seed, "name": f"digits, seed {seed}"}
+            dataset=synthesis.id, eval_dataset=test.id, seed=seed, name=f"digits, seed {seed}"
         )
-        demo.console.print(f"  {run['id']} is {run['status']}: it waits for {synthesis['id']}")
-        synthesis = demo.finished(synthesis["id"])
+        demo.console.print(f"  {run.id} is {run.status}: it waits for {synthesis.id}")
+        synthesis = demo.finished(synthesis.id)
     with demo.step("training", "4. A vision transformer is trained on it, in DearKD's two stages"):
-        run = demo.finished(run["id"])
+        run = demo.finished(run.id)
     with demo.step("evaluation", "5. It is judged on 540 real digits that nothing before has touched"):
-        dataset = client.get_dataset(synthesis["result"]["dataset"])
-        trained = client.get_model(run["result"]["model"])
-        client.download_preview(synthesis["id"], demo.folder / "preview.png")
-    quality = dataset["quality"]
+        dataset = demo.dataset_of(synthesis)
+        trained = demo.model_of(run)
+        client.download_preview(synthesis.id, demo.folder / "preview.png")
+    quality = dataset.quality or {}
     return {
         "seed": seed,
         "teacher_top1": teacher_top1,
-        "student_top1": trained["accuracy"]["top1"],
-        "num_images": dataset["num_samples"],
+        "student_top1": demo.top1_of(trained),
+        "num_images": dataset.num_samples,
         "images_teacher_accuracy": quality["teacher_accuracy"],
         "images_intra_class_diversity": quality["intra_class_diversity"],
         "seconds": demo.seconds,
-        "teacher": teacher["id"],
-        "synthesis_job": synthesis["id"],
-        "training_run": run["id"],
-        "dataset": dataset["id"],
-        "model": trained["id"],
-        "eval_dataset": test["id"],
+        "teacher": teacher.id,
+        "synthesis_job": synthesis.id,
+        "training_run": run.id,
+        "dataset": dataset.id,
+        "model": trained.id,
+        "eval_dataset": test.id,
     }
 
 
