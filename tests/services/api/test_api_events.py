@@ -12,12 +12,10 @@ import httpx
 import pytest
 from httpx_sse import ServerSentEvent, connect_sse
 
-from dearkd.client import Client, Json
-from dearkd.errors import Unavailable
 from dearkd.jobs.records import EVENTS, add_event
 from dearkd.redis_client import job_key
 from dearkd.settings import Settings
-from tests.support.api_contents import finish_synthesis, post_synthesis, put_teacher
+from tests.support.api_contents import Json, finish_synthesis, post_synthesis, put_teacher
 from tests.support.services import Api, database, eventually, serving
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(60)]
@@ -69,34 +67,6 @@ def test_a_stream_brings_the_pages_and_then_what_happens_and_ends_with_the_job(a
         rest = [*stream]  # it ends by itself
     assert rest[-1].json()["data"] == {"status": "canceled"}
     assert [e.json() for e in [*first, event, *rest]] == pages(api, path)
-
-
-def test_the_client_follows_a_job_to_its_end_over_broken_connections(
-    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here every connection breaks after its third event."""
-    job = post_synthesis(api)
-    whole_stream = Client.stream
-
-    def broken(self: Client, path: str, *, after: str | None = None) -> Iterator[Json | None]:
-        count = 0
-        for event in whole_stream(self, path, after=after):
-            yield event
-            count += event is not None
-            if count == 3:
-                raise Unavailable("the connection broke", code="unreachable")
-
-    monkeypatch.setattr(Client, "stream", broken)
-    monkeypatch.setattr("dearkd.client.api.RETRY_PAUSES", (0.01,))
-    seen: list[Json] = []
-    with Client(api.url) as client, ThreadPoolExecutor(1) as pool:
-        done = pool.submit(lambda: seen.extend(client.events(job["id"])))
-        for number in range(20):
-            add_event(api.store.redis, job["id"], "log", {"message": str(number)})
-        finish_synthesis(api, job, tmp_path)
-        done.result(timeout=50)
-    assert seen == pages(api, f"{JOBS}/{job['id']}/events")
-    assert seen[-1]["data"] == {"status": "succeeded"}
 
 
 def test_a_broken_connection_goes_on_where_it_was(api: Api) -> None:

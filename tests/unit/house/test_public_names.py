@@ -15,6 +15,7 @@ PUBLIC = {
         "TrainingResult",
         "register_student",
     },
+    "dearkd.client": {"JOBS", "AsyncClient", "Client"},
     "dearkd.specs": {
         "AugmentationSpec",
         "DatasetFacts",
