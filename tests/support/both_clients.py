@@ -4,7 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from dearkd.client import AsyncClient, Client
 
@@ -44,6 +44,6 @@ def connected(way: Way, url: str, api_key: str | None = None) -> Iterator[Client
             yield client
         return
     with asyncio.Runner() as runner:
-        client = AsyncClient(url, api_key)
-        yield OnALoop(runner, client)  # type: ignore[misc]
-        runner.run(client.close())
+        awaited = AsyncClient(url, api_key)
+        yield cast(Client, OnALoop(runner, awaited))
+        runner.run(awaited.close())

@@ -20,8 +20,10 @@ from dearkd.jobs.inspections import Inspections, Ticket, upload_key
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.queue import require_worker
 from dearkd.settings import Settings
+from dearkd.specs import TeacherSpec
 from tests.services.api.test_api_teachers import SPEC, form
 from tests.support.api_contents import pointers, post_synthesis, shard
+from tests.support.both_clients import WAYS, Way, connected
 from tests.support.services import Api, database, environment, eventually, inspecting, serving, suspended
 
 pytestmark = pytest.mark.services
@@ -112,6 +114,35 @@ def test_a_teacher_is_registered(served: tuple[Api, Api]) -> None:
     assert list(api.storage.objects("tmp")) == []
     assert api.http.delete(answer.headers["location"]).status_code == 204
     assert list(api.storage.objects("teachers")) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_clients_register_what_they_upload_and_what_lies_in_storage(
+    served: tuple[Api, Api], tmp_path: Path, way: Way
+) -> None:
+    weights = tmp_path / "net.safetensors"
+    weights.write_bytes(tensors("test_resnet"))
+    spec = TeacherSpec.check(SPEC | {"architecture": "test_resnet"})
+    told: list[int] = []
+    for api in served:  # the second answers before the inspector has looked
+        put_shards(api, f"real/{way}", tmp_path, [0, 1], [2])
+        api.storage.put(f"nets/{way}.safetensors", weights)
+        with connected(way, api.url) as client:
+            made = client.create_teacher(spec, weights, on_progress=lambda done, _: told.append(done))
+            assert made.spec == spec
+            assert made.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+            assert told[-1] == made.bytes
+            placed = client.register_teacher(spec, f"nets/{way}.safetensors")
+            assert (placed.sha256, placed.weights) == (made.sha256, f"nets/{way}.safetensors")
+            dataset = client.create_dataset(f"real/{way}", "real", class_order="name")
+            assert (dataset.num_samples, dataset.class_order) == (3, "name")
+            wrong = spec.model_copy(update={"num_classes": 9})
+            with pytest.raises(InvalidInput, match=r"fc\.weight") as refused:
+                client.create_teacher(wrong, weights)
+            assert [error.pointer for error in refused.value.errors] == ["/weights"]
+            for teacher in (made, placed):
+                client.delete_teacher(teacher.id)
+            client.delete_dataset(dataset.id)
 
 
 def test_a_teacher_whose_weights_do_not_fit_is_refused(served: tuple[Api, Api]) -> None:
