@@ -146,11 +146,11 @@ def test_from_a_teacher_to_a_student_all_lies_in_the_bucket(
     assert shard.stat().st_size == dataset.shards[0].bytes
     assert not (here.tree.data / "storage").exists()
     stored = {stored.key: stored.size for stored in here.storage.objects("")}
-    prefix = f"datasets/{dataset['id']}"
+    prefix = f"datasets/{dataset.id}"
     assert {f"{prefix}/{s.name}": s.bytes for s in dataset.shards}.items() <= stored.items()
     assert {f"models/{model.id}/{f.name}": f.bytes for f in model.files}.items() <= stored.items()
     for job in (bucket_job, bucket_run):
-        assert f"jobs/{job['id']}/final.json" in stored
+        assert f"jobs/{job.id}/final.json" in stored
     assert not [key for key in stored if key.startswith("tmp/")]
 
 
@@ -176,11 +176,11 @@ def test_damage_is_named_and_never_trained_on(bucket_world: World, bucket_job: J
     assert "train-000001.tar" in run.error.message
     here.storage.put(shard, whole)
     client.retry_job(run.id)
-    eventually(lambda: here.storage.exists(f"runs/{run['id']}/checkpoints/checkpoint.json"))
+    eventually(lambda: here.storage.exists(f"runs/{run.id}/checkpoints/checkpoint.json"))
     client.cancel_job(run.id)
     assert client.wait(run.id).status == "canceled"
 
-    (last,) = (o.key for o in here.storage.objects(f"runs/{run['id']}/checkpoints") if o.key.endswith("last.pt"))
+    (last,) = (o.key for o in here.storage.objects(f"runs/{run.id}/checkpoints") if o.key.endswith("last.pt"))
     damage(last)
     client.retry_job(run.id)
     run = client.wait(run.id)
@@ -230,9 +230,9 @@ def test_an_outage_of_the_object_store_is_waited_out(
     ended = here.client.wait(job)
     assert ended.status == "succeeded", ended.error
     assert here.begins(job) == ["0", "1", "finish"], "a shard that was made is not made again"
-    shards = {shard["name"]: shard["bytes"] for shard in here.shards(ended)}
+    shards = {shard.name: shard.bytes for shard in here.shards(ended)}
     assert set(shards) == {"train-000000.tar", "train-000001.tar"}
-    stored = here.storage.objects(f"datasets/{ended['result']['dataset']}")
+    stored = here.storage.objects(f"datasets/{ended.result['dataset']}")
     assert {o.key.rpartition("/")[2]: o.size for o in stored if o.key.endswith(".tar")} == shards
 
 
@@ -247,7 +247,7 @@ def test_abandoned_objects_go_and_what_a_manifest_names_stays(
     collector = Collector(here.storage, retention_seconds=0, now=later)
     found = {one.key for one in collector.find()}
     assert upload in found
-    named = {f"datasets/{job['result']['dataset']}/{shard['name']}" for shard in here.shards(job)}
+    named = {f"datasets/{job.result['dataset']}/{shard.name}" for shard in here.shards(job)}
     assert not found & named
     for one in list(collector.find()):
         collector.remove(one)

@@ -115,7 +115,7 @@ class _Listed:
 
 
 class _Part:
-    """What has come of a file."""
+    """The part of a file that has come."""
 
     def __init__(self, path: Path, file: io.BufferedRandom, size: int) -> None:
         self.path = path
