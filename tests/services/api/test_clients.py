@@ -25,6 +25,7 @@ from dearkd.specs.webhook import WebhookRequest
 from dearkd.storage.catalog import Model, StoredFile, Teacher
 from tests.support.api_contents import finish_synthesis, post_synthesis, put_dataset, put_model, put_teacher
 from tests.support.both_clients import WAYS, Way, connected
+from tests.support.documents import blocks, read
 from tests.support.proxy import FaultProxy
 from tests.support.services import Api, eventually
 
@@ -345,3 +346,17 @@ def test_many_calls_at_once_on_one_event_loop(api: Api, model: str, tmp_path: Pa
 
     assert {job.status for job in asyncio.run(all_of_it())} == {"canceled"}
     assert all((tmp_path / str(number)).read_bytes() == WEIGHTS for number in range(4))
+
+
+def test_the_pages_example_for_asyncio_runs_as_shown(api: Api, tmp_path: Path) -> None:
+    (snippet,) = (block for block in blocks(read("docs/client.md"), "python") if "AsyncClient" in block)
+    job = post_synthesis(api)
+    run = api.http.post("/v1/training-runs", json={"dataset": job["id"]}).json()
+    assert api.http.post(job["links"]["cancel"]).status_code == 202
+    code = snippet.replace("http://127.0.0.1:8000", api.url).replace("syn-…", job["id"]).replace("run-…", run["id"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *events, first, second = done.stdout.splitlines()
+    assert (first, second) == (f"{job['id']} canceled None", f"{run['id']} failed None")
+    assert events[0].endswith("status {'status': 'queued'}")
+    assert events[-1].endswith("status {'status': 'canceled'}")

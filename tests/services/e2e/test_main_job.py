@@ -1,6 +1,7 @@
 """The main job as a client sees it: real processes, a real Redis, files, HTTP; as small as it can be and still fail."""
 
 import contextlib
+import re
 import tarfile
 from collections.abc import Iterator
 from hashlib import sha256
@@ -18,7 +19,9 @@ from dearkd.jobs.model import Progress
 from dearkd.local.up import UpTree
 from dearkd.specs import TeacherSpec
 from dearkd.storage.catalog import Teacher
+from tests.support.documents import blocks, read
 from tests.support.generated_client import GeneratedClient
+from tests.support.programs import run_program
 from tests.support.services import eventually
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
@@ -254,3 +257,21 @@ def test_a_client_that_was_generated_from_the_schema_runs_the_main_job(
     assert [(row.epoch, row.stage) for row in rows] == [(1, 1), (2, 1), (3, 2)]
     refused = foreign.call("training_runs.cancel", run.id)
     assert (refused.status, refused.title) == (409, "The state of things forbids this")
+
+
+def test_the_python_clients_page_runs_as_shown_but_for_its_size(
+    client: Client, plain_teacher: tuple[TeacherSpec, Path], tmp_path: Path
+) -> None:
+    (snippet,) = (block for block in blocks(read("docs/client.md"), "python") if "create_teacher" in block)
+    spec, weights = plain_teacher
+    code = snippet.replace("http://127.0.0.1:8000", client.url)
+    code = code.replace('Path("dearkd-data/demo/teacher.safetensors")', f"Path({str(weights)!r})")
+    code = re.sub(r"TeacherSpec\(\n.*?\n\)", f"TeacherSpec.check({spec.model_dump()!r})", code, flags=re.DOTALL)
+    code = code.replace("(teacher=teacher.id, seed=1)", f"(teacher=teacher.id, seed=1, **{SYNTHESIS!r})")
+    code = code.replace("(dataset=job.id, seed=1)", f"(dataset=job.id, seed=1, **{TRAINING!r})")
+    done = run_program(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "succeeded 3 epochs" in done.stdout
+    assert f"{weights.stat().st_size} of {weights.stat().st_size} bytes" in done.stdout
+    assert "/images_per_klass unknown field 'images_per_klass'; did you mean 'images_per_class'?" in done.stdout
+    assert {"model.safetensors", "config.json"} <= {path.name for path in tmp_path.iterdir()}
