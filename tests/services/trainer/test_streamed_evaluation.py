@@ -105,8 +105,8 @@ def test_a_dataset_larger_than_the_cache_has_the_figures_of_the_whole_one(
     fetched, sizes = Counter[str](), list[int]()
     download = Client.download_dataset_file
 
-    def measured(client: Client, dataset: str, name: str, path: Path) -> None:
-        download(client, dataset, name, path)
+    def measured(client: Client, dataset: str, name: str, path: Path, **named: Any) -> None:
+        download(client, dataset, name, path, **named)
         fetched[name] += 1
         sizes.append(sum(file.stat().st_size for file in cache.rglob("*") if file.suffix != ".lock" and file.is_file()))
 
