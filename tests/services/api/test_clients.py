@@ -15,14 +15,14 @@ from typing import Any
 import httpx
 import pytest
 
-from dearkd.answers import JobView, RegisteredDataset
+from dearkd.answers import JobView, RegisteredDataset, RegisteredTeacher, TrainedModel
 from dearkd.cli.output import json_of
 from dearkd.client import AsyncClient, Client
 from dearkd.errors import Conflict, CorruptData, InvalidInput, NotFound, TooSlow
 from dearkd.jobs.records import add_event
 from dearkd.specs import Phase, SynthesisRequest
 from dearkd.specs.webhook import WebhookRequest
-from dearkd.storage.catalog import Model, StoredFile, Teacher
+from dearkd.storage.catalog import StoredFile
 from tests.support.api_contents import finish_synthesis, post_synthesis, put_dataset, put_model, put_teacher
 from tests.support.both_clients import WAYS, Way, connected
 from tests.support.documents import blocks, read
@@ -77,11 +77,11 @@ def test_every_answer_is_its_model_and_holds_what_the_api_sent(api: Api, client:
     )
     run = client.create_training_run(dataset=job.id, stage_one={"epochs": 1}, name="both")
     single: list[tuple[Any, type, str]] = [
-        (client.get_teacher(teacher), Teacher, f"teachers/{teacher}"),
-        (client.get_registration(teacher), Teacher, f"teachers/{teacher}"),
+        (client.get_teacher(teacher), RegisteredTeacher, f"teachers/{teacher}"),
+        (client.get_registration(teacher), RegisteredTeacher, f"teachers/{teacher}"),
         (client.get_dataset(dataset), RegisteredDataset, f"datasets/{dataset}"),
         (client.get_registration(dataset), RegisteredDataset, f"datasets/{dataset}"),
-        (client.get_model(model), Model, f"models/{model}"),
+        (client.get_model(model), TrainedModel, f"models/{model}"),
         (client.get_job(job.id), JobView, f"synthesis-jobs/{job.id}"),
         (client.get_job(run.id), JobView, f"training-runs/{run.id}"),
     ]

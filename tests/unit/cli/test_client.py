@@ -160,7 +160,9 @@ def test_what_a_newer_server_adds_is_ignored_and_what_it_changed_is_said(api: St
     api.answer("GET /v1/models/mdl-2", a_model("mdl-2", image_size={"height": 1}))
     with connected(way, api.url) as client:
         assert client.get_model("mdl-1").model_dump(mode="json").keys() >= a_model("mdl-1").keys()
-        with pytest.raises(DearKDError, match=r"a Model .* cannot read \(/image_size: .*install the server") as raised:
+        with pytest.raises(
+            DearKDError, match=r"a TrainedModel .* cannot read \(/image_size: .*install the server"
+        ) as raised:
             client.get_model("mdl-2")
     assert raised.value.code == "unreadable_answer"
 
