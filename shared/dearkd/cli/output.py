@@ -42,7 +42,11 @@ def connect() -> Client:
 
 def json_of(answer: BaseModel) -> dict[str, Any]:
     """The JSON object of an answer, as the API sent it."""
-    return answer.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    from dearkd.storage.catalog import Manifest
+
+    shown = answer.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    # Of a resource the API says first whether it is there.
+    return {"status": shown["status"]} | shown if isinstance(answer, Manifest) and "status" in shown else shown
 
 
 def print_json(value: Any) -> None:
