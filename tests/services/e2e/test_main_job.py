@@ -222,7 +222,7 @@ def test_a_client_that_was_generated_from_the_schema_runs_the_main_job(
             weights=File(payload=file, file_name="weights.safetensors"),
         )
         teacher = foreign.call("teachers.create", body=upload)
-    assert isinstance(teacher, models.Teacher), teacher
+    assert isinstance(teacher, models.RegisteredTeacher), teacher
     assert teacher.batch_norm_layers > 5
 
     plan = foreign.call("synthesis_jobs.create", body=models.SynthesisRequest(teacher=teacher.id), dry_run=True)
