@@ -88,6 +88,7 @@ def _job(kind: str, status: str, **fields: Any) -> Json:
         "metrics": {},
         "result": None,
         "error": None,
+        "retry_at": None,
         "created_at": _QUEUED,
         "started_at": None,
         "finished_at": None,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console, Group
@@ -62,7 +63,7 @@ class JobDisplay:
             rate=rate(progress),
             left=time_left(progress),
         )
-        self._metrics = metrics_text(job["metrics"] or {})
+        self._metrics = next_try(job) if job.get("retry_at") else metrics_text(job["metrics"] or {})
 
     def __rich__(self) -> Group:
         return Group(self._bar, Text(f"  {self._metrics}", style="dim", no_wrap=True, overflow="ellipsis"))
@@ -81,6 +82,8 @@ def _line_printer(console: Console) -> Callable[[Json], None]:
         parts = [count(progress)]
         if job["status"] == "running":
             parts += [rate(progress), time_left(progress), metrics_text(job["metrics"] or {})]
+        if job.get("retry_at"):
+            parts.append(next_try(job))
         console.print(
             f"{title(job)} {job['status']} {', '.join(part for part in parts if part)}",
             markup=False,
@@ -101,6 +104,13 @@ def count(progress: Mapping[str, Any]) -> str:
     """`1,200/2,000 images`."""
     total = f"/{progress['total']:,}" if progress["total"] is not None else ""
     return f"{progress['done']:,}{total} {progress['unit']}"
+
+
+def next_try(job: Json) -> str:
+    """`tried again at 09:31:10, since it failed: no room is left`; the time is this machine's."""
+    moment = datetime.fromisoformat(job["retry_at"]).astimezone()
+    reason = printable(job["error"]["message"].partition("\n")[0])
+    return f"tried again at {moment:%H:%M:%S}, since it failed: {reason}"
 
 
 def rate(progress: Mapping[str, Any]) -> str:

@@ -31,6 +31,9 @@ MAY_CHANGE = {
     "keep_checkpoints",
     "eval_dataset",
     "webhook",
+    "labels",
+    "timeout_seconds",
+    "max_retries",
 }
 """Fields of a spec that do not affect the weights: a run may go on with other values."""
 
