@@ -11,6 +11,7 @@ from dearkd.settings import Settings
 from dearkd_api import (
     api_keys,
     audit,
+    checkpoints,
     checks,
     dashboard,
     datasets,
@@ -77,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         checks.router,
         jobs.synthesis,
         jobs.training,
+        checkpoints.router,
         deliveries.synthesis,
         deliveries.training,
         datasets.router,

@@ -236,6 +236,18 @@ class Client(Transport):
         """The rows of a training run, one an epoch."""
         return self.iter_pages(f"{job_path(identifier)}/metrics")
 
+    def list_checkpoints(self, identifier: str) -> Iterator[Json]:
+        """The checkpoints that a training run keeps, newest first."""
+        return self.iter_pages(f"{job_path(identifier)}/checkpoints")
+
+    def download_checkpoint_file(self, identifier: str, checkpoint: str, name: str, path: Path) -> None:
+        """Fetch a file of a run's checkpoint to a local file, whole or not at all.
+
+        Raises:
+            NotFound: if the run does not keep it any more.
+        """
+        self.download(f"{job_path(identifier)}/checkpoints/{segment(checkpoint)}/files/{segment(name)}", path)
+
     def download_preview(self, identifier: str, path: Path) -> None:
         """Fetch the grid of a synthesis job's images so far."""
         self.download(f"{job_path(identifier)}/preview.png", path)

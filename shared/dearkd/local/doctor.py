@@ -25,8 +25,8 @@ from dearkd.local.embedded_redis import find_redis_server
 from dearkd.redaction import without_credentials
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
-from dearkd.storage.marker import KEY, KnownStorage
 from dearkd.storage.api_keys import KeyRecords
+from dearkd.storage.marker import KEY, KnownStorage
 from dearkd.storage.objects import AlreadyExists, Storage
 
 LOW_DISK_BYTES = 5 * 10**9
