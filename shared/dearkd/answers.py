@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dearkd.data.manifests import DatasetManifest
 from dearkd.jobs.model import Job
 from dearkd.specs import SynthesisSpec, TrainingSpec
-from dearkd.storage.catalog import Model, Teacher
+from dearkd.storage.catalog import Model, StoredFile, Teacher
 
 ItemT = TypeVar("ItemT")
 
@@ -134,6 +134,22 @@ class MetricsRow(BaseModel):
     def figures(self) -> dict[str, Any]:
         """Losses, rates, accuracies and whatever else the epoch has, by name."""
         return self.model_extra or {}
+
+
+class Checkpoint(BaseModel):
+    """A checkpoint that a run keeps. Of one that an earlier version of dearkd made, less is known."""
+
+    id: str
+    epoch: int | None
+    """Epochs done."""
+    stage: int | None
+    step: int | None
+    """Steps done, from the run's beginning."""
+    created_at: datetime | None
+    bytes: int
+    metrics: dict[str, Any] | None
+    """The figures of the epoch that ended with it, as in the run's metrics; null in the midst of an epoch."""
+    files: list[StoredFile]
 
 
 class ClassFigures(BaseModel):

@@ -61,11 +61,14 @@ def test_sigterm_costs_a_run_nothing(
     here.proxy.release()
     eventually(lambda: any("goes back: the worker was asked to end" in line for line in here.log(run)))
     assert here.storage.exists(f"runs/{run}/checkpoints/checkpoint.json")
+    (checkpoint,) = here.client.list_checkpoints(run)
     ended = here.client.wait(run)
     assert ended.status == "succeeded", ended.error
     assert ended.attempt == 1
     (resumed,) = [line for line in here.log(run) if "goes on after epoch" in line]
-    assert int(resumed.split("step ")[1].split(",")[0]) > 3
+    step = int(resumed.split("step ")[1].split(",")[0])
+    assert step > 3
+    assert (checkpoint.epoch, checkpoint.step) == (int(resumed.split("epoch ")[1].split(",")[0]), step)
     assert here.begins(run) == ["run", "run"]
     if processes == 1:
         assert losses(here, run) == expected

@@ -12,6 +12,7 @@ from dearkd.settings import Settings
 from dearkd_api import (
     api_keys,
     audit,
+    checkpoints,
     checks,
     dashboard,
     datasets,
@@ -78,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         checks.router,
         jobs.synthesis,
         jobs.training,
+        checkpoints.router,
         deliveries.synthesis,
         deliveries.training,
         datasets.router,

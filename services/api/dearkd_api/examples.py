@@ -19,6 +19,7 @@ SYNTHESIS_ID: Final = IDS["syn"]
 
 _SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _DIGITS: Final = [str(digit) for digit in range(10)]
+CHECKPOINT_ID: Final = _SHA256[:16]
 _QUEUED, _STARTED, _ENDED = (f"2026-03-01T09:{minute}:00Z" for minute in ("30", "31", "52"))
 
 _DESCRIPTION: Final[Json] = {
@@ -70,8 +71,8 @@ def _job(kind: str, status: str, **fields: Any) -> Json:
     here = f"/v1/{'synthesis-jobs' if kind == 'synthesis' else 'training-runs'}/{identifier}"
     spec = _synthesis if kind == "synthesis" else _training
     total = _synthesis.num_samples if kind == "synthesis" else _training.epochs
-    shown = ("preview", "preview.png") if kind == "synthesis" else ("metrics", "metrics")
-    below = {name: f"{here}/{tail}" for name, tail in (*((n, n) for n in _BELOW), shown)}
+    shown = {"preview": "preview.png"} if kind == "synthesis" else {name: name for name in ("metrics", "checkpoints")}
+    below = {name: f"{here}/{tail}" for name, tail in ({name: name for name in _BELOW} | shown).items()}
     return {
         "id": identifier,
         "kind": kind,
@@ -88,6 +89,7 @@ def _job(kind: str, status: str, **fields: Any) -> Json:
         "metrics": {},
         "result": None,
         "error": None,
+        "retry_at": None,
         "created_at": _QUEUED,
         "started_at": None,
         "finished_at": None,
@@ -288,6 +290,18 @@ ANSWERS: Final[Mapping[str, Json]] = {
     "training_runs.metrics": _page(
         {"id": "1", "epoch": 1, "stage": 1, "loss": 1.52, "learning_rate": 0.0003, "images_per_second": 410.0},
         {"id": "2", "epoch": 2, "stage": 1, "loss": 1.07, "learning_rate": 0.0007, "images_per_second": 412.5},
+    ),
+    "training_runs.checkpoints": _page(
+        {
+            "id": CHECKPOINT_ID,
+            "epoch": 2,
+            "stage": 1,
+            "step": 64,
+            "created_at": _ENDED,
+            "bytes": 13_700_000,
+            "metrics": {"epoch": 2, "stage": 1, "loss": 1.07, "learning_rate": 0.0007, "eval_top1": 0.61},
+            "files": [{"name": "checkpoint.pt", "bytes": 13_700_000, "sha256": _SHA256}],
+        }
     ),
     "events.list": _page({**_EVENT, "job": SYNTHESIS_ID}),
     "datasets.create": _DATASET,

@@ -58,7 +58,10 @@ def _links(job: Job) -> dict[str, str]:
         "log": f"{here}/log",
         "deliveries": f"{here}/deliveries",
     }
-    links |= {"preview": f"{here}/preview.png"} if job.kind == "synthesis" else {"metrics": f"{here}/metrics"}
+    below = (
+        {"preview": "preview.png"} if job.kind == "synthesis" else {name: name for name in ("metrics", "checkpoints")}
+    )
+    links |= {name: f"{here}/{tail}" for name, tail in below.items()}
     return links | {name: f"/v1/{name}s/{identifier}" for name, identifier in (job.result or {}).items()}
 
 

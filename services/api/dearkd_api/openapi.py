@@ -19,7 +19,7 @@ from dearkd.jobs.deliveries import delivery_pattern
 from dearkd_api import examples
 from dearkd_api.access import ADMIN_PATHS, OWN_PATH
 from dearkd_api.answers import Problem
-from dearkd_api.pages import EVENT_ID, ROW_ID
+from dearkd_api.pages import CHECKPOINT_ID, EVENT_ID, ROW_ID
 from dearkd_api.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS
 
 Json = dict[str, Any]
@@ -36,7 +36,7 @@ IDS: Final[Mapping[str, Kind]] = {
 }
 """The kinds of ids by the part of a path that they follow."""
 
-AFTER: Final = {"events": EVENT_ID, "metrics": ROW_ID}
+AFTER: Final = {"events": EVENT_ID, "metrics": ROW_ID, "checkpoints": CHECKPOINT_ID}
 """Patterns of `after` in collections whose members have no id of a kind, by the last part of the path."""
 
 HEALTH: Final = {"/healthz": "health.alive", "/readyz": "health.ready", "/metrics": "health.metrics"}
@@ -300,6 +300,9 @@ def _complete_parameter(parameter: Json, path: str) -> None:
         owner = parts[-1]
         if owner in AFTER:
             schema["pattern"] = f"^{AFTER[owner]}$"
+    if owner == "checkpoints":
+        schema["pattern"] = f"^{CHECKPOINT_ID}$"
+        schema["examples"] = [examples.CHECKPOINT_ID]
     if owner == "deliveries":
         kind: Literal["syn", "run"] = "syn" if "synthesis-jobs" in parts else "run"
         schema["pattern"] = delivery_pattern(kind)

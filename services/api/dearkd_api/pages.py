@@ -15,6 +15,8 @@ EVENT_ID = r"[0-9]{1,19}-[0-9]{1,19}"
 """The pattern of an event's id, which Redis gives."""
 ROW_ID = r"[0-9]{1,9}"
 """The pattern of the id of a row of metrics: they are counted from 1."""
+CHECKPOINT_ID = r"[0-9a-f]{16}"
+"""The pattern of the id of a checkpoint: it is known by its content."""
 
 
 def page(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:

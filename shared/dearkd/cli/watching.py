@@ -65,7 +65,7 @@ class JobDisplay:
             rate=rate(progress),
             left=time_left(progress),
         )
-        self._metrics = metrics_text(job.metrics)
+        self._metrics = next_try(job) if job.retry_at else metrics_text(job.metrics)
 
     def __rich__(self) -> Group:
         return Group(self._bar, Text(f"  {self._metrics}", style="dim", no_wrap=True, overflow="ellipsis"))
@@ -84,6 +84,8 @@ def _line_printer(console: Console) -> Callable[[Job], None]:
         parts = [count(progress)]
         if job.status == "running":
             parts += [rate(progress), time_left(progress), metrics_text(job.metrics)]
+        if job.retry_at:
+            parts.append(next_try(job))
         console.print(
             f"{title(job)} {job.status} {', '.join(part for part in parts if part)}",
             markup=False,
@@ -104,6 +106,13 @@ def count(progress: JobProgress) -> str:
     """`1,200/2,000 images`."""
     total = f"/{progress.total:,}" if progress.total is not None else ""
     return f"{progress.done:,}{total} {progress.unit}"
+
+
+def next_try(job: Job) -> str:
+    """`tried again at 09:31:10, since it failed: no room is left`; the time is this machine's."""
+    assert job.retry_at is not None
+    reason = printable(job.error.message.partition("\n")[0]) if job.error else ""
+    return f"tried again at {job.retry_at.astimezone():%H:%M:%S}, since it failed: {reason}"
 
 
 def rate(progress: JobProgress) -> str:

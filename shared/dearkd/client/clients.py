@@ -136,4 +136,6 @@ class Client:
     redeliver = _call(Calls.redeliver)
     get_log = _call(Calls.get_log)
     list_metrics = _items(Calls.list_metrics)
+    list_checkpoints = _items(Calls.list_checkpoints)
+    download_checkpoint_file = _call(Calls.download_checkpoint_file)
     download_preview = _call(Calls.download_preview)

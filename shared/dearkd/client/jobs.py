@@ -7,12 +7,12 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from dearkd.answers import JobView, MetricsRow, SynthesisPlan, TrainingPlan
+from dearkd.answers import Checkpoint, JobView, MetricsRow, SynthesisPlan, TrainingPlan
 from dearkd.choices import Kind, Status
 from dearkd.client.bodies import request_body
 from dearkd.client.paths import JOBS, job_path, segment
 from dearkd.client.sending import RETRY_PAUSES, Sender, sent
-from dearkd.client.transfers import fetch_whole
+from dearkd.client.transfers import OnBytes, download, fetch_whole
 from dearkd.errors import TooSlow, Unavailable
 from dearkd.jobs.model import Delivery, Event, Job
 from dearkd.specs import Priority, SynthesisRequest, SynthesisSpec, TrainingRequest, TrainingSpec
@@ -195,6 +195,28 @@ class JobCalls(Sender):
     def list_metrics(self, identifier: str) -> AsyncIterator[MetricsRow]:
         """The rows of a training run, one an epoch."""
         return self._pages(MetricsRow, f"{job_path(identifier)}/metrics")
+
+    def list_checkpoints(self, identifier: str) -> AsyncIterator[Checkpoint]:
+        """The checkpoints that a training run keeps, newest first."""
+        return self._pages(Checkpoint, f"{job_path(identifier)}/checkpoints")
+
+    async def download_checkpoint_file(
+        self,
+        identifier: str,
+        checkpoint: str,
+        name: str,
+        path: Path,
+        *,
+        on_progress: OnBytes | None = None,
+        resume: bool = True,
+    ) -> None:
+        """Fetch a file of a run's checkpoint to a local file, whole or not at all, as files of models are fetched.
+
+        Raises:
+            NotFound: if the run does not keep it any more.
+        """
+        url = f"{job_path(identifier)}/checkpoints/{segment(checkpoint)}/files/{segment(name)}"
+        await download(self._transport, url, path, on_progress=on_progress, resume=resume)
 
     async def download_preview(self, identifier: str, path: Path) -> None:
         """Fetch the grid of a synthesis job's images so far."""

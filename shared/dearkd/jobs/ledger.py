@@ -7,6 +7,7 @@ went to somebody else changes nothing any more.
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -26,7 +27,11 @@ from dearkd.jobs.settlement import UNSETTLED
 from dearkd.jobs.store import JobStore
 from dearkd.redaction import public
 from dearkd.redis_client import job_index, job_key
+from dearkd.specs.base import MAX_RETRIES
 
+RETRY_SECONDS = 10
+"""The wait before the first automatic retry; each is twice as long as the one before. As Kubernetes' `backoffLimit`."""
+MAX_RETRY_SECONDS = 360
 LAST_LINES = 8
 """Lines of a job's log that stand in the error of one that killed its workers."""
 SILENT = "fell silent: it was stopped, or its machine or its connection to Redis was lost"
@@ -50,6 +55,8 @@ class Ledger(Leases):
         self._add_row = Transition(store.redis, "add_row")
         self._reclaim = Transition(store.redis, "reclaim")
         self._end = Transition(store.redis, "end_job")
+        self._schedule_retry = Transition(store.redis, "schedule_retry")
+        self._open_due = Transition(store.redis, "open_due")
         self._discard = Transition(store.redis, "discard")
 
     def beat(self, claim: Claim, lease_seconds: float) -> Status:
@@ -170,7 +177,7 @@ class Ledger(Leases):
         self._add_row(**_named(claim), row=json.dumps(row))
 
     def reap(self, *, max_deaths: int, silent_too: bool = True) -> list[tuple[Claim, str]]:
-        """Take back units whose lease ran out, end jobs whose unit keeps killing its worker, and wake the queues.
+        """Take back units whose lease ran out, fail jobs that kill their workers, begin retries, and wake the queues.
 
         Args:
             max_deaths: in a row, after which a job fails.
@@ -190,6 +197,7 @@ class Ledger(Leases):
             self._take_back(identifier, unit, status, int(deaths), f"{who} {cause or SILENT}", max_deaths)
             taken.append((Claim(identifier, unit, ""), self.store.get(identifier).status))
         self._end_late()
+        self._open_due(now=milliseconds())
         for kind, name in QUEUES.items():
             waiting = cast("list[bytes]", self.redis.zrange(f"dearkd:open:{kind}", 0, 0))
             if waiting and not self.redis.llen(f"rq:queue:{name}"):
@@ -217,7 +225,9 @@ class Ledger(Leases):
             if spent > float(timeout):
                 message = f"it ran for {spent:.0f} s, longer than the {float(timeout):g} s of its timeout_seconds"
                 with suppress(Conflict):  # it has ended meanwhile
-                    self.fail(identifier.decode(), JobError(code="timed_out", message=message, retryable=True))
+                    error = JobError(code="timed_out", message=message, retryable=True)
+                    # Or its bound would be none: whoever wants it to run on says so.
+                    self.fail(identifier.decode(), error, for_good=True)
 
     def _take_back(self, identifier: str, unit: str, status: str, deaths: int, death: str, max_deaths: int) -> None:
         """Tell the log that a unit lost its holder; after too many in a row, fail the job."""
@@ -228,8 +238,8 @@ class Ledger(Leases):
         told = f"{message}. Its log ends:\n{self.log.end(identifier, LAST_LINES)}"
         # Its worker may have been too slow, not dead, and have ended the job meanwhile.
         with suppress(Conflict):
-            self.fail(identifier, JobError(code="worker_died", message=told, retryable=True))
-            self.log.add(identifier, f"failed: {message}")
+            outcome = self.fail(identifier, JobError(code="worker_died", message=told, retryable=True))
+            self.log.add(identifier, f"{outcome}: {message}")
             self.log.keep(identifier)
 
     def discard(self, identifier: str) -> None:
@@ -239,27 +249,60 @@ class Ledger(Leases):
         """
         self._discard(id=identifier)
 
-    def fail(self, identifier: str, error: JobError, claim: Claim | None = None) -> None:
-        """End a job as failed, and with it the runs that wait for its dataset.
+    def fail(self, identifier: str, error: JobError, claim: Claim | None = None, *, for_good: bool = False) -> str:
+        """End a job as failed, and with it the runs that wait for its dataset; or let it be tried again by itself.
 
-        Its message is for clients: paths of this machine and passwords are left out.
+        That happens if the error is retryable and the job has a retry left. Its message is for clients: paths of this
+        machine and passwords are left out.
+
+        Args:
+            identifier: the job's id.
+            error: the reason.
+            claim: names the attempt, if only that may do this.
+            for_good: True if the job is not to be tried again by itself.
+
+        Returns:
+            What becomes of the job, as a line of its log begins.
 
         Raises:
             LostLease: if `claim` is not the current one.
         """
-        told = error.model_copy(update={"message": public(error.message)})
-        self._step(identifier, "failed", {"error": told.model_dump_json()}, claim)
+        told = error.model_copy(update={"message": public(error.message)}).model_dump_json()
+        held = _named(claim) if claim else {"id": identifier}
+        if error.retryable and not for_good:
+            outcome, *details = self._schedule_retry(**held, at=at(), error=told, due=_retry_times())
+            _require_held(identifier, claim, outcome)
+            if outcome == "ok":
+                retry, bound, moment = details
+                begins = f"at {moment}" if moment else "when the job is resumed"
+                return f"retry {retry} of {bound} begins {begins}, since the attempt failed"
+        self._step(identifier, "failed", {"error": told}, claim)
         self.store.settle(self.store.get(identifier))
+        return "failed"
 
     def _step(self, identifier: str, target: Status, fields: dict[str, str], claim: Claim | None) -> None:
         held = _named(claim) if claim else {"id": identifier}
         outcome, *details = self._end(**held, status=target, at=at(), sources=sources_of(target), fields=fields)
-        if outcome == "missing":
-            raise NotFound(f"there is no job {identifier!r}")
-        if outcome == "lost" and claim:
-            raise LostLease(f"{identifier} unit {claim.unit}: another attempt works on it; this one changes nothing")
+        _require_held(identifier, claim, outcome)
         if outcome == "refused":
             raise Conflict(f"{identifier} is {details[0]} and cannot become {target}")
+
+
+def _require_held(identifier: str, claim: Claim | None, outcome: str) -> None:
+    """Raise what it means that a step found no job, or another claim than the one that was named."""
+    if outcome == "missing":
+        raise NotFound(f"there is no job {identifier!r}")
+    if outcome == "lost" and claim:
+        raise LostLease(f"{identifier} unit {claim.unit}: another attempt works on it; this one changes nothing")
+
+
+def _retry_times() -> list[tuple[int, str]]:
+    """The beginnings of a first automatic retry, a second, and so on, if it fails now: in ms and as RFC 3339."""
+    times = []
+    for number in range(MAX_RETRIES):
+        due = milliseconds() + 1000 * min(RETRY_SECONDS * 2**number, MAX_RETRY_SECONDS)
+        times.append((due, datetime.fromtimestamp(due / 1000, UTC).isoformat(timespec="milliseconds")))
+    return times
 
 
 def _named(claim: Claim) -> dict[str, str]:

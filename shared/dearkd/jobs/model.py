@@ -88,6 +88,9 @@ class Job(BaseModel):
     metrics: dict[str, Any] = Field(default_factory=dict)
     result: dict[str, str] | None = None
     error: JobError | None = None
+    """The reason why it failed or, where it is `queued` and has a `retry_at`, why its last try did."""
+    retry_at: datetime | None = None
+    """The time at which its next automatic try comes, while it waits for that."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

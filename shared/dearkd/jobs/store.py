@@ -275,6 +275,7 @@ class JobStore(Settlement):
             "rank": str(RANKS[priority]),
             "parallelism": str(job.spec.get("parallelism", 1)),
             "timeout": str(job.spec.get("timeout_seconds") or ""),
+            "max_retries": str(job.spec.get("max_retries") or 0),
         } | more
         answered = self._woken(self._create_record, job, asked | {"fields": fields, "groups": units_of(job)})
         if new and answered[0] == "exists":

@@ -49,6 +49,8 @@ Name = Annotated[str, AfterValidator(_check_name)]
 
 
 MAX_LABELS = 64
+MAX_RETRIES = 10
+"""The most automatic retries that a job may ask for."""
 
 
 def check_labels(labels: dict[str, str]) -> dict[str, str]:

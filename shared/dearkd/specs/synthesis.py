@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from dearkd.choices import PresetName
 from dearkd.errors import FieldError, InvalidInput
-from dearkd.specs.base import FIRST_ERROR, Labels, Limits, Name, Precision, Priority, Spec
+from dearkd.specs.base import FIRST_ERROR, MAX_RETRIES, Labels, Limits, Name, Precision, Priority, Spec
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.terms import with_plugged_in
@@ -131,7 +131,11 @@ class SynthesisSpec(Spec):
     """The most workers that may work on the job at once."""
     priority: Priority = "normal"
     timeout_seconds: float | None = Field(default=None, gt=0)
-    """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable)."""
+    """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable); of all
+    automatic tries together."""
+    max_retries: int = Field(default=0, ge=0, le=MAX_RETRIES)
+    """The most times that it is tried again by itself after a failure that is `retryable`: from what it had made, 10 s
+    later, then 20 s, and so on, up to six minutes. A retry on request counts anew."""
     labels: Labels = Field(default={})
     """Texts of your own, by which jobs are found again: `?labels=team=vision`."""
     webhook: WebhookSpec | None = None

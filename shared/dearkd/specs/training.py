@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from dearkd.choices import Recipe
 from dearkd.specs.auto_augment import check_auto_augment
-from dearkd.specs.base import FIRST_ERROR, Labels, Name, Precision, Priority, Spec
+from dearkd.specs.base import FIRST_ERROR, MAX_RETRIES, Labels, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.webhook import WebhookSpec
@@ -160,7 +160,11 @@ class TrainingSpec(Spec):
     """Loader workers of each process; no result depends on it."""
     priority: Priority = "normal"
     timeout_seconds: float | None = Field(default=None, gt=0)
-    """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable)."""
+    """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable); of all
+    automatic tries together."""
+    max_retries: int = Field(default=0, ge=0, le=MAX_RETRIES)
+    """The most times that it is tried again by itself after a failure that is `retryable`: from what it had made, 10 s
+    later, then 20 s, and so on, up to six minutes. A retry on request counts anew."""
     labels: Labels = Field(default={})
     """Texts of your own, by which jobs are found again: `?labels=team=vision`."""
     webhook: WebhookSpec | None = None

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -45,6 +45,7 @@ class FileCache:
         self.root = root
         self.max_bytes = max_bytes
         self._held: list[int] = []
+        self._folders = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +57,7 @@ class FileCache:
 
     def close(self) -> None:
         """Let the files that were fetched be removed, and remove them where those in use had exceeded the bound."""
+        self._folders.close()
         if not self._held:
             return
         while self._held:
@@ -134,6 +136,10 @@ class FileCache:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             _let_go(descriptor)
+
+    def folder(self, purpose: str) -> Path:
+        """An empty folder that stays until the cache is closed."""
+        return self._folders.enter_context(self.scratch(purpose))
 
     @contextmanager
     def _room(self) -> Iterator[None]:

@@ -212,11 +212,11 @@ def _end_attempt(ledger: Ledger, claim: Claim, failure: JobError | None) -> None
     if failure is None:
         return ledger.release(claim)
     try:
-        ledger.fail(claim.job, failure, claim)
+        outcome = ledger.fail(claim.job, failure, claim)
     except LostLease as lost:
         log.warning("%s", lost)
     else:
-        ledger.log.add(claim.job, f"failed: {failure.message}")
+        ledger.log.add(claim.job, f"{outcome}: {failure.message}")
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

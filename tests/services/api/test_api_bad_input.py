@@ -57,6 +57,8 @@ POST   /v1/training-runs/{identifier}/retry                      403  404  415 4
 GET    /v1/training-runs/{identifier}/events                      -   404   -   -  422 404 404 404  -   -   -
 GET    /v1/training-runs/{identifier}/log                         -   404   -   -  422 404 404 404  -   -   -
 GET    /v1/training-runs/{identifier}/metrics                     -   404   -   -  422 404 404 404  -   -   -
+GET    /v1/training-runs/{identifier}/checkpoints                 -   404   -   -  422 404 404 404  -   -   -
+GET    /v1/training-runs/{identifier}/checkpoints/{checkpoint}/files/{name} - 404 - - 422 404 404 404 -  -   -
 GET    /v1/training-runs/{identifier}/deliveries                  -   404   -   -  422 404 404 404  -   -   -
 POST   /v1/training-runs/{identifier}/deliveries/{delivery}/redeliver 403 404 - -   422 404 404 404 -   -   -
 POST   /v1/datasets                                              403   -   415 422 422  -   -   -  422 422 408
@@ -146,6 +148,7 @@ class Callers:
         return (
             filled.replace("{check}", self.check)
             .replace("{delivery}", f"msg_{known}_1")
+            .replace("{checkpoint}", "0" * 16)
             .replace("{name}", "config.json" if path.startswith("/v1/models") else "_info.json")
         )
 

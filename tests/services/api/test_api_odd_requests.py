@@ -176,6 +176,8 @@ def test_whatever_stands_in_an_address_is_not_found(api: Api, tmp_path: Any) -> 
             ("POST", f"/v1/models/{odd}/predict"),
             ("GET", f"/v1/synthesis-jobs/{odd}/preview.png"),
             ("GET", f"/v1/training-runs/{odd}/metrics"),
+            ("GET", f"/v1/training-runs/{odd}/checkpoints"),
+            ("GET", f"/v1/training-runs/{odd}/checkpoints/{odd}/files/{odd}"),
         ):  # fmt: skip
             answer = api.http.request(method, path)
             assert answer.status_code in (404, 405), (method, path, answer.status_code, answer.text[:300])
@@ -192,6 +194,7 @@ def test_whatever_stands_in_a_query_is_refused_clearly(api: Api) -> None:
             "/v1/synthesis-jobs",
             job["links"]["events"],
             run["links"]["metrics"],
+            run["links"]["checkpoints"],
             "/v1/events",
         ),
         "limit": ("/v1/teachers", job["links"]["events"]),

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import JobError
 from tests.support.api_contents import claim, finish_synthesis, pointers, post_synthesis, put_dataset, put_teacher
 from tests.support.services import Api
 
@@ -197,3 +198,25 @@ def test_a_job_that_runs_for_too_long_fails_and_time_that_it_waited_does_not_cou
     for wrong in (0, -1, "1"):
         refused = api.http.post(RUNS, json={"dataset": put_dataset(api, tmp_path), "timeout_seconds": wrong})
         assert "/timeout_seconds" in pointers(refused)
+
+
+@pytest.mark.parametrize("route", [JOBS, RUNS])
+def test_a_job_that_is_to_be_tried_again_shows_when_and_why(api: Api, tmp_path: Path, route: str) -> None:
+    body = {"teacher": put_teacher(api)} if route == JOBS else {"dataset": put_dataset(api, tmp_path), **PLAIN}
+    for wrong in (-1, 11, 1.5, "1", True, None):
+        assert pointers(api.http.post(route, json=body | {"max_retries": wrong})) == ["/max_retries"], wrong
+    assert api.http.post(route, json=body).json()["spec"]["max_retries"] == 0
+    job = api.http.post(route, json=body | {"max_retries": 1, "priority": "high"}).json()
+    assert (job["spec"]["max_retries"], job["retry_at"]) == (1, None)
+    unit = claim(api, job["kind"])
+    assert unit.job == job["id"]
+    error = {"code": "disk_full", "message": "no room is left", "retryable": True}
+    Ledger(api.store).fail(job["id"], JobError(**error), unit)
+    shown = api.http.get(job["links"]["self"]).json()
+    assert (shown["status"], shown["attempt"], shown["error"]) == ("queued", 2, error)
+    assert datetime.now(UTC) < datetime.fromisoformat(shown["retry_at"]) < datetime.now(UTC) + timedelta(seconds=11)
+    told = api.http.get(job["links"]["events"]).json()["data"][-1]
+    assert told["type"] == "status"
+    assert datetime.fromisoformat(told["data"]["retry_at"]) == datetime.fromisoformat(shown["retry_at"])
+    assert act(api, job["id"], "retry").status_code == 409, "it is tried again anyway"
+    assert act(api, job["id"], "cancel").json()["status"] == "canceled"

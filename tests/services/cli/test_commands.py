@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,18 @@ def test_watching_says_how_far_and_how_it_ended(run: Run, api: StandInApi) -> No
     outcome = run("watch", "syn-1")
     assert (outcome.code, outcome.out) == (0, "syn-1 succeeded: dataset ds-1\n")
     assert "120/200 images, 12.5 images/s, 0:07 left, iteration 40 · cross entropy 0.1235" in outcome.err
+
+
+def test_watching_says_when_a_job_is_tried_again_and_why(run: Run, api: StandInApi) -> None:
+    moment = datetime(2026, 1, 1, 12, 30, 5, tzinfo=UTC)
+    error = {"code": "disk_full", "message": "no room is left\nin storage", "retryable": True}
+    call = "GET /v1/synthesis-jobs/syn-1"
+    api.answer(call, a_job(status="queued", attempt=2, retry_at=moment.isoformat(), error=error))
+    api.answer(call, a_job(status="succeeded", result={"dataset": "ds-1"}))
+    outcome = run("watch", "syn-1")
+    assert outcome.code == 0
+    shown = f"queued 0/200 images, tried again at {moment.astimezone():%H:%M:%S}, since it failed: no room is left\n"
+    assert shown in outcome.err
 
 
 def test_a_job_that_fails_while_it_is_waited_for_exits_1(run: Run, api: StandInApi) -> None:

@@ -9,10 +9,11 @@ from dearkd.errors import Conflict, LostLease
 from dearkd.jobs.ledger import Claim, Ledger
 from dearkd.jobs.model import TERMINAL, TRANSITIONS, JobError
 from dearkd.work.worker import open_ledger
-from tests.support.ledger_steps import ADAPTIVE, expire_all, mark, synthesis
+from tests.support.ledger_steps import ADAPTIVE, expire_all, let_retries_begin, mark, synthesis
 from tests.support.specs import training_spec
 
 SHARDS = 3
+MAX_RETRIES = 2
 OWNER = "0123456789abcdef"
 FIRST = {"0", "2"}
 """The shards that a job's own student is trained on, where it trains one."""
@@ -30,7 +31,7 @@ class JobMachine(RuleBasedStateMachine):
         self.ledger.redis.flushall()
         self.store = self.ledger.store
         fields = ADAPTIVE if self.trains_a_student else {}
-        self.job = synthesis(self.store, SHARDS, owner=OWNER, parallelism=2, **fields).id
+        self.job = synthesis(self.store, SHARDS, owner=OWNER, parallelism=2, max_retries=MAX_RETRIES, **fields).id
         self.units = SHARDS + self.trains_a_student
         self.run = self.store.create_training(training_spec(self.job), epochs=1, waits_for=self.job).id
         self.status = "queued"
@@ -40,9 +41,11 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule(target=claims)
     def claim(self) -> object:
+        waits = self.store.get(self.job).retry_at is not None
         found = self.ledger.claim("synthesis", 60.0)
         if found is None:
             return multiple()
+        assert not waits
         assert found.unit not in self.done
         assert found.unit not in self.held
         assert found.unit != "finish" or len(self.done) == self.units
@@ -87,6 +90,7 @@ class JobMachine(RuleBasedStateMachine):
     @rule(claim=claims, retryable=st.booleans())
     def fail(self, claim: Claim, retryable: bool) -> None:
         error = JobError(code="x", message="x", retryable=retryable)
+        again = retryable and self._retries() < MAX_RETRIES and self.status != "canceling"
         try:
             self.ledger.fail(self.job, error, claim)
         except LostLease:
@@ -94,6 +98,21 @@ class JobMachine(RuleBasedStateMachine):
         else:
             assert self._holds(claim)
             self.held.clear()
+            job = self.store.get(self.job)
+            waiting = "paused" if self.status == "paused" else "queued"
+            assert (job.status, job.error) == (
+                waiting if again else "failed",
+                None if job.status == "paused" else error,
+            )
+            assert (job.retry_at is not None) == (job.status == "queued")
+
+    def _retries(self) -> int:
+        return int(self.ledger.redis.hget(f"dearkd:job:{self.job}", "retries") or 0)
+
+    @rule()
+    def the_next_try_comes(self) -> None:
+        let_retries_begin(self.ledger)
+        assert self.store.get(self.job).retry_at is None
 
     @rule()
     def all_workers_die(self) -> None:
@@ -157,6 +176,14 @@ class JobMachine(RuleBasedStateMachine):
             assert leases == 0
         if job.status == "canceling":
             assert self.held
+        assert self._retries() <= MAX_RETRIES
+        waits = job.retry_at is not None
+        assert self.ledger.redis.zrange("dearkd:retries", 0, -1) == [self.job.encode()] * waits
+        if waits:
+            assert (job.status, job.error is not None, self.held) == ("queued", True, {})
+            assert self.ledger.redis.zscore("dearkd:open:synthesis", self.job) is None
+        elif job.status != "failed":
+            assert job.error is None
         run = self.store.get(self.run)
         assert run.status == {"succeeded": "queued", "failed": "failed", "canceled": "failed"}.get(
             job.status, run.status
@@ -170,6 +197,7 @@ class JobMachine(RuleBasedStateMachine):
             self.store.retry(self.job)
         if self.store.get(self.job).status == "paused":
             self.store.resume(self.job)
+        let_retries_begin(self.ledger)
         while (found := self.ledger.claim("synthesis", 60.0)) is not None:
             if found.unit == "finish":
                 self.ledger.complete(found, {"dataset": "ds"})

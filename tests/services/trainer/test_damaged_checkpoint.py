@@ -9,9 +9,11 @@ from dearkd.jobs.model import Job, model_of
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage.catalog import models
+from dearkd.storage.checkpoints import StoredCheckpoint
 from dearkd.storage.objects import Storage
 from dearkd.work.worker import drain, open_ledger
-from dearkd_trainer.service.job import StoredCheckpoint, perform, store_checkpoint
+from dearkd_trainer.service.checkpoints import store_checkpoint
+from dearkd_trainer.service.job import perform
 from tests.services.trainer.test_windowed_jobs import PLAIN, dataset, settings, weights
 from tests.support.webhook_receiver import NOBODY, says_nothing_of
 

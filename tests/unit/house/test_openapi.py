@@ -21,7 +21,7 @@ JOB = ("create", "list", "get", "cancel", "retry", "events", "log")
 IDS = {
     *(f"teachers.{name}" for name in ("create", "list", "get", "delete", "checks.create", "checks.get")),
     *(f"synthesis_jobs.{name}" for name in (*JOB, "preview")),
-    *(f"training_runs.{name}" for name in (*JOB, "metrics")),
+    *(f"training_runs.{name}" for name in (*JOB, "metrics", "checkpoints", "checkpoints.files.get")),
     *(f"datasets.{name}" for name in ("create", "list", "get", "delete", "files.get")),
     *(f"models.{name}" for name in ("list", "get", "delete", "files.get", "predict")),
     *("health.alive", "health.ready"),
@@ -66,7 +66,7 @@ def test_operation_ids_are_unique_and_those_that_clients_know_are_there() -> Non
     found = [operation["operationId"] for _, _, operation in operations(SCHEMA)]
     assert len(set(found)) == len(found)
     assert set(found) >= IDS
-    assert all(re.fullmatch(r"[a-z_]+(\.[a-z_]+){1,2}", name) for name in found)
+    assert all(re.fullmatch(r"[a-z_]+(\.[a-z_]+){1,3}", name) for name in found)
 
 
 @pytest.mark.parametrize(

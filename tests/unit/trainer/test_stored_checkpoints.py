@@ -6,8 +6,9 @@ import pytest
 
 from dearkd.errors import CorruptData
 from dearkd.settings import Settings
+from dearkd.storage.checkpoints import StoredCheckpoint
 from dearkd.storage.objects import Storage
-from dearkd_trainer.service.job import StoredCheckpoint, fetch_checkpoint, store_checkpoint
+from dearkd_trainer.service.checkpoints import fetch_checkpoint, store_checkpoint
 
 RUN = "run-1"
 

@@ -9,8 +9,12 @@ import typer
 from dearkd.choices import FolderOrder
 from dearkd.cli.hub_push import Public, Push, require_pushable
 from dearkd.cli.output import AsJson
+from dearkd.identifiers import is_id
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Its id (mdl-…), or a folder that holds one.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Its id (mdl-…), a run's (run-…: its newest checkpoint), or a folder."),
+]
 
 
 class Format(StrEnum):
@@ -46,13 +50,19 @@ def register_export(app: typer.Typer) -> None:
         opset: Annotated[
             int | None, typer.Option(metavar="N", help="onnx: version of its operators.", show_default="18")
         ] = None,
+        epoch: Annotated[
+            int | None,
+            typer.Option(
+                metavar="N", min=1, help="Of a run: the checkpoint of the end of epoch N.", show_default="the newest"
+            ),
+        ] = None,
         push: Push = None,
         public: Public = False,
         as_json: AsJson = False,
     ) -> None:
         """Write a trained student to a folder, for timm, ONNX Runtime or the Hugging Face Hub.
 
-        Or for torch alone: --to pt2.
+        Or for torch alone: --to pt2. Given a run, its newest checkpoint, also while the run goes on.
         """
         from dearkd_trainer.commands.export import ExportOptions, run_export
 
@@ -62,8 +72,12 @@ def register_export(app: typer.Typer) -> None:
             raise typer.BadParameter(f"--opset is for --to onnx, there are no such operators in {to}")
         if preprocess and to not in (Format.onnx, Format.pt2):
             raise typer.BadParameter(f"--preprocess is for --to onnx and --to pt2, there is no graph in {to}")
+        if epoch is not None and not is_id(model, "run"):
+            raise typer.BadParameter(f"--epoch is for the checkpoints of a run (run-…), and {model} is none")
         require_pushable(push, public=public, is_hub_form=to is Format.hf)
-        options = ExportOptions(licence=licence, preprocess=preprocess, opset=opset, push=push, public=public)
+        options = ExportOptions(
+            licence=licence, preprocess=preprocess, opset=opset, push=push, public=public, epoch=epoch
+        )
         run_export(model, directory, to.value, options, as_json=as_json)
 
 

@@ -46,14 +46,18 @@ class ExportOptions:
     """The repository on the Hub to upload the folder to (hf)."""
     public: bool = False
     """True makes a new repository one for everybody to see."""
+    epoch: int | None = None
+    """The epoch of the run whose checkpoint is exported; None: the newest checkpoint."""
 
 
 def run_export(reference: str, directory: Path, to: Format, options: ExportOptions, *, as_json: bool) -> None:
     """Export a model and say what was written."""
     settings = Settings()
     with FileCache(settings.cache_dir, settings.cache_bytes) as cache, new_folder(directory) as folder:
-        model = open_model(reference, connect, cache)
+        model = open_model(reference, connect, cache, epoch=options.epoch)
         more = write_export(model, folder, to, options)
+    if model.checkpoint is not None:
+        more["checkpoint"] = model.checkpoint.model_dump(include={"id", "epoch", "stage", "step"})
     if options.push is not None:
         more["pushed"] = push_folder(directory, options.push, "model", public=options.public)
     files = [describe_file(path).model_dump() for path in sorted(directory.iterdir())]
@@ -62,6 +66,8 @@ def run_export(reference: str, directory: Path, to: Format, options: ExportOptio
         return
     print(directory)
     note(", ".join(f"{file['name']} ({file['bytes']:,} bytes)" for file in files))
+    if model.checkpoint is not None:
+        note(f"of the checkpoint after {model.checkpoint.epoch} epochs, step {model.checkpoint.step}")
     if "difference" in more:
         note(f"logits of {RUNS[to]} differ from torch's by {more['difference']:.1e} at most")
 

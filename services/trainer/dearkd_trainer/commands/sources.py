@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import typer
 from torch import nn
 
+from dearkd.answers import Checkpoint
 from dearkd.choices import FolderOrder
 from dearkd.cli.output import note
 from dearkd.cli.references import identifier_of
@@ -33,6 +34,7 @@ from dearkd.storage.file_cache import FileCache, verify_copy
 from dearkd.vision.passing_shards import PassingShards
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.students import StudentConfig
+from dearkd_trainer.commands.checkpoints import fetch_model
 from dearkd_trainer.data.image_files import ImageFiles
 from dearkd_trainer.evaluate.report import METRICS
 from dearkd_trainer.model.export import CARD, CONFIG, WEIGHTS, load_model
@@ -54,7 +56,9 @@ class TrainedModel:
     raw_config: Mapping[str, Any]
     config: StudentConfig
     manifest: Model | None
-    """None for a folder without `model.json`."""
+    """None for a folder without `model.json`, and for a checkpoint."""
+    checkpoint: Checkpoint | None = None
+    """The run's checkpoint that it is, as the API lists it."""
 
     @property
     def num_classes(self) -> int:
@@ -77,18 +81,28 @@ class TrainedModel:
         return load_model(self.raw_config, self.files[WEIGHTS])
 
 
-def open_model(reference: str, connect: Callable[[], Client], cache: FileCache) -> TrainedModel:
-    """The model of an id (`mdl-…`), or in a folder that holds `model.safetensors` and `config.json`.
+def open_model(
+    reference: str, connect: Callable[[], Client], cache: FileCache, *, epoch: int | None = None
+) -> TrainedModel:
+    """The model of an id (`mdl-…`), of a run's checkpoint (`run-…`), or in a folder that holds `model.safetensors` and
+    `config.json`.
 
     Args:
         reference: the id, or the folder.
         connect: gives a client of the API, for an id.
         cache: keeps verified copies, for as long as it is open.
+        epoch: of a run, the epoch at whose end the checkpoint was made; None: its newest.
 
     Raises:
+        NotFound: if there is no such model, run or checkpoint.
         InvalidInput: if it is neither, or its `config.json` or `model.json` is not ours.
         CorruptData: if a file is not what the manifest says.
     """
+    if is_id(reference, "run"):
+        with connect() as client:
+            checkpoint, files = fetch_model(client, reference, epoch, cache)
+        name = f"{reference}-epoch-{checkpoint.epoch}"
+        return TrainedModel(name, files, *_read_config(files[CONFIG]), None, checkpoint)
     reference = _of_name(reference, "model", connect)
     if is_id(reference, "mdl"):
         with connect() as client:

@@ -31,6 +31,9 @@ MAY_CHANGE = {
     "keep_checkpoints",
     "eval_dataset",
     "webhook",
+    "labels",
+    "timeout_seconds",
+    "max_retries",
 }
 """Fields of a spec that do not affect the weights: a run may go on with other values."""
 
@@ -84,18 +87,7 @@ def load_checkpoint(directory: Path, spec: TrainingSpec, data: Mapping[str, Any]
         return None
     before = directory / earlier(1)
     remedy = f"put {before.name} in its place" if before.exists() else f"remove it to start from the beginning{_JOB}"
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises by the kind of damage: zip, pickle, EOF, key
-        raise CorruptData(f"{path} is no readable checkpoint ({error}): {remedy}") from error
-    if not isinstance(found, dict) or "version" not in found:
-        what = f"a dict of {', '.join(map(str, list(found)[:3]))}" if isinstance(found, dict) else type(found).__name__
-        raise CorruptData(f"{path} is no checkpoint of a run, but {what}: {remedy}")
-    state: dict[str, Any] = found
-    if state["version"] != VERSION:
-        raise InvalidInput(
-            f"{path} is of version {state['version']}, this code reads {VERSION}: use an empty directory{_JOB}"
-        )
+    state = read_state(path, remedy=remedy, other=f"use an empty directory{_JOB}")
     for made, remedy, saved, asked in (
         ("by another spec", "that spec", state["spec"], comparable(spec)),
         ("from other data", "those data", state["data"], data),
@@ -104,6 +96,31 @@ def load_checkpoint(directory: Path, spec: TrainingSpec, data: Mapping[str, Any]
             raise InvalidInput(
                 f"{path} was made {made} ({'; '.join(differing)}): use {remedy}, or an empty directory{_JOB}"
             )
+    return state
+
+
+def read_state(path: Path, *, remedy: str, other: str) -> dict[str, Any]:
+    """The state that a checkpoint file holds, its tensors on the CPU.
+
+    Args:
+        path: of the file.
+        remedy: for one that is damaged, as a clause.
+        other: the remedy for one that another version made.
+
+    Raises:
+        CorruptData: if it cannot be read, or is no checkpoint of a run.
+        InvalidInput: if another version made it.
+    """
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises by the kind of damage: zip, pickle, EOF, key
+        raise CorruptData(f"{path} is no readable checkpoint ({error}): {remedy}") from error
+    if not isinstance(found, dict) or "version" not in found:
+        what = f"a dict of {', '.join(map(str, list(found)[:3]))}" if isinstance(found, dict) else type(found).__name__
+        raise CorruptData(f"{path} is no checkpoint of a run, but {what}: {remedy}")
+    if found["version"] != VERSION:
+        raise InvalidInput(f"{path} is of version {found['version']}, this code reads {VERSION}: {other}")
+    state: dict[str, Any] = found
     return state
 
 

@@ -6,15 +6,14 @@ model goes to `models/{id}/`, its manifest last.
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
 
 from dearkd.data.manifests import DatasetManifest, datasets
-from dearkd.errors import CorruptData, NotFound, Unavailable, Unreadable
+from dearkd.errors import Unavailable
 from dearkd.jobs.measures import STEP_SECONDS
 from dearkd.jobs.model import dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
@@ -29,6 +28,7 @@ from dearkd.storage.catalog import (
     models,
     teachers,
 )
+from dearkd.storage.checkpoints import StoredCheckpoint
 from dearkd.storage.objects import AlreadyExists, Storage
 from dearkd.vision.devices import choose_device
 from dearkd.work.attempt import Attempt, Died, HandBack
@@ -37,8 +37,8 @@ from dearkd_trainer.evaluate.report import ATTENTION, EVALUATION, METRICS, json_
 from dearkd_trainer.model.export import CONFIG, WEIGHTS
 from dearkd_trainer.model.student import family_of
 from dearkd_trainer.record.card import run_card
-from dearkd_trainer.record.checkpoint import BEST, LAST
 from dearkd_trainer.record.meter import json_row
+from dearkd_trainer.service.checkpoints import fetch_checkpoint, store_checkpoint
 from dearkd_trainer.service.data import PLACES, fetch_datasets, open_shards, pixel_statistics
 from dearkd_trainer.service.inputs import RunInputs
 from dearkd_trainer.service.process_group import ProcessGroup
@@ -147,14 +147,6 @@ def train_in_group(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter")
         return group.run(reporter)
 
 
-class StoredCheckpoint(BaseModel):
-    """The pointer `checkpoint.json`, written last: the files of the checkpoint, with sizes and hashes."""
-
-    files: list[StoredFile] = Field(default_factory=list)
-    earlier: list[StoredFile] = Field(default_factory=list)
-    """The checkpoints before it that are kept, latest first: a run goes on from the first of all that is whole."""
-
-
 class RunReporter:
     """Passes on the trainer's reports: progress and cancel at every step, rows at every epoch, checkpoints at once."""
 
@@ -165,6 +157,8 @@ class RunReporter:
         self._rows: list[Metrics] = []
         self._behind = False
         self._steps: dict[str, int] = {}
+        self._step = 0
+        self._ended_epoch = False
         self._first_epoch = 0
         self._began = self._stepped = time.monotonic()
         self.sinks = Sinks([], RunInfo(attempt.job.id, attempt.job.id, {}, attempt.settings.metrics_dir))
@@ -172,6 +166,7 @@ class RunReporter:
     def begin(self, history: list[Metrics], step: int) -> None:
         """Start from the rows and the step of the checkpoint: later steps are done again, and reported again."""
         self._rows = list(history)
+        self._step = step
         self._first_epoch = len(history)
         self._began = time.monotonic()
         job, settings = self.attempt.job, self.attempt.settings
@@ -185,6 +180,7 @@ class RunReporter:
         self._stepped = time.monotonic()
 
     def on_step(self, step: int, steps: int) -> None:
+        self._step, self._ended_epoch = step, False
         self.attempt.check()
         began, self._stepped = self._stepped, time.monotonic()
         self.attempt.measures.observe(STEP_SECONDS, self._stepped - began)
@@ -200,6 +196,7 @@ class RunReporter:
 
     def on_epoch(self, row: Metrics) -> None:
         self._rows.append(row)
+        self._ended_epoch = True
         self._report(len(self._rows))  # at once: no step comes after the last epoch
         self.sinks.row(row)
         try:
@@ -221,97 +218,29 @@ class RunReporter:
         Raises:
             HandBack: if this process has to end; after storing, or after failing to.
         """
+        about = self._about_checkpoint()
         try:
-            self.attempt.publish(lambda: self._store(path.parent))
+            self.attempt.publish(lambda: self._store(path.parent, about))
         except HandBack:
             try:
-                self.attempt.publish_last(lambda: self._store(path.parent))
+                self.attempt.publish_last(lambda: self._store(path.parent, about))
             except Unavailable as error:
                 self.attempt.note(f"the last checkpoint is lost: {error.message}")
             raise
         self._stepped = time.monotonic()
 
-    def _store(self, folder: Path) -> None:
-        run, storage = self.attempt.job.id, self.attempt.storage
-        self._stored = store_checkpoint(storage, run, folder, self._stored, keep=self.spec.keep_checkpoints)
+    def _about_checkpoint(self) -> dict[str, Any]:
+        epoch = len(self._rows)
+        row = self._rows[-1] if self._ended_epoch else None
+        stage = row["stage"] if row is not None else 1 if epoch < self.spec.stage_one.epochs else 2
+        metrics = json_row(row) if row is not None else None
+        return {"epoch": epoch, "stage": stage, "step": self._step, "created_at": now(), "metrics": metrics}
+
+    def _store(self, folder: Path, about: Mapping[str, Any]) -> None:
+        run, storage, keep = self.attempt.job.id, self.attempt.storage, self.spec.keep_checkpoints
+        self._stored = store_checkpoint(storage, run, folder, self._stored, keep=keep, about=about)
         storage.put(f"runs/{run}/{METRICS}", json_lines(self._rows))
         self.attempt.ledger.forgive(self.attempt.claim)
-
-
-def store_checkpoint(
-    storage: Storage, run: str, folder: Path, before: StoredCheckpoint, *, keep: int
-) -> StoredCheckpoint:
-    """Store a committed checkpoint under names of its content, then the pointer to it, then delete the oldest.
-
-    So a checkpoint is whole or the one before stands, and an attempt that lost its lease damages none.
-
-    Args:
-        storage: where to.
-        run: whose checkpoint it is.
-        folder: where it lies.
-        before: what was stored last.
-        keep: how many checkpoints stay stored.
-    """
-    files = [describe_file(folder / name) for name in (LAST, BEST) if (folder / name).exists()]
-    for file in files:
-        if file not in before.files:
-            storage.put(_checkpoint_key(run, file), folder / file.name)
-    passed = [file for file in (*before.files, *before.earlier) if file.name == LAST and file not in files]
-    after = StoredCheckpoint(files=files, earlier=passed[: keep - 1])
-    storage.put(_pointer_key(run), after.model_dump_json(indent=2).encode())
-    for file in (*before.files, *before.earlier):
-        if file not in (*after.files, *after.earlier):
-            storage.delete(_checkpoint_key(run, file))
-    return after
-
-
-def fetch_checkpoint(
-    storage: Storage, run: str, folder: Path, note: Callable[[str], None] = lambda _: None
-) -> StoredCheckpoint:
-    """Bring a run's stored checkpoint, if there is one, to where the trainer looks for it.
-
-    If the last one is damaged, the latest earlier one that is whole is taken. The best weights so far, which no run
-    goes on from, are left out if damaged or gone. `note` is called in both cases.
-
-    Raises:
-        CorruptData: naming what is gone or not what was stored, if no checkpoint is whole.
-    """
-    try:
-        text = storage.read(_pointer_key(run))
-    except NotFound:
-        return StoredCheckpoint()
-    remedy = f"retry the run from its beginning (`dearkd retry {run} --from beginning`)"
-    try:
-        stored = StoredCheckpoint.model_validate_json(text)
-    except ValidationError as error:
-        raise Unreadable(_pointer_key(run), remedy, error) from None
-    checkpoints = [file for file in stored.files if file.name == LAST] + stored.earlier
-    while checkpoints:
-        try:
-            _fetch(storage, run, checkpoints[0], folder)
-            break
-        except CorruptData as error:
-            if len(checkpoints) < 2:
-                raise CorruptData(f"no checkpoint of {run} is whole: {error.message}; or {remedy}") from None
-            note(f"{error.message}; the run goes on from the checkpoint before")
-            checkpoints = checkpoints[1:]
-    beside = []
-    for file in stored.files:
-        if file.name == LAST:
-            continue
-        try:
-            _fetch(storage, run, file, folder)
-            beside.append(file)
-        except CorruptData as error:
-            note(f"{error.message}; the run goes on without it")
-    return StoredCheckpoint(files=[*checkpoints[:1], *beside], earlier=checkpoints[1:])
-
-
-def _fetch(storage: Storage, run: str, file: StoredFile, folder: Path) -> None:
-    try:
-        storage.download(_checkpoint_key(run, file), folder / file.name, sha256=file.sha256)
-    except NotFound as error:
-        raise CorruptData(f"{error.message}, but {_pointer_key(run)} names it") from None
 
 
 def publish(
@@ -385,11 +314,3 @@ def _publish_file(storage: Storage, model: str, path: Path) -> StoredFile:
         return describe_file(path)
 
     return storage.create_or_adopt(key, path, describe_file(path), adopt)
-
-
-def _pointer_key(run: str) -> str:
-    return f"runs/{run}/checkpoints/checkpoint.json"
-
-
-def _checkpoint_key(run: str, file: StoredFile) -> str:
-    return f"runs/{run}/checkpoints/{file.sha256[:16]}-{file.name}"

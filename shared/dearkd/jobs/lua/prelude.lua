@@ -13,7 +13,8 @@
 -- Keys of all: `dearkd:events` (stream of the events of all jobs), `dearkd:open:{kind}` (jobs of which a unit can be
 --   claimed, by priority and turn), `dearkd:leases`
 --   (unit -> expiry in ms), `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences
---   to come), `dearkd:jobs:{kind}[:{status}][@{owner}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes,
+--   to come), `dearkd:retries` (jobs that wait for their next try, by the ms at which it comes),
+--   `dearkd:jobs:{kind}[:{status}][@{owner}]` (indexes), `dearkd:deleting:{id}` (set while a resource goes,
 --   and for a while after), `dearkd:starting-over:{id}` (set while what a job made is deleted, before it is retried),
 --   `dearkd:measures` (hash of sums for `/metrics`: see `measures.py`), `dearkd:deliveries` (job#number -> when the
 --   delivery is due, or its claim ends, in ms), `dearkd:slow:{host}` (set while deliveries to a slow receiver wait).
@@ -66,7 +67,7 @@ local function announce(id, status)
   if not wanted then return end
   local job, number = {}, redis.call('HINCRBY', k, 'deliveries', 1)
   for _, name in ipairs({'id', 'kind', 'status', 'attempt', 'progress', 'metrics', 'result', 'error', 'created_at',
-                         'started_at', 'finished_at'}) do
+                         'retry_at', 'started_at', 'finished_at'}) do
     job[name] = redis.call('HGET', k, name) or nil
   end
   redis.call('HSET', k .. ':deliveries', number, cjson.encode({event = status, at = args.at, job = job}))
@@ -75,8 +76,21 @@ local function announce(id, status)
   redis.call('ZREM', 'dearkd:deliveries', id .. '#' .. (number - 100))
 end
 
-local function set_status(id, status)
+-- While a job waits for its next try, it says when that comes, and why the last one failed.
+local function end_wait(id)
+  if redis.call('ZREM', 'dearkd:retries', id) == 1 then redis.call('HDEL', key(id), 'retry_at', 'error') end
+end
+
+local function drop_claims(id)
+  local k = key(id)
+  for _, unit in ipairs(redis.call('HKEYS', k .. ':claims')) do redis.call('ZREM', 'dearkd:leases', id .. '#' .. unit) end
+  redis.call('DEL', k .. ':claims', k .. ':holders', k .. ':causes', k .. ':partial')
+end
+
+-- `told` is what the event says, where that is more than the status.
+local function set_status(id, status, told)
   local k, kind, old = key(id), field(id, 'kind'), field(id, 'status')
+  end_wait(id)
   count_time(k, old, status)
   if old then leave(id, 'dearkd:jobs:' .. kind .. ':' .. old) end
   enter(id, 'dearkd:jobs:' .. kind .. ':' .. status)
@@ -85,13 +99,10 @@ local function set_status(id, status)
   if ended(status) then
     redis.call('HSET', k, 'finished_at', args.at)
     redis.call('ZREM', 'dearkd:open:' .. kind, id)
-    for _, unit in ipairs(redis.call('HKEYS', k .. ':claims')) do
-      redis.call('ZREM', 'dearkd:leases', id .. '#' .. unit)
-    end
-    redis.call('DEL', k .. ':claims', k .. ':holders', k .. ':causes', k .. ':partial')
+    drop_claims(id)
     redis.call('SADD', 'dearkd:unsettled', id)
   end
-  add_event(id, 'status', cjson.encode({status = status}))
+  add_event(id, 'status', cjson.encode(told or {status = status}))
   announce(id, status)
 end
 
@@ -100,6 +111,7 @@ end
 local function claimable(id)
   local k, status = key(id), field(id, 'status')
   if status ~= 'queued' and status ~= 'running' then return false end
+  if redis.call('ZSCORE', 'dearkd:retries', id) then return false end
   if redis.call('EXISTS', k .. ':units') == 0 then return true end
   local first = redis.call('ZRANGE', k .. ':open', 0, 0, 'WITHSCORES')
   local claimed = redis.call('HKEYS', k .. ':claims')

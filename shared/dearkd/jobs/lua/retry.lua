@@ -21,7 +21,7 @@ if args.from_beginning then
   redis.call('HSET', k, 'progress', args.progress)
   add_event(id, 'progress', args.progress)
 end
-redis.call('HDEL', k, 'error', 'finished_at', 'started_at', 'result', 'ran', 'running_since')
+redis.call('HDEL', k, 'error', 'finished_at', 'started_at', 'result', 'ran', 'running_since', 'retries')
 redis.call('HINCRBY', k, 'attempt', 1)
 redis.call('DEL', k .. ':claims', k .. ':deaths', k .. ':partial')
 redis.call('SREM', 'dearkd:unsettled', id)
