@@ -11,7 +11,8 @@ from dearkd.specs import TrainingSpec
 from dearkd.storage.catalog import models
 from dearkd.storage.objects import Storage
 from dearkd.work.worker import drain, open_ledger
-from dearkd_trainer.service.job import StoredCheckpoint, perform, store_checkpoint
+from dearkd_trainer.service.job import perform
+from dearkd_trainer.service.stored_checkpoints import StoredCheckpoint, store_checkpoint
 from tests.services.trainer.test_windowed_jobs import PLAIN, dataset, settings, weights
 from tests.support.webhook_receiver import NOBODY, says_nothing_of
 

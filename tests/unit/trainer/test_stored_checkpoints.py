@@ -7,7 +7,7 @@ import pytest
 from dearkd.errors import CorruptData
 from dearkd.settings import Settings
 from dearkd.storage.objects import Storage
-from dearkd_trainer.service.job import StoredCheckpoint, fetch_checkpoint, store_checkpoint
+from dearkd_trainer.service.stored_checkpoints import StoredCheckpoint, fetch_checkpoint, store_checkpoint
 
 RUN = "run-1"
 

@@ -6,15 +6,14 @@ model goes to `models/{id}/`, its manifest last.
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
 
 from dearkd.data.manifests import DatasetManifest, datasets
-from dearkd.errors import CorruptData, NotFound, Unavailable, Unreadable
+from dearkd.errors import Unavailable
 from dearkd.jobs.measures import STEP_SECONDS
 from dearkd.jobs.model import dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
@@ -37,12 +36,12 @@ from dearkd_trainer.evaluate.report import ATTENTION, EVALUATION, METRICS, json_
 from dearkd_trainer.model.export import CONFIG, WEIGHTS
 from dearkd_trainer.model.student import family_of
 from dearkd_trainer.record.card import run_card
-from dearkd_trainer.record.checkpoint import BEST, LAST
 from dearkd_trainer.record.meter import json_row
 from dearkd_trainer.service.data import PLACES, fetch_datasets, open_shards, pixel_statistics
 from dearkd_trainer.service.inputs import RunInputs
 from dearkd_trainer.service.process_group import ProcessGroup
 from dearkd_trainer.service.sinks import RunInfo, Sinks
+from dearkd_trainer.service.stored_checkpoints import StoredCheckpoint, fetch_checkpoint, store_checkpoint
 from dearkd_trainer.train.failures import LoaderLost
 from dearkd_trainer.train.trainer import Metrics, TrainingResult
 
@@ -147,14 +146,6 @@ def train_in_group(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter")
         return group.run(reporter)
 
 
-class StoredCheckpoint(BaseModel):
-    """The pointer `checkpoint.json`, written last: the files of the checkpoint, with sizes and hashes."""
-
-    files: list[StoredFile] = Field(default_factory=list)
-    earlier: list[StoredFile] = Field(default_factory=list)
-    """The checkpoints before it that are kept, latest first: a run goes on from the first of all that is whole."""
-
-
 class RunReporter:
     """Passes on the trainer's reports: progress and cancel at every step, rows at every epoch, checkpoints at once."""
 
@@ -238,82 +229,6 @@ class RunReporter:
         self.attempt.ledger.forgive(self.attempt.claim)
 
 
-def store_checkpoint(
-    storage: Storage, run: str, folder: Path, before: StoredCheckpoint, *, keep: int
-) -> StoredCheckpoint:
-    """Store a committed checkpoint under names of its content, then the pointer to it, then delete the oldest.
-
-    So a checkpoint is whole or the one before stands, and an attempt that lost its lease damages none.
-
-    Args:
-        storage: where to.
-        run: whose checkpoint it is.
-        folder: where it lies.
-        before: what was stored last.
-        keep: how many checkpoints stay stored.
-    """
-    files = [describe_file(folder / name) for name in (LAST, BEST) if (folder / name).exists()]
-    for file in files:
-        if file not in before.files:
-            storage.put(_checkpoint_key(run, file), folder / file.name)
-    passed = [file for file in (*before.files, *before.earlier) if file.name == LAST and file not in files]
-    after = StoredCheckpoint(files=files, earlier=passed[: keep - 1])
-    storage.put(_pointer_key(run), after.model_dump_json(indent=2).encode())
-    for file in (*before.files, *before.earlier):
-        if file not in (*after.files, *after.earlier):
-            storage.delete(_checkpoint_key(run, file))
-    return after
-
-
-def fetch_checkpoint(
-    storage: Storage, run: str, folder: Path, note: Callable[[str], None] = lambda _: None
-) -> StoredCheckpoint:
-    """Bring a run's stored checkpoint, if there is one, to where the trainer looks for it.
-
-    If the last one is damaged, the latest earlier one that is whole is taken. The best weights so far, which no run
-    goes on from, are left out if damaged or gone. `note` is called in both cases.
-
-    Raises:
-        CorruptData: naming what is gone or not what was stored, if no checkpoint is whole.
-    """
-    try:
-        text = storage.read(_pointer_key(run))
-    except NotFound:
-        return StoredCheckpoint()
-    remedy = f"retry the run from its beginning (`dearkd retry {run} --from beginning`)"
-    try:
-        stored = StoredCheckpoint.model_validate_json(text)
-    except ValidationError as error:
-        raise Unreadable(_pointer_key(run), remedy, error) from None
-    checkpoints = [file for file in stored.files if file.name == LAST] + stored.earlier
-    while checkpoints:
-        try:
-            _fetch(storage, run, checkpoints[0], folder)
-            break
-        except CorruptData as error:
-            if len(checkpoints) < 2:
-                raise CorruptData(f"no checkpoint of {run} is whole: {error.message}; or {remedy}") from None
-            note(f"{error.message}; the run goes on from the checkpoint before")
-            checkpoints = checkpoints[1:]
-    beside = []
-    for file in stored.files:
-        if file.name == LAST:
-            continue
-        try:
-            _fetch(storage, run, file, folder)
-            beside.append(file)
-        except CorruptData as error:
-            note(f"{error.message}; the run goes on without it")
-    return StoredCheckpoint(files=[*checkpoints[:1], *beside], earlier=checkpoints[1:])
-
-
-def _fetch(storage: Storage, run: str, file: StoredFile, folder: Path) -> None:
-    try:
-        storage.download(_checkpoint_key(run, file), folder / file.name, sha256=file.sha256)
-    except NotFound as error:
-        raise CorruptData(f"{error.message}, but {_pointer_key(run)} names it") from None
-
-
 def publish(
     attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, in_chans: int, result: TrainingResult
 ) -> None:
@@ -385,11 +300,3 @@ def _publish_file(storage: Storage, model: str, path: Path) -> StoredFile:
         return describe_file(path)
 
     return storage.create_or_adopt(key, path, describe_file(path), adopt)
-
-
-def _pointer_key(run: str) -> str:
-    return f"runs/{run}/checkpoints/checkpoint.json"
-
-
-def _checkpoint_key(run: str, file: StoredFile) -> str:
-    return f"runs/{run}/checkpoints/{file.sha256[:16]}-{file.name}"
