@@ -14,7 +14,7 @@ import torch
 
 from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.errors import Unavailable
-from dearkd.jobs.measures import STEP_SECONDS
+from dearkd.jobs.measures import STEP_SECONDS, TRAINED_IMAGES
 from dearkd.jobs.model import dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
 from dearkd.specs import Task, TrainingSpec
@@ -131,7 +131,7 @@ def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
         on_checkpoint=reporter.on_checkpoint,
         check=reporter.attempt.check,
     )
-    reporter.begin(trainer.history, trainer.step)
+    reporter.begin(trainer.history, trainer.step, len(trainer.train_indices))
     try:
         return trainer.fit()
     except LoaderLost as error:
@@ -160,8 +160,10 @@ class RunReporter:
         self._began = self._stepped = time.monotonic()
         self.sinks = Sinks([], RunInfo(attempt.job.id, attempt.job.id, {}, attempt.settings.metrics_dir))
 
-    def begin(self, history: list[Metrics], step: int) -> None:
+    def begin(self, history: list[Metrics], step: int, images: int) -> None:
         """Start from the rows and the step of the checkpoint: later steps are done again, and reported again."""
+        self._images = 0
+        """Images of an epoch."""
         self._rows = list(history)
         self._first_epoch = len(history)
         self._began = time.monotonic()
@@ -169,6 +171,7 @@ class RunReporter:
         run = RunInfo(job.id, self.spec.name or job.id, job.published_spec, settings.metrics_dir, len(history))
         self.sinks = Sinks(settings.metrics_sink_names, run)
         self.attempt.publish(self._set_rows)
+        self._images = images
         if history:
             self._report(len(history))  # of a run that only has its model to store nothing else will
         if step:
@@ -185,6 +188,10 @@ class RunReporter:
     def _report(self, epochs: float) -> None:
         """Report the latest row, so many epochs after the run's beginning."""
         rate = (epochs - self._first_epoch) / max(1e-9, time.monotonic() - self._began)
+        # Batches of an epoch differ in size by at most one, the larger ones first.
+        batches = steps // self.spec.epochs
+        size, larger = divmod(self._images, batches)
+        self.attempt.measures.count(TRAINED_IMAGES, by=size + ((step - 1) % batches < larger))
         latest: dict[str, Any] = json_row(self._rows[-1]) if self._rows else {}
         stage = 1 if epochs <= self.spec.stage_one.epochs and self.spec.stage_one.epochs else 2
         self.attempt.progress(int(epochs), rate or None, {**latest, "stage": stage, **self._steps})
