@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from dearkd import tracing
 from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
 from dearkd.identifiers import earliest_id, sibling
@@ -61,7 +62,7 @@ class JobPage(Page):
 
 
 def render(job: Job) -> dict[str, Any]:
-    return job.model_dump(mode="json", exclude={"owner"}) | {"links": _links(job)}
+    return job.model_dump(mode="json", exclude={"owner", "traceparent"}) | {"links": _links(job)}
 
 
 def _links(job: Job) -> dict[str, str]:
@@ -82,6 +83,7 @@ def _links(job: Job) -> dict[str, str]:
 
 def _accepted(job: Job) -> Response:
     body = render(job)
+    tracing.annotate({"dearkd.job.id": job.id})
     return JSONResponse(body, status_code=202, headers={"Location": body["links"]["self"]})
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 
+from dearkd import tracing
 from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.errors import Unavailable
 from dearkd.jobs.measures import STEP_SECONDS, TRAINED_IMAGES
@@ -62,7 +63,8 @@ def perform(attempt: Attempt) -> None:
     manifest = datasets(storage).get(identifier)
     teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
     evaluated = datasets(storage).get(spec.eval_dataset) if spec.eval_dataset else None
-    shards, eval_shards = fetch_datasets(attempt, spec, manifest, evaluated)
+    with tracing.span("fetch datasets"):
+        shards, eval_shards = fetch_datasets(attempt, spec, manifest, evaluated)
     in_chans = cast(Literal[1, 3], manifest.in_chans if teacher is None else teacher.in_chans)
     for role, data in (("dataset", manifest), ("eval_dataset", evaluated)):
         for line in data.conversions(in_chans) if data is not None else ():
@@ -106,10 +108,13 @@ def perform(attempt: Attempt) -> None:
         stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
         reporter = RunReporter(attempt, spec, stored)
         try:
-            result = train_here(inputs, reporter) if spec.processes == 1 else train_in_group(attempt, inputs, reporter)
+            with tracing.span("train"):
+                alone = spec.processes == 1
+                result = train_here(inputs, reporter) if alone else train_in_group(attempt, inputs, reporter)
         finally:
             reporter.sinks.close()
-        attempt.publish(lambda: publish(attempt, spec, manifest, in_chans, result))
+        with tracing.span("store model"):
+            attempt.publish(lambda: publish(attempt, spec, manifest, in_chans, result))
     attempt.stop_reporting()
     attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"model": model_of(attempt.job.id)}))
 
@@ -157,46 +162,49 @@ class RunReporter:
         self._behind = False
         self._steps: dict[str, int] = {}
         self._first_epoch = 0
+        self._images = 0
+        """Images of an epoch."""
         self._began = self._stepped = time.monotonic()
+        self._epoch_began = time.time_ns()
         self.sinks = Sinks([], RunInfo(attempt.job.id, attempt.job.id, {}, attempt.settings.metrics_dir))
 
     def begin(self, history: list[Metrics], step: int, images: int) -> None:
         """Start from the rows and the step of the checkpoint: later steps are done again, and reported again."""
-        self._images = 0
-        """Images of an epoch."""
         self._rows = list(history)
+        self._images = images
         self._first_epoch = len(history)
         self._began = time.monotonic()
         job, settings = self.attempt.job, self.attempt.settings
         run = RunInfo(job.id, self.spec.name or job.id, job.published_spec, settings.metrics_dir, len(history))
         self.sinks = Sinks(settings.metrics_sink_names, run)
         self.attempt.publish(self._set_rows)
-        self._images = images
         if history:
             self._report(len(history))  # of a run that only has its model to store nothing else will
         if step:
             self.attempt.note(f"goes on after epoch {len(history)}, step {step}, from its last checkpoint")
-        self._stepped = time.monotonic()
+        self._stepped, self._epoch_began = time.monotonic(), time.time_ns()
 
     def on_step(self, step: int, steps: int) -> None:
         self.attempt.check()
         began, self._stepped = self._stepped, time.monotonic()
         self.attempt.measures.observe(STEP_SECONDS, self._stepped - began)
+        # Batches of an epoch differ in size by at most one, the larger ones first.
+        batches = steps // self.spec.epochs
+        size, larger = divmod(self._images, batches)
+        self.attempt.measures.count(TRAINED_IMAGES, by=size + ((step - 1) % batches < larger))
         self._steps = {"step": step, "steps": steps}
         self._report(self.spec.epochs * step / steps)
 
     def _report(self, epochs: float) -> None:
         """Report the latest row, so many epochs after the run's beginning."""
         rate = (epochs - self._first_epoch) / max(1e-9, time.monotonic() - self._began)
-        # Batches of an epoch differ in size by at most one, the larger ones first.
-        batches = steps // self.spec.epochs
-        size, larger = divmod(self._images, batches)
-        self.attempt.measures.count(TRAINED_IMAGES, by=size + ((step - 1) % batches < larger))
         latest: dict[str, Any] = json_row(self._rows[-1]) if self._rows else {}
         stage = 1 if epochs <= self.spec.stage_one.epochs and self.spec.stage_one.epochs else 2
         self.attempt.progress(int(epochs), rate or None, {**latest, "stage": stage, **self._steps})
 
     def on_epoch(self, row: Metrics) -> None:
+        about = {"dearkd.epoch": int(row["epoch"]), "dearkd.stage": int(row["stage"])}
+        tracing.span_since(self._epoch_began, "train epoch", about)
         self._rows.append(row)
         self._report(len(self._rows))  # at once: no step comes after the last epoch
         self.sinks.row(row)
@@ -208,7 +216,7 @@ class RunReporter:
             self._behind = False
         except Unavailable:
             self._behind = True  # the run goes on; its rows are written anew once Redis is back
-        self._stepped = time.monotonic()
+        self._stepped, self._epoch_began = time.monotonic(), time.time_ns()
 
     def _set_rows(self) -> None:
         self.attempt.ledger.set_rows(self.attempt.job.id, [json_row(row) for row in self._rows])
@@ -219,15 +227,18 @@ class RunReporter:
         Raises:
             HandBack: if this process has to end; after storing, or after failing to.
         """
-        try:
-            self.attempt.publish(lambda: self._store(path.parent))
-        except HandBack:
+        with tracing.span("store checkpoint"):
             try:
-                self.attempt.publish_last(lambda: self._store(path.parent))
-            except Unavailable as error:
-                self.attempt.note(f"the last checkpoint is lost: {error.message}")
-            raise
+                self.attempt.publish(lambda: self._store(path.parent))
+            except HandBack:
+                try:
+                    self.attempt.publish_last(lambda: self._store(path.parent))
+                except Unavailable as error:
+                    self.attempt.note(f"the last checkpoint is lost: {error.message}")
+                raise
         self._stepped = time.monotonic()
+        if self._steps and self._steps["step"] * self.spec.epochs == len(self._rows) * self._steps["steps"]:
+            self._epoch_began = time.time_ns()  # it was stored between two epochs
 
     def _store(self, folder: Path) -> None:
         run, storage = self.attempt.job.id, self.attempt.storage
