@@ -6,6 +6,7 @@ sends the spans, and no thread survives a fork: so it is begun in the process th
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS: Final = 2.0
 """The time for which the end of a process waits for its last spans to be taken."""
+AWAY_SECONDS: Final = 10.0
+"""The time for which a collector counts as away that an exporter has complained of; then nobody waits for it."""
 QUIET_SECONDS: Final = 60.0
 """The time between two lines about a collector that takes nothing."""
 
@@ -59,7 +62,7 @@ def exporting(service: str) -> Iterator[None]:
     """Send the spans of this process for as long as the block runs, where that is asked for and can be done.
 
     Nothing in the block waits for a collector, or fails for one. The block's end waits for the last spans to be taken,
-    for `FLUSH_SECONDS` at most.
+    for `FLUSH_SECONDS` at most, and not for a collector that is known to be away.
 
     Args:
         service: the name of what this process is, where the environment gives none.
@@ -69,6 +72,7 @@ def exporting(service: str) -> Iterator[None]:
     if provider is None:
         yield
         return
+    _Complaints.last = -math.inf  # of a block before this one
     _tracer = provider.get_tracer("dearkd")
     try:
         yield
@@ -77,9 +81,11 @@ def exporting(service: str) -> Iterator[None]:
         # In a thread, since what the SDK takes for a bound is none while an exporter waits for an answer.
         ending = threading.Thread(target=provider.shutdown, name="last-spans", daemon=True)
         ending.start()
-        ending.join(FLUSH_SECONDS)
+        until = time.monotonic() + FLUSH_SECONDS
+        while ending.is_alive() and _Complaints.last + AWAY_SECONDS < time.monotonic() < until:
+            ending.join(0.02)
         if ending.is_alive():
-            log.warning("the last spans of this process were not taken within %g s: they are lost", FLUSH_SECONDS)
+            log.warning("the last spans of this process were not taken: they are lost")
 
 
 @contextmanager
@@ -224,7 +230,7 @@ def _provider(service: str) -> "TracerProvider | None":
         resource = Resource.create(own).merge(OTELResourceDetector().detect())
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         for exporter in exporters:
-            logging.getLogger(exporter.module).addFilter(_Quiet())
+            logging.getLogger(exporter.module).addFilter(_Complaints())
             provider.add_span_processor(BatchSpanProcessor(exporter.load()()))
         return provider
     except Exception as error:  # whatever is wrong with packages or variables that are not ours
@@ -232,13 +238,17 @@ def _provider(service: str) -> "TracerProvider | None":
         return None
 
 
-class _Quiet(logging.Filter):
+class _Complaints(logging.Filter):
     """Lets one line in `QUIET_SECONDS` through: of a collector that is away an exporter tells again and again."""
 
-    _until = 0.0
+    last: ClassVar[float] = -math.inf
+    """The time of the last line of any exporter of this process."""
+
+    _until = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if time.monotonic() < self._until:
+        now = _Complaints.last = time.monotonic()
+        if now < self._until:
             return False
-        self._until = time.monotonic() + QUIET_SECONDS
+        self._until = now + QUIET_SECONDS
         return True

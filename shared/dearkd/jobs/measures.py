@@ -73,7 +73,7 @@ IMAGES = Counter(
 )
 TRAINED_IMAGES = Counter(
     "dearkd_trained_images_total",
-    "Images that training runs have shown to their students; of a step that is done again, again.",
+    "Images that runs have been trained on; those of a step that is done again count again.",
 )
 LEASES_LOST = Counter(
     "dearkd_leases_lost_total",
