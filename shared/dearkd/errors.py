@@ -45,6 +45,7 @@ class DearKDError(Exception):
 
     default_code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
+    is_fault: ClassVar[bool] = True
 
     def __init__(
         self, message: str, *, code: str | None = None, errors: Sequence[FieldError] = (), cause: str = ""
@@ -168,10 +169,12 @@ class OutOfMemory(DearKDError):
 
 class Canceled(DearKDError):
     default_code = "canceled"
+    is_fault = False
 
 
 class LostLease(DearKDError):
     default_code = "lost_lease"
+    is_fault = False
 
 
 def reason(error: BaseException) -> str:

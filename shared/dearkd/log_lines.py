@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from dearkd import tracing
 from dearkd.names import printable
 from dearkd.settings import Settings
 
@@ -36,10 +37,10 @@ def about(**fields: str | int) -> Iterator[None]:
 
 
 class _AboutFilter(logging.Filter):
-    """Puts on each record what it is about; where it is written, that may not be known any more."""
+    """Puts on each record what it is about, and its span; where it is written, that may not be known any more."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.about = _about.get({})
+        record.about = _about.get({}) | tracing.ids()
         return True
 
 

@@ -37,6 +37,7 @@ from dearkd_api.metrics import MeasureRequests, Metrics, add_metrics
 from dearkd_api.openapi import DescribedAPI
 from dearkd_api.queries import require_known_parameters
 from dearkd_api.request_ids import GiveRequestIds
+from dearkd_api.traces import TraceRequests
 
 KINDS: dict[str, QueueName] = {"synth": "synth", "inspect": "inspect", "trainer": "train"}
 """Kinds of workers, and the queue on which each listens."""
@@ -73,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     hosts = AllowedHosts.parse(settings.allowed_hosts, bound=settings.host)
     app.add_middleware(Boundary, hosts=hosts, bodies=BODIES)
     app.add_middleware(MeasureRequests, metrics=metrics)
+    app.add_middleware(TraceRequests)
     app.add_middleware(GiveRequestIds)  # the last one added is the outermost
     routers = (
         teachers.router,

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
+from dearkd import tracing
 from dearkd.answers import JobView, Page, SynthesisPlan, TrainingPlan
 from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
@@ -43,7 +44,7 @@ class JobPage(Page[JobView]):
 
 
 def render(job: Job) -> dict[str, Any]:
-    return job.model_dump(mode="json", exclude={"owner"}) | {"links": _links(job)}
+    return job.model_dump(mode="json", exclude={"owner", "traceparent"}) | {"links": _links(job)}
 
 
 def _links(job: Job) -> dict[str, str]:
@@ -67,6 +68,7 @@ def _links(job: Job) -> dict[str, str]:
 
 def _accepted(job: Job) -> Response:
     body = render(job)
+    tracing.annotate({"dearkd.job.id": job.id})
     return JSONResponse(body, status_code=202, headers={"Location": body["links"]["self"]})
 
 

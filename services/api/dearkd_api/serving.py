@@ -9,6 +9,7 @@ from types import FrameType
 
 import uvicorn
 
+from dearkd import tracing
 from dearkd.errors import Conflict, InvalidInput, Unavailable
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.reaper import Reaper
@@ -62,6 +63,7 @@ def serve(settings: Settings) -> None:
         Conflict: `port_taken`.
     """
     log_to_stderr(settings)
+    tracing.warn_of_missing()
     listener = listen(settings.host, settings.port, keyed=_has_keys(settings))
     app = create_app(settings)
     backend: Backend = app.state.backend
@@ -82,7 +84,8 @@ def serve(settings: Settings) -> None:
     Deliverer(backend.deliveries, private_targets=settings.webhook_private_targets).start(backend.stopping)
     host, port = listener.getsockname()[:2]
     logging.getLogger(__name__).info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    _Server(config, backend).run(sockets=[listener])
+    with tracing.exporting("dearkd-api"):
+        _Server(config, backend).run(sockets=[listener])
 
 
 def listen(host: str, port: int, *, keyed: bool) -> socket.socket:

@@ -17,6 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from dearkd import tracing
 from dearkd.errors import Diverged, InvalidInput, OutOfMemory
 from dearkd.specs import Phase, SynthesisSpec, TeacherSpec
 from dearkd.vision.images import decode, encode, pixel_range, quantise, to_input
@@ -145,7 +146,8 @@ class DeepInversion:
             labels = [sample_label(self.spec, sample) for sample in batch]
             if len(batch) <= batch_limit:
                 start = self._start(len(batch), shard=index, batch=len(made), images_done=batch.start - samples.start)
-                one = self._make_if_it_fits(labels, seed, start)
+                with tracing.span("invert batch", {"dearkd.batch": start.batch, "dearkd.images": len(batch)}):
+                    one = self._make_if_it_fits(labels, seed, start)
                 if one is not None:
                     made.append(one)
                     continue

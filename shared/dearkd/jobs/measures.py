@@ -71,6 +71,10 @@ IMAGES = Counter(
     "dearkd_synthesised_images_total",
     "Images that workers have synthesised; one that is half optimised counts as half, rounded down over a shard.",
 )
+TRAINED_IMAGES = Counter(
+    "dearkd_trained_images_total",
+    "Images that runs have been trained on; those of a step that is done again count again.",
+)
 LEASES_LOST = Counter(
     "dearkd_leases_lost_total",
     "Units of work taken back from a worker: its process died, or fell silent for longer than its lease.",
@@ -81,7 +85,7 @@ INSPECTOR_DEATHS = Counter(
     "Inspections that ended the process that was at them.",
 )
 
-COUNTERS = (IMAGES, LEASES_LOST, INSPECTOR_DEATHS)
+COUNTERS = (IMAGES, TRAINED_IMAGES, LEASES_LOST, INSPECTOR_DEATHS)
 HISTOGRAMS = (SHARD_SECONDS, STEP_SECONDS)
 
 

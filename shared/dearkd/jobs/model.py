@@ -96,6 +96,8 @@ class Job(BaseModel):
     finished_at: datetime | None = None
     owner: SkipJsonSchema[str | None] = None
     """`owner_of` the API key that posted it, None where none was needed; clients do not see it."""
+    traceparent: SkipJsonSchema[str | None] = None
+    """The span of the request that posted it, where that is traced; clients do not see it."""
 
     @property
     def synthesis_spec(self) -> SynthesisSpec:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
+from dearkd import tracing
 from dearkd.choices import Kind
 from dearkd.errors import Conflict, DearKDError, NotFound, Unavailable
 from dearkd.identifiers import new_id
@@ -237,6 +238,7 @@ class JobStore(Settlement):
             progress=progress,
             created_at=now(),
             owner=owner,
+            traceparent=tracing.traceparent(),
         )
 
     def _create(self, job: Job, waits_for: str | None, max_queued: int | None, webhook: WebhookRequest | None) -> Job:
@@ -277,6 +279,8 @@ class JobStore(Settlement):
             "timeout": str(job.spec.get("timeout_seconds") or ""),
             "max_retries": str(job.spec.get("max_retries") or 0),
         } | more
+        if job.traceparent is not None:
+            fields["traceparent"] = job.traceparent
         answered = self._woken(self._create_record, job, asked | {"fields": fields, "groups": units_of(job)})
         if new and answered[0] == "exists":
             return self.get(job.id)

@@ -41,6 +41,8 @@ T = TypeVar("T")
 class HandBack(Exception):
     """The unit goes back without blame: the process was asked to end (a deploy), or the job was paused."""
 
+    is_fault = False
+
 
 class Died(Exception):
     """Processes that this one had started for the unit died: that counts as its own death would.

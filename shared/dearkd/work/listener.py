@@ -26,6 +26,7 @@ from rq import Worker, worker_registration
 from rq.exceptions import AbandonedJobError
 from rq.serializers import JSONSerializer
 
+from dearkd import tracing
 from dearkd.errors import Unavailable
 from dearkd.imports import import_large
 from dearkd.jobs.deaths import (
@@ -141,6 +142,7 @@ def listen(name: QueueName, supervisor: int, doubt: Doubt) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Who was spawned spawns: each loader of a run's images would import torch anew, for seconds.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    tracing.preload()
     redis = connect(settings)
     _wait_for(redis, supervisor)
     worker = ListeningWorker(

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -21,6 +21,7 @@ from typing import Literal, TypeVar
 
 import psutil
 
+from dearkd import tracing
 from dearkd.choices import Kind
 from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
 from dearkd.jobs.deaths import exit_clause as exit_clause
@@ -100,7 +101,6 @@ def drain(kind: Kind, perform: Perform, settings: Settings | None = None) -> int
         How many units were performed.
     """
     settings = settings or Settings()
-    ledger = open_ledger(settings)
     handing_back = threading.Event()
 
     def hand_back(signum: int, frame: FrameType | None) -> None:
@@ -108,6 +108,12 @@ def drain(kind: Kind, perform: Perform, settings: Settings | None = None) -> int
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, hand_back)
+    with tracing.exporting(f"dearkd-worker-{QUEUES[kind]}"):
+        return _perform_units(kind, perform, settings, handing_back)
+
+
+def _perform_units(kind: Kind, perform: Perform, settings: Settings, handing_back: threading.Event) -> int:
+    ledger = open_ledger(settings)
     until = time.monotonic() + settings.drain_seconds
     performed = 0
     while not handing_back.is_set():
@@ -121,12 +127,30 @@ def drain(kind: Kind, perform: Perform, settings: Settings | None = None) -> int
         if job is None:
             continue
         with (
+            _traced(claim, job),
             about(job_id=claim.job, unit=claim.unit, attempt=job.attempt, claim=claim.token),
             Attempt(claim, job, ledger, settings, handing_back) as attempt,
         ):
             _perform(attempt, perform, handing_back)
         performed += 1
     return performed
+
+
+def _traced(claim: Claim, job: Job) -> AbstractContextManager[None]:
+    """The span of an attempt at a unit, below that of the request that posted the job."""
+    attributes: dict[str, str | int] = {
+        "dearkd.job.id": job.id,
+        "dearkd.job.kind": job.kind,
+        "dearkd.job.attempt": job.attempt,
+        "dearkd.unit": claim.unit,
+        "dearkd.claim": claim.token,
+        "dearkd.holder": holder(os.getppid(), os.getpid()),
+    }
+    part = claim.unit
+    if part.isdigit():
+        part, attributes["dearkd.shard"] = "shard", int(part)
+    parent = {"traceparent": job.traceparent} if job.traceparent else {}
+    return tracing.span(f"{job.kind} {part}", attributes, role="consumer", parent=parent)
 
 
 def _outlast(action: Callable[[], T], handing_back: threading.Event) -> T | None:
@@ -197,7 +221,11 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
             attempt.note(traceback.format_exc().rstrip())
             failure = JobError(code="internal_error", message=f"{type(error).__name__}: {error}", retryable=True)
     attempt.stop_reporting()
+    tracing.annotate({"dearkd.unit.done": marked})
+    if failure is not None:
+        tracing.fail(failure.code, failure.message)
     if death is not None:
+        tracing.fail("worker_died", death)
         _outlast(partial(ledger.expire, holder(os.getppid(), os.getpid()), death), handing_back)
     elif not marked:
         _outlast(lambda: _end_attempt(ledger, claim, failure), handing_back)
@@ -230,6 +258,7 @@ def main(kind: WorkerKind) -> int:
     drop_keys()
     settings = Settings()
     log_to_stderr(settings)
+    tracing.warn_of_missing()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -11,7 +11,7 @@ import pytest
 
 from dearkd.jobs.deaths import InspectorDeath, holder, note_inspector_death
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.measures import IMAGES, SHARD_SECONDS, STEP_SECONDS
+from dearkd.jobs.measures import IMAGES, SHARD_SECONDS, STEP_SECONDS, TRAINED_IMAGES
 from dearkd.local.embedded_redis import embedded_redis
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
@@ -33,6 +33,7 @@ def measured(attempt: Attempt) -> None:
     attempt.measures.count(IMAGES, by=10)
     attempt.measures.observe(SHARD_SECONDS, 2.5)
     attempt.measures.observe(STEP_SECONDS, 0.02)
+    attempt.measures.count(TRAINED_IMAGES, by=16)
     attempt.stop_reporting()
     attempt.ledger.done(attempt.claim, Payload(samples=10))
 
@@ -118,6 +119,7 @@ def test_what_workers_measure_reaches_it_through_redis(api: Api) -> None:
     eventually(lambda: scrape(api.http).value("dearkd_inspector_deaths_total") == 1)
     found = scrape(api.http)
     assert found.value("dearkd_synthesised_images_total") == 10 * performed
+    assert found.value("dearkd_trained_images_total") == 16 * performed
     shards = {le: found.value("dearkd_shard_seconds_bucket", le=le) for le in ("1.0", "3.0", "43200.0", "+Inf")}
     assert shards == {"1.0": 0, "3.0": performed, "43200.0": performed, "+Inf": performed}
     assert found.value("dearkd_shard_seconds_count") == performed
@@ -127,7 +129,7 @@ def test_what_workers_measure_reaches_it_through_redis(api: Api) -> None:
         assert found.value("dearkd_leases_lost_total", kind="synthesis", reason=reason) == 1
         assert found.value("dearkd_leases_lost_total", kind="training", reason=reason) == 0
     # Nothing in it grows with jobs, units or workers.
-    assert api.store.redis.hlen("dearkd:measures") <= 1 + 2 * 2 + 1 + 2 * 2
+    assert api.store.redis.hlen("dearkd:measures") <= 2 + 2 * 2 + 1 + 2 * 2
 
 
 def test_workers_alive_are_counted(api: Api, tmp_path: Path) -> None:

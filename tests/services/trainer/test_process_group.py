@@ -40,8 +40,9 @@ class Diary:
     begun_at: int = 0
     checkpoints: int = 0
 
-    def begin(self, history: list[Metrics], step: int) -> None:
+    def begin(self, history: list[Metrics], step: int, images: int) -> None:
         assert len(history) == step // STEPS
+        assert images == 54  # of 60, a tenth held out
         self.begun_at = step
 
     def on_step(self, step: int, steps: int) -> None:

@@ -99,6 +99,7 @@ def test_a_finished_run_shows_its_last_epoch_with_its_evaluation(settings: Setti
         name.decode(): float(value) for name, value in open_ledger(settings).redis.hgetall(measures.KEY).items()
     }
     assert measured.pop(measures.STEP_SECONDS.total) > 0
+    assert measured.pop(measures.TRAINED_IMAGES.field()) == 3 * 24
     assert sum(measured.values()) == 6, "the steps, in some buckets"
 
 

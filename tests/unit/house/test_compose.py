@@ -124,7 +124,7 @@ def test_an_image_installs_its_extra_with_the_pins_and_runs_a_command_that_exist
     found = instructions(name)
     for line in found["COPY"]:
         assert all((ROOT / source).exists() for source in line.split()[:-1]), line
-    assert [line for line in found["RUN"] if f"pip install --constraint constraints.txt '.[{name}]'" in line]
+    assert [line for line in found["RUN"] if f"pip install --constraint constraints.txt '.[{name},otel]'" in line]
     assert found["USER"] == ["dearkd"]
     entrypoint = json.loads(found["ENTRYPOINT"][0])
     assert entrypoint == ["tini", "--", "dearkd"]

@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from dearkd import tracing
 from dearkd.data.manifests import DatasetManifest, count_classes, datasets
 from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import info_json
@@ -108,13 +109,15 @@ class ShardMaker:
                 made_by = made_with(self.device) | rounding(self.device)
                 if spec.compile:
                     made_by |= compiled_by(self.device)
-                said = {"quality": shard_quality(made), "made_with": made_by}
-                shard = write_samples(path, made, spec).model_copy(update=said)
-                check_contents(path, spec, index)
-                strip = write_strip(made.images, made.labels)
+                with tracing.span("write shard"):
+                    said = {"quality": shard_quality(made), "made_with": made_by}
+                    shard = write_samples(path, made, spec).model_copy(update=said)
+                    check_contents(path, spec, index)
+                    strip = write_strip(made.images, made.labels)
                 if index == 0:
                     self._watch(attempt, spec, teacher, made, strip, shard)
-                shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
+                with tracing.span("store shard", {"dearkd.bytes": shard.bytes}):
+                    shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
             attempt.measures.observe(SHARD_SECONDS, time.monotonic() - began)
         attempt.stop_reporting()
         attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard))
@@ -144,8 +147,9 @@ class ShardMaker:
         attempt.publish(lambda: attempt.ledger.done(attempt.claim, student))
 
     def _load_teacher(self, attempt: Attempt, teacher: Teacher) -> nn.Module:
-        weights = fetch_weights(attempt.storage, teacher, attempt.cache)
-        return load_teacher(teacher.spec, weights, device=self.device)
+        with tracing.span("load teacher"):
+            weights = fetch_weights(attempt.storage, teacher, attempt.cache)
+            return load_teacher(teacher.spec, weights, device=self.device)
 
     def _synthesise(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, index: int) -> SynthesisedShard:
         made_for = (attempt.job.id, spec.adaptive_every is not None and spec.competes(index))
@@ -166,7 +170,8 @@ class ShardMaker:
             )
             self._made_for = made_for
         self._attempt, self._began, self._images = attempt, time.monotonic(), 0
-        return self._inversion.shard(index)
+        with tracing.span("invert shard", {"dearkd.images": len(shard_samples(spec, index))}):
+            return self._inversion.shard(index)
 
     def _on_step(self, step: Step) -> None:
         if self._attempt is None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dearkd import tracing
 from dearkd.data.shard_files import Shard
 from dearkd.errors import CorruptData, NotFound
 from dearkd.jobs.model import dataset_of
@@ -48,7 +49,8 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
         # No images are made here, so the bar stands still.
         attempt.progress(0, None, {"student_iteration": done, "student_loss": loss})
 
-    student = train_adaptive_student(network, teacher.spec, spec, images, device=device, on_step=on_step)
+    with tracing.span("train student", {"dearkd.images": len(images)}):
+        student = train_adaptive_student(network, teacher.spec, spec, images, device=device, on_step=on_step)
     agrees = agreement(network, student.to(device), teacher.spec, images, batch_size=spec.batch_size)
     attempt.note(
         f"the student is trained on {len(images)} images of {len(spec.student_shards)} shard(s): it agrees with the "

@@ -12,9 +12,10 @@ from typing import Any, Literal, cast
 
 import torch
 
+from dearkd import tracing
 from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.errors import Unavailable
-from dearkd.jobs.measures import STEP_SECONDS
+from dearkd.jobs.measures import STEP_SECONDS, TRAINED_IMAGES
 from dearkd.jobs.model import dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
 from dearkd.specs import Task, TrainingSpec
@@ -63,7 +64,8 @@ def perform(attempt: Attempt) -> None:
     manifest = datasets(storage).get(identifier)
     teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
     evaluated = datasets(storage).get(spec.eval_dataset) if spec.eval_dataset else None
-    shards, eval_shards = fetch_datasets(attempt, spec, manifest, evaluated)
+    with tracing.span("fetch datasets"):
+        shards, eval_shards = fetch_datasets(attempt, spec, manifest, evaluated)
     in_chans = cast(Literal[1, 3], manifest.in_chans if teacher is None else teacher.in_chans)
     for role, data in (("dataset", manifest), ("eval_dataset", evaluated)):
         for line in data.conversions(in_chans) if data is not None else ():
@@ -107,10 +109,13 @@ def perform(attempt: Attempt) -> None:
         stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
         reporter = RunReporter(attempt, spec, stored)
         try:
-            result = train_here(inputs, reporter) if spec.processes == 1 else train_in_group(attempt, inputs, reporter)
+            with tracing.span("train"):
+                alone = spec.processes == 1
+                result = train_here(inputs, reporter) if alone else train_in_group(attempt, inputs, reporter)
         finally:
             reporter.sinks.close()
-        attempt.publish(lambda: publish(attempt, spec, manifest, in_chans, result))
+        with tracing.span("store model"):
+            attempt.publish(lambda: publish(attempt, spec, manifest, in_chans, result))
     attempt.stop_reporting()
     attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"model": model_of(attempt.job.id)}))
 
@@ -132,7 +137,7 @@ def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
         on_checkpoint=reporter.on_checkpoint,
         check=reporter.attempt.check,
     )
-    reporter.begin(trainer.history, trainer.step)
+    reporter.begin(trainer.history, trainer.step, len(trainer.train_indices))
     try:
         return trainer.fit()
     except LoaderLost as error:
@@ -160,13 +165,17 @@ class RunReporter:
         self._step = 0
         self._ended_epoch = False
         self._first_epoch = 0
+        self._images = 0
+        """Images of an epoch."""
         self._began = self._stepped = time.monotonic()
+        self._epoch_began = time.time_ns()
         self.sinks = Sinks([], RunInfo(attempt.job.id, attempt.job.id, {}, attempt.settings.metrics_dir))
 
-    def begin(self, history: list[Metrics], step: int) -> None:
+    def begin(self, history: list[Metrics], step: int, images: int) -> None:
         """Start from the rows and the step of the checkpoint: later steps are done again, and reported again."""
         self._rows = list(history)
         self._step = step
+        self._images = images
         self._first_epoch = len(history)
         self._began = time.monotonic()
         job, settings = self.attempt.job, self.attempt.settings
@@ -177,13 +186,17 @@ class RunReporter:
             self._report(len(history))  # of a run that only has its model to store nothing else will
         if step:
             self.attempt.note(f"goes on after epoch {len(history)}, step {step}, from its last checkpoint")
-        self._stepped = time.monotonic()
+        self._stepped, self._epoch_began = time.monotonic(), time.time_ns()
 
     def on_step(self, step: int, steps: int) -> None:
         self._step, self._ended_epoch = step, False
         self.attempt.check()
         began, self._stepped = self._stepped, time.monotonic()
         self.attempt.measures.observe(STEP_SECONDS, self._stepped - began)
+        # Batches of an epoch differ in size by at most one, the larger ones first.
+        batches = steps // self.spec.epochs
+        size, larger = divmod(self._images, batches)
+        self.attempt.measures.count(TRAINED_IMAGES, by=size + ((step - 1) % batches < larger))
         self._steps = {"step": step, "steps": steps}
         self._report(self.spec.epochs * step / steps)
 
@@ -195,6 +208,8 @@ class RunReporter:
         self.attempt.progress(int(epochs), rate or None, {**latest, "stage": stage, **self._steps})
 
     def on_epoch(self, row: Metrics) -> None:
+        about = {"dearkd.epoch": int(row["epoch"]), "dearkd.stage": int(row["stage"])}
+        tracing.span_since(self._epoch_began, "train epoch", about)
         self._rows.append(row)
         self._ended_epoch = True
         self._report(len(self._rows))  # at once: no step comes after the last epoch
@@ -207,7 +222,7 @@ class RunReporter:
             self._behind = False
         except Unavailable:
             self._behind = True  # the run goes on; its rows are written anew once Redis is back
-        self._stepped = time.monotonic()
+        self._stepped, self._epoch_began = time.monotonic(), time.time_ns()
 
     def _set_rows(self) -> None:
         self.attempt.ledger.set_rows(self.attempt.job.id, [json_row(row) for row in self._rows])
@@ -219,15 +234,18 @@ class RunReporter:
             HandBack: if this process has to end; after storing, or after failing to.
         """
         about = self._about_checkpoint()
-        try:
-            self.attempt.publish(lambda: self._store(path.parent, about))
-        except HandBack:
+        with tracing.span("store checkpoint"):
             try:
-                self.attempt.publish_last(lambda: self._store(path.parent, about))
-            except Unavailable as error:
-                self.attempt.note(f"the last checkpoint is lost: {error.message}")
-            raise
+                self.attempt.publish(lambda: self._store(path.parent, about))
+            except HandBack:
+                try:
+                    self.attempt.publish_last(lambda: self._store(path.parent, about))
+                except Unavailable as error:
+                    self.attempt.note(f"the last checkpoint is lost: {error.message}")
+                raise
         self._stepped = time.monotonic()
+        if self._steps and self._steps["step"] * self.spec.epochs == len(self._rows) * self._steps["steps"]:
+            self._epoch_began = time.time_ns()  # it was stored between two epochs
 
     def _about_checkpoint(self) -> dict[str, Any]:
         epoch = len(self._rows)

@@ -47,7 +47,7 @@ Message = dict[str, Any]
 class Reporter(Protocol):
     """A listener to the run's progress."""
 
-    def begin(self, history: list[Metrics], step: int) -> None: ...
+    def begin(self, history: list[Metrics], step: int, images: int) -> None: ...
     def on_step(self, step: int, steps: int) -> None: ...
     def on_epoch(self, row: Metrics) -> None: ...
     def on_checkpoint(self, path: Path) -> None: ...
@@ -202,7 +202,7 @@ class ProcessGroup:
         match message["what"]:
             case "begins":
                 self._begun = True
-                reporter.begin(message["history"], message["step"])
+                reporter.begin(message["history"], message["step"], message["images"])
             case "step":
                 reporter.on_step(message["step"], message["steps"])
                 return

@@ -74,7 +74,7 @@ def train(config: RankConfig, parent: ParentLink, device: torch.device) -> dict[
 
     trainer = config.inputs.trainer(device, on_step=on_step, on_epoch=on_epoch, on_checkpoint=on_checkpoint)
     if trainer.world.rank == 0:
-        parent.report_and_wait("begins", history=trainer.history, step=trainer.step)
+        parent.report_and_wait("begins", history=trainer.history, step=trainer.step, images=len(trainer.train_indices))
     return as_json(trainer.fit())
 
 
