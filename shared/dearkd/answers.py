@@ -5,9 +5,11 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dearkd.choices import Scope
 from dearkd.data.manifests import DatasetManifest
 from dearkd.jobs.model import Job
 from dearkd.specs import SynthesisSpec, TrainingSpec
+from dearkd.specs.requests import Quotas
 from dearkd.storage.catalog import Model, StoredFile, Teacher
 
 ItemT = TypeVar("ItemT")
@@ -196,3 +198,33 @@ class Prediction(BaseModel):
     student: list[ClassProbability]
     teacher: list[ClassProbability] | None
     """The answer of the model's teacher; null where that is gone."""
+
+
+class ApiKey(BaseModel):
+    """A key, without its secret."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    quotas: Quotas
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class CreatedApiKey(ApiKey):
+    """A key with its secret, which is shown this once."""
+
+    key: str
+
+
+class OwnApiKey(BaseModel):
+    """The key that asks; `id` is null for one of the server's environment."""
+
+    id: str | None
+    name: str | None
+    scopes: list[Scope]
+    quotas: Quotas
+    expires_at: datetime | None
+    used_today: dict[str, int]
+    """Images and bytes, since midnight (UTC)."""

@@ -34,3 +34,11 @@ class FolderOrder(StrEnum):
     """The order of the whole numbers that all names are; label 0 is the least of them."""
     natural = "natural"
     """The order in which timm sorts folders: digits as numbers, text in lower case."""
+
+
+class KeyScope(StrEnum):
+    """`Scope` on the command line."""
+
+    read = "read"
+    submit = "submit"
+    admin = "admin"

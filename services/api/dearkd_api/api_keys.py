@@ -1,83 +1,29 @@
 """API keys, administered over HTTP: created, listed, rotated, revoked."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 
-from dearkd.answers import Page
-from dearkd.choices import Scope
+from dearkd.answers import ApiKey, CreatedApiKey, OwnApiKey, Page
 from dearkd.errors import InvalidInput, NotFound
 from dearkd.jobs.model import now
-from dearkd.specs import Name, Spec
-from dearkd.storage.api_keys import KeyRecord, Quotas
+from dearkd.specs.requests import KeyRequest, RotateRequest
+from dearkd.storage.api_keys import KeyRecord
 from dearkd_api.access import Asking
 from dearkd_api.backend import Uses
 from dearkd_api.bodies import JsonRoute
-from dearkd_api.moments import Moment
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
-
-MAX_GRACE = timedelta(days=30)
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=JsonRoute)
 
 
-class KeyRequest(Spec):
-    """A key to create."""
-
-    name: Name = Field(min_length=1, max_length=200)
-    scopes: list[Scope] = Field(default=["submit"], min_length=1, max_length=3)
-    """`read`: every GET; `submit`: that, and to create, steer and delete what is its own; `admin`: that, keys, the
-    audit log, and all teachers, datasets and models."""
-    expires_at: Moment | None = None
-    """RFC 3339, with its zone; null: never."""
-    quotas: Quotas = Quotas()
-
-
-class RotateRequest(Spec):
-    """A new secret for a key."""
-
-    grace_seconds: float = Field(default=0.0, ge=0, le=MAX_GRACE.total_seconds())
-    """For so long the secret of before is taken as well."""
-
-
-class KeyView(BaseModel):
-    """A key, without its secret."""
-
-    id: str
-    name: str
-    scopes: list[Scope]
-    quotas: Quotas
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-
-
-class NewKey(KeyView):
-    """A key with its secret, which is shown this once."""
-
-    key: str
-
-
-class OwnKey(BaseModel):
-    """The key that asks; `id` is null for one of the server's environment."""
-
-    id: str | None
-    name: str | None
-    scopes: list[Scope]
-    quotas: Quotas
-    expires_at: datetime | None
-    used_today: dict[str, int]
-    """Images and bytes, since midnight (UTC)."""
-
-
-class KeyPage(Page[KeyView]):
+class KeyPage(Page[ApiKey]):
     pass
 
 
-@router.post("", status_code=201, response_model=NewKey)
+@router.post("", status_code=201, response_model=CreatedApiKey)
 def create(posted: KeyRequest, backend: Uses) -> Response:
     """Create a key. The first of all must be an administrator's: from then on nobody is let in without a key."""
     if not backend.keys and "admin" not in posted.scopes:
@@ -110,7 +56,7 @@ def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After 
     return JSONResponse(page([_render(record) for record in found[:limit]], len(found) > limit))
 
 
-@router.get("/self", response_model=OwnKey)
+@router.get("/self", response_model=OwnApiKey)
 def get_own(backend: Uses, identity: Asking) -> Response:
     """The key that the request bears, and what it has used today. Any scope will do."""
     if identity is None:
@@ -128,12 +74,12 @@ def get_own(backend: Uses, identity: Asking) -> Response:
     )
 
 
-@router.get("/{identifier}", response_model=KeyView)
+@router.get("/{identifier}", response_model=ApiKey)
 def get(identifier: str, backend: Uses) -> Response:
     return JSONResponse(_render(backend.key_records.get(identifier)))
 
 
-@router.post("/{identifier}/rotate", response_model=NewKey)
+@router.post("/{identifier}/rotate", response_model=CreatedApiKey)
 def rotate(identifier: str, backend: Uses, posted: RotateRequest = RotateRequest()) -> Response:
     """Give a key a new secret; what it owns stays its own. 409 `key_revoked` if it was revoked."""
     grace = timedelta(seconds=posted.grace_seconds)
@@ -142,7 +88,7 @@ def rotate(identifier: str, backend: Uses, posted: RotateRequest = RotateRequest
     return JSONResponse(_render(record) | {"key": secret}, headers={"Cache-Control": "no-store"})
 
 
-@router.post("/{identifier}/revoke", response_model=KeyView)
+@router.post("/{identifier}/revoke", response_model=ApiKey)
 def revoke(identifier: str, backend: Uses) -> Response:
     """Let a key be taken no more: here at once, by other servers within seconds. Its jobs go on."""
     record = backend.key_records.revoke(identifier, at=now())

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Query
 
-from dearkd_api.moments import Moment
+from dearkd.specs.moments import Moment
 
 LABEL = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}=[^,]{0,200}"
 LabelFilter = Annotated[

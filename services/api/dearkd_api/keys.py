@@ -17,7 +17,8 @@ from dearkd.choices import Scope
 from dearkd.errors import CorruptData, InvalidInput, Unavailable
 from dearkd.jobs.model import now, owner_of
 from dearkd.settings import Settings
-from dearkd.storage.api_keys import KeyRecord, KeyRecords, Quotas
+from dearkd.specs.requests import Quotas
+from dearkd.storage.api_keys import KeyRecord, KeyRecords
 
 MIN_CHARACTERS: Final = 16
 REFRESH_SECONDS: Final = 5.0

@@ -5,13 +5,14 @@ from typing import Literal
 
 import typer
 
+from dearkd.answers import ApiKey
 from dearkd.client import JOBS, Client
 from dearkd.errors import InvalidInput, NotFound
 from dearkd.jobs.model import Job
 from dearkd.names import printable
 from dearkd.storage.catalog import Manifest
 
-Kind = Literal["teacher", "dataset", "model", "job", "synthesis job"]
+Kind = Literal["teacher", "dataset", "model", "job", "synthesis job", "key"]
 
 PREFIXES: dict[Kind, tuple[str, ...]] = {
     "teacher": ("tch-",),
@@ -19,6 +20,7 @@ PREFIXES: dict[Kind, tuple[str, ...]] = {
     "model": ("mdl-",),
     "job": ("syn-", "run-"),
     "synthesis job": ("syn-",),
+    "key": ("key-",),
 }
 MOST_NAMED = 5
 
@@ -58,7 +60,7 @@ def identifier_of(client: Client, reference: str, *kinds: Kind) -> str:
     raise NotFound(f"no {wanted} has the name {printable(reference)!r}; an id looks like {examples}")
 
 
-def _all(client: Client, kind: Kind) -> Iterable[Job | Manifest]:
+def _all(client: Client, kind: Kind) -> Iterable[Job | Manifest | ApiKey]:
     match kind:
         case "teacher":
             return client.list_teachers()
@@ -66,6 +68,8 @@ def _all(client: Client, kind: Kind) -> Iterable[Job | Manifest]:
             return client.list_datasets()
         case "model":
             return client.list_models()
+        case "key":
+            return client.list_keys()
         case "synthesis job":
             return client.list_jobs("synthesis")
         case "job":
@@ -73,5 +77,5 @@ def _all(client: Client, kind: Kind) -> Iterable[Job | Manifest]:
             return sorted(found, key=lambda job: job.created_at, reverse=True)
 
 
-def _name(item: Job | Manifest) -> str | None:
+def _name(item: Job | Manifest | ApiKey) -> str | None:
     return item.spec.get("name") if isinstance(item, Job) else item.name

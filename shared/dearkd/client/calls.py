@@ -6,10 +6,11 @@ pointers, `Conflict`, `TooLarge`, `Unavailable`; `Unavailable` with code `unreac
 """
 
 from dearkd.client.jobs import JobCalls
+from dearkd.client.keys import KeyCalls
 from dearkd.client.resources import ResourceCalls
 
 
-class Calls(ResourceCalls, JobCalls):
+class Calls(ResourceCalls, JobCalls, KeyCalls):
     """All calls of the control API."""
 
     async def close(self) -> None:

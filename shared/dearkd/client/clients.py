@@ -139,3 +139,12 @@ class Client:
     list_checkpoints = _items(Calls.list_checkpoints)
     download_checkpoint_file = _call(Calls.download_checkpoint_file)
     download_preview = _call(Calls.download_preview)
+
+    create_key = _call(Calls.create_key)
+    list_keys = _items(Calls.list_keys)
+    get_key = _call(Calls.get_key)
+    get_own_key = _call(Calls.get_own_key)
+    rotate_key = _call(Calls.rotate_key)
+    revoke_key = _call(Calls.revoke_key)
+    share = _call(Calls.share)
+    list_audit = _items(Calls.list_audit)

@@ -6,7 +6,7 @@ from urllib.parse import quote
 from dearkd.choices import Kind
 from dearkd.errors import InvalidInput
 
-Collection = Literal["teachers", "datasets", "models", "synthesis-jobs", "training-runs"]
+Collection = Literal["teachers", "datasets", "models", "synthesis-jobs", "training-runs", "keys"]
 
 JOBS: dict[Kind, Collection] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
 

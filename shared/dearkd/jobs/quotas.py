@@ -10,7 +10,7 @@ from dearkd.errors import LimitReached, Unavailable
 from dearkd.jobs.model import now
 from dearkd.jobs.scripts import Transition
 from dearkd.redis_client import Redis
-from dearkd.storage.api_keys import Quotas
+from dearkd.specs.requests import Quotas
 
 KEEP_SECONDS = 2 * 86400
 

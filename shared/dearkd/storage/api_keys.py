@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dearkd.choices import Scope
 from dearkd.errors import Conflict, NotFound, Unreadable
 from dearkd.identifiers import is_id, new_id
+from dearkd.specs.requests import Quotas
 from dearkd.storage.catalog import manifest_bytes
 from dearkd.storage.object_stores import StoredObject
 from dearkd.storage.objects import Storage
@@ -25,20 +26,6 @@ SECRET_PREFIX: Final = "dearkd_"
 """The beginning of every secret, by which scanners of leaked secrets know it."""
 
 log = logging.getLogger(__name__)
-
-
-class Quotas(BaseModel):
-    """Limits of one key; None is no limit. Days are those of UTC."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
-    queued_jobs: int | None = Field(default=None, ge=0, le=1_000_000)
-    """Jobs and runs that are queued or blocked at once."""
-    images_per_day: int | None = Field(default=None, ge=0, le=10**12)
-    """Images of the synthesis jobs that are accepted on one day."""
-    bytes_per_day: int | None = Field(default=None, ge=0, le=10**18)
-    """Bytes of the weights that are uploaded, and of the datasets that are ordered as estimated, on one day."""
 
 
 class Secret(BaseModel):

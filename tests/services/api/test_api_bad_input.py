@@ -13,7 +13,8 @@ import pytest
 from dearkd.identifiers import new_id
 from dearkd.jobs.inspections import Inspections, Ticket
 from dearkd.settings import Settings
-from dearkd.storage.api_keys import KeyRecords, Quotas
+from dearkd.specs.requests import Quotas
+from dearkd.storage.api_keys import KeyRecords
 from tests.support.api_contents import put_dataset, put_model, put_teacher
 from tests.support.services import Api, database, eventually, serving
 

@@ -16,8 +16,7 @@ import pytest
 from dearkd.cli import application, main
 from dearkd.settings import Settings
 from dearkd.specs import DatasetFacts, SynthesisSpec, TeacherSpec, TrainingSpec
-from dearkd.specs.requests import CheckRequest
-from dearkd_api.api_keys import KeyRequest
+from dearkd.specs.requests import CheckRequest, KeyRequest
 from dearkd_api.app import create_app
 from tests.support.documents import MANUAL, PAPERS, ROOT, Call, blocks, curl_calls, read, shell_lines, table
 
