@@ -244,6 +244,20 @@ def test_the_recipes_own_schedules_are_as_published_and_measured() -> None:
     assert (small.warmup_epochs, small.warmup_lr, small.min_lr) == (3, 1e-6, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("images", "epochs"), [(1, 300), (600, 300), (640, 300), (2000, 96), (3000, 64), (5400, 36), (100_000, 36)]
+)
+def test_few_images_are_seen_more_often(images: int, epochs: int) -> None:
+    facts = DatasetFacts(
+        num_samples=images, num_classes=10, image_size=32, in_chans=1, synthetic=True, mirrored=False, teacher=None
+    )
+    spec = TrainingSpec.resolve({"dataset": "ds", "teacher": "t"}, facts, teacher(32, 1))
+    assert (spec.recipe, spec.epochs) == ("small", epochs)
+    assert spec.stage_two.epochs == round(epochs / 12)
+    own = TrainingSpec.resolve({"dataset": "ds", "teacher": "t", "stage_one": {"epochs": 5}}, facts, teacher(32, 1))
+    assert own.stage_one.epochs == 5
+
+
 @given(
     recipe=st.sampled_from(["deit", "small"]),
     one=st.integers(0, 7),
@@ -312,8 +326,8 @@ def test_without_a_teacher_nothing_may_be_distilled() -> None:
         ({"stage_one": {"epochs": 0}, "stage_two": {"lr": 1e-3, "schedule": "restarts"}}, "/stage_two/lr"),
         ({"stage_two": {"epochs": 0, "lr": 1e-3, "schedule": "restarts"}}, "/stage_two/lr"),
         ({"stage_two": {"lr": 1e-5, "schedule": "restarts"}, "optimizer": {"min_lr": 1e-4}}, "/stage_two/lr"),
-        ({"optimizer": {"warmup_epochs": 36}}, "/optimizer/warmup_epochs"),
-        ({"optimizer": {"warmup_epochs": 33}, "stage_two": {"schedule": "restarts"}}, "/optimizer/warmup_epochs"),
+        ({"optimizer": {"warmup_epochs": 96}}, "/optimizer/warmup_epochs"),
+        ({"optimizer": {"warmup_epochs": 88}, "stage_two": {"schedule": "restarts"}}, "/optimizer/warmup_epochs"),
         ({"optimizer": {"min_lr": 2e-3, "lr": 1e-3}}, "/optimizer/min_lr"),
         ({"optimizer": {"warmup_lr": 2e-3, "lr": 1e-3}}, "/optimizer/warmup_lr"),
         ({"stage_two": {"schedule": "stops"}}, "/stage_two/schedule"),
