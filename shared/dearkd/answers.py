@@ -64,26 +64,26 @@ class Registering(BaseModel):
     """Given where `status` is `failed`."""
 
 
-SHARED = "True if every key may see it: it was shared, or has no owner."
+SHARED = "True if every key may see it: it was shared, or has no owner. So is all of a server that does not say."
 
 
 class RegisteredTeacher(Teacher):
     """A teacher: its spec, and what the inspector found."""
 
-    shared: bool = Field(description=SHARED)
+    shared: bool = Field(default=True, description=SHARED)
 
 
 class RegisteredDataset(DatasetManifest):
     """The manifest of a dataset. `teacher` and `spec` are null for sets that were registered, not synthesised."""
 
     status: Literal["ready"] = "ready"
-    shared: bool = Field(description=SHARED)
+    shared: bool = Field(default=True, description=SHARED)
 
 
 class TrainedModel(Model):
     """A trained student: files under its prefix, and where it came from."""
 
-    shared: bool = Field(description=SHARED)
+    shared: bool = Field(default=True, description=SHARED)
 
 
 class StudentPlan(BaseModel):

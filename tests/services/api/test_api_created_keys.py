@@ -16,6 +16,7 @@ from dearkd.local.doctor import check_jobs
 from dearkd.settings import Settings
 from dearkd_api.access import scope_needed
 from dearkd_api.keys import REFRESH_SECONDS
+from dearkd_api.serving import _has_keys
 from tests.support.api_contents import pointers, post_synthesis, put_dataset, put_model, put_teacher
 from tests.support.services import Api, database, eventually, serving
 
@@ -219,6 +220,17 @@ def test_a_key_from_another_server_is_known_at_once(bearing: Bearing, settings: 
         mine = create(bearing(root["key"]), "mine", "read")
         time.sleep(0.6)
         assert elsewhere(mine["key"]).http.get("/v1/teachers").status_code == 200
+
+
+def test_keys_of_storage_let_the_api_listen_beyond_loopback(settings: Settings, tmp_path: Path) -> None:
+    assert not _has_keys(settings)
+    with opened(settings, tmp_path) as bearing:
+        root = create(bearing(None), "root", "admin")
+        bearing(root["key"]).http.post(f"/v1/keys/{root['id']}/revoke")
+    assert _has_keys(settings)
+    (tmp_path / "storage").rename(tmp_path / "away")
+    assert not _has_keys(settings)
+    assert _has_keys(settings.model_copy(update={"admin_keys": "an-admins-key-0123456789"}))
 
 
 def test_where_keys_cannot_be_read_nobody_is_let_in(settings: Settings, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_anothers_jobs_do_not_exist(keyed: Keyed) -> None:
     ledger.set_rows(training["id"], [{"epoch": 1}])
     a.storage.put(f"datasets/{dataset_of(job['id'])}/preview.png", b"picture")
     reads = [link for one in (job, training) for name, link in one["links"].items() if name not in VERBS]
-    assert len(reads) == 10
+    assert len(reads) == 11
 
     def nothing_is_told() -> None:
         for path in [*reads, f"{job['links']['self']}?wait=0.1"]:

@@ -118,11 +118,12 @@ def test_a_log_record_is_a_line_whatever_it_says() -> None:
 
 def test_tables_and_errors_of_the_command_line_show_them_escaped() -> None:
     script = (
+        "from dearkd.answers import Check\n"
         "from dearkd.cli.output import note, print_error, print_item, print_list\n"
         "from dearkd.errors import DearKDError\n"
         "name = 'a\\x1b[2Jb\\u202e\\n[/] [red]x \\ud800'\n"
         "print_list(iter([{'name': name}]), {'NAME': 'name'}, limit=5, as_json=False)\n"
-        "print_item({'name': name}, as_json=False)\n"
+        "print_item(Check.model_construct(id=name), as_json=False)\n"
         "note(name)\n"
         "print_error(DearKDError(name), as_json=False)\n"
     )

@@ -70,7 +70,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory, plain_teacher: tuple[Teache
             eventually(lambda: collector.named("training run"), seconds=30)
         text = "\n".join(path.read_text() for path in sorted((folder / "logs").glob("*.log")))
         lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-        yield Traced(job["id"], run["id"], collector, lines)
+        yield Traced(job["id"], run.id, collector, lines)
 
 
 def names(spans: list[ReceivedSpan]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dearkd.answers import Checkpoint
 from dearkd.cli import main
 from dearkd.data.manifests import DatasetManifest
 from dearkd.identifiers import new_id
@@ -186,7 +187,7 @@ def test_one_that_is_deleted_while_it_is_fetched_is_looked_up_anew_or_named(
                 assert "has deleted the checkpoint before it was fetched" in told["error"]["message"]
                 assert "keep_checkpoints" in told["error"]["message"]
                 assert not (tmp_path / "old").exists()
-        stale.append(listed[0])
+        stale.append(Checkpoint.model_validate(listed[0]))
 
     assert train(api, dataset, monkeypatch, look).status == "succeeded"
     assert len(stale) == 4
