@@ -99,7 +99,7 @@ def test_the_librarys_example_runs_as_shown_but_for_its_size(tmp_path: Path) -> 
 
 def test_the_one_calls_example_runs_as_shown_but_for_its_budget(tmp_path: Path) -> None:
     (snippet,) = (block for block in blocks(read("docs/library.md"), "python") if "distill(" in block)
-    cut = snippet.replace("budget=1800", "budget=20, synthesis={'min_teacher_accuracy': 0}")
+    cut = snippet.replace("budget=1800", "budget=12, synthesis={'min_teacher_accuracy': 0}")
     assert cut != snippet
     run(TEACHER + cut, tmp_path)
     assert (tmp_path / "student" / "model.safetensors").exists()

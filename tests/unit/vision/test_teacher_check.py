@@ -21,6 +21,8 @@ from dearkd.vision.teachers import save_teacher
 from dearkd.vision.usual_inputs import padding_twin
 from tests.support.tinted_digits import NAMES, SPEC, tinted_digits, tinted_teacher, write_class_folders
 
+pytestmark = pytest.mark.slow
+
 SEEN = slice(600, 696)
 """Digits that the classifier was not fitted to."""
 
