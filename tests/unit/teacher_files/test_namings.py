@@ -13,11 +13,15 @@ from dearkd.teacher_files.namings import EFFICIENTNET_PYTORCH, MOBILENET_V2, NAM
 from dearkd.vision.bounded_construction import ParametersOnMeta
 from tests.support.teacher_files import CLASSES, Add, difference, plain, rebuilt, refusal, trained
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 """Of the logits' standard deviation: sums in another order differ by this. A wrong tensor or epsilon by far more."""
 
-QUICK = ["resnet18", "mobilenet_v2", "mobilenet_v3_small"]
-SLOW = [
+NETWORKS = [
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
     "resnext50_32x4d",
     "densenet121",
     "efficientnet_b0",
@@ -32,7 +36,7 @@ def of_torchvision(name: str, **arguments: Any) -> nn.Module:
     return trained(getattr(torchvision.models, name)(weights=None, num_classes=CLASSES, **arguments))
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_torchvision_answers_the_same(add: Add, name: str) -> None:
     theirs = of_torchvision(name)
     found = add(theirs.state_dict(), image_size=64)
@@ -44,7 +48,7 @@ def test_a_network_of_torchvision_answers_the_same(add: Add, name: str) -> None:
     assert named.body == found.body
 
 
-WITHOUT = ["shufflenet_v2_x0_5", "mnasnet0_5", pytest.param("googlenet", marks=pytest.mark.slow)]
+WITHOUT = ["shufflenet_v2_x0_5", "mnasnet0_5", "googlenet"]
 
 
 @pytest.mark.parametrize("name", WITHOUT)
@@ -60,7 +64,6 @@ def test_a_network_without_a_twin_is_built_from_torchvision(add: Add, name: str)
     assert "torchvision's mnasnet1_3" in refusal(lambda: add(plain(theirs), architecture="torchvision:mnasnet1_3"))
 
 
-@pytest.mark.slow
 def test_a_vgg_of_torchvision_answers_the_same_up_to_255_pixels(add: Add) -> None:
     theirs = of_torchvision("vgg11_bn")
     found = add(theirs.state_dict())
@@ -98,7 +101,6 @@ def test_files_of_torchvisions_old_densenets_are_renamed(add: Add) -> None:
 TWINS = [(naming, name) for naming in NAMINGS if naming.library == "torchvision" for name in naming.twins]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("naming", "name"), TWINS, ids=[name for _, name in TWINS])
 def test_every_twin_has_the_same_tensors(naming: Naming, name: str) -> None:
     with ParametersOnMeta():
@@ -147,7 +149,6 @@ def test_the_names_of_efficientnet_pytorch_become_timms(name: str) -> None:
     assert all(translated[name] is tensor for name, tensor in zip(ours, theirs.values(), strict=True))
 
 
-@pytest.mark.slow
 def test_efficientnet_pytorch_itself_answers_the_same(add: Add) -> None:
     library = pytest.importorskip("efficientnet_pytorch")
     theirs = trained(library.EfficientNet.from_name("efficientnet-b0", num_classes=CLASSES, image_size=64))
