@@ -39,11 +39,11 @@ def mark(ledger: Ledger, unit: Claim) -> None:
 def expire_all(ledger: Ledger) -> None:
     """What the clock does: every lease runs out."""
     for member in ledger.redis.zrange("dearkd:leases", 0, -1):
-        ledger.redis.zadd("dearkd:leases", {member: 0})  # type: ignore[type-var]
+        ledger.redis.zadd("dearkd:leases", {member: 0})  # type: ignore[type-var]  # redis-py bounds it by bytes alone
 
 
 def let_retries_begin(ledger: Ledger) -> None:
     """What the clock does: every wait for a next try is over, and somebody reaps."""
     for job in ledger.redis.zrange("dearkd:retries", 0, -1):
-        ledger.redis.zadd("dearkd:retries", {job: 0})  # type: ignore[type-var]
+        ledger.redis.zadd("dearkd:retries", {job: 0})  # type: ignore[type-var]  # redis-py bounds it by bytes alone
     ledger.reap(max_deaths=3)

@@ -14,7 +14,7 @@ from dearkd.errors import Unavailable
 from dearkd.jobs.quotas import KeyQuotas
 from dearkd_api.boundary import READING
 from dearkd_api.key_failures import KeyFailures
-from dearkd_api.keys import UNKNOWN_SECONDS, Identity, KeyRefused, KeyRing
+from dearkd_api.keys import SCOPES, UNKNOWN_SECONDS, Identity, KeyRefused, KeyRing
 from dearkd_api.problems import problem
 
 ADMIN_PATHS: Final = ("/v1/keys", "/v1/audit")
@@ -103,7 +103,7 @@ def scope_needed(method: str, path: str) -> KeyScope:
 
 
 def _out_of_scope(needed: KeyScope, identity: Identity, method: str) -> Response:
-    held = ", ".join(scope for scope in ("read", "submit", "admin") if scope in identity.scopes) or "none"
+    held = ", ".join(scope for scope in SCOPES if scope in identity.scopes) or "none"
     detail = f"{method} here needs a key with the scope {needed}; this one has {held}: use another, or ask for one"
     return problem(403, "The key may not do this", detail, "missing_scope")
 

@@ -14,6 +14,7 @@ from dearkd.storage.api_keys import KeyRecord
 from dearkd_api.access import Asking
 from dearkd_api.backend import Uses
 from dearkd_api.bodies import JsonRoute
+from dearkd_api.keys import SCOPES
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=JsonRoute)
@@ -37,7 +38,7 @@ def create(posted: KeyRequest, backend: Uses) -> Response:
         raise InvalidInput.at("/expires_at", f"{posted.expires_at.isoformat()} is over: give a time to come")
     record, secret = backend.key_records.create(
         name=posted.name,
-        scopes=sorted(set(posted.scopes), key=("read", "submit", "admin").index),
+        scopes=sorted(set(posted.scopes), key=list(SCOPES).index),
         quotas=posted.quotas,
         expires_at=posted.expires_at,
         at=at,
@@ -66,7 +67,7 @@ def get_own(backend: Uses, identity: Asking) -> Response:
         {
             "id": record.id if record else None,
             "name": identity.name,
-            "scopes": [scope for scope in ("read", "submit", "admin") if scope in identity.scopes],
+            "scopes": [scope for scope in SCOPES if scope in identity.scopes],
             "quotas": identity.quotas.model_dump(mode="json"),
             "expires_at": _render(record)["expires_at"] if record else None,
             "used_today": backend.quotas.used(identity.owner),

@@ -7,11 +7,11 @@ closed whose last key was revoked.
 import logging
 import secrets
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from dearkd.choices import Scope
 from dearkd.errors import Conflict, NotFound, Unreadable
@@ -24,6 +24,8 @@ from dearkd.storage.objects import Storage
 ROOT: Final = "keys"
 SECRET_PREFIX: Final = "dearkd_"
 """The beginning of every secret, by which scanners of leaked secrets know it."""
+SETTLED: Final = timedelta(minutes=1)
+"""The age from which an unchanged record is not read again; more than clocks differ by."""
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +35,8 @@ class Secret(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    sha256: str
-    until: datetime | None = None
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    until: AwareDatetime | None = None
 
 
 class KeyRecord(BaseModel):
@@ -47,9 +49,9 @@ class KeyRecord(BaseModel):
     name: str
     scopes: list[Scope]
     quotas: Quotas = Quotas()
-    created_at: datetime
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+    revoked_at: AwareDatetime | None = None
     secrets: list[Secret] = Field(min_length=1)
 
 
@@ -75,7 +77,9 @@ class KeyRecords:
                 log.error("no API key can be read from %s: %s", stored.key, error)
                 continue
             found[stored.key] = (stored, record)
-        self._read = found
+        # A bucket tells times in seconds: what is written twice in one, as long as before, looks unchanged.
+        settled = datetime.now(UTC) - SETTLED
+        self._read = {key: read for key, read in found.items() if read[0].modified < settled}
         return [record for _, record in found.values()], bool(listed)
 
     def get(self, identifier: str) -> KeyRecord:

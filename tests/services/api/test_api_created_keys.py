@@ -1,11 +1,14 @@
 """Keys that are created while the API runs: scopes, expiry, rotation, revocation, quotas, sharing, the audit log."""
 
+import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,10 @@ import pytest
 
 from dearkd.local.doctor import check_jobs
 from dearkd.settings import Settings
+from dearkd.specs.requests import Quotas
+from dearkd.storage.api_keys import KeyRecords
+from dearkd.storage.object_stores import StoredObject
+from dearkd.storage.objects import Storage
 from dearkd_api.access import scope_needed
 from dearkd_api.keys import REFRESH_SECONDS
 from dearkd_api.serving import _has_keys
@@ -208,6 +215,38 @@ def test_a_revoked_key_is_out_at_once_and_the_last_one_leaves_the_api_closed(
             path.write_bytes(b"{")
         time.sleep(REFRESH_SECONDS)
         assert code(again(None).http.get("/v1/teachers")) == (401, "unauthorized")
+
+
+def test_a_secret_that_was_rotated_within_the_second_of_its_creation_is_out_elsewhere_too(tmp_path: Path) -> None:
+    """Where a store tells times in whole seconds, as S3 does."""
+
+    class WholeSeconds(Storage):
+        def objects(self, prefix: str) -> Iterator[StoredObject]:
+            return (replace(one, modified=one.modified.replace(microsecond=0)) for one in super().objects(prefix))
+
+    settings = Settings(storage_url=f"file://{tmp_path}/storage")
+    here, there = (KeyRecords(WholeSeconds.open(settings)) for _ in range(2))
+    at = datetime.now(UTC)
+    record, old = here.create(name="k", scopes=["read"], quotas=Quotas(), expires_at=None, at=at)
+    assert there.all()[0][0].secrets[0].sha256 == sha256(old.encode()).hexdigest()
+    moment = (tmp_path / "storage" / "keys" / f"{record.id}.json").stat().st_mtime
+    _, new = here.rotate(record.id, grace=timedelta(0), at=at)
+    os.utime(tmp_path / "storage" / "keys" / f"{record.id}.json", (moment, moment))
+    assert there.all()[0][0].secrets[0].sha256 == sha256(new.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("changed", [{"sha256": "no-digest"}, {"until": "2099-01-01T00:00:00"}])
+def test_an_altered_record_lets_nobody_in_and_breaks_nothing(
+    bearing: Bearing, admin: Api, tmp_path: Path, changed: dict[str, str]
+) -> None:
+    created = create(admin, "team", "submit")
+    path = tmp_path / "storage" / "keys" / f"{created['id']}.json"
+    record = json.loads(path.read_text())
+    record["secrets"][0] |= changed
+    path.write_text(json.dumps(record))
+    time.sleep(REFRESH_SECONDS)
+    assert code(bearing(created["key"]).http.get("/v1/teachers")) == (401, "unauthorized")
+    assert admin.http.get("/v1/teachers").status_code == 200
 
 
 def test_a_key_from_another_server_is_known_at_once(bearing: Bearing, settings: Settings, tmp_path: Path) -> None:
