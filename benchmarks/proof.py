@@ -102,7 +102,7 @@ def posted(arm: str, epochs: int, stage_two_epochs: int, distillation: str | Non
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What lines must have in common to stand in one table, but for the task."""
     names = ["epochs", "stage_two_epochs", "distillation", "teacher_epochs"]
-    names += ["train_per_class", "images_per_class", "iterations"]
+    names += ["teacher_seed", "train_per_class", "images_per_class", "iterations"]
     return {name: getattr(arguments, name) for name in names} | {"training": json.loads(arguments.training)}
 
 
@@ -117,7 +117,8 @@ def run(arguments: argparse.Namespace, data: Task, done: Sequence[Line]) -> Iter
         ]
         if not wanted:
             continue
-        teacher = train_network(data, TEACHER, seed, arguments.teacher_epochs, arguments.teachers)
+        whose = seed if arguments.teacher_seed is None else arguments.teacher_seed
+        teacher = train_network(data, TEACHER, whose, arguments.teacher_epochs, arguments.teachers)
         teacher_top1 = teacher.top1(data.held_out_images, data.held_out_labels)
         synthetic = None
         if any(images == "free" for images, _ in wanted):
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--stage-two-epochs", type=int, help="of DearKD's; by default a twelfth, as in the recipe")
     parser.add_argument("--distillation", choices=["hard", "soft"], help="by default the recipe's, which asks the data")
     parser.add_argument("--teacher-epochs", type=int, default=15)
+    parser.add_argument("--teacher-seed", type=int, help="one teacher for all seeds; by default each seed has its own")
     parser.add_argument("--teachers", type=Path, help="a folder that keeps them, for other processes and settings")
     parser.add_argument("--train-per-class", type=int, help="crops of a photograph; by default the task's")
     parser.add_argument("--images-per-class", type=int, help="of the synthetic ones; by default the preset's")
