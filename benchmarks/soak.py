@@ -37,7 +37,8 @@ from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import TERMINAL, Job, dataset_of, model_of
 from dearkd.local.garbage import ABANDONED_SECONDS, Collector
-from dearkd.local.up import PARTS, Part, UpTree
+from dearkd.local.parts import PARTS, Part
+from dearkd.local.up import UpTree
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
 from dearkd.storage.catalog import models

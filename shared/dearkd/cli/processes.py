@@ -39,12 +39,17 @@ def up(
     port: Annotated[
         int, typer.Option(min=0, max=65535, envvar="DEARKD_PORT", help="Of the API; 0 takes a free one.")
     ] = 8000,
+    synth_workers: Annotated[
+        int,
+        typer.Option(min=1, max=64, help="They share the CPU's cores; a job uses as many as its `parallelism` says."),
+    ] = 1,
     adopt_storage: Annotated[
         bool, typer.Option("--adopt-storage", help="Take the storage that is there, also if Redis knows another.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run everything here: Redis (unless DEARKD_REDIS_URL is set), the API, a synth and a trainer worker."""
+    """Run everything here: Redis (unless DEARKD_REDIS_URL is set), the API, synth workers and a trainer worker."""
+    from dearkd.local.parts import with_synth_workers
     from dearkd.local.up import UpTree
     from dearkd.settings import Settings
 
@@ -62,7 +67,8 @@ def up(
             raise KeyboardInterrupt
 
     keep_files_private()
-    tree = UpTree(data, port, host=Settings().host, say=say, adopt_storage=adopt_storage)
+    parts = with_synth_workers(synth_workers)
+    tree = UpTree(data, port, host=Settings().host, parts=parts, say=say, adopt_storage=adopt_storage)
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means that it should outlive its terminal

@@ -1,4 +1,4 @@
-"""The whole of dearkd as one process tree: Redis, the API, a synth worker and a trainer worker, on one folder."""
+"""The whole of dearkd as one process tree: Redis, the API, synth workers and a trainer worker, on one folder."""
 
 import os
 import signal
@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
@@ -25,6 +24,7 @@ from dearkd.local import process_tree
 from dearkd.local.embedded_redis import EmbeddedRedis
 from dearkd.local.folder_lock import lock_folder, write_owner
 from dearkd.local.part_log import PartLog
+from dearkd.local.parts import PARTS, Part
 from dearkd.local.process_tree import MARK, Family, Guardian
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
@@ -33,34 +33,6 @@ from dearkd.storage.objects import Storage
 DEATHS = 5
 DEATHS_WINDOW_SECONDS = 60.0
 REDIS = "redis"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A program of the tree; `queues` are those on which it must listen before the tree is ready."""
-
-    name: str
-    command: tuple[str, ...]
-    queues: tuple[QueueName, ...] = ()
-    stdin: bytes | None = None
-    directory: Path | None = None
-    """Working directory; None: that of `up` itself, so that relative paths in the settings mean the same."""
-    show_warnings: bool = True
-    """True if its warnings go to the terminal too."""
-    checks_keys: bool = False
-    """True if it is started with the API keys that are configured; no other part is."""
-
-
-def _module(*arguments: str) -> tuple[str, ...]:
-    # -P: a file in the user's folder must not shadow a module of ours.
-    return (sys.executable, "-P", "-m", *arguments)
-
-
-PARTS = (
-    Part("api", _module("dearkd_api"), checks_keys=True),
-    Part("synth", _module("dearkd.cli", "worker", "synth"), queues=("synth", "inspect")),
-    Part("trainer", _module("dearkd.cli", "worker", "trainer"), queues=("train",)),
-)
 
 
 def _to_stderr(line: str) -> None:
@@ -290,11 +262,12 @@ class UpTree:
             if self._over.is_set():
                 return None
             mark = f"{self._mark}-{part.name}"
+            kept = CHECKED if part.checks_keys else ()
             try:
                 process = subprocess.Popen(
                     part.command,
                     cwd=part.directory,
-                    env=without_keys(self._environment, but=CHECKED if part.checks_keys else ()) | {MARK: mark},
+                    env={**part.environment, **without_keys(self._environment, but=kept), MARK: mark},
                     stdin=subprocess.DEVNULL if part.stdin is None else subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,8 @@ from redis import Redis
 
 from dearkd.errors import Conflict, Unavailable
 from dearkd.local.embedded_redis import find_redis_server
-from dearkd.local.up import Part, UpTree
+from dearkd.local.parts import Part, with_synth_workers
+from dearkd.local.up import UpTree
 
 pytestmark = pytest.mark.services
 
@@ -256,3 +258,27 @@ def test_all_that_parts_write_lies_in_its_folder(data: Path, monkeypatch: pytest
     }
     monkeypatch.setenv("DEARKD_METRICS_DIR", "/elsewhere")
     assert folders()["METRICS_DIR"] == "/elsewhere"
+
+
+def test_synth_workers_share_the_cores_unless_threads_are_set(data: Path) -> None:
+    """Programs in place of the tree's own workers, of which each says how many threads it was given."""
+    show = (
+        'import os, sys, time; print(os.environ.get("DEARKD_TORCH_THREADS", "-"), file=open(sys.argv[1], "w"), '
+        "flush=True); time.sleep(600)"
+    )
+
+    def threads(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+        workers = [part for part in with_synth_workers(2) if part.name != "api"]
+        files = {part.name: folder / part.name for part in workers}
+        told = [
+            replace(part, command=(sys.executable, "-S", "-c", show, str(files[part.name])), queues=())
+            for part in workers
+        ]
+        with UpTree(folder, port=0, parts=[*parts(folder)[:1], *told], environment=environment):
+            eventually(lambda: all(file.exists() and file.read_text() for file in files.values()))
+        return {name: file.read_text().strip() for name, file in files.items()}
+
+    here = {key: value for key, value in os.environ.items() if key != "DEARKD_TORCH_THREADS"}
+    each = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert threads(data / "a", here) == {"trainer": "-", "synth": each, "synth-2": each}
+    assert threads(data / "b", here | {"DEARKD_TORCH_THREADS": "7"}) == {"trainer": "7", "synth": "7", "synth-2": "7"}

@@ -9,9 +9,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from dearkd.client import Client
+from dearkd.local.parts import usable_cores, with_synth_workers
 from dearkd.local.up import UpTree
 from dearkd.settings import Settings
 from dearkd.storage.objects import Storage
+from dearkd.vision.devices import choose_device
 from dearkd_trainer.demo.comparison import run_comparison
 from dearkd_trainer.demo.digits import real_digits, top1, train_teacher
 from dearkd_trainer.demo.report import write_report
@@ -19,6 +21,18 @@ from dearkd_trainer.demo.run import Demo
 
 SCHEDULE: dict[str, Any] = {"stage_one": {"epochs": 33}, "stage_two": {"epochs": 3}}
 """A third of the recipe's epochs for as many images: whoever tries dearkd should not wait for an hour."""
+SHARDS: dict[str, Any] = {"shard_samples": 200}
+"""A batch each, so that two or four workers are busy to the end."""
+
+
+def share_cores() -> int:
+    """The processes that make images, and then train, beside each other: one with a GPU, else up to four.
+
+    A power of two, since they share the batches of a run.
+    """
+    if choose_device().type != "cpu":
+        return 1
+    return next(number for number in (4, 2, 1) if number <= usable_cores())
 
 
 def run_demo(data: Path, *, seed: int, compare: bool, as_json: bool) -> None:
@@ -31,12 +45,16 @@ def run_demo(data: Path, *, seed: int, compare: bool, as_json: bool) -> None:
     folder = data.absolute() / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     console.print(f"Starting dearkd with its data under {data} …")
-    with UpTree(data, port=0) as tree, Client(tree.url, Settings().api_key) as client:
+    workers = share_cores()
+    with (
+        UpTree(data, port=0, parts=with_synth_workers(workers)) as tree,
+        Client(tree.url, Settings().api_key) as client,
+    ):
         next(client.list_teachers(), None)  # an API key that is needed is missed now, not after the teacher's training
         console.print(f"The API and its dashboard: {tree.url}")
         storage = Storage.open(Settings(storage_url=tree.storage_url))
         demo = Demo(client, storage, folder, console, seed)
-        report = _main_job(demo)
+        report = _main_job(demo, workers)
         if compare:
             report |= run_comparison(demo, report)
         report["seconds"]["total"] = round(sum(report["seconds"].values()), 1)
@@ -48,7 +66,7 @@ def run_demo(data: Path, *, seed: int, compare: bool, as_json: bool) -> None:
         _print_table(console, report, folder)
 
 
-def _main_job(demo: Demo) -> dict[str, Any]:
+def _main_job(demo: Demo, workers: int) -> dict[str, Any]:
     client, seed = demo.client, demo.seed
     train, held_out = real_digits()
     weights = demo.folder / "teacher.safetensors"
@@ -69,9 +87,16 @@ def _main_job(demo: Demo) -> dict[str, Any]:
         teacher = client.create_teacher(spec, weights)
         test = demo.register(held_out, "real digits, held out")
     with demo.step("synthesis", "3. A training set is synthesised from the weights alone"):
-        synthesis = client.create_synthesis_job(teacher=teacher.id, seed=seed, name=f"digits, seed {seed}")
+        synthesis = client.create_synthesis_job(
+            teacher=teacher.id, seed=seed, name=f"digits, seed {seed}", parallelism=workers, **SHARDS
+        )
         run = client.create_training_run(
-            dataset=synthesis.id, eval_dataset=test.id, seed=seed, name=f"digits, seed {seed}", **SCHEDULE
+            dataset=synthesis.id,
+            eval_dataset=test.id,
+            seed=seed,
+            name=f"digits, seed {seed}",
+            processes=workers,
+            **SCHEDULE,
         )
         demo.console.print(f"  {run.id} is {run.status}: it waits for {synthesis.id}")
         synthesis = demo.finished(synthesis.id)
