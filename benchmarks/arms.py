@@ -85,7 +85,7 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int, kept: P
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_teacher(spec)
+        model = build_teacher(spec).train()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     place = kept / f"{task.name}-{architecture}-{seed}-{epochs}.pt" if kept is not None else None
     if place is not None and place.exists():

@@ -27,6 +27,8 @@ from dearkd.storage.new_folder import require_new
 from dearkd.vision.devices import choose_device
 from dearkd.vision.shard_writer import write_samples
 from dearkd.vision.shards import ShardDataset
+from dearkd.vision.teacher_statistics import NEVER_UPDATED, never_updated
+from dearkd.vision.teachers import batch_norm_layers
 from dearkd_distill.budget import fit, measure_synthesis, measure_training, with_epochs
 from dearkd_distill.inputs import Teacher, open_teacher, pack_images
 from dearkd_distill.progress import progress_on
@@ -321,6 +323,8 @@ def _make_shards(
     def on_step(step: Step) -> None:
         progress.update(bar, completed=done + step.images_done + step.images * step.share)
 
+    if never_updated(batch_norm_layers(plan.teacher.module)):
+        console.print(NEVER_UPDATED, style="yellow")
     with DeepInversion(plan.teacher.module, plan.teacher.spec, spec, device=device, on_step=on_step) as inversion:
         for index in waiting:
             made = inversion.shard(index)

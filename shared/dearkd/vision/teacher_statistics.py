@@ -45,6 +45,21 @@ def require_possible(layers: Sequence[tuple[str, BatchNorm]]) -> None:
             raise InvalidInput.at("/weights", f"{name}.running_var must be positive, but is zero or negative")
 
 
+NEVER_UPDATED = (
+    "the BatchNorm statistics of the teacher are those that every network begins with (means 0, variances 1): it was "
+    "trained in eval mode, or not at all, and there is next to nothing in it that images could be made to match; run "
+    "its training images through it in training mode, and save it again"
+)
+
+
+def never_updated(layers: Sequence[tuple[str, BatchNorm]]) -> bool:
+    """Tell whether no layer has ever seen an image in training mode. It may know its task all the same."""
+    return all(
+        not cast(Tensor, layer.running_mean).any() and bool((cast(Tensor, layer.running_var) == 1).all())
+        for _, layer in layers
+    )
+
+
 def check_statistics(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]], spec: TeacherSpec) -> None:
     """Compare every layer's running statistics with its activations on noise of the teacher's image size.
 

@@ -33,13 +33,13 @@ class TeacherDescription:
 
 
 def build_teacher(spec: TeacherSpec) -> nn.Module:
-    """The spec's architecture with random weights; never downloads any.
+    """The spec's architecture with random weights, in training mode as timm gives it; never downloads any.
 
     Raises:
         InvalidInput: at `/architecture` or `/model_args`.
     """
     require_known(spec.architecture)
-    return _as_teacher(_construct(spec).eval(), spec)
+    return _as_teacher(_construct(spec).eval(), spec).train()
 
 
 def blueprint(spec: TeacherSpec, stored: int) -> dict[str, Tensor]:

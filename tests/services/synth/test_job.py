@@ -22,8 +22,9 @@ from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import dataset_of
 from dearkd.local.embedded_redis import embedded_redis
 from dearkd.settings import Settings
-from dearkd.specs import SynthesisSpec
+from dearkd.specs import SynthesisSpec, TeacherSpec
 from dearkd.storage.catalog import Teacher, describe_file, teachers
+from dearkd.vision.teacher_statistics import NEVER_UPDATED
 from dearkd.work.attempt import Attempt
 from dearkd.work.worker import drain, open_ledger
 from dearkd_synth.service.job import ShardMaker, _publish_shard
@@ -273,6 +274,27 @@ def test_a_job_of_large_images_of_many_classes_ends_with_a_picture(
     grid = Image.open(io.BytesIO(ledger.store.storage.read(f"datasets/{dataset_of(job.id)}/preview.png")))
     assert grid.height == 17 * (112 + 2) + 2
     assert "preview could not be made" not in ledger.log.read(job.id)
+
+
+def test_a_teacher_that_was_trained_in_eval_mode_is_noted(settings: Settings, small_teacher, tmp_path: Path) -> None:
+    ledger = open_ledger(settings)
+
+    def noted(teacher: Teacher) -> bool:
+        spec = plain(teacher).model_copy(update={"images_per_class": 2})
+        job = ledger.store.create_synthesis(spec, images=spec.num_samples)
+        with ShardMaker() as maker:
+            drain("synthesis", maker.perform, settings)
+        return NEVER_UPDATED in ledger.log.read(job.id)
+
+    def untouched() -> tuple[torch.nn.Module, TeacherSpec]:
+        model, spec = small_teacher(seed=1)
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.reset_running_stats()
+        return model, spec
+
+    assert noted(store_teacher(ledger, untouched, tmp_path))
+    assert not noted(store_teacher(ledger, small_teacher, tmp_path))
 
 
 def test_a_preview_that_cannot_be_made_is_noted_and_ends_no_job(

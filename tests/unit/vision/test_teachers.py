@@ -55,6 +55,14 @@ def refusal(call: Callable[[], object]) -> tuple[str, str]:
     return error.pointer, error.detail
 
 
+def test_a_network_that_is_built_learns_statistics_when_it_is_trained() -> None:
+    """Left in eval mode it would learn weights all the same, and keep the statistics of no image."""
+    network = build_teacher(spec("resnet10t"))
+    network(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    counts = {int(count) for name, count in network.state_dict().items() if name.endswith("num_batches_tracked")}
+    assert counts == {1}
+
+
 def test_a_loaded_teacher_is_frozen_in_eval_mode_and_has_the_files_weights(tmp_path: Path) -> None:
     path = saved(tmp_path, spec())
     teacher = load_teacher(spec(), path)

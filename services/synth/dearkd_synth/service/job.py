@@ -32,7 +32,8 @@ from dearkd.storage.catalog import StoredFile, Teacher, describe_file, fetch_wei
 from dearkd.storage.objects import AlreadyExists
 from dearkd.vision.devices import choose_device, made_with
 from dearkd.vision.shard_writer import write_samples
-from dearkd.vision.teachers import load_teacher
+from dearkd.vision.teacher_statistics import NEVER_UPDATED, never_updated
+from dearkd.vision.teachers import batch_norm_layers, load_teacher
 from dearkd.work.attempt import Attempt
 from dearkd.work.worker import drain as drain_units
 from dearkd_synth.batches import sample_label, shard_samples
@@ -149,7 +150,10 @@ class ShardMaker:
     def _load_teacher(self, attempt: Attempt, teacher: Teacher) -> nn.Module:
         with tracing.span("load teacher"):
             weights = fetch_weights(attempt.storage, teacher, attempt.cache)
-            return load_teacher(teacher.spec, weights, device=self.device)
+            loaded = load_teacher(teacher.spec, weights, device=self.device)
+        if never_updated(batch_norm_layers(loaded)):
+            attempt.note(NEVER_UPDATED)
+        return loaded
 
     def _synthesise(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, index: int) -> SynthesisedShard:
         made_for = (attempt.job.id, spec.adaptive_every is not None and spec.competes(index))
