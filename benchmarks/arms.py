@@ -13,6 +13,7 @@ import dearkd.vision  # noqa: F401  # makes timm importable
 # isort: split
 import numpy as np
 import torch
+from keeping import kept
 from manifolds import coverage
 from tasks import Task
 from timm.optim import create_optimizer_v2
@@ -121,6 +122,40 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int, kept: P
     return Network(model.eval().requires_grad_(False), spec)
 
 
+JUDGE, OTHER_JUDGE = "resnet10t", "densenet121"
+"""Judges the images of all families but its own, which `OTHER_JUDGE` judges."""
+NETWORK_IMAGES = 12_000
+PASSES = {"efficientnet_lite0": 36_000, "vgg11_bn": 20_000}
+"""Images that a network sees in training: 60,000, or fewer where each takes long."""
+
+
+def judge_of(family: str) -> str:
+    return OTHER_JUDGE if family == JUDGE else JUDGE
+
+
+def network(folder: Path, of: Task, architecture: str, seed: int, *, passes: int | None = None) -> Network:
+    """Trained once, then read from the folder; of several processes one trains, and the others wait.
+
+    Args:
+        folder: keeps it, by the other arguments.
+        of: the task whose real training images it learns from.
+        architecture: a name of timm's.
+        seed: of weights and order.
+        passes: images that it sees in training; by default as many as make a good one.
+    """
+    name = f"{of.name}-{architecture}-{seed}" if passes is None else f"{of.name}-{architecture}-{seed}-{passes}"
+
+    def train() -> Network:
+        seen = passes or PASSES.get(architecture, 60_000)
+        some = few(of, min(NETWORK_IMAGES, max(1, seen // 4)))
+        made = train_network(some, architecture, seed, max(1, seen // len(some.labels)))
+        print(f"{of.name} {architecture} {made.top1(of.held_out_images, of.held_out_labels):.3f}", flush=True)
+        return made
+
+    found: Network = kept(folder / f"{name}.pt", train)
+    return found
+
+
 def few(of: Task, images: int) -> Task:
     """The task with so many training images, as many of each class."""
     taken = in_turn(of.labels)[:images]
@@ -180,7 +215,7 @@ def train_on(
 
     It sees what the teacher sees. `posted` is of the training spec.
     """
-    spec = _resolved(labels, teacher, posted, synthetic=synthetic, mirrored=mirrored)
+    spec = resolved(len(labels), teacher, posted, synthetic=synthetic, mirrored=mirrored)
     with tempfile.TemporaryDirectory() as folder:
         result = DearKDTrainer(
             spec,
@@ -206,7 +241,7 @@ def train_peer(
 
     Batches, augmentations, optimiser, schedule and averaged weights are those of the spec; the loss is cross-entropy.
     """
-    spec = _resolved(labels, teacher, posted, synthetic=False, mirrored=task.mirrored)
+    spec = resolved(len(labels), teacher, posted, synthetic=False, mirrored=task.mirrored)
     seen, how = spec.augmentation, spec.optimizer
     optimizer = create_optimizer_v2(model, opt=how.opt, lr=how.lr, weight_decay=how.weight_decay)
     with tempfile.TemporaryDirectory() as folder:
@@ -228,11 +263,10 @@ def train_peer(
     return Network(average.module.eval(), teacher.spec).top1(task.held_out_images, task.held_out_labels)
 
 
-def _resolved(
-    labels: Tensor, teacher: Network, posted: dict[str, Any], *, synthetic: bool, mirrored: bool
-) -> TrainingSpec:
+def resolved(images: int, teacher: Network, posted: dict[str, Any], *, synthetic: bool, mirrored: bool) -> TrainingSpec:
+    """The complete spec of a student on so many images."""
     facts = DatasetFacts(
-        num_samples=len(labels),
+        num_samples=images,
         num_classes=teacher.spec.num_classes,
         image_size=teacher.spec.image_size,
         in_chans=teacher.spec.in_chans,

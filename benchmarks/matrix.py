@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import Network, few, figures, synthesise, train_network
+from arms import figures, judge_of, network, synthesise
 from tasks import TASKS, Task, task
 
 from dearkd.specs import SynthesisSpec
@@ -27,30 +27,11 @@ ARMS: dict[str, dict[str, Any]] = {
     **{distance: {"statistics": distance} for distance in ("symmetric", "wasserstein", "normalised_l2")},
 }
 """The default, DeepInversion's own objective in as many passes, and the default with other distances."""
-JUDGE, OTHER_JUDGE = "resnet10t", "densenet121"
-"""Judges the images of all families but its own, which `OTHER_JUDGE` judges."""
-TEACHER_IMAGES = 12_000
-PASSES = {"efficientnet_lite0": 36_000, "vgg11_bn": 20_000}
-"""Images that a network sees in training: 60,000, or fewer where each takes long."""
-
-
-def network(folder: Path, of: Task, architecture: str, seed: int) -> Network:
-    """Trained once, then read from the folder."""
-    path = folder / f"{of.name}-{architecture}-{seed}.pt"
-    if path.exists():
-        found: Network = torch.load(path, weights_only=False)
-        return found
-    seen = PASSES.get(architecture, 60_000)
-    some = few(of, min(TEACHER_IMAGES, seen // 4))
-    made = train_network(some, architecture, seed, seen // len(some.labels))
-    print(f"{of.name} {architecture} {made.top1(of.held_out_images, of.held_out_labels):.3f}", flush=True)
-    torch.save(made, path)
-    return made
 
 
 def cell(folder: Path, of: Task, family: str, arm: str, posted: dict[str, Any], images: int) -> dict[str, Any]:
     """Made once, then read from the folder; another one where the same arm comes to another spec."""
-    teacher, stranger = (network(folder, of, name, 0) for name in (family, OTHER_JUDGE if family == JUDGE else JUDGE))
+    teacher, stranger = (network(folder, of, name, 0) for name in (family, judge_of(family)))
     posted = {"images_per_class": -(-images // len(of.class_names)), **of.synthesis, **posted}
     spec = SynthesisSpec.resolve({"teacher": "teacher"} | posted, teacher.spec)
     asked = hashlib.sha256(spec.model_dump_json(exclude_none=True).encode()).hexdigest()[:8]

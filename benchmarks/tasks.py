@@ -99,9 +99,21 @@ def fashion(*, validation: int = 10_000) -> Task:
     Raises:
         FileNotFoundError: if the package dataset-fashion-mnist is not installed.
     """
+    images, labels = _fashion("train")
+    names = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+    cut = len(labels) - validation
+    return Task("fashion", names, images[:cut], labels[:cut], images[cut:], labels[cut:], mirrored=True)
+
+
+def fashion_test() -> tuple[Tensor, Tensor]:
+    """Its 10,000 test images and labels, which choose nothing: to be looked at once, when all is chosen."""
+    return _fashion("t10k")
+
+
+def _fashion(part: str) -> tuple[Tensor, Tensor]:
     files = (
-        (FASHION / "train-images-idx3-ubyte.gz", 16, (-1, 1, 28, 28)),
-        (FASHION / "train-labels-idx1-ubyte.gz", 8, (-1,)),
+        (FASHION / f"{part}-images-idx3-ubyte.gz", 16, (-1, 1, 28, 28)),
+        (FASHION / f"{part}-labels-idx1-ubyte.gz", 8, (-1,)),
     )
     images, labels = (
         torch.from_numpy(
@@ -109,10 +121,7 @@ def fashion(*, validation: int = 10_000) -> Task:
         )
         for path, header, shape in files
     )
-    images, labels = torch.nn.functional.pad(images, (2, 2, 2, 2)), labels.long()
-    names = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-    cut = len(labels) - validation
-    return Task("fashion", names, images[:cut], labels[:cut], images[cut:], labels[cut:], mirrored=True)
+    return torch.nn.functional.pad(images, (2, 2, 2, 2)), labels.long()
 
 
 def glyphs(*, per_class: int = 200, seed: int = 0) -> Task:
