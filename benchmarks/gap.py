@@ -5,7 +5,8 @@
     python benchmarks/gap.py --folder gap --cells fashion:resnet10t --arms ours boundary-0 boundary-3 --passes 200 20
     python benchmarks/gap.py --folder gap --table
     python benchmarks/gap.py --folder gap --plot gap.png
-    python benchmarks/gap.py --folder gap --cells fashion:resnet10t --nearest nearest.png --features features.png
+    python benchmarks/gap.py --folder gap --cells fashion:resnet10t --arms ours --nearest nearest.png
+    python benchmarks/gap.py --folder gap --cells fashion:resnet10t --arms boundary-0 ours --features features.png
     python benchmarks/gap.py --folder smoke --cells digits:resnet10t --images 40 --epochs 2 --passes 4 \\
         --network-passes 2000
 
@@ -17,8 +18,8 @@ from the soft labels of the live teacher on every view: equally many images, ste
   weight of the boundary term. `ours-20` has 20 teacher passes an image, `--passes 200 20` gives every such arm both.
 - Controls (arXiv 2604.18811, 2406.10485), without which good students of soft labels say nothing of the images:
   `noise` (normal in the teacher's normalised space), `uniform` (of pixels), `shuffled` and `shuffled4` (ours, patches
-  of 8 and 4 pixels in another order). Since no class is in them, the recorded hard label is what the teacher says of each;
-  so it is not absurd, and classes are not balanced.
+  of 8 and 4 pixels in another order). Since no class is in them, the recorded hard label is what the teacher says of
+  each; so it is not absurd, and classes are not balanced.
 
 `--arm-file` adds arms as JSON, fields by name: `{"images": "ours", "synthesis": {…}, "training": {…},
 "teacher_statistics": "images"}`, and `passes`, `count`, `epochs`, `patch`. `synthesis` and `training` are fields of the
@@ -50,8 +51,9 @@ import dearkd.vision  # noqa: F401  # makes timm importable
 # isort: split
 from arms import Network, few, in_turn, judge_of, network, resolved, synthesise, train_network, train_on
 from gap_arms import ARMS, Arm, arm_named, merged, noise, parts_of, restated, shuffled_patches, with_passes
-from gap_figures import Line, table
+from gap_figures import Line, plot, table
 from gap_giveaway import feature_distance, given_away, pixel_distance
+from gap_pictures import Shown, features_picture, nearest_picture
 from keeping import Busy, kept
 from manifolds import coverage
 from tasks import TASKS, Task, task
@@ -295,6 +297,23 @@ def run(options: argparse.Namespace, arms: list[Arm]) -> Iterator[Line]:
         yield line_of(cell, arm, seed, wait=True)
 
 
+def pictures(options: argparse.Namespace, arms: list[Arm]) -> None:
+    """Draw the images of the first cell's arms, made where they are not there."""
+    cell, seed = cell_of(options, *options.cells[0]), options.seeds[0]
+    shown = []
+    for arm in (arm for arm in arms if arm.is_made):
+        images, labels, _ = cell.images_of(arm, seed)
+        name = arm.name if arm.passes is None else f"{arm.name}-{arm.passes}"
+        shown.append(Shown(name, images, labels, cell.teacher.answers(images)[0]))
+    if not shown:
+        raise SystemExit("--arms names none whose images are made: name one, such as ours")
+    if options.nearest:
+        nearest_picture(shown[0], cell.data.images, cell.training_features, options.nearest)
+    if options.features:
+        real = Shown("real", cell.data.images, cell.data.labels, cell.training_features)
+        features_picture(shown, real, cell.data.class_names, options.features)
+
+
 def lines_of(folder: Path) -> list[Line]:
     return [json.loads(path.read_text()) for path in sorted((folder / "students").glob("*.json"))]
 
@@ -323,12 +342,21 @@ def main() -> None:
     parser.add_argument("--network-passes", type=int, help="images that teacher and judge see here, for a trial")
     parser.add_argument("--final", action="store_true", help="judge by the test images: once, when all is chosen")
     parser.add_argument("--table", action="store_true", help="print what is there, and make nothing")
+    parser.add_argument("--plot", type=Path, help="draw what is there, and make nothing")
+    parser.add_argument("--nearest", type=Path, help="a picture of the first cell's images beside training's")
+    parser.add_argument("--features", type=Path, help="a picture of the first cell's classes as the teacher sees them")
     options = parser.parse_args()
-    if options.table:
-        print(table(lines_of(options.folder)))
+    if options.table or options.plot:
+        if options.table:
+            print(table(lines_of(options.folder)))
+        if options.plot:
+            plot(lines_of(options.folder), options.plot)
         return
     known = ARMS | (json.loads(options.arm_file.read_text()) if options.arm_file else {})
     arms = wanted(options, known)
+    if options.nearest or options.features:
+        pictures(options, arms)
+        return
     for line in run(options, arms):
         print(
             f"{line['task']:12} {line['family']:12} {line['arm']:16} {line['passes']:5} passes  seed {line['seed']}  "

@@ -2,7 +2,16 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+# isort: split
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 Line = dict[str, Any]
 COLUMNS = (
@@ -55,6 +64,51 @@ def real_of(line: Line, lines: Iterable[Line]) -> list[Line]:
         for other in lines
         if other["arm"] == "real" and place(other) == place(line) and all(other[n] == line[n] for n in alike)
     ]
+
+
+def plot(lines: Sequence[Line], path: Path) -> None:
+    """Accuracy against teacher passes an image, a panel for each cell; what costs no passes is a horizontal line."""
+    arms = sorted({line["arm"] for line in lines} - {"real"})
+    looks = {arm: (f"C{n % 10}", "osD^vPX*<>"[n % 10 - n // 10]) for n, arm in enumerate(arms)}
+    looks["real"] = ("black", "")
+    places = list(dict.fromkeys(place(line) for line in lines))
+    figure, axes = plt.subplots(
+        1, len(places), figsize=(1.5 + 4.2 * len(places), 4.4), layout="constrained", squeeze=False
+    )
+    entries = {}
+    for axis, which in zip(axes[0], places, strict=True):
+        mine = [group for group in groups(lines) if place(group[0]) == which]
+        series: dict[tuple[Any, ...], list[list[Line]]] = {}
+        for group in mine:
+            series.setdefault((group[0]["arm"], group[0]["images"], group[0]["epochs"]), []).append(group)
+        for (arm, _, _), some in series.items():
+            colour, marker = looks[arm]
+            entries[arm] = _draw(axis, some, colour, marker)
+        axis.set_xscale("log")
+        passes = sorted({group[0]["passes"] for group in mine} - {0})
+        axis.set_xticks(passes, [str(n) for n in passes])
+        axis.minorticks_off()
+        axis.set_title(f"{which[0]}, {which[1]} ({which[3]})", fontsize=10)
+        axis.set_xlabel("teacher passes an image")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("student's top-1, %")
+    figure.legend(entries.values(), entries, loc="outside right center", fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw(axis: Axes, some: list[list[Line]], colour: str, marker: str) -> Any:
+    """An arm's points, joined in the order of passes, with the seeds' standard deviation; or its line."""
+    some = sorted(some, key=lambda group: int(group[0]["passes"]))
+    found = [[100 * line["top1"] for line in group] for group in some]
+    if not some[0][0]["passes"]:
+        for values in found:
+            drawn = axis.axhline(statistics.fmean(values), color=colour, linestyle="-" if colour == "black" else ":")
+        return drawn
+    means, spreads = [statistics.fmean(v) for v in found], [statistics.pstdev(v) for v in found]
+    return axis.errorbar(
+        [group[0]["passes"] for group in some], means, spreads, color=colour, marker=marker, capsize=3, markersize=5
+    )
 
 
 def _row(group: list[Line], all_of_cell: list[Line]) -> str:
