@@ -92,7 +92,8 @@ def plot(lines: Sequence[Line], path: Path) -> None:
         axis.set_xlabel("teacher passes an image")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("student's top-1, %")
-    figure.legend(entries.values(), entries, loc="outside right center", fontsize=8)
+    names = sorted(entries, key=lambda arm: (arm != "real", arm))
+    figure.legend([entries[name] for name in names], names, loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

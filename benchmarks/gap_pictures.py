@@ -37,7 +37,8 @@ def nearest_picture(made: Shown, training: Tensor, training_features: Tensor, pa
         ("pixels, L2 distance", nearest(made.images, training, pixel_distance)),
         ("teacher's features, 1 − cosine", nearest(made.features, training_features, feature_distance)),
     )
-    figure, axes = plt.subplots(4, COLUMNS, figsize=(COLUMNS * 1.25, 6.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(4, COLUMNS, figsize=(COLUMNS * 1.25, 6.4), layout="constrained", squeeze=False)
+    figure.get_layout_engine().set(hspace=0.12)  # type: ignore[union-attr]
     for axis in axes.flat:
         axis.set_axis_off()
     for number, (name, (distances, places)) in enumerate(measures):
@@ -48,7 +49,8 @@ def nearest_picture(made: Shown, training: Tensor, training_features: Tensor, pa
                 shown = image.permute(1, 2, 0).squeeze(2).numpy()
                 axis.imshow(shown, cmap="gray" if shown.ndim == 2 else None, vmin=0, vmax=255)
         for axis, side in ((upper[0], f"{made.name}, by {name}"), (lower[0], "nearest training image")):
-            axis.text(0, -0.06, side, transform=axis.transAxes, fontsize=8, va="top")
+            text = axis.text(0, -0.06, side, transform=axis.transAxes, fontsize=8, va="top")
+            text.set_in_layout(False)  # it may be longer than its column
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
