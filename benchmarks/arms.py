@@ -26,7 +26,9 @@ from dearkd.vision.images import encode, to_input
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import build_teacher, features_and_logits
 from dearkd_synth.inversion import DeepInversion
+from dearkd_synth.student.adaptive_student import train_adaptive_student
 from dearkd_synth.student.student_view import StudentView
+from dearkd_synth.synthesised import SynthesisedShard
 from dearkd_trainer import DearKDTrainer, FrozenTeacher
 from dearkd_trainer.data.loader import EpochBatches, create_loader
 from dearkd_trainer.data.recipe import create_average, create_schedule, train_transform
@@ -147,7 +149,7 @@ def network(folder: Path, of: Task, architecture: str, seed: int, *, passes: int
 
     def train() -> Network:
         seen = passes or PASSES.get(architecture, 60_000)
-        some = few(of, min(NETWORK_IMAGES, max(1, seen // 4)))
+        some = few(of, min(NETWORK_IMAGES, max(64, seen // 4)))  # at least one batch
         made = train_network(some, architecture, seed, max(1, seen // len(some.labels)))
         print(f"{of.name} {architecture} {made.top1(of.held_out_images, of.held_out_labels):.3f}", flush=True)
         return made
@@ -172,10 +174,18 @@ class Made:
 
 
 def synthesise(teacher: Network, posted: dict[str, Any], student: nn.Module | None = None) -> Made:
+    """The images of a spec, made shard by shard, with the spec's own adaptive student where it trains one."""
     spec = SynthesisSpec.resolve({"teacher": "teacher"} | posted, teacher.spec)
+    shards: dict[int, SynthesisedShard] = {}
+    if spec.student_shards:
+        with DeepInversion(teacher.model, teacher.spec, spec) as inversion:
+            shards = {index: inversion.shard(index) for index in spec.student_shards}
+        seen = torch.cat([shard.images for shard in shards.values()])
+        student = train_adaptive_student(teacher.model, teacher.spec, spec, seen)
     with DeepInversion(teacher.model, teacher.spec, spec, adaptive_student=student) as inversion:
-        shards = [inversion.shard(index) for index in range(spec.num_shards)]
-    return Made(torch.cat([shard.images for shard in shards]), torch.cat([shard.labels for shard in shards]), spec)
+        shards |= {index: inversion.shard(index) for index in range(spec.num_shards) if index not in shards}
+    made = [shards[index] for index in range(spec.num_shards)]
+    return Made(torch.cat([shard.images for shard in made]), torch.cat([shard.labels for shard in made]), spec)
 
 
 def train_students(

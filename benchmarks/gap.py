@@ -38,7 +38,6 @@ one that is cut goes on.
 import argparse
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -197,14 +196,16 @@ def cell_of(options: argparse.Namespace, name: str, family: str) -> Cell:
     own = partial(network, options.folder / "networks", data, passes=options.network_passes)
     seed = options.teacher_seed
     if options.teachers is None:
-        teacher, teacher_id = own(family, seed), f"own-{seed}-{options.network_passes}"
+        teacher, teacher_id = own(family, seed), f"own-{seed}"
     else:
         place = options.teachers / f"{name}-{family}-{seed}-{options.teacher_epochs}.pt"
         if not place.exists():
             raise SystemExit(f"{place}: there is no such teacher; without --teachers one is trained here")
         teacher = train_network(task(name), family, seed, options.teacher_epochs, options.teachers)
         teacher_id = f"given-{seed}-{options.teacher_epochs}"
-    judge = own(judge_of(family), 0 if judge_of(family) != family else seed + 1)
+    if options.network_passes is not None:
+        teacher_id += f"-{options.network_passes}"
+    judge = own(judge_of(family), 0)
     held, labels = data.held_out_images, data.held_out_labels
     facts = {
         "task": name,
@@ -222,8 +223,7 @@ def line_of(cell: Cell, arm: Arm, seed: int, *, wait: bool) -> Line:
     """The line of an arm's student, trained unless it is there."""
     synthesis = cell.synthesis(arm, seed)
     count, body = cell.count(arm), cell.training(arm, seed)
-    synthetic = arm.images != "real"
-    spec = cell.training_spec(arm, seed)
+    spec, synthetic = cell.training_spec(arm, seed), arm.images != "real"
     settings: Line = {
         "images": arm.images,
         "count": count,
@@ -250,7 +250,6 @@ def line_of(cell: Cell, arm: Arm, seed: int, *, wait: bool) -> Line:
             "seed": seed,
             "images": count,
             "epochs": spec.epochs,
-            "steps": spec.epochs * math.ceil(count / spec.batch_size),
             "passes": passes,
             "top1": round(top1, 4),
             **figures,

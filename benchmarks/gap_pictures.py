@@ -38,7 +38,7 @@ def nearest_picture(made: Shown, training: Tensor, training_features: Tensor, pa
         ("teacher's features, 1 − cosine", nearest(made.features, training_features, feature_distance)),
     )
     figure, axes = plt.subplots(4, COLUMNS, figsize=(COLUMNS * 1.25, 6.4), layout="constrained", squeeze=False)
-    figure.get_layout_engine().set(hspace=0.12)  # type: ignore[union-attr]
+    figure.get_layout_engine().set(hspace=0.12, rect=(0, 0.03, 1, 0.97))  # type: ignore[union-attr]
     for axis in axes.flat:
         axis.set_axis_off()
     for number, (name, (distances, places)) in enumerate(measures):

@@ -249,3 +249,35 @@ def test_one_process_makes_a_value_and_a_killed_one_leaves_no_lock(tmp_path: Pat
     assert json.loads(path.read_text()) == {"made": 2}
     assert kept(path, lambda: pytest.fail("it is there")) == {"made": 2}
     assert [entry.name for entry in tmp_path.iterdir() if entry.name != "locks"] == ["value.json"]
+
+
+@pytest.mark.slow
+def test_cells_are_made_once_and_arms_share_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import gap
+
+    arms = tmp_path / "arms.json"
+    arms.write_text(json.dumps({"restated": {"images": "ours", "teacher_statistics": "images"}}))
+    small = ["--images", "20", "--epochs", "1", "--passes", "2", "--network-passes", "200"]
+    ask = ["gap.py", "--folder", str(tmp_path / "gap"), "--cells", "digits:resnet10t", "--arm-file", str(arms), *small]
+    wanted = ["--arms", "real", "ours", "restated", "shuffled"]
+    monkeypatch.setattr(sys, "argv", [*ask, *wanted])
+    gap.main()
+    first = capsys.readouterr().out
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "gap").rglob("*") if path.is_file()}
+    assert len([path for path in made if path.parent.name == "images" and path.suffix == ".pt"]) == 1
+    lines = {line["arm"]: line for line in gap.lines_of(tmp_path / "gap")}
+    assert {name: lines[name]["passes"] for name in lines} == {"real": 0, "ours": 2, "restated": 2, "shuffled": 2}
+    trained = [line["settings"]["training"] for line in lines.values()]
+    assert all(one == trained[0] for one in trained), "one student, whatever the images are"
+    # A network of so few steps has statistics far from any images', and says other things with their own.
+    assert lines["restated"]["labelling_teacher_top1"] != lines["ours"]["labelling_teacher_top1"]
+
+    gap.main()
+    assert capsys.readouterr().out.splitlines() == first.splitlines()[2:], "but for the two networks' training"
+    assert all(path.stat().st_mtime_ns == when for path, when in made.items() if path.parent.name != "locks")
+
+    monkeypatch.setattr(sys, "argv", [*ask, "--table"])
+    gap.main()
+    assert capsys.readouterr().out.count("| restated | 2 | 20 | 1 |") == 1
