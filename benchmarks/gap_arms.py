@@ -169,7 +169,7 @@ def restated(teacher: Network, images: Tensor, seed: int) -> Network:
 
     Of batches of at least 128 images, drawn from all, the mean of the batches' statistics (`momentum=None`).
     """
-    model = copy.deepcopy(teacher.model)
+    model = copy.deepcopy(teacher.model).eval()
     layers = cast(list[tuple[str, nn.BatchNorm2d]], batch_norm_layers(model))
     momenta = [layer.momentum for _, layer in layers]
     for _, layer in layers:

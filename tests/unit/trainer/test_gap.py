@@ -84,7 +84,7 @@ def test_restated_statistics_are_those_of_the_images() -> None:
 
     spec = teacher_spec()
     torch.manual_seed(0)
-    model = build_teacher(spec).requires_grad_(False)
+    model = build_teacher(spec).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = pixels(400)
     found = restated(Network(model, spec), images, seed=0)
@@ -115,7 +115,7 @@ def test_few_images_are_one_batch() -> None:
     from dearkd.vision.teachers import batch_norm_layers, build_teacher
 
     spec = teacher_spec()
-    found = restated(Network(build_teacher(spec), spec), pixels(50), seed=0)
+    found = restated(Network(build_teacher(spec).eval(), spec), pixels(50), seed=0)
     assert {int(layer.num_batches_tracked) for _, layer in batch_norm_layers(found.model)} == {1}
 
 
