@@ -37,8 +37,8 @@ def nearest_picture(made: Shown, training: Tensor, training_features: Tensor, pa
         ("pixels, L2 distance", nearest(made.images, training, pixel_distance)),
         ("teacher's features, 1 − cosine", nearest(made.features, training_features, feature_distance)),
     )
-    figure, axes = plt.subplots(4, COLUMNS, figsize=(COLUMNS * 1.25, 6.4), layout="constrained", squeeze=False)
-    figure.get_layout_engine().set(hspace=0.12, rect=(0, 0.03, 1, 0.97))  # type: ignore[union-attr]
+    figure, axes = plt.subplots(4, COLUMNS, figsize=(COLUMNS * 1.25, 6.4), squeeze=False)
+    figure.set_layout_engine("constrained", hspace=0.12, rect=(0, 0.03, 1, 0.97))
     for axis in axes.flat:
         axis.set_axis_off()
     for number, (name, (distances, places)) in enumerate(measures):
