@@ -100,7 +100,13 @@ def test_what_is_done_is_not_done_again(
     with pytest.raises(AssertionError, match="nothing is left"):
         run()
     used: dict[str, Any] = {"epochs": 36, "stage_two_epochs": 3, "distillation": None, "teacher_epochs": 15}
-    used |= {"train_per_class": None, "images_per_class": None, "iterations": None, "training": {}}
+    used |= {
+        "teacher_seed": None,
+        "train_per_class": None,
+        "images_per_class": None,
+        "iterations": None,
+        "training": {},
+    }
     line = {"task": "digits", "arm": "plain", "data": "10", "seed": 5, "top1": 0.5, "teacher_top1": 1.0}
     path.write_text(json.dumps(line | {"settings": used}) + "\n")
     assert "| plain ViT | 50.0 ± 0.0 |" in run()
