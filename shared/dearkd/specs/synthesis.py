@@ -68,7 +68,7 @@ class SynthesisSpec(Spec):
     schedule: Literal["constant", "cosine"]
     warmup_iterations: int = Field(ge=0)
     weights: SynthesisWeights
-    statistics: Literal["l2", "gaussian", "symmetric", "wasserstein", "normalised_l2"] = "l2"
+    statistics: Literal["l2", "gaussian", "root_gaussian", "symmetric", "wasserstein", "normalised_l2"] = "l2"
     """Distance of a batch's statistics from the running ones: `l2` as published [P], with the scale of the network; the
     others, relative to the running deviation, mean the same for every network [R]
     (`dearkd_synth.objective.statistics`)."""

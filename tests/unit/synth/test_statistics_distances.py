@@ -6,7 +6,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from dearkd_synth.objective.statistics import SCALE_FREE, Earlier, StatisticsMatching
+from dearkd_synth.objective.statistics import NEAREST, ROOTED, SCALE_FREE, Earlier, StatisticsMatching
 
 
 def moments() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,6 +85,8 @@ def test_neither_scale_nor_width_changes_it(distance: str) -> None:
         running_mean, running_var = layer.running_mean, layer.running_var + layer.eps
         variance = values.var((0, 2, 3), correction=0) + layer.eps
         parts.append(SCALE_FREE[distance](values.mean((0, 2, 3)), variance, running_mean, running_var).mean())
+    if distance in ROOTED:
+        parts = [(part + NEAREST).sqrt() for part in parts]
     torch.testing.assert_close(found, (parts[0] + parts[1]) / 2)
     torch.testing.assert_close(distance_of(network(), distance, x, first_weight=3.0), (3 * parts[0] + parts[1]) / 4)
 
@@ -107,6 +109,22 @@ def test_beside_earlier_images_it_is_that_of_all_of_them_together(distance: str)
     matching.start()
     model(x)
     torch.testing.assert_close(matching.loss(Earlier(earlier, 0.25)), together / 0.25)
+
+
+@pytest.mark.parametrize("distance", [*ROOTED, "l2"])
+def test_what_is_rooted_pulls_as_much_near_the_statistics_as_far_from_them(distance: str) -> None:
+    """Images whose distance is a hundredth have the same gradient; of what is not rooted it is a hundredth too."""
+
+    def pull(off: float, of: str) -> float:
+        layer = nn.BatchNorm2d(3).double().eval().requires_grad_(False)
+        x = torch.randn(64, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+        x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), correction=0, keepdim=True)
+        x = (x + off).requires_grad_()
+        (gradient,) = torch.autograd.grad(distance_of(nn.Sequential(layer), of, x), x)
+        return gradient.norm().item()
+
+    assert pull(0.01, distance) == pytest.approx(pull(0.1, distance), rel=0.05)
+    assert pull(0.01, "gaussian") == pytest.approx(pull(0.1, "gaussian") / 10, rel=0.05)
 
 
 def test_a_channel_that_never_varied_gives_a_finite_distance_and_gradient() -> None:

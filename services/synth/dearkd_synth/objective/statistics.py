@@ -145,10 +145,15 @@ def normalised_l2(mean: Tensor, variance: Tensor, running_mean: Tensor, running_
 
 SCALE_FREE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "gaussian": gaussian,
+    "root_gaussian": gaussian,
     "symmetric": symmetric,
     "wasserstein": wasserstein,
     "normalised_l2": normalised_l2,
 }
+ROOTED = ("root_gaussian",)
+"""Distances of which a layer counts by the root of the mean over its channels."""
+NEAREST = 1e-8
+"""What is added under a root, so that it has a gradient where statistics match."""
 
 
 class StatisticsMatching:
@@ -174,6 +179,7 @@ class StatisticsMatching:
         distance: str = "l2",
     ) -> None:
         self._distance = SCALE_FREE.get(distance)
+        self._rooted = distance in ROOTED
         self._running: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
         found: dict[nn.Module, MatchedBatchNorm] = {
             layer: MatchedBatchNorm(layer) for _, layer in batch_norm_layers(teacher)
@@ -222,8 +228,9 @@ class StatisticsMatching:
         """The distance over the layers that ran since `start`, a float32 scalar.
 
         Scale-free: the mean over layers, weighted by w_l, of the means over their channels [R]; so it has the same
-        size for networks of any width, depth and scale of activations. `l2`: Σ_l w_l·(‖μ_l − μ̂_l‖₂ + ‖σ²_l − σ̂²_l‖₂)
-        (DeepInversion, eq. 4, with norms that are not squared, as in its code; the weights w_l are the code's too).
+        size for networks of any width, depth and scale of activations. Rooted: of the roots of these means, which, as
+        a norm does, pull as much when statistics nearly match as when they are far off. `l2`:
+        Σ_l w_l·(‖μ_l − μ̂_l‖₂ + ‖σ²_l − σ̂²_l‖₂) (DeepInversion, eq. 4, with norms that are not squared, as in its code; the weights w_l are the code's too).
 
         Args:
             earlier: finished images; the statistics are then those of these and the batch together, and the distance
@@ -236,7 +243,8 @@ class StatisticsMatching:
             means, variances = mixed((before[0], before[1]), (means, variances), earlier.share)
         if self._distance is not None:
             floor = running[2]
-            total = channel_weights @ self._distance(means, variances + floor, running[0], running[1] + floor)
+            distances = self._distance(means, variances + floor, running[0], running[1] + floor)
+            total = self._sum_of_roots(distances) if self._rooted else channel_weights @ distances
         else:
             total = self._sum_of_norms(means - running[0], variances - running[1])
         return total if earlier is None else total / earlier.share
@@ -261,10 +269,20 @@ class StatisticsMatching:
             rows += [(layer.running_mean, layer.running_var, floor, share)] * count
         return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 
+    def _calls(self) -> tuple[list[int], list[float]]:
+        """Channels and weight of each call."""
+        calls = [(layer, w) for layer, w in zip(self.layers, self.weights, strict=True) for _ in layer.statistics]
+        return [len(layer.running_mean) for layer, _ in calls], [weight for _, weight in calls]
+
+    def _sum_of_roots(self, distances: Tensor) -> Tensor:
+        """The mean over calls, weighted by w_l, of the root of the mean over channels."""
+        sizes, weights = self._calls()
+        means = torch.stack([values.mean() for values in distances.split(sizes)])
+        return (means + NEAREST).sqrt() @ means.new_tensor(weights) / sum(weights)
+
     def _sum_of_norms(self, means: Tensor, variances: Tensor) -> Tensor:
         """Σ_l w_l·(‖·‖₂ + ‖·‖₂) of differences of means and variances."""
-        sizes = [len(layer.running_mean) for layer in self.layers for _ in layer.statistics]
-        weights = [w for w, layer in zip(self.weights, self.layers, strict=True) for _ in layer.statistics]
+        sizes, weights = self._calls()
         norms = [
             weight * (torch.linalg.vector_norm(mean) + torch.linalg.vector_norm(variance))
             for weight, mean, variance in zip(weights, means.split(sizes), variances.split(sizes), strict=True)
