@@ -229,8 +229,10 @@ class StatisticsMatching:
 
         Scale-free: the mean over layers, weighted by w_l, of the means over their channels [R]; so it has the same
         size for networks of any width, depth and scale of activations. Rooted: of the roots of these means, which, as
-        a norm does, pull as much when statistics nearly match as when they are far off. `l2`:
-        Σ_l w_l·(‖μ_l − μ̂_l‖₂ + ‖σ²_l − σ̂²_l‖₂) (DeepInversion, eq. 4, with norms that are not squared, as in its code; the weights w_l are the code's too).
+        a norm does, pull as much when statistics nearly match as when they are far off.
+
+        `l2`: Σ_l w_l·(‖μ_l − μ̂_l‖₂ + ‖σ²_l − σ̂²_l‖₂) (DeepInversion, eq. 4, with norms that are not squared, as in its
+        code; the weights w_l are the code's too).
 
         Args:
             earlier: finished images; the statistics are then those of these and the batch together, and the distance
