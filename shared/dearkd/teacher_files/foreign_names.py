@@ -91,7 +91,7 @@ class Naming:
     largest_image: int | None = None
     """Side of the largest images, in pixels, for which the two compute the same."""
     pads_as_built: bool = False
-    """Whether the library pads maps as the image size needs that a network was built for, whatever size it is given."""
+    """True where the library pads maps as the image size needs that a network was built for, whatever it is given."""
 
     def twin_named(self, architecture: str) -> Twin | None:
         """The twin of that name in timm."""
