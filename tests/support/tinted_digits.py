@@ -38,13 +38,13 @@ def tinted_digits() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def tinted_teacher() -> nn.Module:
+def tinted_teacher(architecture: str = SPEC.architecture) -> nn.Module:
     """A real network as it is initialised, with statistics of these digits, and a classifier fitted by ridge regression
     to the first 600: no step of training, and yet an answer that its preprocessing decides. To be left as it is."""
     pixels, labels = tinted_digits()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        network = build_teacher(SPEC)
+        network = build_teacher(SPEC.model_copy(update={"architecture": architecture}))
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = None  # the mean over all that it sees

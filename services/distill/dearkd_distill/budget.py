@@ -1,5 +1,6 @@
 """Sizes of a distillation that fits a time: how many images and epochs, by the speed that is measured first."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -103,6 +104,26 @@ def fit(
         f"in {seconds:.0f} s not even one image of each of {num_classes} classes can be made and learned here: give a "
         f"budget of at least {least:.0f} s, or fewer classes"
     )
+
+
+def fit_epochs(seconds: float, *, per_epoch: float, usual: int) -> int:
+    """The usual number of epochs, or as many as take at most `seconds`, on images that are there already.
+
+    Args:
+        seconds: to spend.
+        per_epoch: seconds that one takes.
+        usual: the default number.
+
+    Raises:
+        InvalidInput: if not even two fit, one of each stage, naming the least budget.
+    """
+    least = min(2, usual)
+    if least * per_epoch > seconds * SHARE:
+        raise InvalidInput(
+            f"in {seconds:.0f} s the student cannot see these images {least} times here: give a budget of at least "
+            f"{math.ceil(least * per_epoch / SHARE)} s, or fewer images"
+        )
+    return min(usual, int(seconds * SHARE / per_epoch))
 
 
 def with_epochs(spec: TrainingSpec, facts: DatasetFacts, teacher: Teacher, epochs: int) -> TrainingSpec:

@@ -19,7 +19,7 @@ from dearkd.choices import FolderOrder
 from dearkd.cli.watching import duration
 from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import CLASS_NAMES, INFO, info_json
-from dearkd.errors import Conflict
+from dearkd.errors import Conflict, Unavailable
 from dearkd.specs import DatasetFacts, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import overlay
 from dearkd.storage.file_cache import is_copy
@@ -29,7 +29,7 @@ from dearkd.vision.shard_writer import write_samples
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teacher_statistics import NEVER_UPDATED, never_updated
 from dearkd.vision.teachers import batch_norm_layers
-from dearkd_distill.budget import fit, measure_synthesis, measure_training, with_epochs
+from dearkd_distill.budget import SHARE, fit, fit_epochs, measure_synthesis, measure_training, with_epochs
 from dearkd_distill.inputs import Teacher, open_teacher, pack_images
 from dearkd_distill.progress import progress_on
 from dearkd_synth import DeepInversion
@@ -37,11 +37,13 @@ from dearkd_synth.inversion import Step
 from dearkd_synth.quality import merge_quality, sample_grid, shard_quality
 from dearkd_synth.watch import require_good, warnings
 from dearkd_trainer import DearKDTrainer, FrozenTeacher, Student, TrainingResult
+from dearkd_trainer.train.failures import LoaderLost
 
 REQUEST = "distillation.json"
 LOCK = ".lock"
 IMAGES = "images"
 PREVIEW = "preview.png"
+MEASURING = "measuring the speed of this machine …"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ def distill(
         InvalidInput: naming the value, the rule it broke and the remedy.
         Conflict: if `out` holds another distillation, or something else.
         PoorImages: if the teacher does not recognise the first images that are made of it.
+        Unavailable: if a process that reads images was ended from outside.
     """
     began = time.monotonic()
     console = console or Console(stderr=True)
@@ -122,7 +125,7 @@ def distill(
         else:
             shards = pack_images(Path(images), opened.spec, directory / IMAGES, class_order)
         data = ShardDataset(shards, num_classes=opened.spec.num_classes, in_chans=opened.spec.in_chans)
-        spec = _training(plan, state, data)
+        spec = _training(plan, state, data, target, console)
         _save(directory, state)
         held = None
         if evaluate_on is not None:
@@ -182,8 +185,11 @@ class _Plan:
         posted = overlay({"dataset": "images", "seed": self.seed}, self.training)
         return TrainingSpec.resolve(posted, facts, self.teacher.spec)
 
-    def synthesis_spec(self, more: Mapping[str, Any] | None = None) -> SynthesisSpec:
-        posted = overlay({"teacher": self.teacher.spec.name, "seed": self.seed, **(more or {})}, self.synthesis)
+    def synthesis_spec(self, images_per_class: int | None = None) -> SynthesisSpec:
+        """The spec that was asked for, with fewer images where a budget allows no more."""
+        posted = overlay({"teacher": self.teacher.spec.name, "seed": self.seed}, self.synthesis)
+        if images_per_class is not None:
+            posted["images_per_class"] = images_per_class
         return SynthesisSpec.resolve(posted, self.teacher.spec)
 
 
@@ -231,7 +237,7 @@ def _synthesis(plan: _Plan, state: dict[str, Any], device: torch.device, console
         return SynthesisSpec.resolve(state["synthesis"], plan.teacher.spec)
     spec = plan.synthesis_spec()
     if plan.budget is not None:
-        console.print("measuring the speed of this machine …", style="dim")
+        console.print(MEASURING, style="dim")
 
         def trained(images: int) -> TrainingSpec:
             return plan.training_spec(plan.facts(images * len(spec.classes), mirrored=spec.flip > 0))
@@ -247,25 +253,33 @@ def _synthesis(plan: _Plan, state: dict[str, Any], device: torch.device, console
             num_classes=len(spec.classes),
             epochs_for=lambda images: trained(images).epochs,
         )
-        spec = plan.synthesis_spec({"images_per_class": images})
         state["epochs"] = epochs
         console.print(f"{images:,} images of each of {len(spec.classes):,} classes, {epochs} epochs")
         if images < spec.images_per_class:
-            whole = spec.num_samples * (per_image + usual.epochs * per_image_and_epoch)
+            whole = spec.num_samples * (per_image + usual.epochs * per_image_and_epoch) / SHARE
             console.print(
-                f"the defaults, {spec.images_per_class:,} images of each and {usual.epochs} epochs, would take about "
-                f"{duration(whole)}; a student of fewer knows less"
+                f"without a budget it would be {spec.images_per_class:,} and {usual.epochs}, in about "
+                f"{duration(whole)}; a student of fewer images knows less, and one of a few per class next to nothing",
+                style="yellow",
             )
+        spec = plan.synthesis_spec(images)
     state["synthesis"] = spec.model_dump(mode="json")
     return spec
 
 
-def _training(plan: _Plan, state: dict[str, Any], data: ShardDataset) -> TrainingSpec:
+def _training(
+    plan: _Plan, state: dict[str, Any], data: ShardDataset, device: torch.device, console: Console
+) -> TrainingSpec:
     if "training" in state:
         posted = state["training"]
         return TrainingSpec.resolve(posted, _facts_of(plan, state, data), plan.teacher.spec)
     facts = _facts_of(plan, state, data)
     spec = plan.training_spec(facts)
+    if plan.images is not None and plan.budget is not None:
+        console.print(MEASURING, style="dim")
+        per_epoch = len(data) * measure_training(plan.teacher, spec, device)
+        state["epochs"] = epochs = fit_epochs(plan.budget, per_epoch=per_epoch, usual=spec.epochs)
+        console.print(f"{len(data):,} images, {epochs} epochs; without a budget it would be {spec.epochs}")
     if "epochs" in state:
         spec = with_epochs(spec, facts, plan.teacher, state["epochs"])
     state["training"] = spec.model_dump(mode="json")
@@ -373,4 +387,10 @@ def _train(
         device=device,
         on_step=lambda done, total: progress.update(bar, completed=done, total=total),
     )
-    return trainer, trainer.fit()
+    try:
+        return trainer, trainer.fit()
+    except LoaderLost as error:
+        raise Unavailable(
+            f"a process that reads images was ended from outside, perhaps for want of memory ({error}): the same call "
+            "goes on from the last checkpoint"
+        ) from error

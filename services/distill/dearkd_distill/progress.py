@@ -1,11 +1,21 @@
-"""Progress of a distillation: bars in a terminal, and the same bars in a notebook, where rich alone shows none."""
+"""Progress of a distillation: bars in a terminal and in a notebook, where rich alone shows none, and lines in a log."""
 
 import time
 from importlib import import_module
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dearkd.cli.watching import LINE_STEPS, duration
 
 SECONDS_BETWEEN = 0.5
 """Time between two pictures of the bars in a notebook: each is a message to the browser."""
@@ -47,8 +57,39 @@ class NotebookProgress(Progress):
             self.refresh()
 
 
+class LineProgress(Progress):
+    """A line for each tenth that is done, for a log, where rich's bars show nothing until the end."""
+
+    def __init__(self, *columns: Any, console: Console) -> None:
+        super().__init__(*columns, console=console, auto_refresh=False, disable=console.quiet)
+        self._shown: dict[TaskID, int] = {}
+
+    def start(self) -> None:
+        """Show nothing yet."""
+
+    def refresh(self) -> None:
+        """Show nothing: `update` does."""
+
+    def stop(self) -> None:
+        """Show nothing more."""
+
+    def update(self, task_id: TaskID, *arguments: Any, **changes: Any) -> None:
+        """Change a bar, and print a line if it has come to another tenth."""
+        super().update(task_id, *arguments, **changes)
+        task = next(task for task in self.tasks if task.id == task_id)
+        if not task.total:
+            return
+        tenths = int(LINE_STEPS * task.completed / task.total)
+        if tenths == self._shown.get(task_id, 0):
+            return
+        self._shown[task_id] = tenths
+        left = f", {duration(task.time_remaining)} left" if task.time_remaining else ""
+        count = f"{int(task.completed):,}/{int(task.total):,}"
+        self.console.print(f"{task.description} {count}, {duration(task.elapsed or 0)} so far{left}", highlight=False)
+
+
 def progress_on(console: Console) -> Progress:
-    """Bars with counts and times, for where the console is."""
+    """Bars with counts and times, or lines, for where the console is."""
     columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn())
-    kind = NotebookProgress if console.is_jupyter else Progress
+    kind = NotebookProgress if console.is_jupyter else Progress if console.is_terminal else LineProgress
     return kind(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,10 +32,14 @@ from dearkd.imports import import_large
 from dearkd.names import printable, printable_json
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from dearkd.settings import Settings
     from dearkd.specs import TeacherSpec
     from dearkd.storage.file_cache import FileCache
 
+NAMED = 20
+"""The most classes whose order is printed as flags."""
 SHOWN = 24
 """The most images in the picture."""
 
@@ -70,6 +75,7 @@ def check(
 
     Wrong normalisation, order of classes or channels, or padding: each is made good in turn and measured.
     """
+    from functools import partial
     from tempfile import TemporaryDirectory
 
     from dearkd.settings import Settings
@@ -107,7 +113,9 @@ def check(
         sample = _sample(dataset, spec, images, split, class_order, cache)
         for remark in sample.remarks:
             note(f"{dataset}: {remark}")
-        found = large.check_on_images(spec, weights, sample, _device(settings))
+        with _bar(with_bar=not as_json) as bar:
+            task = bar.add_task("answers", total=None)
+            found = large.check_on_images(spec, weights, sample, _device(settings), partial(bar.advance, task))
         report = {
             "teacher": teacher,
             "dataset": dataset,
@@ -142,6 +150,16 @@ def _sample(
             for shard in reading.few_shards(manifest.shards, count)
         ]
     return reading.sample_of_shards(paths, spec, count, names)
+
+
+def _bar(*, with_bar: bool) -> Progress:
+    """A count of answers on a terminal: how many there will be is known only at the end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.completed:,.0f} answers"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not (with_bar and console.is_terminal))
 
 
 def _device(settings: Settings) -> Any:
@@ -191,12 +209,24 @@ def _print(report: dict[str, Any]) -> None:
         for trial in report["together"]:
             print(printable(f"  {trial['remedy']}"))
     if report["own_order"] is not None:
-        some = ", ".join(f"{name!r} is answered as class {label}" for name, label in [*report["own_order"].items()][:4])
-        print(
-            printable(
-                f"its classes are in an order of their own ({some}, …): with it top-1 is "
-                f"{report['figures_own_order']['top1']:.1%}. Give its class names in its order (--class-name)"
-            )
-        )
+        print(printable(_own_order(report)))
     elif not better and not names:
         print("none of what was tried is clearly better")
+
+
+def _own_order(report: dict[str, Any]) -> str:
+    order = report["own_order"]
+    some = ", ".join(f"{name!r} is answered as class {label}" for name, label in [*order.items()][:4])
+    besides = "".join(f" and {trial['change']}," for trial in report["together"])
+    flags = [trial["remedy"].partition(" with ")[2] for trial in report["together"] if trial["kind"] == "image size"]
+    remedy = "Give its class names in its order (--class-name)"
+    if sorted(order.values()) == list(range(report["num_classes"])) and len(order) <= NAMED:
+        names = sorted(order, key=order.__getitem__)
+        flags += [f"--class-name {shlex.quote(name)}" for name in names]
+        remedy = f"If that is right, give {' '.join(flags)}"
+    elif flags:
+        remedy += f" and {' '.join(flags)}"
+    return (
+        f"its classes are in an order of their own ({some}, …): with it{besides} top-1 is "
+        f"{report['figures_own_order']['top1']:.1%}. {remedy}"
+    )

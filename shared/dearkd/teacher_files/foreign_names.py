@@ -90,6 +90,8 @@ class Naming:
     """Convolutions of timm that are fully connected layers in the library."""
     largest_image: int | None = None
     """Side of the largest images, in pixels, for which the two compute the same."""
+    pads_as_built: bool = False
+    """True where the library pads maps as the image size needs that a network was built for, whatever it is given."""
 
     def twin_named(self, architecture: str) -> Twin | None:
         """The twin of that name in timm."""

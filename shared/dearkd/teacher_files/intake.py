@@ -21,9 +21,19 @@ from dearkd.teacher_files.foreign_names import recognise
 from dearkd.teacher_files.matching import Match, match
 from dearkd.teacher_files.namings import NAMINGS, TRANSFORMERS_RESNET, transformers_twin
 from dearkd.teacher_files.text_arguments import without_text
-from dearkd.vision.architectures import TORCHVISION, in_library, published_input, require_known
+from dearkd.vision.architectures import (
+    TORCHVISION,
+    TRANSFORM_INPUT,
+    TRANSFORMING,
+    in_library,
+    published_input,
+    require_known,
+)
 from dearkd.vision.teachers import blueprint, in_words
 from dearkd.vision.weight_files import read_header, require_fit
+
+HALVED = 32
+"""Sides that this divides are even wherever a network halves its maps, and all of them are padded alike."""
 
 FLAGS = {"image_size": "--image-size", "mean": "--mean", "std": "--std"}
 
@@ -75,6 +85,7 @@ def read_teacher(
     body |= _defaults(body, remarks)
     spec = TeacherSpec.check(body)
     _require_same_size(found, spec)
+    remarks += _padded_otherwise(found, spec)
     same = kind == "safetensors" and found.tensors is weights.tensors
     safetensors = file if same else _written(found.tensors, scratch)
     header = read_header(safetensors)
@@ -145,9 +156,14 @@ def _of_match(found: Match, fields: Mapping[str, Any], file: Path) -> dict[str, 
 def _defaults(body: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
     """Image size, mean and standard deviation where nothing says them: those of timm's own weights of that network."""
     missing = [name for name in FLAGS if name not in body]
+    if body["architecture"] in TRANSFORMING and "mean" in body and TRANSFORM_INPUT not in body["model_args"]:
+        remarks.append(
+            f"no file tells whether {in_library(body['architecture'])} transforms its input, as with torchvision's own "
+            f"weights and what was trained on from them: then add --model-arg {TRANSFORM_INPUT}=true, else =false"
+        )
     if not missing:
         return {}
-    cfg = published_input(body["architecture"])
+    cfg = published_input(body["architecture"], body["model_args"])
     flags = ", ".join(FLAGS[name] for name in missing)
     if body["in_chans"] != 3 or cfg is None or cfg.input_size[0] != 3 or cfg.input_size[1] != cfg.input_size[2]:
         raise InvalidInput(
@@ -172,6 +188,20 @@ def _require_same_size(found: Match, spec: TeacherSpec) -> None:
             f"of images of {spec.image_size} px timm's {spec.architecture} computes something else than "
             f"{found.naming and found.naming.library}'s: give an --image-size of at most {largest}",
         )
+
+
+def _padded_otherwise(found: Match, spec: TeacherSpec) -> list[str]:
+    """A remark where the library pads otherwise, unless the network was built for this image size."""
+    usual = published_input(spec.architecture, spec.model_args)
+    if found.naming is None or not found.naming.pads_as_built or usual is None:
+        return []
+    sides = {usual.input_size[1], spec.image_size}
+    if len(sides) == 1 or not any(side % HALVED for side in sides):
+        return []
+    return [
+        f"{found.naming.library} pads for the image size that a network was built for, by default "
+        f"{usual.input_size[1]} px: unless this one was built for {spec.image_size} px, answers differ a little here"
+    ]
 
 
 def _written(tensors: Mapping[str, Tensor], scratch: Path) -> Path:

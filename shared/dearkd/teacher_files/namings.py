@@ -164,6 +164,7 @@ EFFICIENTNET_PYTORCH = Naming(
         tuple(_form(kind + squeeze) for kind in (_PLAIN, _WIDENED) for squeeze in ("", _SQUEEZE)),
         _form("_conv_stem:conv_stem _bn0:bn1 _conv_head:conv_head _bn1:bn2 _fc:classifier"),
     ),
+    pads_as_built=True,
 )
 _LAYERS = ("basic", "bottleneck")
 TRANSFORMERS_RESNET = Naming(

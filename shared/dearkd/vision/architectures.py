@@ -2,14 +2,19 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 import timm
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 from torch import nn
 from torchvision import models
 
@@ -24,6 +29,12 @@ GROUP = "dearkd.teachers"
 
 SLOW_TO_FILL = ("googlenet", "inception_v3")
 """torchvision's networks that draw their weights from a truncated normal distribution, which takes half a minute."""
+
+TRANSFORM_INPUT = "transform_input"
+TRANSFORMING = ("torchvision:googlenet", "torchvision:inception_v3")
+"""Networks with a switch `TRANSFORM_INPUT`, which no weights show and torchvision turns on for its own. They then take
+images normalised as ImageNet's and undo that, so that they see (pixel − 0.5) / 0.5: without the switch, the same
+weights answer the same to images that were normalised so."""
 
 
 def require_known(architecture: str) -> None:
@@ -87,10 +98,12 @@ class PublishedInput:
     std: tuple[float, ...]
 
 
-def published_input(architecture: str) -> PublishedInput | None:
+def published_input(architecture: str, model_args: Mapping[str, Any]) -> PublishedInput | None:
     """The input of a library's own weights of a network; None where it has none."""
     if architecture.startswith(TORCHVISION):
         side = 299 if architecture.endswith("inception_v3") else 224
+        if architecture in TRANSFORMING and TRANSFORM_INPUT not in model_args:
+            return PublishedInput((3, side, side), IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
         return PublishedInput((3, side, side), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     cfg = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
     return PublishedInput(cfg.input_size, cfg.mean, cfg.std) if cfg is not None else None

@@ -13,10 +13,11 @@ from dearkd.specs import TeacherSpec
 from dearkd.storage.catalog import fetch_weights, teachers
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage
+from dearkd.vision.check_bench import figures_of
 from dearkd.vision.image_sample import evenly, few_shards, fitted, require_classes, sample_of_shards, spread
 from dearkd.vision.images import to_input
 from dearkd.vision.shards import ShardDataset
-from dearkd.vision.teacher_check import check_on_images, figures_of
+from dearkd.vision.teacher_check import check_on_images
 from dearkd.vision.teachers import load_teacher
 
 TRIED = 256
@@ -61,7 +62,9 @@ def check_on_dataset(ticket: Ticket, storage: Storage, cache: FileCache, step: C
     right = logits.argmax(1) == labels
     paths = [fetch_shard(storage, dataset, shard, cache) for shard in few_shards(dataset.shards, TRIED)]
     step()
-    diagnosis = asdict(check_on_images(spec, weights, sample_of_shards(paths, spec, TRIED, names)))
+    diagnosis = asdict(
+        check_on_images(spec, weights, sample_of_shards(paths, spec, TRIED, names), on_answers=lambda _: step())
+    )
     del diagnosis["answers"]
     return {
         "images": len(labels),

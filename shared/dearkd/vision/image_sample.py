@@ -42,6 +42,8 @@ class ImageSample:
     """The origin of each image: a path in the folder, or a shard with a key."""
     class_names: Sequence[str]
     """In the order of labels."""
+    own_pixels: Tensor | None = None
+    """The same in their own size, where all have one and it is smaller."""
     remarks: Sequence[str] = ()
     """Lines on what was left out or assumed."""
 
@@ -84,7 +86,8 @@ def read_sample(
     folders = cast(ImageFolder, source)
     names = [name for name, _ in folders.classes]
     require_classes(shown(folder), names, teacher)
-    found = _chosen(folders, count, teacher)
+    own = list[Tensor | None]()
+    found = _chosen(folders, count, teacher, own)
     if not found:
         raise InvalidInput(f"{shown(folder)} holds no image in its {len(names)} class folders: put some there")
     remarks += _order_remarks(names, teacher)
@@ -94,6 +97,7 @@ def read_sample(
         labels=torch.tensor([label for _, label, _ in found]),
         names=[shown(path.relative_to(folder)) for _, _, path in found],
         class_names=names,
+        own_pixels=_of_one_size(own),
         remarks=remarks,
     )
 
@@ -117,11 +121,17 @@ def sample_of_shards(
         for members in [np.flatnonzero(data.labels == label)]
         for place in evenly(len(members), quota)
     ]
+    pixels, own = list[Tensor](), list[Tensor | None]()
+    for place in places:
+        image = data[place][0]
+        pixels.append(fitted(image, teacher.image_size))
+        own.append(_in_own_size(image, teacher.image_size))
     return ImageSample(
-        pixels=torch.stack([fitted(data[place][0], teacher.image_size) for place in places]),
+        pixels=torch.stack(pixels),
         labels=torch.from_numpy(data.labels[places]),
         names=[data.name(place) for place in places],
         class_names=class_names,
+        own_pixels=_of_one_size(own),
         remarks=_order_remarks(class_names, teacher),
     )
 
@@ -192,8 +202,14 @@ def _opened(folder: Path, reading: Reading) -> tuple[object, list[str]]:
         return source, ["the order of the class folders is not certain: they are counted by name"]
 
 
-def _chosen(source: ImageFolder, count: int, teacher: TeacherSpec) -> list[tuple[Tensor, int, Path]]:
-    """Pixels, label and path of the images that are taken; only those are opened."""
+def _chosen(
+    source: ImageFolder, count: int, teacher: TeacherSpec, own: list[Tensor | None]
+) -> list[tuple[Tensor, int, Path]]:
+    """Pixels, label and path of the images that are taken; only those are opened.
+
+    Args:
+        own: gets each as `_in_own_size` has it.
+    """
     found: list[tuple[Tensor, int, Path]] = []
     quotas = spread([len(files) for _, files in source.classes], count)
     for label, ((_, files), quota) in enumerate(zip(source.classes, quotas, strict=True)):
@@ -208,6 +224,7 @@ def _chosen(source: ImageFolder, count: int, teacher: TeacherSpec) -> list[tuple
                 source.skipped.add("no image", files[place])
                 continue
             found.append((fitted(image, teacher.image_size), label, files[place]))
+            own.append(_in_own_size(image, teacher.image_size))
             taken += 1
     return found
 
@@ -220,6 +237,19 @@ def read_image(path: Path, in_chans: Literal[1, 3]) -> Tensor | None:
     """
     image = examine(path, SHORT_SIDE)
     return None if image is None else decode(image.stored(in_chans, SHORT_SIDE)[0], in_chans)
+
+
+def _in_own_size(image: Tensor, size: int) -> Tensor | None:
+    """The centre square of an image (C, H, W) that is smaller than `size`; None of one that is not."""
+    side = min(image.shape[1:])
+    return fitted(image, side) if side < size else None
+
+
+def _of_one_size(images: Sequence[Tensor | None]) -> Tensor | None:
+    smaller = [image for image in images if image is not None]
+    if len(smaller) < len(images) or len({image.shape for image in smaller}) > 1:
+        return None
+    return torch.stack(smaller)
 
 
 def fitted(image: Tensor, size: int, crop_pct: float = 1.0) -> Tensor:

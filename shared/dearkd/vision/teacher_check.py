@@ -6,8 +6,8 @@ the usual mistakes are made good in turn, on the same images, and what comes of 
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +15,14 @@ import dearkd.vision  # noqa: F401  # makes timm importable
 
 # isort: split
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dearkd.choices import ClassOrder
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec
-from dearkd.specs.class_order import sorted_by
-from dearkd.vision.calibration import expected_calibration_error
+from dearkd.specs.geometry import SMALLEST_IMAGE
+from dearkd.vision.check_bench import Bench, Figures, Setting, figures_of
 from dearkd.vision.image_sample import ImageSample
-from dearkd.vision.images import to_input
-from dearkd.vision.teachers import check_teacher, load_teacher
+from dearkd.vision.teachers import check_teacher
 from dearkd.vision.usual_inputs import NORMALISATIONS, ORDERS, padding_twin
 
 CLEAR_GAIN = 0.03
@@ -36,24 +34,7 @@ tried, of which chance alone would then pass one in fifty checks."""
 POOR = 0.5
 """Below this top-1, two mistakes at once are looked for that need passes of their own [our choice]."""
 
-PIXELS_AT_ONCE = 2**22
-"""The most numbers in a batch's input."""
-IMAGES_AT_ONCE = 256
-
-Kind = Literal["as given", "normalisation", "class order", "channel order", "padding"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """Answers measured against labels. All are fractions in [0, 1]."""
-
-    top1: float
-    top5: float
-    """1 where there are fewer than five classes."""
-    expected_calibration_error: float
-    """Over 15 bins."""
-    mean_confidence: float
-    """The mean probability of the class that is answered."""
+Kind = Literal["image size", "normalisation", "class order", "channel order", "padding"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,77 +86,12 @@ class TeacherCheck:
         return [trial for trial in self.trials if trial.clearly_better]
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """Everything about the input of a network that may be wrong."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    architecture: str
-    order: ClassOrder | None = None
-    swapped: bool = False
-
-
-@dataclass(slots=True)
-class _Bench:
-    """The images, and the answers to them in the settings that were tried."""
-
-    spec: TeacherSpec
-    weights: Path
-    sample: ImageSample
-    device: torch.device
-    networks: dict[str, nn.Module] = field(default_factory=dict)
-    known: dict[_Setting, Tensor] = field(default_factory=dict)
-
-    def network(self, architecture: str) -> nn.Module:
-        if architecture not in self.networks:
-            spec = self.spec.model_copy(update={"architecture": architecture})
-            self.networks[architecture] = load_teacher(spec, self.weights, self.device)
-        return self.networks[architecture]
-
-    @torch.inference_mode()
-    def logits(self, setting: _Setting) -> Tensor:
-        """(N, num_classes), float32, on the CPU. The order of labels makes no difference to them."""
-        setting = replace(setting, order=None)
-        if setting not in self.known:
-            network = self.network(setting.architecture)
-            spec = self.spec.model_copy(update={"mean": list(setting.mean), "std": list(setting.std)})
-            pixels = self.sample.pixels
-            at_once = max(1, min(IMAGES_AT_ONCE, PIXELS_AT_ONCE // pixels[0].numel()))
-            parts = []
-            for part in pixels.split(at_once):
-                # Mean and std are those of the network's own channels, as its code has them.
-                inputs = to_input((part.flip(1) if setting.swapped else part).to(self.device), spec)
-                parts.append(network(inputs).float().cpu())
-            # Input that it was never made for may lead out of the finite numbers, which JSON has not.
-            self.known[setting] = torch.cat(parts).nan_to_num()
-        return self.known[setting]
-
-    def own_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the images, a number a channel."""
-        pixels = self.sample.pixels.transpose(0, 1).flatten(1).float() / 255
-        mean, std = pixels.mean(1).tolist(), pixels.std(1).clamp(min=0.001).tolist()
-        return tuple(round(value, 4) for value in mean), tuple(round(value, 4) for value in std)
-
-    def class_names(self, setting: _Setting) -> Sequence[str]:
-        """The names in the order of labels. Raises `ValueError` where that is by number, and a name is none."""
-        names = self.sample.class_names
-        return names if setting.order is None else sorted_by(setting.order, names)
-
-    def labels(self, setting: _Setting) -> Tensor:
-        places = {name: label for label, name in enumerate(self.class_names(setting))}
-        return torch.tensor([places[name] for name in self.sample.class_names])[self.sample.labels]
-
-    def figures(self, setting: _Setting) -> Figures:
-        return figures_of(self.logits(setting), self.labels(setting))
-
-    def is_right(self, setting: _Setting) -> Tensor:
-        """(N,), by top-1."""
-        return self.logits(setting).argmax(1) == self.labels(setting)
-
-
 def check_on_images(
-    spec: TeacherSpec, weights: Path, sample: ImageSample, device: torch.device | str = "cpu"
+    spec: TeacherSpec,
+    weights: Path,
+    sample: ImageSample,
+    device: torch.device | str = "cpu",
+    on_answers: Callable[[int], None] = lambda _: None,
 ) -> TeacherCheck:
     """Measure a teacher on real images, as it is given and with each usual mistake made good.
 
@@ -184,13 +100,14 @@ def check_on_images(
         weights: a safetensors file of its tensors.
         sample: images that it should know, from `read_sample` for the same spec.
         device: where to compute.
+        on_answers: called with the number of images that have been answered since the last call.
 
     Raises:
         InvalidInput: as `load_teacher` and `check_teacher`.
     """
-    bench = _Bench(spec, weights, sample, torch.device(device))
+    bench = Bench(spec, weights, sample, torch.device(device), on_answers)
     check_teacher(bench.network(spec.architecture), spec, spec.image_size)
-    given = _Setting(tuple(spec.mean), tuple(spec.std), spec.architecture)
+    given = Setting(tuple(spec.mean), tuple(spec.std), spec.architecture)
     trials = changes = _changes(bench, given)
     setting, together = given, list[Trial]()
     while step := _next_step(bench, setting, changes):
@@ -202,6 +119,11 @@ def check_on_images(
     if own_order is None:
         own_order, figures_own = _own_order(bench, given, setting)
         together = [] if own_order is not None else together
+    if own_order is None:
+        for trial, sized in trials:
+            if trial.kind == "image size":
+                own_order, figures_own = _own_order(bench, sized, setting)
+                together = [trial] if own_order is not None else together
     logits = bench.logits(given)
     confidences, answers = logits.softmax(1).max(1)
     return TeacherCheck(
@@ -221,26 +143,13 @@ def check_on_images(
     )
 
 
-def figures_of(logits: Tensor, labels: Tensor) -> Figures:
-    """Figures of logits (N, num_classes) for labels (N,)."""
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = ranked == labels[:, None]
-    confidences = logits.softmax(1).max(1).values
-    return Figures(
-        top1=hits[:, 0].double().mean().item(),
-        top5=hits.any(1).double().mean().item(),
-        expected_calibration_error=expected_calibration_error(confidences, hits[:, 0]),
-        mean_confidence=confidences.double().mean().item(),
-    )
-
-
 def is_clearly_better(before: Tensor, after: Tensor) -> bool:
     """Tell whether a change that makes these images right, (N,) each, is one that chance does not explain."""
     won, lost = int((after & ~before).sum()), int((before & ~after).sum())
     return won > lost and won - lost >= max(CLEAR_GAIN * len(before), CLEAR_DEVIATIONS * math.sqrt(won + lost))
 
 
-def _changes(bench: _Bench, base: _Setting) -> list[tuple[Trial, _Setting]]:
+def _changes(bench: Bench, base: Setting) -> list[tuple[Trial, Setting]]:
     """Every single change of a setting, measured against it, best first."""
     before = bench.is_right(base)
     found = []
@@ -252,8 +161,8 @@ def _changes(bench: _Bench, base: _Setting) -> list[tuple[Trial, _Setting]]:
 
 
 def _next_step(
-    bench: _Bench, base: _Setting, changes: Sequence[tuple[Trial, _Setting]]
-) -> tuple[list[Trial], _Setting] | None:
+    bench: Bench, base: Setting, changes: Sequence[tuple[Trial, Setting]]
+) -> tuple[list[Trial], Setting] | None:
     """The best change that is clearly better; else the best of several at once, since one mistake hides another."""
     for trial, setting in changes:
         if trial.clearly_better:
@@ -269,7 +178,7 @@ def _next_step(
     return None
 
 
-def _with_orders(changes: Sequence[tuple[Trial, _Setting]]) -> Iterator[tuple[list[Trial], _Setting]]:
+def _with_orders(changes: Sequence[tuple[Trial, Setting]]) -> Iterator[tuple[list[Trial], Setting]]:
     """Every change of what the network sees, with every order of classes."""
     for trial, setting in changes:
         for other, ordered in changes:
@@ -277,7 +186,7 @@ def _with_orders(changes: Sequence[tuple[Trial, _Setting]]) -> Iterator[tuple[li
                 yield [trial, other], replace(setting, order=ordered.order)
 
 
-def _with_channels(changes: Sequence[tuple[Trial, _Setting]]) -> Iterator[tuple[list[Trial], _Setting]]:
+def _with_channels(changes: Sequence[tuple[Trial, Setting]]) -> Iterator[tuple[list[Trial], Setting]]:
     """Every normalisation with the other order of channels, in every order of classes."""
     orders = [([trial], setting.order) for trial, setting in changes if trial.kind == "class order"]
     for trial, setting in changes:
@@ -289,9 +198,12 @@ def _with_channels(changes: Sequence[tuple[Trial, _Setting]]) -> Iterator[tuple[
                     yield [trial, other, *ordered], replace(both, order=order)
 
 
-def _settings(bench: _Bench, base: _Setting) -> Iterator[tuple[Kind, str, str, _Setting]]:
+def _settings(bench: Bench, base: Setting) -> Iterator[tuple[Kind, str, str, Setting]]:
     """Kind, change in words, remedy and setting of every change that makes a difference."""
     spec = bench.spec
+    if (side := _own_side(bench, base)) is not None:
+        remedy = f"`dearkd teacher add` with --image-size {side}"
+        yield "image size", f"{side} px, as these images are", remedy, replace(base, own_size=True)
     usual = {**NORMALISATIONS[spec.in_chans], "mean and std of these images": bench.own_normalisation()}
     for words, (mean, std) in usual.items():
         if not (_close(mean, base.mean) and _close(std, base.std)):
@@ -333,7 +245,19 @@ def _settings(bench: _Bench, base: _Setting) -> Iterator[tuple[Kind, str, str, _
         yield "padding", f"{twin}, with the same weights", f"`dearkd teacher add` with --architecture {twin}", setting
 
 
-def _own_order(bench: _Bench, setting: _Setting, rival: _Setting) -> tuple[dict[str, int] | None, Figures | None]:
+def _own_side(bench: Bench, base: Setting) -> int | None:
+    """The size of the images where that is another and the network takes it."""
+    own = bench.sample.own_pixels
+    if own is None or base.own_size or own.shape[-1] < SMALLEST_IMAGE:
+        return None
+    try:
+        check_teacher(bench.network(base.architecture), bench.spec, own.shape[-1])
+    except InvalidInput:  # it takes one size alone, or none as small
+        return None
+    return own.shape[-1]
+
+
+def _own_order(bench: Bench, setting: Setting, rival: Setting) -> tuple[dict[str, int] | None, Figures | None]:
     """A one-to-one order of classes that the answers follow, found on every other image and measured on the rest.
 
     None where it is not clearly better there than the rival.

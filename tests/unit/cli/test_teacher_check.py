@@ -55,6 +55,19 @@ def folder(tmp_path: Path) -> Path:
     return write_class_folders(tmp_path / "digits", pixels[600:700], labels[600:700], NAMES)
 
 
+def test_an_order_that_no_flag_names_is_printed_as_flags(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(tinted_teacher("test_resnet").state_dict(), tmp_path / "best.pth")
+    pixels, labels = tinted_digits()
+    names = [f"a {'glkabjchdief'[label]}" for label in range(12)]
+    folder = write_class_folders(tmp_path / "digits", pixels[:300], labels[:300], names)
+    assert run(tmp_path / "best.pth", folder, *IMAGENET, "--image-size", "64", "--images", "200") == 0
+    flags = " ".join(f"--class-name '{name}'" for name in names)
+    assert "with it and 32 px, as these images are, top-1 is" in (said := capsys.readouterr().out)
+    assert f"If that is right, give --image-size 32 {flags}" in said
+
+
 def test_what_would_explain_a_low_figure_is_printed_and_drawn(
     run: Run, checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

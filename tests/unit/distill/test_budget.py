@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dearkd.errors import InvalidInput
-from dearkd_distill.budget import LEAST_EPOCHS, SHARE, fit
+from dearkd_distill.budget import LEAST_EPOCHS, SHARE, fit, fit_epochs
 from dearkd_distill.command import parse_time
 
 seconds = st.floats(1e-4, 10.0)
@@ -40,6 +40,13 @@ def test_what_fits_is_as_much_as_fits(
     assert images == max(fitting)
     assert images * num_classes * (per_image + some * per_image_and_epoch) <= SHARE * budget
     assert 1 <= some <= epochs
+
+
+@pytest.mark.parametrize(("budget", "epochs"), [(10, 8), (2.5, 2), (1e6, 50)])
+def test_epochs_on_images_that_are_there_fit_too(budget: float, epochs: int) -> None:
+    assert fit_epochs(budget, per_epoch=1.0, usual=50) == epochs
+    with pytest.raises(InvalidInput, match="at least 3 s, or fewer images"):
+        fit_epochs(2, per_epoch=1.0, usual=50)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import nn
 
 import dearkd
 from dearkd.data.shard_files import shard_name
-from dearkd.errors import Conflict, InvalidInput
+from dearkd.errors import Conflict, InvalidInput, Unavailable
 from dearkd.vision.teachers import save_teacher
 from dearkd_distill import Distillation, distill
 from dearkd_synth import DeepInversion
+from dearkd_trainer import DearKDTrainer
 from dearkd_trainer.model.export import load_model
+from dearkd_trainer.train.failures import LoaderLost
 from tests.support.teacher_files import small
 
 pytestmark = pytest.mark.slow
@@ -37,8 +40,9 @@ Run = Callable[..., Distillation]
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     def run(out: str, teacher: Any = None, **changes: Any) -> Distillation:
-        arguments = {"synthesis": SYNTHESIS, "training": TRAINING, **TASK} | changes
-        return distill(teacher or small(), tmp_path / out, console=Console(quiet=True), **arguments)
+        quiet = Console(quiet=True)
+        arguments = {"synthesis": SYNTHESIS, "training": TRAINING, "console": quiet, **TASK} | changes
+        return distill(teacher or small(), tmp_path / out, **arguments)
 
     return run
 
@@ -183,6 +187,65 @@ def test_real_images_take_the_place_of_made_ones(run: Run, tmp_path: Path) -> No
     assert not (done.directory / "preview.png").exists()
     with pytest.raises(InvalidInput, match=r"has 3 classes, but .* tells 5 apart"):
         run("other", images=photographs(tmp_path / "less", 3, 2), synthesis=None)
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One on which an image takes a second to make, and a hundredth of one in each epoch."""
+    monkeypatch.setattr("dearkd_distill.distillation.measure_synthesis", lambda *_: 1.0)
+    monkeypatch.setattr("dearkd_distill.distillation.measure_training", lambda *_: 0.01)
+
+
+def log() -> Console:
+    """A console that is no terminal, such as a file that a job writes to."""
+    return Console(file=StringIO(), width=200)
+
+
+def lines(console: Console) -> list[str]:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.usefixtures("slow_machine")
+def test_a_budget_that_allows_less_than_was_asked_for_says_so_and_is_kept(run: Run) -> None:
+    said = log()
+    done = run("out", budget=15.0, console=said)
+    assert done.report["synthesis"]["images_per_class"] == 2
+    assert "2 images of each of 5 classes, 2 epochs" in lines(said)
+    assert any("without a budget it would be 4 and 2, in about 0:24" in line for line in lines(said))
+
+
+@pytest.mark.usefixtures("slow_machine")
+def test_a_budget_holds_for_real_images_too(run: Run, tmp_path: Path) -> None:
+    said = log()
+    more = TRAINING | {"stage_one": {"epochs": 30}, "stage_two": {"epochs": 10}}
+    done = run(
+        "out", images=photographs(tmp_path / "real", 5, 6), synthesis=None, training=more, budget=1.5, console=said
+    )
+    stages = [done.report["training"][stage]["epochs"] for stage in ("stage_one", "stage_two")]
+    assert stages == [3, 1]
+    assert "30 images, 4 epochs; without a budget it would be 40" in lines(said)
+
+
+def test_a_log_shows_how_far_it_is(run: Run) -> None:
+    said = log()
+    run("out", console=said)
+    for what, total in (("images", 20), ("training", 4)):
+        shown = [line for line in lines(said) if line.startswith(f"{what} ")]
+        assert len(shown) in range(3, 11)
+        assert shown[-1].startswith(f"{what} {total}/{total}, ")
+
+
+def test_a_lost_reader_is_no_fault_of_ours_and_the_same_call_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+
+        def lost(_: DearKDTrainer) -> Any:
+            raise LoaderLost("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+        patched.setattr(DearKDTrainer, "fit", lost)
+        with pytest.raises(Unavailable, match=r"pid 7.*the same call goes on"):
+            run("out")
+    assert run("out").report["training"]
 
 
 def test_another_distillation_or_a_full_folder_is_left_alone(run: Run, tmp_path: Path) -> None:

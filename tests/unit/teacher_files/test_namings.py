@@ -6,10 +6,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from efficientnet_pytorch import EfficientNet
 from torch import nn
 
 from dearkd.teacher_files.foreign_names import Naming, Twin, recognise
+from dearkd.teacher_files.intake import TeacherFile
 from dearkd.teacher_files.namings import EFFICIENTNET_PYTORCH, MOBILENET_V2, NAMINGS, RESNET, torchvision_naming
+from dearkd.vision.architectures import SLOW_TO_FILL
 from dearkd.vision.bounded_construction import ParametersOnMeta
 from tests.support.teacher_files import CLASSES, Add, difference, plain, rebuilt, refusal, trained
 
@@ -33,7 +36,14 @@ NETWORKS = [
 
 
 def of_torchvision(name: str, **arguments: Any) -> nn.Module:
-    return trained(getattr(torchvision.models, name)(weights=None, num_classes=CLASSES, **arguments))
+    if name in SLOW_TO_FILL:
+        arguments["init_weights"] = False
+    network = getattr(torchvision.models, name)(weights=None, num_classes=CLASSES, **arguments)
+    if name in SLOW_TO_FILL:  # as torch fills them, nothing of an image would come as far as the logits
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+    return trained(network)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -53,15 +63,40 @@ WITHOUT = ["shufflenet_v2_x0_5", "mnasnet0_5", "googlenet"]
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_a_network_without_a_twin_is_built_from_torchvision(add: Add, name: str) -> None:
-    more = {"init_weights": False} if name == "googlenet" else {}
-    theirs = of_torchvision(name, **more)
+    theirs = of_torchvision(name)
     found = add(plain(theirs), image_size=64)
     assert found.body["architecture"] == f"torchvision:{name}"
     assert found.body["num_classes"] == CLASSES
-    assert found.body["mean"] == [0.485, 0.456, 0.406]
+    assert found.body["mean"] == ([0.5] * 3 if name == "googlenet" else [0.485, 0.456, 0.406])
     assert difference(rebuilt(found), theirs, 64) < TOLERANCE
     assert add(plain(theirs), image_size=64, architecture=f"torchvision:{name}").body == found.body
     assert "torchvision's mnasnet1_3" in refusal(lambda: add(plain(theirs), architecture="torchvision:mnasnet1_3"))
+
+
+@pytest.mark.parametrize(("name", "side"), [("googlenet", 64), ("inception_v3", 96)])
+@torch.no_grad()
+def test_weights_of_a_network_that_transforms_its_input_are_read_as_torchvision_uses_its_own(
+    add: Add, name: str, side: int
+) -> None:
+    theirs = of_torchvision(name, transform_input=True)
+    pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    imagenet = [torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+    wanted = theirs((pixels - imagenet[0]) / imagenet[1])
+
+    def answers(found: TeacherFile) -> torch.Tensor:
+        mean, std = (torch.tensor(found.body[key]).view(3, 1, 1) for key in ("mean", "std"))
+        return rebuilt(found)((pixels - mean) / std)
+
+    as_its_own = add(plain(theirs), image_size=side)
+    switched = add(plain(theirs), image_size=side, model_args={"transform_input": True})
+    for found in (as_its_own, switched):
+        assert (answers(found) - wanted).abs().max() < TOLERANCE * wanted.std()
+    assert switched.body["mean"] == [0.485, 0.456, 0.406]
+    given = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    untold = add(plain(theirs), image_size=side, **given)
+    assert (answers(untold) - wanted).abs().max() > wanted.std() / 10
+    assert any("--model-arg transform_input=true" in remark for remark in untold.remarks)
+    assert not any("transform_input" in remark for remark in (*as_its_own.remarks, *switched.remarks))
 
 
 def test_a_vgg_of_torchvision_answers_the_same_up_to_255_pixels(add: Add) -> None:
@@ -149,12 +184,20 @@ def test_the_names_of_efficientnet_pytorch_become_timms(name: str) -> None:
     assert all(translated[name] is tensor for name, tensor in zip(ours, theirs.values(), strict=True))
 
 
-def test_efficientnet_pytorch_itself_answers_the_same(add: Add) -> None:
-    library = pytest.importorskip("efficientnet_pytorch")
-    theirs = trained(library.EfficientNet.from_name("efficientnet-b0", num_classes=CLASSES, image_size=64))
-    found = add(theirs.state_dict(), image_size=64)
-    assert found.body["architecture"] == "tf_efficientnet_b0"
-    assert difference(rebuilt(found), theirs, 64) < TOLERANCE
+@pytest.mark.parametrize(("name", "built_for", "side"), [("b0", None, 64), ("b0", None, 224), ("b1", 100, 100)])
+def test_efficientnet_pytorch_itself_answers_the_same(add: Add, name: str, built_for: int | None, side: int) -> None:
+    theirs = trained(EfficientNet.from_name(f"efficientnet-{name}", num_classes=CLASSES, image_size=built_for))
+    found = add(theirs.state_dict(), image_size=side)
+    assert found.body["architecture"] == f"tf_efficientnet_{name}"
+    assert difference(rebuilt(found), theirs, side) < TOLERANCE
+
+
+def test_where_efficientnet_pytorch_pads_for_another_image_size_a_remark_says_so(add: Add) -> None:
+    theirs = trained(EfficientNet.from_name("efficientnet-b0", num_classes=CLASSES))
+    otherwise, alike = (add(theirs.state_dict(), image_size=side) for side in (100, 96))
+    assert difference(rebuilt(otherwise), theirs, 100) > TOLERANCE
+    assert any("built for, by default 224 px" in remark for remark in otherwise.remarks)
+    assert not any("built for" in remark for remark in alike.remarks)
 
 
 def test_what_a_family_is_asked_to_be_but_is_not_is_refused(add: Add) -> None:

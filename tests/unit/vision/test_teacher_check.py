@@ -81,6 +81,57 @@ def test_a_wrong_normalisation_is_found(weights: Path, sample: ImageSample, righ
     assert {trial.kind for trial in found.better} == {"normalisation"}
 
 
+SMALL = "test_resnet"
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a network for digits of 32 px that does not refuse larger ones."""
+    path = tmp_path_factory.mktemp("small") / "weights.safetensors"
+    save_teacher(tinted_teacher(SMALL), path)
+    return path
+
+
+def enlarged(folder: Path) -> ImageSample:
+    """Digits of 32 px as a teacher gets them that is said to take 64 px."""
+    pixels, labels = tinted_digits()
+    write_class_folders(folder, pixels[SEEN], labels[SEEN], NAMES)
+    return read_sample(folder, SPEC.model_copy(update={"image_size": 64, "class_names": NAMES}), 96)
+
+
+def test_images_that_are_smaller_than_said_are_tried_in_their_own_size(small_weights: Path, tmp_path: Path) -> None:
+    sample = enlarged(tmp_path)
+    found = check(small_weights, sample, image_size=64, architecture=SMALL)
+    assert found.better[0].kind == "image size"
+    assert found.better[0].change == "32 px, as these images are"
+    assert "--image-size 32" in found.better[0].remedy
+    assert [trial.kind for trial in found.together] == ["image size"]
+    assert found.own_order is None
+    assert sample.own_pixels is not None
+    in_own_size = check(small_weights, replace(sample, pixels=sample.own_pixels, own_pixels=None), architecture=SMALL)
+    assert found.better[0].figures == in_own_size.as_given
+
+
+def test_an_order_of_their_own_is_found_behind_a_wrong_size(small_weights: Path, tmp_path: Path) -> None:
+    sample = enlarged(tmp_path)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    confused = replace(sample, labels=order[sample.labels])
+    found = check(small_weights, confused, image_size=64, architecture=SMALL)
+    assert [trial.kind for trial in found.together] == ["image size"]
+    assert found.own_order is not None
+    assert sum(found.own_order[str(order[label].item())] == label for label in range(12)) >= 9
+
+
+def test_only_images_of_one_size_that_is_smaller_have_their_own(tmp_path: Path) -> None:
+    assert read_sample(write_class_folders(tmp_path, *tinted_digits(), NAMES), SPEC, 24).own_pixels is None
+    sides = SPEC.model_copy(update={"image_size": 64})
+    found = read_sample(tmp_path, sides, 24).own_pixels
+    assert found is not None
+    assert found.shape == (24, 3, 32, 32)
+    Image.new("RGB", (40, 40)).save(tmp_path / "0" / "0000-other.png")
+    assert read_sample(tmp_path, sides, 24).own_pixels is None
+
+
 def test_channels_in_another_order_are_found(weights: Path, sample: ImageSample, right: TeacherCheck) -> None:
     found = check(weights, replace(sample, pixels=sample.pixels.flip(1)))
     assert [trial.change for trial in found.better] == ["BGR in place of RGB"]
