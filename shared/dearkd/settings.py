@@ -80,6 +80,8 @@ class Settings(BaseSettings):
     inspect_memory_bytes: int = Field(default=4 * 2**30, ge=400 * 2**20)
     """Memory that an inspection may take, beside three times the size of what was uploaded (on Linux). torch
     itself takes 350 MiB."""
+    preview_seconds: float = Field(default=2.0, ge=0)
+    """Seconds between two live pictures of what a synthesis worker is optimising; 0: none."""
     stall_seconds: float = Field(default=7200.0, gt=0)
     """Seconds without a step, beside the time that a step of its size may take, after which a unit is ended as hung."""
     max_deaths: int = Field(default=3, ge=1)

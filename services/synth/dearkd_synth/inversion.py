@@ -33,6 +33,7 @@ from dearkd_synth.objective.objective import Objective
 from dearkd_synth.objective.statistics import Statistics
 from dearkd_synth.objective.term import FinishedBatch
 from dearkd_synth.objective.terms.boundary import logit_margin
+from dearkd_synth.snapshots import Camera
 from dearkd_synth.student.student_view import check_student
 from dearkd_synth.synthesised import Step, SynthesisedBatch, SynthesisedShard
 from dearkd_synth.views import Views
@@ -215,7 +216,8 @@ class DeepInversion:
             while True:
                 generator = torch.Generator().manual_seed(seed)
                 try:
-                    x, end, statistics = self._optimise(objective, targets, generator, start)
+                    with Camera(self.teacher_spec) as camera:
+                        x, end, statistics = self._optimise(objective, targets, generator, start, camera)
                     break
                 except Diverged:
                     if start.restarts == self.spec.max_restarts:
@@ -228,14 +230,15 @@ class DeepInversion:
         return made
 
     def _optimise(
-        self, objective: Objective, labels: Tensor, generator: torch.Generator, start: Step
+        self, objective: Objective, labels: Tensor, generator: torch.Generator, start: Step, camera: Camera
     ) -> tuple[Tensor, Step, list[Statistics]]:
         """The optimised tensor (N, C, r, r) of the last phase, the last step, and each phase's last statistics."""
-        spec, step = self.spec, start
+        spec, step = self.spec, replace(start, camera=camera)
         own = labels if spec.unlabelled_iterations == 0 else None
         # Everything random is drawn on the CPU, so that it does not depend on the device, and at once.
         size = spec.phases[0].resolution
         x = torch.randn(len(labels), self.teacher_spec.in_chans, size, size, generator=generator).to(self.device)
+        camera.labels = None if own is None else own.tolist()
         views = Views(spec, generator)
         rate = self._rate(start)
         statistics: list[Statistics] = []
@@ -243,6 +246,7 @@ class DeepInversion:
         beyond = DelayedFlag.on(self.device)
         for number, phase in enumerate(spec.phases):
             x = resize(x.detach(), phase.resolution).requires_grad_()
+            camera.aim(x)
             # A new Adam: its moments belong to the pixels of the last resolution, which had another scale of gradient.
             optimizer = torch.optim.Adam([x], lr=rate, betas=(spec.betas[0], spec.betas[1]), fused=True)
             objective.begin_phase(number, labels)
@@ -250,6 +254,7 @@ class DeepInversion:
                 optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration)
                 if own is None and step.iteration == spec.unlabelled_iterations:
                     own = assign_labels(labels, objective.unlabelled_logits)
+                    camera.labels = own.tolist()
                 view = views.show(x, phase, step.iteration)
                 losses = objective.losses(x, view, own)
                 total = objective.total(losses)

@@ -96,7 +96,16 @@ def merge_quality(shards: Sequence[Mapping[str, Any]]) -> Quality:
 def sample_grid(
     images: Tensor, labels: Tensor, *, rows: int = 10, columns: int = 16, names: Sequence[str] | None = None
 ) -> bytes:
-    """A PNG for people: a row for each of the first classes, with their first images as columns.
+    """A PNG for people: a row for each of the first classes, with their first images as columns; see `draw_grid`."""
+    file = io.BytesIO()
+    draw_grid(images, labels, rows=rows, columns=columns, names=names).save(file, "PNG")
+    return file.getvalue()
+
+
+def draw_grid(
+    images: Tensor, labels: Tensor, *, rows: int, columns: int, names: Sequence[str] | None = None
+) -> Image.Image:
+    """A picture for people: a row for each of the first classes, with their first images as columns.
 
     Args:
         images: (N, C, H, W), uint8.
@@ -107,7 +116,11 @@ def sample_grid(
     """
     gap = 2
     shown = [_printable(names[label]) for label in labels.unique()[:rows].tolist()] if names else []
-    picked = [images[labels == label][:columns] for label in labels.unique()[:rows]]
+    # Views: a second thread draws too, and shall start no threads of torch's.
+    picked = [
+        [images[place] for place in (labels == label).nonzero()[:columns, 0].tolist()]
+        for label in labels.unique()[:rows]
+    ]
     side = images.shape[-1]
     cell = side * max(1, 64 // side) if side <= LARGEST_CELL else LARGEST_CELL
     columns = max(len(row) for row in picked)
@@ -124,9 +137,7 @@ def sample_grid(
             how = Image.Resampling.NEAREST if cell >= side else Image.Resampling.LANCZOS
             place = (margin + gap + c * (cell + gap), gap + r * (cell + gap))
             grid.paste(pixels.resize((cell, cell), how), place)
-    file = io.BytesIO()
-    grid.save(file, "PNG")
-    return file.getvalue()
+    return grid
 
 
 def _printable(name: str) -> str:

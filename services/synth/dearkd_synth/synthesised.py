@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dearkd_synth.snapshots import Camera
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -29,6 +31,8 @@ class Step:
     """The terms by name, not weighted, and their weighted sum as `total`; as last read, at most 25 steps ago."""
     restarts: int = 0
     """Times this batch was started again, each at a lower learning rate."""
+    camera: Camera | None = field(default=None, compare=False, repr=False)
+    """Takes snapshots of the batch while the callback runs; costs nothing where nobody asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -179,6 +179,11 @@ def dataset_of(job: str) -> str:
     return sibling(job, "ds")
 
 
+def live_key(job: str) -> str:
+    """The object in storage that shows what a synthesis job is optimising; there is none once it has ended."""
+    return f"jobs/{job}/live.png"
+
+
 def model_of(job: str) -> str:
     """The id of the model that a training run makes."""
     return sibling(job, "mdl")

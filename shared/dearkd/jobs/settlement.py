@@ -1,9 +1,11 @@
 """Consequences of the end of a job: `final.json`, and the fate of the runs that wait for its dataset."""
 
+from contextlib import suppress
+
 from pydantic import ValidationError
 
-from dearkd.errors import Unreadable
-from dearkd.jobs.model import Job
+from dearkd.errors import Unavailable, Unreadable
+from dearkd.jobs.model import Job, live_key
 from dearkd.jobs.queue import QUEUES, wake
 from dearkd.jobs.records import JobRecords, at
 from dearkd.jobs.scripts import Transition
@@ -32,6 +34,8 @@ class Settlement(JobRecords):
                     self.settle(run)
                     if run.status == "queued":
                         wake(self.redis, QUEUES["training"], run.id)
+                with suppress(Unavailable):  # nobody waits for it: nothing shows it any more, and `gc` removes it too
+                    self.storage.delete(live_key(job.id))
                 return
             latest = self.get(job.id)
             if not latest.terminal:

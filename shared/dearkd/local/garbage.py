@@ -15,7 +15,7 @@ from dearkd.data.manifests import datasets
 from dearkd.errors import CorruptData, NotFound
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.inspections import TICKET_SECONDS
-from dearkd.jobs.model import Job, kind_of
+from dearkd.jobs.model import Job, kind_of, live_key
 from dearkd.storage.catalog import models, teachers
 from dearkd.storage.marker import ROOTS
 from dearkd.storage.objects import Storage, StoredObject
@@ -63,9 +63,15 @@ class Collector:
                 reason = self._reason(root, identifier)
                 if reason is None:
                     continue
-                prefix = f"jobs/{identifier}/shards" if root == "jobs" else f"{root}/{identifier}"
+                prefix = f"{root}/{identifier}"
+                # What a job was and how it ended stays.
+                gone = (f"{prefix}/shards/", live_key(identifier)) if root == "jobs" else (prefix,)
                 for stored in self.storage.objects(prefix):
-                    if stored.key not in named and (root not in UPLOADED or self._abandoned(stored)):
+                    if (
+                        stored.key.startswith(gone)
+                        and stored.key not in named
+                        and (root not in UPLOADED or self._abandoned(stored))
+                    ):
                         yield Garbage(stored.key, stored.size, reason)
 
     def remove(self, garbage: Garbage) -> bool:

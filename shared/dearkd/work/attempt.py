@@ -126,6 +126,15 @@ class Attempt:
                 time.sleep(OUTAGE_SECONDS)
         self.check()
 
+    def holds(self) -> bool:
+        """Ask Redis once whether the claim still holds and the job runs: for what only serves people.
+
+        Raises:
+            Unavailable: if Redis cannot be reached.
+        """
+        self._beat()
+        return self._interrupt is None and not self.paused
+
     def publish(self, action: Callable[[], T]) -> T:
         """Confirm the claim and act; through an outage of storage or Redis again and again, with growing pauses.
 

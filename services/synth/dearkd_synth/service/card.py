@@ -31,12 +31,21 @@ FIELDS = """\
       dtype: float64
 """
 """Features of each sample's JSON file (`dearkd.vision.shard_writer`)."""
+TIMELAPSE = """
+![the first batch, from noise to images](timelapse.webp)
+"""
 MAX_CLASSES = 100
 """The most classes that the card lists one by one."""
 
 
-def dataset_card(dataset: DatasetManifest, teacher: Teacher) -> str:
-    """The `README.md` of a synthetic dataset: contents, teacher, spec and quality."""
+def dataset_card(dataset: DatasetManifest, teacher: Teacher, timelapse: bool = False) -> str:
+    """The `README.md` of a synthetic dataset: contents, teacher, spec and quality.
+
+    Args:
+        dataset: its manifest.
+        teacher: that it was made from.
+        timelapse: True if `timelapse.webp` lies beside it.
+    """
     quality = dataset.quality or {}
     figures = "\n".join(
         f"| {meaning} (`{name}`) | {quality[name]:.4f} |"
@@ -75,7 +84,7 @@ configs:
 them. No image of its training data was used. The images carry what the teacher learned, its errors and biases included.
 
 ![a grid of samples, a row for each class](preview.png)
-
+{TIMELAPSE if timelapse else ""}
 - Teacher: {markdown_code(teacher.name)} (`{teacher.architecture}`, weights sha256 `{teacher.sha256}`)
 - Method: {_method(dataset.spec or {})}
 - Job: `{dataset.job}`, seed {dataset.seed}

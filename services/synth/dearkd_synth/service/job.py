@@ -42,9 +42,11 @@ from dearkd_synth.engine.determinism import CUBLAS_WORKSPACE, rounding
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.service.card import dataset_card
+from dearkd_synth.service.live import LivePreviews
 from dearkd_synth.service.preview import compose_preview, write_strip
 from dearkd_synth.service.stored_student import load_student
 from dearkd_synth.service.student_unit import UNIT, fetch_student, make_student
+from dearkd_synth.service.timelapse import Timelapse, store_timelapse, timelapse_key
 from dearkd_synth.synthesised import Step, SynthesisedShard
 from dearkd_synth.watch import require_good, warnings
 
@@ -75,6 +77,8 @@ class ShardMaker:
         self._began = 0.0
         self._images = 0
         """Images of the shard at work that were counted."""
+        self._live = LivePreviews()
+        self._timelapse: Timelapse | None = None
 
     def __enter__(self) -> "ShardMaker":
         return self
@@ -117,6 +121,8 @@ class ShardMaker:
                     strip = write_strip(made.images, made.labels)
                 if index == 0:
                     self._watch(attempt, spec, teacher, made, strip, shard)
+                if self._timelapse is not None:
+                    store_timelapse(attempt, self._timelapse)
                 with tracing.span("store shard", {"dearkd.bytes": shard.bytes}):
                     shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
             attempt.measures.observe(SHARD_SECONDS, time.monotonic() - began)
@@ -174,7 +180,9 @@ class ShardMaker:
             )
             self._made_for = made_for
         self._attempt, self._began, self._images = attempt, time.monotonic(), 0
-        with tracing.span("invert shard", {"dearkd.images": len(shard_samples(spec, index))}):
+        self._timelapse = Timelapse(teacher) if index == 0 else None
+        invert = tracing.span("invert shard", {"dearkd.images": len(shard_samples(spec, index))})
+        with self._live.showing(attempt, teacher), invert:
             return self._inversion.shard(index)
 
     def _on_step(self, step: Step) -> None:
@@ -183,6 +191,9 @@ class ShardMaker:
         self._attempt.check()
         if step.restarts and step.iteration == 1:
             self._attempt.note(restarted(step, self._attempt.job.synthesis_spec))
+        self._live.see(step)
+        if self._timelapse is not None:
+            self._timelapse.see(step)
         # A batch that is half optimised counts as half its images, so that the bar moves while a batch is made.
         images = step.images_done + step.images * step.share
         rate = images / (time.monotonic() - self._began)
@@ -190,6 +201,7 @@ class ShardMaker:
             self._attempt.measures.count(IMAGES, by=int(images) - self._images)
             self._images = int(images)
         metrics = {"shard": step.shard, "batch": step.batch, "iteration": step.iteration, **step.losses}
+        metrics |= self._live.figures
         self._attempt.progress(int(images), rate, metrics | ({"restarts": step.restarts} if step.restarts else {}))
 
     def _close(self) -> None:
@@ -295,7 +307,8 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     attempt.confirm()
     update_preview(attempt, spec, teacher)
     storage.put(f"datasets/{identifier}/_info.json", info_json(shards))
-    storage.put(f"datasets/{identifier}/README.md", dataset_card(manifest, teacher).encode())
+    timelapse = storage.exists(timelapse_key(job.id))
+    storage.put(f"datasets/{identifier}/README.md", dataset_card(manifest, teacher, timelapse).encode())
     attempt.confirm()
     try:
         datasets(storage).create(manifest)
