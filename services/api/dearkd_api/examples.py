@@ -71,7 +71,8 @@ def _job(kind: str, status: str, **fields: Any) -> Json:
     here = f"/v1/{'synthesis-jobs' if kind == 'synthesis' else 'training-runs'}/{identifier}"
     spec = _synthesis if kind == "synthesis" else _training
     total = _synthesis.num_samples if kind == "synthesis" else _training.epochs
-    shown = {"preview": "preview.png"} if kind == "synthesis" else {name: name for name in ("metrics", "checkpoints")}
+    pictures = {"preview": "preview.png", "live": "live.png", "timelapse": "timelapse.webp"}
+    shown = pictures if kind == "synthesis" else {name: name for name in ("metrics", "checkpoints")}
     below = {name: f"{here}/{tail}" for name, tail in ({name: name for name in _BELOW} | shown).items()}
     return {
         "id": identifier,

@@ -18,6 +18,7 @@ _TYPES: Final = {
     "md": "text/markdown; charset=utf-8",
     "png": "image/png",
     "tar": "application/x-tar",
+    "webp": "image/webp",
 }
 _OTHER: Final = "application/octet-stream"
 
@@ -60,7 +61,7 @@ def send_file(request: Request, storage: Storage, key: str, *, sha256: str | Non
         raise NotFound(f"{name} is gone from storage, where it was {key}") from None
     etag = f'"{sha256}"' if sha256 else None
     headers = {"Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"} | ({"ETag": etag} if etag else {})
-    if etag is not None and _matches(request.headers.get("if-none-match", ""), etag):
+    if etag is not None and matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
     if request.method == "GET" and (url := storage.presign(key)) is not None:
         return RedirectResponse(url, status_code=307)
@@ -83,7 +84,8 @@ def send_file(request: Request, storage: Storage, key: str, *, sha256: str | Non
     return StreamingResponse(body, status_code=status, headers=headers, media_type=media_type)
 
 
-def _matches(header: str, etag: str) -> bool:
+def matches(header: str, etag: str) -> bool:
+    """Tell whether the value of `If-None-Match` names this ETag."""
     return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 

@@ -17,7 +17,7 @@ from dearkd.answers import JobView, Page, SynthesisPlan, TrainingPlan
 from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
 from dearkd.identifiers import earliest_id, sibling
-from dearkd.jobs.model import Event, Job, dataset_of, kind_of
+from dearkd.jobs.model import Event, Job, kind_of
 from dearkd.specs import SynthesisRequest, SynthesisSpec, TrainingRequest
 from dearkd.specs.requests import PriorityRequest, RetryRequest
 from dearkd_api import events
@@ -36,7 +36,6 @@ POLL_SECONDS = 0.25
 
 DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and say what it would take.")]
 DRY = "What it would take; nothing was made."
-PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The grid.", "content": {"image/png": {}}}}
 
 
 class JobPage(Page[JobView]):
@@ -60,7 +59,9 @@ def _links(job: Job) -> dict[str, str]:
         "deliveries": f"{here}/deliveries",
     }
     below = (
-        {"preview": "preview.png"} if job.kind == "synthesis" else {name: name for name in ("metrics", "checkpoints")}
+        {"preview": "preview.png", "live": "live.png", "timelapse": "timelapse.webp"}
+        if job.kind == "synthesis"
+        else {name: name for name in ("metrics", "checkpoints")}
     )
     links |= {name: f"{here}/{tail}" for name, tail in below.items()}
     return links | {name: f"/v1/{name}s/{identifier}" for name, identifier in (job.result or {}).items()}
@@ -323,17 +324,6 @@ def train(
             webhook=posted.request.webhook,
         )
     )
-
-
-@synthesis.get("/{identifier}/preview.png", response_class=Response, responses=PNG)
-def preview(identifier: str, backend: Uses, caller: Caller) -> Response:
-    """The sample grid so far; it grows while the job runs."""
-    _find("synthesis", identifier, backend, caller)
-    try:
-        picture = backend.storage.read(f"datasets/{dataset_of(identifier)}/preview.png")
-    except NotFound:
-        raise NotFound(f"{identifier} has no preview yet: it comes with the first images") from None
-    return Response(picture, media_type="image/png", headers={"Cache-Control": "no-cache"})
 
 
 @training.get("/{identifier}/metrics", response_model=MetricsPage)

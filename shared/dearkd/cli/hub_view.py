@@ -9,7 +9,7 @@ from dearkd.data.parquet_view import is_made_of, parquet_name, view_card, write_
 from dearkd.errors import CorruptData, NotFound
 from dearkd.storage.file_cache import verify_copy
 
-CARD, PREVIEW, MANIFEST = "README.md", "preview.png", "dataset.json"
+CARD, PREVIEW, TIMELAPSE, MANIFEST = "README.md", "preview.png", "timelapse.webp", "dataset.json"
 
 
 def pull_view(client: Client, identifier: str, directory: Path) -> list[Path]:
@@ -48,7 +48,7 @@ def pull_view(client: Client, identifier: str, directory: Path) -> list[Path]:
             tar.unlink(missing_ok=True)
 
     files = [PulledFile(name, shard.bytes) for name, shard in shards.items()]
-    files += [PulledFile(name) for name in (CARD, PREVIEW, MANIFEST)]
+    files += [PulledFile(name) for name in (CARD, PREVIEW, TIMELAPSE, MANIFEST)]
     return pull(files, fetch, directory)
 
 

@@ -30,6 +30,9 @@ COLUMNS = {
 
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id (syn-… or run-…) or its name.")]
+Pictures = Annotated[
+    bool, typer.Option("--pictures/--no-pictures", help="Show the images at work, where the terminal can.")
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Show its progress until it has ended; fail if it does.")]
 
 
@@ -60,12 +63,12 @@ def list_all(
         print_list(map(json_of if as_json else _row, found), COLUMNS, limit=limit, as_json=as_json)
 
 
-def watch_job(job: JobId, as_json: AsJson = False) -> None:
-    """Show a job's progress until it has ended; exits 1 if it failed or was canceled."""
+def watch_job(job: JobId, pictures: Pictures = True, as_json: AsJson = False) -> None:
+    """Show a job's progress, and the images at work, until it has ended; exits 1 if it failed or was canceled."""
     from dearkd.cli.references import identifier_of
 
     with connect() as client:
-        follow(client, identifier_of(client, job, "job"), as_json=as_json)
+        follow(client, identifier_of(client, job, "job"), as_json=as_json, pictures=pictures)
 
 
 def log(job: JobId, as_json: AsJson = False) -> None:
@@ -148,7 +151,7 @@ def submitted(client: Client, job: JobView, *, wait: bool, as_json: bool) -> Non
         note(f"follow it with `dearkd watch {job.id}`")
 
 
-def follow(client: Client, identifier: str, *, as_json: bool) -> None:
+def follow(client: Client, identifier: str, *, as_json: bool, pictures: bool = True) -> None:
     """Show progress on stderr and the outcome on stdout.
 
     Raises:
@@ -158,7 +161,7 @@ def follow(client: Client, identifier: str, *, as_json: bool) -> None:
     from dearkd.cli.watching import watch
 
     try:
-        job = watch(client, identifier, Console(stderr=True))
+        job = watch(client, identifier, Console(stderr=True), pictures=pictures and not as_json)
     except KeyboardInterrupt:
         note(f"{identifier} goes on: `dearkd watch {identifier}` shows it again, `dearkd cancel {identifier}` ends it")
         raise typer.Exit(INTERRUPTED) from None

@@ -13,7 +13,7 @@ from dearkd.errors import CorruptData, DearKDError, NotFound
 from dearkd.storage.file_cache import is_copy, verify_copy
 from dearkd.storage.new_folder import require_new
 
-BESIDE_SHARDS = ("dataset.json", "_info.json", "class_names.json", "README.md", "preview.png")
+BESIDE_SHARDS = ("dataset.json", "_info.json", "class_names.json", "README.md", "preview.png", "timelapse.webp")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
-"""A job's progress on a terminal: images or epochs, rate, time left, latest losses."""
+"""A job's progress on a terminal: images or epochs, rate, time left, latest losses, and the images at work."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -12,30 +14,94 @@ from rich.text import Text
 
 from dearkd.answers import JobView
 from dearkd.client import Client
+from dearkd.errors import DearKDError
 from dearkd.jobs.model import Job
 from dearkd.jobs.model import Progress as JobProgress
 from dearkd.names import printable
 
+if TYPE_CHECKING:
+    from dearkd.cli.pictures import TerminalPictures
+
 LINE_STEPS = 10
 """Progress lines printed per job when the output is no terminal: one for each tenth that is done."""
 
-LOOKED_UP = ("attention_distance_", "peak_memory", "threads")
+PICTURE_SECONDS = 2.0
+"""Seconds between two looks at the live picture; workers store one as often."""
+
+LOOKED_UP = ("attention_distance_", "first_preview_seconds", "peak_memory", "threads")
 """Metrics that a line of progress leaves out: one looks them up afterwards."""
 
 
-def watch(client: Client, identifier: str, console: Console) -> JobView:
+def watch(
+    client: Client,
+    identifier: str,
+    console: Console,
+    *,
+    pictures: bool = True,
+    on_picture: Callable[[bytes], None] | None = None,
+) -> JobView:
     """Show a job until it has ended, and return it: a live bar on a terminal, else a line now and then.
+
+    Args:
+        client: of the API.
+        identifier: the job's id.
+        console: where to show it.
+        pictures: whether to show the images at work, where the console is a terminal in colour.
+        on_picture: called with each live picture, a PNG, whether it is shown or not.
 
     Raises:
         NotFound: if there is no such job.
         Unavailable: if the API is out of reach for longer than the client's patience.
     """
-    if not console.is_terminal:
-        return client.wait(identifier, on_progress=_line_printer(console))
+    terminal = _terminal_pictures(console) if pictures and console.is_terminal else None
+    look = LivePicture(client).look if terminal is not None or on_picture is not None else None
     display = JobDisplay()
-    # Transient: the caller says how it ended, which is what should stay in the scrollback.
-    with Live(display, console=console, refresh_per_second=8, transient=True):
-        return client.wait(identifier, on_progress=display.update)
+    # Transient: the caller says how it ended, which is what should stay in the scrollback. A picture is drawn anew only
+    # with the job, once a second: it is many times the bytes of a bar.
+    live = Live(display, console=console, refresh_per_second=8, auto_refresh=terminal is None, transient=True)
+    show = display.update if console.is_terminal else _line_printer(console)
+
+    def update(job: JobView) -> None:
+        show(job)
+        picture = look(job) if look is not None else None
+        if picture is not None and on_picture is not None:
+            on_picture(picture)
+        if picture is not None and terminal is not None:
+            display.picture = terminal.render(picture)
+        if terminal is not None:
+            live.refresh()
+
+    with live if console.is_terminal else nullcontext():
+        return client.wait(identifier, on_progress=update)
+
+
+def _terminal_pictures(console: Console) -> "TerminalPictures | None":
+    from dearkd.cli.pictures import TerminalPictures  # and Pillow with it
+
+    return TerminalPictures(console) if TerminalPictures.shown_on(console) else None
+
+
+class LivePicture:
+    """The live picture of a synthesis job, looked at now and then. Without one, or an API, there is simply none."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._due = 0.0
+        self._last = b""
+
+    def look(self, job: Job) -> bytes | None:
+        """The picture, if it is time and there is another than before."""
+        if job.kind != "synthesis" or job.status != "running" or time.monotonic() < self._due:
+            return None
+        self._due = time.monotonic() + PICTURE_SECONDS
+        try:
+            picture = self._client.get_live_preview(job.id)
+        except DearKDError:
+            return None
+        if picture == self._last:
+            return None
+        self._last = picture
+        return picture
 
 
 class JobDisplay:
@@ -52,6 +118,8 @@ class JobDisplay:
         )
         self._task = self._bar.add_task("", total=None, done="", rate="", left="")
         self._metrics = ""
+        self.picture: RenderableType | None = None
+        """The picture below, if there is one."""
 
     def update(self, job: Job) -> None:
         progress = job.progress
@@ -68,7 +136,8 @@ class JobDisplay:
         self._metrics = next_try(job) if job.retry_at else metrics_text(job.metrics)
 
     def __rich__(self) -> Group:
-        return Group(self._bar, Text(f"  {self._metrics}", style="dim", no_wrap=True, overflow="ellipsis"))
+        below = Text(f"  {self._metrics}", style="dim", no_wrap=True, overflow="ellipsis")
+        return Group(self._bar, below, *([self.picture] if self.picture is not None else []))
 
 
 def _line_printer(console: Console) -> Callable[[Job], None]:

@@ -139,6 +139,8 @@ class Client:
     list_checkpoints = _items(Calls.list_checkpoints)
     download_checkpoint_file = _call(Calls.download_checkpoint_file)
     download_preview = _call(Calls.download_preview)
+    download_timelapse = _call(Calls.download_timelapse)
+    get_live_preview = _call(Calls.get_live_preview)
 
     create_key = _call(Calls.create_key)
     list_keys = _items(Calls.list_keys)

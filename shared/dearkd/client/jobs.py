@@ -219,5 +219,17 @@ class JobCalls(Sender):
         await download(self._transport, url, path, on_progress=on_progress, resume=resume)
 
     async def download_preview(self, identifier: str, path: Path) -> None:
-        """Fetch the grid of a synthesis job's images so far."""
+        """Fetch the grid of a synthesis job's images so far: before the first shard is done, of those at work."""
         await fetch_whole(self._transport, f"{job_path(identifier)}/preview.png", path)
+
+    async def download_timelapse(self, identifier: str, path: Path) -> None:
+        """Fetch an animated WebP of a synthesis job's first batch, from noise to images."""
+        await fetch_whole(self._transport, f"{job_path(identifier)}/timelapse.webp", path)
+
+    async def get_live_preview(self, identifier: str) -> bytes:
+        """A PNG of the images that a synthesis job is optimising, as they were a few seconds ago.
+
+        Raises:
+            NotFound: while there is none yet, and once the job has ended.
+        """
+        return (await sent(self._transport, "GET", f"{job_path(identifier)}/live.png")).content

@@ -117,7 +117,7 @@ class ResourceCalls(Sender):
     async def download_dataset_file(
         self, identifier: str, name: str, path: Path, *, on_progress: OnBytes | None = None, resume: bool = True
     ) -> None:
-        """Fetch a shard, `_info.json`, `preview.png` or `README.md` to a local file, whole or not at all.
+        """Fetch a shard, `_info.json`, `README.md` or a picture to a local file, whole or not at all.
 
         A shard is verified, and goes on from what an interrupted download has left beside `path`.
 

@@ -45,6 +45,8 @@ POST   /v1/synthesis-jobs/{identifier}/retry                     403  404  415 4
 GET    /v1/synthesis-jobs/{identifier}/events                     -   404   -   -  422 404 404 404  -   -   -
 GET    /v1/synthesis-jobs/{identifier}/log                        -   404   -   -  422 404 404 404  -   -   -
 GET    /v1/synthesis-jobs/{identifier}/preview.png                -   404   -   -  422 404 404 404  -   -   -
+GET    /v1/synthesis-jobs/{identifier}/live.png                   -   404   -   -  422 404 404 404  -   -   -
+GET    /v1/synthesis-jobs/{identifier}/timelapse.webp             -   404   -   -  422 404 404 404  -   -   -
 GET    /v1/synthesis-jobs/{identifier}/deliveries                 -   404   -   -  422 404 404 404  -   -   -
 POST   /v1/synthesis-jobs/{identifier}/deliveries/{delivery}/redeliver 403 404 - -  422 404 404 404 -   -   -
 POST   /v1/training-runs                                         403   -   415 422 422  -   -   -  422 422 408

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.model import JobError
+from dearkd.jobs.model import JobError, live_key
 from tests.support.api_contents import (
     answer_of,
     ask,
@@ -271,6 +271,41 @@ def test_the_preview_comes_with_the_first_images(api: Api) -> None:
         assert (answer.content, answer.headers["content-type"]) == (content, "image/png")
         assert answer.headers["cache-control"] == "no-cache"
     assert api.http.get(f"/v1/datasets/ds-{job['id'].partition('-')[2]}").status_code == 404
+
+
+def test_the_live_picture_stands_in_for_the_preview_until_there_is_one_and_is_gone_with_the_job(api: Api) -> None:
+    job = post_synthesis(api)
+    live, preview, timelapse = (job["links"][name] for name in ("live", "preview", "timelapse"))
+    assert live == f"{JOBS}/{job['id']}/live.png"
+    for path in (live, preview, timelapse):
+        assert pointers(api.http.get(path)) == []
+        assert api.http.get(path).status_code == 404
+    for content in (b"first", b"second"):
+        api.storage.put(live_key(job["id"]), content)
+        tags = []
+        for path in (live, preview):
+            answer = api.http.get(path)
+            assert (answer.content, answer.headers["content-type"]) == (content, "image/png")
+            assert answer.headers["cache-control"] == "no-cache"
+            tags.append(answer.headers["etag"])
+            same = api.http.get(path, headers={"If-None-Match": tags[-1]})
+            assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", tags[-1])
+            assert api.http.get(path, headers={"If-None-Match": '"another"'}).status_code == 200
+        assert tags[0] == tags[1]
+    prefix = f"datasets/ds-{job['id'].partition('-')[2]}"
+    api.storage.put(f"{prefix}/preview.png", b"done")
+    api.storage.put(f"{prefix}/timelapse.webp", b"film")
+    assert [api.http.get(path).content for path in (live, preview, timelapse)] == [b"second", b"done", b"film"]
+    assert api.http.get(timelapse).headers["content-type"] == "image/webp"
+
+    api.http.post(job["links"]["cancel"])
+    ended = api.http.get(live)
+    assert (ended.status_code, ended.json()["code"]) == (404, "not_found")
+    assert f"GET {preview} has the images that are done" in ended.json()["detail"]
+    assert not api.storage.exists(live_key(job["id"]))
+    api.storage.put(live_key(job["id"]), b"too late")  # by a worker that stood still meanwhile
+    api.storage.delete(f"{prefix}/preview.png")
+    assert [api.http.get(path).status_code for path in (live, preview)] == [404, 404]
 
 
 def test_no_job_is_half_created_when_storage_fails(api: Api) -> None:

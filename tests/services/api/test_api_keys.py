@@ -12,7 +12,7 @@ import pytest
 
 from dearkd.errors import InvalidInput
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.model import JobError, dataset_of
+from dearkd.jobs.model import JobError, dataset_of, live_key
 from dearkd.local.doctor import check_jobs
 from dearkd.local.embedded_redis import free_port
 from dearkd.settings import Settings
@@ -115,9 +115,11 @@ def test_anothers_jobs_do_not_exist(keyed: Keyed) -> None:
         ledger.log.add(one["id"], "secret")
         ledger.log.keep(one["id"])
     ledger.set_rows(training["id"], [{"epoch": 1}])
-    a.storage.put(f"datasets/{dataset_of(job['id'])}/preview.png", b"picture")
+    for picture in ("preview.png", "timelapse.webp"):
+        a.storage.put(f"datasets/{dataset_of(job['id'])}/{picture}", b"picture")
+    a.storage.put(live_key(job["id"]), b"picture")
     reads = [link for one in (job, training) for name, link in one["links"].items() if name not in VERBS]
-    assert len(reads) == 11
+    assert len(reads) == 13
 
     def nothing_is_told() -> None:
         for path in [*reads, f"{job['links']['self']}?wait=0.1"]:

@@ -174,7 +174,7 @@ def test_whatever_stands_in_an_address_is_not_found(api: Api, tmp_path: Any) -> 
             ("GET", f"/v1/teachers/{odd}/checks/{odd}"),
             ("GET", f"/v1/teachers/{teacher}/checks/{odd}"),
             ("POST", f"/v1/models/{odd}/predict"),
-            ("GET", f"/v1/synthesis-jobs/{odd}/preview.png"),
+            *(("GET", f"/v1/synthesis-jobs/{odd}/{name}") for name in ("preview.png", "live.png", "timelapse.webp")),
             ("GET", f"/v1/training-runs/{odd}/metrics"),
             ("GET", f"/v1/training-runs/{odd}/checkpoints"),
             ("GET", f"/v1/training-runs/{odd}/checkpoints/{odd}/files/{odd}"),

@@ -50,13 +50,15 @@ def test_a_dataset_shows_its_manifest(api: Api, tmp_path: Path) -> None:
 def test_only_a_datasets_own_files_are_served(api: Api, tmp_path: Path) -> None:
     identifier = put_dataset(api, tmp_path, images=10)
     files = f"/v1/datasets/{identifier}/files"
-    api.storage.put(f"datasets/{identifier}/preview.png", b"picture")
+    for picture in ("preview.png", "timelapse.webp"):
+        api.storage.put(f"datasets/{identifier}/{picture}", b"picture")
     api.storage.put(f"datasets/{identifier}/train-000001.tar", b"not in the manifest")
     for name, kind in (
         ("train-000000.tar", "application/x-tar"),
         ("_info.json", "application/json"),
         ("dataset.json", "application/json"),
         ("preview.png", "image/png"),
+        ("timelapse.webp", "image/webp"),
     ):
         answer = api.http.get(f"{files}/{name}")
         assert (answer.status_code, answer.headers["content-type"]) == (200, kind)

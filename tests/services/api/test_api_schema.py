@@ -14,7 +14,7 @@ import torch
 from dearkd.identifiers import Kind
 from dearkd.jobs import store
 from dearkd.jobs.log import JobLog
-from dearkd.jobs.model import owner_of
+from dearkd.jobs.model import live_key, owner_of
 from dearkd.redis_client import job_key
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec, Task, TeacherSpec, TrainingSpec
@@ -40,7 +40,9 @@ def put_examples(api: Api, weights: Path, folder: Path, patch: pytest.MonkeyPatc
     api.storage.put(f"teachers/{IDS['tch']}/weights.safetensors", weights)
     teachers(api.storage).create(Teacher.model_validate(teacher))
     put_dataset(api, folder, id=IDS["ds"], owner=owner)
-    api.storage.put(f"datasets/{IDS['ds']}/preview.png", png())
+    for picture in ("preview.png", "timelapse.webp"):
+        api.storage.put(f"datasets/{IDS['ds']}/{picture}", png())
+    api.storage.put(live_key(IDS["syn"]), png())
     put_student(api, folder / "student", known)
     api.storage.put("shared/digits/train-000000.tar", folder / "train-000000.tar")
     api.storage.put("shared/digits/teacher.safetensors", weights)

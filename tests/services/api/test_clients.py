@@ -19,6 +19,7 @@ from dearkd.answers import JobView, RegisteredDataset, RegisteredTeacher, Traine
 from dearkd.cli.output import json_of
 from dearkd.client import AsyncClient, Client
 from dearkd.errors import Conflict, CorruptData, InvalidInput, NotFound, TooSlow
+from dearkd.jobs.model import dataset_of, live_key
 from dearkd.jobs.records import add_event
 from dearkd.specs import Phase, SynthesisRequest
 from dearkd.specs.webhook import WebhookRequest
@@ -103,6 +104,15 @@ def test_every_answer_is_its_model_and_holds_what_the_api_sent(api: Api, client:
         assert [json_of(item) for item in items] == api.http.get(f"/v1/{path}").json()["data"], path
     assert (job.synthesis_spec.images_per_class, run.training_spec.name) == (2, "both")
     assert client.is_ready()
+    for name in (f"datasets/{dataset_of(job.id)}/timelapse.webp", live_key(job.id)):
+        api.storage.put(name, name.encode())
+    assert client.get_live_preview(job.id) == live_key(job.id).encode()
+    client.download_preview(job.id, tmp_path / "preview.png")
+    assert (tmp_path / "preview.png").read_bytes() == live_key(job.id).encode()
+    client.download_timelapse(job.id, tmp_path / "timelapse.webp")
+    assert (tmp_path / "timelapse.webp").read_bytes().endswith(b"timelapse.webp")
+    with pytest.raises(NotFound, match="no live picture yet"):
+        client.get_live_preview(client.create_synthesis_job(teacher=teacher).id)
     assert client.get_log(job.id) == api.http.get(f"/v1/synthesis-jobs/{job.id}/log").text
 
 

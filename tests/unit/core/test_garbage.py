@@ -53,7 +53,7 @@ def make(storage: Storage, made_up: MadeUp) -> tuple[list[str], bool]:
     root = "datasets" if made_up.kind == "syn" else "models"
     files = [f"{root}/{result}/{name}" for name in ("train-000000.tar", "train-000001.tar", "README.md")]
     others = [f"runs/{job}/checkpoints/x-last.pt", f"runs/{job}/metrics.jsonl"] if made_up.kind == "run" else []
-    notes = [f"jobs/{job}/shards/000000.json"]
+    notes = [f"jobs/{job}/shards/000000.json", f"jobs/{job}/live.png"]
     for key in files + others + notes:
         storage.put(key, b"x")
     if made_up.manifest:

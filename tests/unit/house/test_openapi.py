@@ -20,7 +20,7 @@ Json = dict[str, Any]
 JOB = ("create", "list", "get", "cancel", "retry", "events", "log")
 IDS = {
     *(f"teachers.{name}" for name in ("create", "list", "get", "delete", "checks.create", "checks.get")),
-    *(f"synthesis_jobs.{name}" for name in (*JOB, "preview")),
+    *(f"synthesis_jobs.{name}" for name in (*JOB, "preview", "live", "timelapse")),
     *(f"training_runs.{name}" for name in (*JOB, "metrics", "checkpoints", "checkpoints.files.get")),
     *(f"datasets.{name}" for name in ("create", "list", "get", "delete", "files.get")),
     *(f"models.{name}" for name in ("list", "get", "delete", "files.get", "predict")),

@@ -2,12 +2,13 @@
 const EVERY_MS = 2000, SHOWN = 20, ENDED = ["succeeded", "failed", "canceled"];
 const curves = new Map();      // run → its metrics so far
 const drawn = new Map();       // card → the HTML it shows, so that only what changed is drawn again
+const pictures = new Map();    // path → its image, which outlives the drawing of its card
 
 // With the API key, where the server wants one: asked for once, and kept for as long as the tab.
 let declined = false;
 async function ask(path, options = {}) {
   const key = sessionStorage.getItem("key");
-  const answer = await fetch(path, { ...options, headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  const answer = await fetch(path, { ...options, headers: { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) } });
   if (answer.status !== 401) return answer;
   if (!declined && sessionStorage.getItem("key") === key) {  // or another request has asked meanwhile
     const given = (prompt("This server asks for an API key:") || "").replace(/[^!-~]/g, "");
@@ -73,7 +74,9 @@ function card(job) {
     : ["failed", "canceled"].includes(job.status) ? "retry" : null;
   const from = job.kind === "training" ? `on <code>${text(job.spec.dataset)}</code>` : `from <code>${text(job.spec.teacher)}</code>`;
   const side = job.kind === "training" ? curve(curves.get(job.id) || [])
-    : done || job.result ? `<img class="preview" alt="images so far" data-path="${job.links.preview}?at=${done}">` : "";
+    : job.status === "succeeded" ? picture(job.links.timelapse, "from noise to images") + picture(job.links.preview, "a grid of the images")
+    : ENDED.includes(job.status) ? picture(job.links.preview, "images so far")
+    : picture(job.links.live, "the images at work, as they are now");
   return `<div class="title"><span class="status ${job.status}">${job.status}</span>${name}
       <a href="${job.links.self}"><code>${job.id}</code></a>
       ${button ? `<button data-post="${job.links[button]}">${button}</button>` : ""}</div>
@@ -89,18 +92,49 @@ function show(id, html) {
   drawn.set(id, html);
   const place = document.getElementById(id);
   place.innerHTML = html;
-  place.querySelectorAll("img[data-path]").forEach(showPicture);
+  place.querySelectorAll("img[data-path]").forEach((image) => {
+    const known = pictures.get(image.dataset.path);
+    if (known) return image.replaceWith(known);
+    pictures.set(image.dataset.path, image);
+    fetchPicture(image);
+  });
   // The page's policy forbids styles inside of HTML; a script may set them.
   place.querySelectorAll("[data-percent]").forEach((bar) => { bar.style.width = `${bar.dataset.percent}%`; });
 }
 
-// An image's own request would bear no key.
-async function showPicture(image) {
-  const answer = await ask(image.dataset.path).catch(() => null);
-  if (!answer || !answer.ok) { image.hidden = true; return; }
+// Hidden until its bytes are there, so that none is shown as broken.
+const picture = (path, alt) => `<img class="preview" hidden alt="${alt}" data-path="${path}">`;
+
+// By a request of ours, since an image's own would bear no key.
+async function fetchPicture(image) {
+  const { path, etag } = image.dataset;
+  const answer = await ask(path, etag ? { headers: { "If-None-Match": etag } } : {}).catch(() => null);
+  if (!answer || !answer.ok) return;  // not there yet, gone, or the same: what is shown stays
   const url = URL.createObjectURL(await answer.blob());
   image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
+  image.dataset.etag = answer.headers.get("ETag");
   image.src = url;
+  image.hidden = false;
+}
+
+const fetchPicturesIn = (place) => place.querySelectorAll("img[data-path]").forEach(fetchPicture);
+
+// Events of all jobs say when there is another picture; a browser's own EventSource would bear no key either.
+async function listen() {
+  try {
+    const answer = await ask("/v1/events", { headers: { Accept: "text/event-stream" } });
+    if (!answer.ok) throw new Error(answer.statusText);
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      const events = (rest + part.value).split("\n\n");
+      rest = events.pop();
+      const jobs = events.filter((event) => /^event: preview$/m.test(event)).map((event) => JSON.parse(/^data: (.*)$/m.exec(event)[1]).job);
+      new Set(jobs).forEach((job) => { const card = document.getElementById(job); if (card) fetchPicturesIn(card); });
+    }
+  } catch { /* then as often as this is tried again */ }
+  if (!document.hidden) fetchPicturesIn(document);
+  setTimeout(listen, EVERY_MS);
 }
 
 function showJobs(collection, page, hint) {
@@ -173,3 +207,4 @@ document.addEventListener("click", async (event) => {
 });
 
 poll();
+listen();

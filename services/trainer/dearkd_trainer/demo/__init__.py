@@ -15,9 +15,10 @@ def register(app: typer.Typer) -> None:
         compare: bool = typer.Option(
             False, help="Also train on real digits, on plain DeepInversion images, and with each part turned off."
         ),
+        pictures: bool = typer.Option(True, help="Show the images while they are made, where the terminal can."),
         json: bool = typer.Option(False, "--json", help="Print the report as JSON, and nothing else."),
     ) -> None:
         """Make a ViT out of a CNN's weights alone, on real handwritten digits, and measure it on held-out ones."""
         from dearkd_trainer.demo.steps import run_demo
 
-        run_demo(data, seed=seed, compare=compare, as_json=json)
+        run_demo(data, seed=seed, compare=compare, as_json=json, pictures=pictures)

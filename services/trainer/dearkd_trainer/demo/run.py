@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +27,10 @@ class Demo:
     folder: Path
     console: Console
     seed: int
+    pictures: bool = True
+    """True to show the images while they are made, on a terminal that can."""
     seconds: dict[str, float] = field(default_factory=dict)
+    _pictured: str | None = None
 
     @contextmanager
     def step(self, name: str, title: str) -> Iterator[None]:
@@ -45,13 +49,22 @@ class Demo:
         Raises:
             DearKDError: if it does not succeed.
         """
-        ended = watch(self.client, job, self.console)
+        ended = watch(self.client, job, self.console, pictures=self.pictures, on_picture=partial(self._keep, job))
         if ended.status != "succeeded":
             code, message = (
                 (ended.error.code, ended.error.message) if ended.error else (ended.status, "it was canceled")
             )
             raise DearKDError(f"{job} {ended.status}: {message}", code=code)
         return ended
+
+    def _keep(self, job: str, picture: bytes) -> None:
+        """Keep the latest picture of the first job's images at work; the grid of finished ones takes its place."""
+        path = self.folder / "preview.png"
+        if self._pictured is None:
+            self._pictured = job
+            self.console.print(f"  The images, while they are made: {path}")
+        if self._pictured == job:
+            path.write_bytes(picture)
 
     def dataset_of(self, job: JobView) -> RegisteredDataset:
         """The dataset of a synthesis job that succeeded."""

@@ -35,7 +35,7 @@ def share_cores() -> int:
     return next(number for number in (4, 2, 1) if number <= usable_cores())
 
 
-def run_demo(data: Path, *, seed: int, compare: bool, as_json: bool) -> None:
+def run_demo(data: Path, *, seed: int, compare: bool, as_json: bool, pictures: bool = True) -> None:
     """Run everything, print the table, leave `demo/report.json` and `demo/report.html` under `data`.
 
     Raises:
@@ -53,7 +53,7 @@ def run_demo(data: Path, *, seed: int, compare: bool, as_json: bool) -> None:
         next(client.list_teachers(), None)  # an API key that is needed is missed now, not after the teacher's training
         console.print(f"The API and its dashboard: {tree.url}")
         storage = Storage.open(Settings(storage_url=tree.storage_url))
-        demo = Demo(client, storage, folder, console, seed)
+        demo = Demo(client, storage, folder, console, seed, pictures=pictures and not as_json)
         report = _main_job(demo, workers)
         if compare:
             report |= run_comparison(demo, report)
