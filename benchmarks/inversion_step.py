@@ -15,6 +15,10 @@ With --compile two more run in the same turns: our step with the spec's `compile
 backward compiled likewise. The latter is the fair bound of the former (`compiled_over_its_bound`); beside the bare pass
 as written (`compiled_ratio`) a compiled step looks better than it is. Compiling takes minutes, before the first step.
 
+With --previews nothing else is measured but steps with live previews against steps without: windows of two seconds, in
+one run and in turn, with one picture at the beginning of every other one. It is taken, drawn and written to a file as
+the synth worker does it, in a second thread; asking Redis and the network are left out, which that thread waits for.
+
 With --memory the peak of each is measured too, in a process of its own, above what the process held before the first
 step: of the device's allocator on a GPU, of resident memory on the CPU.
 
@@ -25,12 +29,19 @@ are not used, and not measured.
 import argparse
 import copy
 import json
+import math
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import torch
@@ -38,12 +49,17 @@ from formulations import COMPILED, FORMULATIONS, Formulation
 from torch import nn
 from torch.nn import functional as F
 
+from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec, TeacherSpec
+from dearkd.storage.catalog import Teacher
 from dearkd.vision.teachers import build_teacher
+from dearkd.work.attempt import Attempt
 from dearkd_synth.engine.determinism import reproducible
 from dearkd_synth.inversion import DeepInversion, Step
+from dearkd_synth.service.live import LivePicture, LivePreviews, draw
 
 WARM_UP = 3
+WINDOW_SECONDS = 2.0
 IMAGES_PER_CLASS = 4
 
 
@@ -98,6 +114,19 @@ class Setting:
             logits = self.model(self.x)
         torch.autograd.grad(F.cross_entropy(logits.float(), self.targets), self.x)
 
+    def described(self, arguments: argparse.Namespace) -> dict[str, object]:
+        return {
+            "architecture": arguments.architecture,
+            "image_size": arguments.image_size,
+            "in_chans": arguments.in_chans,
+            "batch_size": arguments.batch_size,
+            "preset": self.spec.preset,
+            "precision": arguments.precision,
+            "device": torch.cuda.get_device_name() if self.x.is_cuda else "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
     def formulation(self, name: str) -> Formulation:
         """Another way to write the step, on a teacher and images of its own."""
         x = self.x.detach().clone().requires_grad_()
@@ -141,6 +170,86 @@ def _teacher_and_spec(
     return teacher_spec, model, spec
 
 
+class OnlyDrawn(LivePreviews):
+    """Draws what it sees, and writes it to a file in place of the job's storage."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.draw_seconds: list[float] = []
+
+    def _show(self, attempt: Attempt, teacher: Teacher, picture: LivePicture) -> None:
+        began = time.perf_counter()
+        self.path.write_bytes(draw(picture.snapshot, teacher))
+        self.draw_seconds.append(time.perf_counter() - began)
+
+
+class Windows:
+    """Told of each step; counts steps in windows of equal time, with a picture in every other one."""
+
+    def __init__(self, previews: OnlyDrawn, device: torch.device, number: int) -> None:
+        self._previews = previews
+        self._device = device
+        self._left = number + 1
+        self._began = math.inf
+        self._steps = 0
+        self.step_seconds: dict[bool, list[float]] = {True: [], False: []}
+        """The mean step of each window, with a picture or without."""
+        self.snapshot_seconds: list[float] = []
+
+    def __call__(self, step: Step) -> None:
+        if step.iteration <= WARM_UP:
+            return
+        self._steps += 1
+        if time.perf_counter() < self._began + WINDOW_SECONDS and self._began < math.inf:
+            return
+        with_picture = self._left % 2 == 1
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._began < math.inf:
+            self.step_seconds[with_picture].append((now - self._began) / self._steps)
+        self._left -= 1
+        if self._left == 0:
+            raise Over
+        self._began, self._steps = now, 0
+        if self._left % 2 == 1:
+            self._previews.see(step)
+            self.snapshot_seconds.append(time.perf_counter() - now)
+
+
+class Over(Exception):
+    """The last window is over."""
+
+
+def measure_previews(arguments: argparse.Namespace) -> dict[str, object]:
+    setting = Setting(arguments)
+    endless = [phase.model_copy(update={"iterations": 10**6}) for phase in setting.spec.phases]
+    setting.spec = setting.spec.model_copy(update={"phases": endless})
+    made = {"id": "tch-1", "created_at": datetime.now(UTC), "sha256": "", "bytes": 0, "parameters": 0}
+    teacher = Teacher.model_validate(setting.teacher_spec.model_dump() | made | {"batch_norm_layers": 0})
+    job = SimpleNamespace(id="syn-1", attempt=1)
+    # Every look is due: the windows say when there is one.
+    attempt = cast(Attempt, SimpleNamespace(job=job, unit="0", settings=Settings(preview_seconds=1e-9)))
+    with tempfile.TemporaryDirectory() as folder:
+        previews = OnlyDrawn(Path(folder) / "live.png")
+        windows = Windows(previews, setting.device, arguments.windows)
+        with suppress(Over), previews.showing(attempt, teacher):
+            setting.invert(windows)
+        size = previews.path.stat().st_size
+    on, off = (statistics.median(windows.step_seconds[which]) for which in (True, False))
+    return {
+        **setting.described(arguments),
+        "windows": arguments.windows,
+        "step_milliseconds": round(off * 1000, 3),
+        "step_with_previews_milliseconds": round(on * 1000, 3),
+        "previews_ratio": round(on / off, 4),
+        "snapshot_milliseconds": round(statistics.median(windows.snapshot_seconds) * 1000, 3),
+        "draw_milliseconds": round(statistics.median(previews.draw_seconds) * 1000, 3),
+        "picture_bytes": size,
+    }
+
+
 def peak_megabytes(arguments: argparse.Namespace) -> float:
     """The peak of `--peak`'s steps above what the process held before them."""
     setting = Setting(arguments)
@@ -167,16 +276,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     step = statistics.median(stopwatch.step_seconds[WARM_UP:])
     others = {name: statistics.median(seconds[WARM_UP:]) for name, seconds in stopwatch.other_seconds.items()}
     bare = others.pop("bare")
-    figures: dict[str, object] = {
-        "architecture": arguments.architecture,
-        "image_size": arguments.image_size,
-        "in_chans": arguments.in_chans,
-        "batch_size": arguments.batch_size,
-        "preset": setting.spec.preset,
-        "precision": arguments.precision,
-        "device": torch.cuda.get_device_name() if setting.x.is_cuda else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+    figures = setting.described(arguments) | {
         "steps": arguments.steps,
         "step_milliseconds": round(step * 1000, 3),
         "bare_milliseconds": round(bare * 1000, 3),
@@ -212,6 +312,8 @@ def main() -> None:
     parser.add_argument("--weights", default="{}", help="terms that differ from the preset's, as JSON")
     parser.add_argument("--compare", action="store_true", help="time plain hooks and the reference's formulation too")
     parser.add_argument("--compile", action="store_true", help="time our step compiled, and its bound, too")
+    parser.add_argument("--previews", action="store_true", help="time steps with live previews against without, alone")
+    parser.add_argument("--windows", type=int, default=20, help="of two seconds, for --previews")
     parser.add_argument("--memory", action="store_true", help="measure the peaks of memory too")
     parser.add_argument(
         "--peak",
@@ -223,7 +325,7 @@ def main() -> None:
     if arguments.peak:
         print(peak_megabytes(arguments))
         return
-    figures = measure(arguments)
+    figures = measure_previews(arguments) if arguments.previews else measure(arguments)
     if arguments.json:
         print(json.dumps(figures))
     else:

@@ -64,7 +64,7 @@ def _find(identifier: str, backend: Backend, caller: str | None) -> Job:
 def _live(job: Job, backend: Backend) -> bytes:
     done = f"GET /v1/synthesis-jobs/{job.id}/preview.png has the images that are done"
     if job.terminal:
-        raise NotFound(f"{job.id} has {job.status}, and nothing is being optimised any more: {done}")
+        raise NotFound(f"{job.id} has ended ({job.status}), and nothing is being optimised any more: {done}")
     try:
         return backend.storage.read(live_key(job.id))
     except NotFound:

@@ -15,8 +15,8 @@ Quality = dict[str, Any]
 
 OUTLIERS = 20
 """The number of outliers listed for a shard, and for a dataset."""
-LARGEST_CELL = 112
-"""The side in pixels to which a grid shrinks larger images."""
+SMALLEST_CELL, LARGEST_CELL = 64, 112
+"""The sides in pixels to which a grid enlarges smaller images, and shrinks larger ones."""
 
 
 def shard_quality(shard: SynthesisedShard) -> Quality:
@@ -103,7 +103,13 @@ def sample_grid(
 
 
 def draw_grid(
-    images: Tensor, labels: Tensor, *, rows: int, columns: int, names: Sequence[str] | None = None
+    images: Tensor,
+    labels: Tensor,
+    *,
+    rows: int,
+    columns: int,
+    names: Sequence[str] | None = None,
+    smallest_cell: int = SMALLEST_CELL,
 ) -> Image.Image:
     """A picture for people: a row for each of the first classes, with their first images as columns.
 
@@ -113,6 +119,7 @@ def draw_grid(
         rows: the most classes shown.
         columns: the most images shown of each.
         names: by class index, written before each row; None for rows without names.
+        smallest_cell: the side in pixels to which smaller images are enlarged, by a whole number.
     """
     gap = 2
     shown = [_printable(names[label]) for label in labels.unique()[:rows].tolist()] if names else []
@@ -122,7 +129,7 @@ def draw_grid(
         for label in labels.unique()[:rows]
     ]
     side = images.shape[-1]
-    cell = side * max(1, 64 // side) if side <= LARGEST_CELL else LARGEST_CELL
+    cell = side * max(1, smallest_cell // side) if side <= LARGEST_CELL else LARGEST_CELL
     columns = max(len(row) for row in picked)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     margin = max((round(pen.textlength(name)) + 6 for name in shown), default=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from dearkd.errors import NotFound
 from dearkd.jobs.ledger import Ledger
@@ -133,21 +133,20 @@ def test_the_images_at_work_are_shown_before_the_first_shard_is_done_and_until_t
 
     assert len(seen) >= 3, "it changes"
     pictures = [Image.open(io.BytesIO(content)) for content in seen]
-    # Ten images without classes in rows of eight, then two of each of five classes behind its name; 32 px shown as 64.
-    assert pictures[0].size == (8 * 66 + 2, 2 * 66 + 2)
-    named = [picture for picture in pictures if picture.height == 5 * 66 + 2]
+    # Ten images without classes in rows of eight, then two of each of five classes behind its name.
+    assert pictures[0].size == (8 * 34 + 2, 2 * 34 + 2)
+    named = [picture for picture in pictures if picture.height == 5 * 34 + 2]
     assert named
-    assert {picture.width for picture in named} < {2 * 66 + 2 + margin for margin in range(1, 40)}
+    assert {picture.width for picture in named} < {2 * 34 + 2 + margin for margin in range(1, 40)}
 
 
 def frames(film: bytes) -> list[tuple[int, torch.Tensor]]:
     """The milliseconds and the pixels of each frame; the encoder keeps equal neighbours as one."""
     found = []
     with Image.open(io.BytesIO(film)) as opened:
-        for number in range(opened.n_frames):
-            opened.seek(number)
-            pixels = torch.frombuffer(bytearray(opened.convert("RGB").tobytes()), dtype=torch.uint8)
-            found.append((int(opened.info["duration"]), pixels.float()))
+        for frame in ImageSequence.Iterator(opened):
+            pixels = torch.frombuffer(bytearray(frame.convert("RGB").tobytes()), dtype=torch.uint8)
+            found.append((int(frame.info["duration"]), pixels.float()))
     return found
 
 

@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 
 CLASSES, EACH = 10, 8
 """Rows of the picture, and images in each."""
-LARGEST_SIDE = 64
-"""The side in pixels to which it shrinks larger images."""
+SMALLEST_SIDE, LARGEST_SIDE = 32, 48
+"""The sides in pixels to which it enlarges smaller images, and shrinks larger ones. Noise does not compress: 64 px in
+colour would be a megabyte, and 45 ms of a core, every two seconds."""
 TURN_SECONDS = 10
 """The time after its last picture in which no other worker shows its own."""
 FIRST_PICTURE_DAYS = 30
@@ -42,7 +43,9 @@ END_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class LivePicture:
+    """Images at work, and the step after which they were so."""
+
     snapshot: Snapshot
     step: Step
 
@@ -60,7 +63,7 @@ class LivePreviews:
         """The job and the number of its attempt that the figures and the note are of."""
         self._noted = False
         self._changed = threading.Condition()
-        self._waiting: _Picture | None = None
+        self._waiting: LivePicture | None = None
         self._over = False
 
     @property
@@ -97,7 +100,7 @@ class LivePreviews:
         snapshot = step.camera.take(rows, min(self._teacher.image_size, LARGEST_SIDE))
         self._due = time.monotonic() + self._attempt.settings.preview_seconds
         with self._changed:
-            self._waiting = _Picture(snapshot, step)
+            self._waiting = LivePicture(snapshot, step)
             self._changed.notify()
 
     def _run(self, attempt: Attempt, teacher: Teacher) -> None:
@@ -117,7 +120,7 @@ class LivePreviews:
                     said = error.message if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
                     attempt.note(f"the live picture could not be stored, and is tried again: {said}")
 
-    def _show(self, attempt: Attempt, teacher: Teacher, picture: _Picture) -> None:
+    def _show(self, attempt: Attempt, teacher: Teacher, picture: LivePicture) -> None:
         if not _has_turn(attempt):
             self._first_seconds = self._first_seconds or _first_seconds(attempt)
             return
@@ -148,9 +151,8 @@ def draw(snapshot: Snapshot, teacher: Teacher) -> bytes:
     labels, names = snapshot.labels, [teacher.class_name(label) for label in range(teacher.num_classes)]
     if labels is None:
         labels, names = torch.arange(len(snapshot.images)) // EACH, []
-    grid = draw_grid(snapshot.images, labels, rows=CLASSES, columns=EACH, names=names)
+    grid = draw_grid(snapshot.images, labels, rows=CLASSES, columns=EACH, names=names, smallest_cell=SMALLEST_SIDE)
     file = io.BytesIO()
-    # Noise does not compress: not worth the time that a worker's cores lack.
     (grid if teacher.in_chans == 3 else grid.convert("L")).save(file, "PNG", compress_level=1)
     return file.getvalue()
 

@@ -11,11 +11,13 @@ from dearkd.jobs.model import dataset_of
 from dearkd.storage.catalog import Teacher
 from dearkd.work.attempt import Attempt
 from dearkd_synth.quality import draw_grid
-from dearkd_synth.service.live import CLASSES, EACH, LARGEST_SIDE, shown_rows
+from dearkd_synth.service.live import CLASSES, EACH, shown_rows
 from dearkd_synth.synthesised import Step
 
 NAME = "timelapse.webp"
 FRAMES = 24
+LARGEST_SIDE = 64
+"""The side in pixels to which it shrinks larger images."""
 KEPT_IMAGES = 2 * CLASSES * EACH
 """Images kept of each frame. More than are shown: with late labels (`unlabelled_iterations`) nobody knows before which
 of them will be."""
