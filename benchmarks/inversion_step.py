@@ -36,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -300,7 +300,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     return figures
 
 
-def main() -> None:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="resnet10t")
     parser.add_argument("--image-size", type=int, default=32)
@@ -321,7 +321,11 @@ def main() -> None:
         help="print the peak of one of them, and nothing else",
     )
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    arguments = parse()
     if arguments.peak:
         print(peak_megabytes(arguments))
         return

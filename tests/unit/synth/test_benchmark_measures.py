@@ -2,8 +2,9 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 def _benchmarks_are_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("manifolds", "tasks", "formulations", "budget", "ablation", "arms"):
+    for name in ("manifolds", "tasks", "formulations", "budget", "ablation", "arms", "inversion_step"):
         sys.modules.pop(name, None)
 
 
@@ -178,3 +179,43 @@ def test_the_nearest_of_a_class_by_loops() -> None:
     assert nearest_of_class(features, labels) == pytest.approx(sorted(nearest)[6], abs=1e-6), "the lower median of 14"
     twins = torch.cat([features, features])
     assert nearest_of_class(twins, torch.cat([labels, labels])) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_every_other_window_has_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    import inversion_step
+
+    monkeypatch.setattr(inversion_step, "WINDOW_SECONDS", 0.05)
+    monkeypatch.setattr(inversion_step.OnlyDrawn, "_show", shown := CountingShows(inversion_step.OnlyDrawn._show))
+    options = [
+        "--architecture",
+        "test_resnet",
+        "--image-size",
+        "32",
+        "--batch-size",
+        "8",
+        "--previews",
+        "--windows",
+        "6",
+    ]
+    figures = inversion_step.measure_previews(inversion_step.parse([*options, "--json"]))
+    assert shown.count == 3
+    assert figures["previews_ratio"] == pytest.approx(
+        figures["step_with_previews_milliseconds"] / figures["step_milliseconds"], rel=0.01
+    )
+    assert figures["picture_bytes"] > 1000
+
+
+class CountingShows:
+    """Counts how often a picture was drawn."""
+
+    def __init__(self, show: Callable[..., None]) -> None:
+        self.count = 0
+        self._show = show
+
+    def __get__(self, instance: Any, owner: Any) -> Callable[..., None]:
+        def show(*arguments: Any) -> None:
+            self.count += 1
+            self._show(instance, *arguments)
+
+        return show

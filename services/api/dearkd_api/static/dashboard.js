@@ -2,6 +2,7 @@
 const EVERY_MS = 2000, SHOWN = 20, ENDED = ["succeeded", "failed", "canceled"];
 const curves = new Map();      // run → its metrics so far
 const drawn = new Map();       // card → the HTML it shows, so that only what changed is drawn again
+const pictured = new Set();    // jobs of which there is a live picture, or was: nothing is asked for that would be a 404
 const pictures = new Map();    // path → its image, which outlives the drawing of its card
 
 // With the API key, where the server wants one: asked for once, and kept for as long as the tab.
@@ -74,9 +75,7 @@ function card(job) {
     : ["failed", "canceled"].includes(job.status) ? "retry" : null;
   const from = job.kind === "training" ? `on <code>${text(job.spec.dataset)}</code>` : `from <code>${text(job.spec.teacher)}</code>`;
   const side = job.kind === "training" ? curve(curves.get(job.id) || [])
-    : job.status === "succeeded" ? picture(job.links.timelapse, "from noise to images") + picture(job.links.preview, "a grid of the images")
-    : ENDED.includes(job.status) ? picture(job.links.preview, "images so far")
-    : picture(job.links.live, "the images at work, as they are now");
+    : picturesOf(job);
   return `<div class="title"><span class="status ${job.status}">${job.status}</span>${name}
       <a href="${job.links.self}"><code>${job.id}</code></a>
       ${button ? `<button data-post="${job.links[button]}">${button}</button>` : ""}</div>
@@ -85,6 +84,15 @@ function card(job) {
     <div class="facts soft">${facts(job)}</div>
     ${job.error ? `<div class="error">${text(job.error.code)}: ${text(job.error.message)}</div>` : `<div class="facts soft">${metrics(job)}</div>`}
     <div class="side">${side}</div>`;
+}
+
+// While it runs the images at work; then how the first batch came to be, and the grid.
+function picturesOf(job) {
+  if (job.metrics.first_preview_seconds !== undefined) pictured.add(job.id);
+  if (!ENDED.includes(job.status)) return pictured.has(job.id) ? picture(job.links.live, "the images at work, as they are now") : "";
+  const film = pictured.has(job.id) && job.result ? picture(job.links.timelapse, "the first batch, from noise to images") : "";
+  const some = job.result || job.progress.done >= job.spec.shard_samples || (job.error || {}).code === "poor_images";
+  return film + (some ? picture(job.links.preview, "a grid of the images") : "");
 }
 
 function show(id, html) {
@@ -129,8 +137,12 @@ async function listen() {
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
       const events = (rest + part.value).split("\n\n");
       rest = events.pop();
-      const jobs = events.filter((event) => /^event: preview$/m.test(event)).map((event) => JSON.parse(/^data: (.*)$/m.exec(event)[1]).job);
-      new Set(jobs).forEach((job) => { const card = document.getElementById(job); if (card) fetchPicturesIn(card); });
+      const told = events.filter((event) => /^event: preview$/m.test(event)).map((event) => JSON.parse(/^data: (.*)$/m.exec(event)[1]));
+      for (const job of new Set(told.filter((event) => event.data.live).map((event) => event.job))) {
+        pictured.add(job);
+        const card = document.getElementById(job);
+        if (card) fetchPicturesIn(card);
+      }
     }
   } catch { /* then as often as this is tried again */ }
   if (!document.hidden) fetchPicturesIn(document);

@@ -11,13 +11,11 @@ from dearkd.jobs.model import dataset_of
 from dearkd.storage.catalog import Teacher
 from dearkd.work.attempt import Attempt
 from dearkd_synth.quality import draw_grid
-from dearkd_synth.service.live import CLASSES, EACH, shown_rows
+from dearkd_synth.service.live import CLASSES, EACH, LARGEST_SIDE, SMALLEST_SIDE, shown_rows
 from dearkd_synth.synthesised import Step
 
 NAME = "timelapse.webp"
 FRAMES = 24
-LARGEST_SIDE = 64
-"""The side in pixels to which it shrinks larger images."""
 KEPT_IMAGES = 2 * CLASSES * EACH
 """Images kept of each frame. More than are shown: with late labels (`unlabelled_iterations`) nobody knows before which
 of them will be."""
@@ -63,7 +61,7 @@ class Timelapse:
     def _draw(self, images: Tensor, labels: Tensor) -> Image.Image:
         names = [self._teacher.class_name(label) for label in range(self._teacher.num_classes)]
         named = names if self._labels is not None else None
-        return draw_grid(images, labels, rows=CLASSES, columns=EACH, names=named)
+        return draw_grid(images, labels, rows=CLASSES, columns=EACH, names=named, smallest_cell=SMALLEST_SIDE)
 
 
 def moments(iterations: int) -> frozenset[int]:
