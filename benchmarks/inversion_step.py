@@ -154,7 +154,8 @@ def _teacher_and_spec(
     model = build_teacher(teacher_spec)
     with torch.no_grad():  # statistics of some data, as a trained teacher has them
         model.train()(torch.randn(16, arguments.in_chans, size, size))
-    model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    model = model.eval().requires_grad_(False)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     spec = SynthesisSpec.resolve(
         {
             "teacher": "benchmark",

@@ -67,7 +67,7 @@ TRAINING: dict[str, Any] = {
 }
 WORKERS = 3
 BESIDE = {
-    "datasets": {"dataset.json", "_info.json", "preview.png", "README.md"},
+    "datasets": {"dataset.json", "_info.json", "preview.png", "timelapse.webp", "README.md"},
     "models": {"model.json"},
 }
 """What lies beside the files that a manifest names."""

@@ -3,9 +3,9 @@
 import io
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from dearkd.storage.objects import Storage
 from dearkd.work.attempt import Attempt
 from dearkd.work.worker import drain, open_ledger
 from dearkd_synth.service.job import ShardMaker
-from dearkd_synth.service.live import LivePreviews
+from dearkd_synth.service.live import LivePicture, LivePreviews
 from dearkd_synth.service.timelapse import FRAME_MILLISECONDS, FRAMES, LAST_FRAME_MILLISECONDS, moments
 from dearkd_synth.snapshots import Camera
 from dearkd_synth.synthesised import Step
 from tests.services.synth.test_job import store_teacher
+from tests.support.services import eventually
 
 pytestmark = pytest.mark.services
 
@@ -239,9 +240,7 @@ def show(attempt: Attempt, teacher: Teacher) -> None:
     live = LivePreviews()
     with live.showing(attempt, teacher):
         live.see(step(teacher))
-        deadline = time.monotonic() + 60
-        while live._waiting is not None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: live._waiting is None, seconds=60)
 
 
 @contextmanager
@@ -250,6 +249,35 @@ def attempting(ledger: Ledger, settings: Settings) -> Iterator[Attempt]:
     assert claim is not None
     with Attempt(claim, ledger.store.get(claim.job), ledger, settings, threading.Event()) as attempt:
         yield attempt
+
+
+class Stuck(LivePreviews):
+    """Stores nothing until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.shown: list[int] = []
+
+    def _show(self, attempt: Attempt, teacher: Teacher, picture: LivePicture) -> None:
+        assert self.go.wait(60)
+        self.shown.append(picture.step.iteration)
+
+
+def test_steps_go_on_while_a_picture_is_stored_and_the_newest_is_next(settings: Settings, teacher: Teacher) -> None:
+    settings = settings.model_copy(update={"preview_seconds": 1e-9})
+    ledger = open_ledger(settings)
+    post(ledger, teacher)
+    live = Stuck()
+    with attempting(ledger, settings) as attempt, live.showing(attempt, teacher):
+        live.see(step(teacher))
+        eventually(lambda: live._waiting is None)
+        for iteration in range(2, 20):
+            live.see(replace(step(teacher), iteration=iteration))
+        assert live.shown == []
+        live.go.set()
+        eventually(lambda: len(live.shown) == 2)
+    assert live.shown == [1, 19]
 
 
 @pytest.mark.parametrize("how", ["held", "canceled", "paused", "lost"])

@@ -105,6 +105,7 @@ def test_it_says_that_the_images_are_synthetic_from_which_teacher_and_how_good(t
     assert "`confidence`" not in text.partition("## Spec")[0]  # not known, so not said
     assert "| 1 | one \\| uno | 2 | 0.2500 |" in text
     assert "| 2 | two" not in text
+    assert "timelapse" not in text  # there is none
     spec = json.loads(text.rpartition("```json\n")[2].partition("```")[0])
     assert spec["images_per_class"] == 2
 
