@@ -25,7 +25,10 @@ class Settlement(JobRecords):
         self._settle = Transition(redis, "settle")
 
     def settle(self, job: Job) -> None:
-        """Write `final.json` of a job that has ended, and queue or fail the runs that wait for it. Idempotent."""
+        """Write `final.json` of a job that has ended, queue or fail the runs that wait for it, drop its live picture.
+
+        Idempotent.
+        """
         while job.terminal:
             self.storage.put(final_key(job.id), job.model_dump_json(indent=2).encode())
             runs = self._settle(id=job.id, status=job.status, attempt=job.attempt, at=at())
@@ -34,8 +37,9 @@ class Settlement(JobRecords):
                     self.settle(run)
                     if run.status == "queued":
                         wake(self.redis, QUEUES["training"], run.id)
-                with suppress(Unavailable):  # nobody waits for it: nothing shows it any more, and `gc` removes it too
-                    self.storage.delete(live_key(job.id))
+                if job.kind == "synthesis":
+                    with suppress(Unavailable):  # nothing shows it any more, and `gc` removes it too
+                        self.storage.delete(live_key(job.id))
                 return
             latest = self.get(job.id)
             if not latest.terminal:

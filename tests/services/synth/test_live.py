@@ -216,6 +216,23 @@ def test_storage_that_takes_no_picture_costs_a_line_of_the_log_and_nothing_else(
     assert "first_preview_seconds" not in ended.metrics
 
 
+def test_a_device_without_memory_for_pictures_halves_no_batch_for_them(
+    settings: Settings, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(self: Camera, rows: Any, side: int) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(Camera, "take", take)
+    ledger = open_ledger(settings)
+    job = post(ledger, teacher)
+    run(settings)
+    ended = ledger.store.get(job.id)
+    assert ended.status == "succeeded", ended.error
+    assert "halved" not in ledger.log.read(job.id)
+    assert not [data for data in previews(ledger, job) if data.get("live")]
+    assert not ledger.store.storage.exists(f"datasets/{dataset_of(job.id)}/timelapse.webp")
+
+
 def test_where_nobody_wants_pictures_there_is_none(settings: Settings, teacher: Teacher) -> None:
     settings = settings.model_copy(update={"preview_seconds": 0.0})
     ledger = open_ledger(settings)

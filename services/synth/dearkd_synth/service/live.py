@@ -25,7 +25,7 @@ from dearkd.redis_client import job_key
 from dearkd.storage.catalog import Teacher
 from dearkd.work.attempt import Attempt
 from dearkd_synth.quality import draw_grid
-from dearkd_synth.snapshots import Snapshot
+from dearkd_synth.snapshots import Camera, Snapshot
 from dearkd_synth.synthesised import Step
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,6 @@ class LivePreviews:
         self._noted = False
         self._changed = threading.Condition()
         self._waiting: LivePicture | None = None
-        self._over = False
 
     @property
     def figures(self) -> dict[str, float]:
@@ -79,17 +78,20 @@ class LivePreviews:
             return
         if self._of != (attempt.job.id, attempt.job.attempt):
             self._of, self._first_seconds, self._noted = (attempt.job.id, attempt.job.attempt), None, False
-        self._attempt, self._teacher, self._waiting, self._over = attempt, teacher, None, False
-        self._began = self._due = time.monotonic()
-        thread = threading.Thread(target=self._run, args=(attempt, teacher), name=f"live-{attempt.unit}", daemon=True)
+            self._began = time.monotonic()
+        self._attempt, self._teacher, self._waiting, self._due = attempt, teacher, None, 0.0
+        over = threading.Event()  # of this thread alone, should it outlive the block
+        thread = threading.Thread(
+            target=self._run, args=(attempt, teacher, over), name=f"live-{attempt.unit}", daemon=True
+        )
         thread.start()
         try:
             yield
         finally:
             self._due = math.inf
             with self._changed:
-                self._over = True
-                self._changed.notify()
+                over.set()
+                self._changed.notify_all()
             thread.join(END_SECONDS)
 
     def see(self, step: Step) -> None:
@@ -97,17 +99,19 @@ class LivePreviews:
         if time.monotonic() < self._due or step.camera is None or self._attempt is None or self._teacher is None:
             return
         rows = shown_rows(step.camera.labels, step.images)
-        snapshot = step.camera.take(rows, min(self._teacher.image_size, LARGEST_SIDE))
+        snapshot = take(step.camera, rows, self._teacher)
         self._due = time.monotonic() + self._attempt.settings.preview_seconds
+        if snapshot is None:
+            return
         with self._changed:
             self._waiting = LivePicture(snapshot, step)
             self._changed.notify()
 
-    def _run(self, attempt: Attempt, teacher: Teacher) -> None:
+    def _run(self, attempt: Attempt, teacher: Teacher, over: threading.Event) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._over or self._waiting is not None)
-                if self._over:
+                self._changed.wait_for(lambda: over.is_set() or self._waiting is not None)
+                if over.is_set():
                     return
                 picture, self._waiting = self._waiting, None
             assert picture is not None
@@ -134,6 +138,14 @@ class LivePreviews:
         where = {"shard": step.shard, "batch": step.batch, "iteration": step.iteration}
         about = {"live": True, "bytes": len(grid), "sha256": sha256(grid).hexdigest()}
         attempt.announce("preview", about | where | confidence(step) | self.figures)
+
+
+def take(camera: Camera, rows: Sequence[int], teacher: Teacher) -> Snapshot | None:
+    """A snapshot of some images; None if the device has no memory for it: no batch shall be halved for that."""
+    try:
+        return camera.take(rows, min(teacher.image_size, LARGEST_SIDE))
+    except torch.OutOfMemoryError:
+        return None
 
 
 def shown_rows(labels: Sequence[int] | None, images: int) -> list[int]:

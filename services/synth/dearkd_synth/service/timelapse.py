@@ -11,7 +11,7 @@ from dearkd.jobs.model import dataset_of
 from dearkd.storage.catalog import Teacher
 from dearkd.work.attempt import Attempt
 from dearkd_synth.quality import draw_grid
-from dearkd_synth.service.live import CLASSES, EACH, LARGEST_SIDE, SMALLEST_SIDE, shown_rows
+from dearkd_synth.service.live import CLASSES, EACH, SMALLEST_SIDE, shown_rows, take
 from dearkd_synth.synthesised import Step
 
 NAME = "timelapse.webp"
@@ -30,6 +30,7 @@ class Timelapse:
         self._teacher = teacher
         self._frames: list[Tensor] = []
         self._labels: Sequence[int] | None = None
+        self._moments: frozenset[int] = frozenset()
 
     def see(self, step: Step) -> None:
         """Keep a frame if one is due; cheap enough for every step. With a batch's first step it begins anew."""
@@ -41,7 +42,9 @@ class Timelapse:
         if step.iteration not in self._moments:
             return
         rows = range(min(step.images, KEPT_IMAGES))
-        self._frames.append(step.camera.take(rows, min(self._teacher.image_size, LARGEST_SIDE)).images)
+        snapshot = take(step.camera, rows, self._teacher)
+        if snapshot is not None:
+            self._frames.append(snapshot.images)
         self._labels = None if step.camera.labels is None else step.camera.labels[: len(rows)]
 
     def file(self) -> bytes | None:
