@@ -26,16 +26,16 @@ def half_size(image_size: int) -> int:
 def auto(teacher: TeacherSpec) -> SynthesisSpec:
     """One rule for every teacher [R]: weights follow from the image size alone, since terms mean the same everywhere.
 
-    The statistics' distance is relative to the teacher's own deviations (`statistics`: `gaussian`), so that its weight
-    does not depend on the network. The optimised tensor has half the side of what the teacher sees, and is upsampled
-    in the graph: what is finer than that is noise that the teacher reads and nobody else. Images get their labels after
-    a quarter of the iterations, by what they have become.
+    The statistics' distance is relative to the teacher's own deviations, so that its weight does not depend on the
+    network, and it counts by its root (`statistics`: `root_gaussian`), as the published norms do: a square no longer
+    pulls where it is small, and what that leaves undone can be seen. The optimised tensor has half the side of what the
+    teacher sees, and is upsampled in the graph: what is finer than that is noise that the teacher reads and nobody
+    else. Images get their labels after a quarter of the iterations, by what they have become.
 
-    Three things follow from sizes. The finer the tensor, the less two neighbours of a real image differ: for one q
+    Two things follow from sizes. The finer the tensor, the less two neighbours of a real image differ: for one q
     times as large as 16 px the variation weighs q times as much, and the learning rate is divided by √q. Teachers of
     64 px and more see random crops (`crop_min_scale`), as such networks did in their training; smaller ones, whose
-    things fill the image, do not. And from 64 px on labels weigh less beside the rest: there they come true anyway,
-    while of small teachers that know their task poorly more images would miss theirs. Mirrored images are taken for
+    things fill the image, do not. Mirrored images are taken for
     images of the same thing where they have colours.
 
     Cost: 200 teacher passes an image up to 63 px, 125 from 64 px on.
@@ -59,12 +59,12 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
         betas=[0.9, 0.999],
         schedule="cosine",
         warmup_iterations=0,
-        statistics="gaussian",
+        statistics="root_gaussian",
         unlabelled_iterations=phase.iterations // 4,
         first_batch_norm_weight=1.0,
         weights=SynthesisWeights(
             cross_entropy=1.0,
-            batch_norm=10.0 if large else 4.0,
+            batch_norm=10.0,
             total_variation_l1=round((0.7 if large else 0.3) * finer, 4),
             total_variation_l2=0.0,
             l2=0.0,

@@ -103,11 +103,11 @@ def test_one_rule_serves_every_teacher(image_size: int, in_chans: int) -> None:
     finer = (image_size // 2) / 16
     large = image_size >= 64
     assert spec.weights.total_variation_l1 == pytest.approx((0.7 if large else 0.3) * finer, abs=1e-4)
-    assert spec.weights.batch_norm == (10.0 if large else 4.0)
+    assert spec.weights.batch_norm == 10.0
     assert spec.learning_rate == pytest.approx(0.8 / math.sqrt(finer), abs=1e-4)
     same = {"total_variation_l1": 0.0, "batch_norm": 0.0}
     assert spec.weights.model_copy(update=same) == synthesis_spec().weights.model_copy(update=same)
-    assert spec.statistics == "gaussian"
+    assert spec.statistics == "root_gaussian"
     (phase,) = spec.phases
     assert (phase.resolution, phase.input_size) == (image_size // 2, image_size)
     assert phase.iterations / 5 <= spec.unlabelled_iterations <= phase.iterations / 4

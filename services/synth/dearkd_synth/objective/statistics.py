@@ -153,7 +153,7 @@ SCALE_FREE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 ROOTED = ("root_gaussian",)
 """Distances of which a layer counts by the root of the mean over its channels."""
 NEAREST = 1e-8
-"""What is added under a root, so that it has a gradient where statistics match."""
+"""Added under a root, so that it has a gradient where statistics match."""
 
 
 class StatisticsMatching:
