@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,7 +16,9 @@ from dearkd.jobs.quotas import KeyQuotas
 from dearkd_api.boundary import READING
 from dearkd_api.key_failures import KeyFailures
 from dearkd_api.keys import SCOPES, UNKNOWN_SECONDS, Identity, KeyRefused, KeyRing
+from dearkd_api.page_paths import needs_login
 from dearkd_api.problems import problem
+from dearkd_api.sessions import COOKIE, Sessions
 
 ADMIN_PATHS: Final = ("/v1/keys", "/v1/audit")
 """Collections that need the scope `admin`."""
@@ -25,23 +28,35 @@ _TITLES: Final[Mapping[str, str]] = {
     "unauthorized": "An API key is needed",
     "key_expired": "The API key has expired",
     "key_revoked": "The API key was revoked",
+    "login_expired": "The login has expired",
+}
+
+
+_REMEDIES: Final[Mapping[str, str]] = {
+    "unauthorized": "send it as Authorization: Bearer KEY",
+    "login_expired": "log in again",
 }
 
 
 class RequireKey:
     """Middleware: lets nobody call `/v1` without a key that may, before anything of the request is read.
 
-    While there are no keys at all, everybody may.
+    Nor does it let anybody see a page without one: there a login stands for it. A login opens no route of `/v1`. While
+    there are no keys at all, everybody may.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, failures: KeyFailures, quotas: KeyQuotas) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing, failures: KeyFailures, quotas: KeyQuotas, sessions: Sessions
+    ) -> None:
         self.app = app
         self.keys = keys
         self.failures = failures
         self.quotas = quotas
+        self.sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not (scope["path"] + "/").startswith("/v1/"):
+        guarded = scope["type"] == "http" and ((scope["path"] + "/").startswith("/v1/") or needs_login(scope["path"]))
+        if not guarded:
             await self.app(scope, receive, send)
             return
         refusal = await self._enter(scope)
@@ -54,8 +69,9 @@ class RequireKey:
             if not self.keys:
                 return None
             authorization = Headers(scope=scope).get("authorization", "")
+            session = _session(scope) if needs_login(scope["path"]) and not authorization else None
             try:
-                identity = await self._find(authorization)
+                identity = await (self._of_session(session) if session else self._find(authorization))
             except KeyRefused as refused:
                 return self._refuse(refused, authorization, (scope.get("client") or ("",))[0])
         except Unavailable as error:
@@ -82,6 +98,12 @@ class RequireKey:
             await self.keys.refresh(UNKNOWN_SECONDS)
             return self.keys.find(authorization)
 
+    async def _of_session(self, session: str) -> Identity:
+        digest = await run_in_threadpool(self.sessions.find, session)
+        if digest is None:
+            raise KeyRefused("login_expired", "was given for a login that has expired")
+        return self.keys.of_digest(digest)
+
     def _refuse(self, refused: KeyRefused, authorization: str, client: str) -> Response:
         if authorization and not self.failures.admit(client):
             detail = (
@@ -89,9 +111,7 @@ class RequireKey:
                 "send a right one"
             )
             return problem(429, "Too many wrong API keys", detail, "too_many_failures")
-        detail = f"the API key {refused.why}: send " + (
-            "it as Authorization: Bearer KEY" if refused.code == "unauthorized" else "another"
-        )
+        detail = f"the API key {refused.why}: " + _REMEDIES.get(refused.code, "send another")
         return problem(401, _TITLES[refused.code], detail, refused.code, headers={"WWW-Authenticate": "Bearer"})
 
 
@@ -106,6 +126,10 @@ def _out_of_scope(needed: KeyScope, identity: Identity, method: str) -> Response
     held = ", ".join(scope for scope in SCOPES if scope in identity.scopes) or "none"
     detail = f"{method} here needs a key with the scope {needed}; this one has {held}: use another, or ask for one"
     return problem(403, "The key may not do this", detail, "missing_scope")
+
+
+def _session(scope: Scope) -> str | None:
+    return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
 
 
 async def _identity(request: Request) -> Identity | None:

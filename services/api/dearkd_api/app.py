@@ -33,7 +33,6 @@ from dearkd_api.backend import Backend, Uses
 from dearkd_api.boundary import Boundary
 from dearkd_api.hosts import AllowedHosts
 from dearkd_api.job_metrics import JobMetrics
-from dearkd_api.key_failures import KeyFailures
 from dearkd_api.metrics import MeasureRequests, Metrics, add_metrics
 from dearkd_api.openapi import DescribedAPI
 from dearkd_api.queries import require_known_parameters
@@ -46,6 +45,7 @@ KINDS: dict[str, QueueName] = {"synth": "synth", "inspect": "inspect", "trainer"
 BODIES = {
     "/v1/teachers": ("application/json", "multipart/form-data"),
     "/v1/models/[^/]+/predict": predictions.CONTENT_TYPES,
+    "/(?!v1/).*": dashboard.CONTENT_TYPES,  # a page's form bears a token, and no foreign page knows that
 }
 """Paths whose bodies are not JSON alone, and the content types that they take."""
 
@@ -70,10 +70,15 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     app.add_middleware(RecordChanges, audit=backend.audit)
     app.add_middleware(
-        RequireKey, keys=backend.keys, failures=KeyFailures(settings.max_key_failures), quotas=backend.quotas
+        RequireKey,
+        keys=backend.keys,
+        failures=backend.key_failures,
+        quotas=backend.quotas,
+        sessions=backend.sessions,
     )
     hosts = AllowedHosts.parse(settings.allowed_hosts, bound=settings.host)
     app.add_middleware(Boundary, hosts=hosts, bodies=BODIES)
+    app.add_middleware(dashboard.ShowProblems)
     app.add_middleware(MeasureRequests, metrics=metrics)
     app.add_middleware(TraceRequests)
     app.add_middleware(GiveRequestIds)  # the last one added is the outermost

@@ -18,10 +18,13 @@ from dearkd_api.backend import Uses
 from dearkd_api.boundary import READING
 from dearkd_api.idempotency import REPLAYED
 from dearkd_api.keys import Identity
+from dearkd_api.page_paths import LOGIN, LOGOUT
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
 
 QUESTION: Final = "/predict"
 """The end of the paths of requests that change nothing, though they are no GET."""
+NOBODYS: Final = (LOGIN, LOGOUT)
+"""Paths of requests that change nothing which is anybody's work."""
 MOST_CHARACTERS: Final = 1000
 """The most characters of a path in a record."""
 
@@ -42,7 +45,7 @@ def list_newest_first(backend: Uses, limit: Limit = DEFAULT_LIMIT, after: After 
 
 
 class RecordChanges:
-    """Middleware, inside the one that knows the key: records each request under `/v1` that changed something.
+    """Middleware, inside the one that knows the key: records each request that changed something, a page's form too.
 
     The record is written before the answer is sent. Where storage cannot take it, it goes to the log as an error.
     """
@@ -52,7 +55,7 @@ class RecordChanges:
         self.audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/") or _asks(scope):
+        if scope["type"] != "http" or scope["path"] in NOBODYS or _asks(scope):
             await self.app(scope, receive, send)
             return
 

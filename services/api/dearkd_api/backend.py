@@ -23,8 +23,10 @@ from dearkd.storage.audit import AuditLog
 from dearkd.storage.catalog import Catalog, Model, Teacher, models, teachers
 from dearkd.storage.objects import Storage
 from dearkd_api.event_listener import EventListener
+from dearkd_api.key_failures import KeyFailures
 from dearkd_api.keys import KeyRing, Keys
 from dearkd_api.metrics import Metrics
+from dearkd_api.sessions import Sessions
 from dearkd_api.verification import Verification
 
 UPLOADS_AT_ONCE = 8
@@ -37,6 +39,8 @@ class Backend:
     settings: Settings
     keys: KeyRing
     key_records: KeyRecords
+    key_failures: KeyFailures
+    sessions: Sessions
     quotas: KeyQuotas
     audit: AuditLog
     storage: Storage
@@ -72,6 +76,8 @@ class Backend:
             settings=settings,
             keys=KeyRing(Keys.configured(settings), key_records),
             key_records=key_records,
+            key_failures=KeyFailures(settings.max_key_failures),
+            sessions=Sessions(redis),
             quotas=KeyQuotas(redis),
             audit=AuditLog(storage),
             storage=storage,

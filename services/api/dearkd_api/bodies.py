@@ -27,8 +27,8 @@ REMEDIES = {
 """The remedy where a request does not name a resource that it needs, by field."""
 
 
-class JsonRequest(Request):
-    """A request whose body is a JSON object, of bounded size and in bounded time."""
+class BoundedRequest(Request):
+    """A request whose body has a bounded size, and comes in bounded time."""
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
@@ -47,6 +47,10 @@ class JsonRequest(Request):
                 ) from None
             self._body = bytes(body)
         return self._body
+
+
+class JsonRequest(BoundedRequest):
+    """A bounded request whose body is a JSON object."""
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):

@@ -31,7 +31,8 @@ class Boundary:
     Args:
         hosts: the names under which the server may be called.
         bodies: patterns of whole paths whose bodies have another content type than JSON alone, and which; `image/`
-            stands for all that begin so. None of them is one that a foreign page may send unasked.
+            stands for all that begin so. A foreign page may send none of them unasked, but for forms, which bear a
+            token that it does not know (`dashboard.forms`).
     """
 
     def __init__(self, app: ASGIApp, hosts: AllowedHosts, bodies: Mapping[str, Sequence[str]] | None = None) -> None:

@@ -10,8 +10,8 @@ from dearkd.jobs.model import Delivery
 from dearkd_api.access import Caller
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute
-from dearkd_api.jobs import COLLECTIONS
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page
+from dearkd_api.steering import COLLECTIONS
 
 
 class DeliveryPage(Page[Delivery]):

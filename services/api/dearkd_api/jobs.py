@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from math import isfinite
 from typing import Annotated, Any, Literal
 
@@ -15,12 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from dearkd import tracing
 from dearkd.answers import JobView, Page, SynthesisPlan, TrainingPlan
 from dearkd.choices import Kind, Status
-from dearkd.errors import InvalidInput, NotFound, Unavailable, Unreadable, reason
+from dearkd.errors import InvalidInput, NotFound, Unreadable, reason
 from dearkd.identifiers import earliest_id, sibling
-from dearkd.jobs.model import Event, Job, kind_of
+from dearkd.jobs.model import Event, Job
 from dearkd.specs import SynthesisRequest, SynthesisSpec, TrainingRequest
 from dearkd.specs.requests import PriorityRequest, RetryRequest
-from dearkd_api import events
+from dearkd_api import events, steering
 from dearkd_api.access import Asking, Caller, Viewer
 from dearkd_api.answers import EventPage, MetricsPage
 from dearkd_api.backend import Backend, Uses
@@ -29,9 +28,9 @@ from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.job_filters import LabelFilter, MomentFilter, labels_of
 from dearkd_api.keys import Identity
 from dearkd_api.pages import DEFAULT_LIMIT, ROW_ID, After, Limit, page, require_id
+from dearkd_api.steering import COLLECTIONS, find, require_kind
 from dearkd_api.submissions import complete_synthesis, complete_training
 
-COLLECTIONS: Mapping[Kind, str] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
 POLL_SECONDS = 0.25
 
 DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and say what it would take.")]
@@ -73,16 +72,6 @@ def _accepted(job: Job) -> Response:
     return JSONResponse(body, status_code=202, headers={"Location": body["links"]["self"]})
 
 
-def _require_kind(kind: Kind, identifier: str) -> None:
-    if kind_of(identifier) != kind:
-        raise NotFound(f"there is no {identifier!r} in {COLLECTIONS[kind]}")
-
-
-def _find(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
-    _require_kind(kind, identifier)
-    return backend.store.get(identifier, owner=caller)
-
-
 def _router(kind: Kind) -> APIRouter:
     """The routes that both kinds of jobs have."""
     router = APIRouter(prefix=f"/v1/{COLLECTIONS[kind]}", tags=[COLLECTIONS[kind]], route_class=JsonRoute)
@@ -122,38 +111,35 @@ def _router(kind: Kind) -> APIRouter:
         wait: Annotated[float, Query(ge=0, le=60, allow_inf_nan=False)] = 0,
     ) -> Response:
         """The job; with `wait`, answered when its status changes, at the latest after so many seconds."""
-        first = job = await run_in_threadpool(_find, kind, identifier, backend, caller)
+        first = job = await run_in_threadpool(find, kind, identifier, backend, caller)
         until = asyncio.get_running_loop().time() + wait
         while not job.terminal and job.status == first.status and not backend.stopping.is_set():
             left = until - asyncio.get_running_loop().time()
             if left <= 0 or await request.is_disconnected():
                 break
             await asyncio.sleep(min(left, POLL_SECONDS))
-            job = await run_in_threadpool(_find, kind, identifier, backend, caller)
+            job = await run_in_threadpool(find, kind, identifier, backend, caller)
         return JSONResponse(render(job))
 
     @router.post("/{identifier}/cancel", status_code=202, response_model=JobView)
     def cancel(identifier: str, backend: Uses, caller: Caller) -> Response:
         """Cancel a job: at once if it does not run yet; a running one is `canceling` until it stops."""
-        _find(kind, identifier, backend, caller)
-        return _accepted(backend.store.cancel(identifier))
+        return _accepted(steering.cancel(kind, identifier, backend, caller))
 
     @router.post("/{identifier}/pause", status_code=202, response_model=JobView)
     def pause(identifier: str, backend: Uses, caller: Caller) -> Response:
         """Let a job stand still: it holds no worker, and loses nothing. 409 where it has ended."""
-        _find(kind, identifier, backend, caller)
-        return _accepted(backend.store.pause(identifier))
+        return _accepted(steering.pause(kind, identifier, backend, caller))
 
     @router.post("/{identifier}/resume", status_code=202, response_model=JobView)
     def resume(identifier: str, backend: Uses, caller: Caller) -> Response:
         """Let a paused job go on. 409 where it is not paused."""
-        _find(kind, identifier, backend, caller)
-        return _accepted(backend.store.resume(identifier))
+        return _accepted(steering.resume(kind, identifier, backend, caller))
 
     @router.post("/{identifier}/priority", status_code=202, response_model=JobView)
     def set_priority(identifier: str, asked: PriorityRequest, backend: Uses, caller: Caller) -> Response:
         """Change the place of a job among those that wait. 409 where it has ended."""
-        _find(kind, identifier, backend, caller)
+        find(kind, identifier, backend, caller)
         return _accepted(backend.store.set_priority(identifier, asked.priority))
 
     @router.post("/{identifier}/retry", status_code=202, response_model=JobView)
@@ -169,13 +155,8 @@ def _router(kind: Kind) -> APIRouter:
         With `{"from": "beginning"}` it starts over, and what it made so far is deleted: for a job whose shards or
         checkpoint are damaged.
         """
-        _require_kind(kind, identifier)
         from_beginning = asked.start == "beginning"
-        job = backend.store.retry(identifier, owner=caller, from_beginning=from_beginning)
-        if from_beginning:
-            with suppress(Unavailable):  # the line is lost then; the job goes on all the same
-                backend.log.add(identifier, "retried from the beginning, on request; what was made before is deleted")
-        return _accepted(job)
+        return _accepted(steering.retry(kind, identifier, backend, caller, from_beginning=from_beginning))
 
     @router.get("/{identifier}/events", response_model=EventPage)
     async def list_events(
@@ -191,7 +172,7 @@ def _router(kind: Kind) -> APIRouter:
         A stream begins behind `Last-Event-ID`, or with the first event, and ends with the job (204 to who has seen all
         of it) or after ten minutes. The latest two thousand are kept.
         """
-        job = await run_in_threadpool(_find, kind, identifier, backend, caller)
+        job = await run_in_threadpool(find, kind, identifier, backend, caller)
 
         def read(last: str | None, most: int = events.READ_AT_ONCE) -> tuple[list[Event], bool, str | None]:
             found, more = backend.store.events(identifier, after=last, limit=most)
@@ -214,14 +195,19 @@ def _router(kind: Kind) -> APIRouter:
     @router.get("/{identifier}/log", response_class=PlainTextResponse)
     def log(identifier: str, backend: Uses, caller: Caller) -> Response:
         """The job's log: notes of its attempts and why they ended, a line each. It is kept if Redis is lost."""
-        _require_kind(kind, identifier)
-        backend.store.require_visible(identifier, caller)
-        text = backend.log.read(identifier)
-        if not text:
-            _find(kind, identifier, backend, caller)
-        return PlainTextResponse(text, headers={"Cache-Control": "no-cache"})
+        return PlainTextResponse(log_of(kind, identifier, backend, caller), headers={"Cache-Control": "no-cache"})
 
     return router
+
+
+def log_of(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> str:
+    """The log of a job that the caller may see, also of one that Redis has lost."""
+    require_kind(kind, identifier)
+    backend.store.require_visible(identifier, caller)
+    text = backend.log.read(identifier)
+    if not text:
+        find(kind, identifier, backend, caller)
+    return text
 
 
 synthesis = _router("synthesis")
@@ -331,7 +317,7 @@ def metrics(
     identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> Response:
     """One row for each epoch: stage, losses by name, rates, evaluation. A number that is not finite is null."""
-    _require_kind("training", identifier)
+    require_kind("training", identifier)
     backend.store.require_visible(identifier, caller)
     if after is not None and not re.fullmatch(ROW_ID, after):
         raise InvalidInput.at("/after", f"{after!r} is no id of a row; give the last one that you received")

@@ -27,6 +27,7 @@ WAIT_SECONDS: Final = 2.0
 """Requests wait so long for that; where storage does not answer, one request does."""
 UNKNOWN_SECONDS: Final = 0.5
 """The same where a key is unknown, which another server may have created a moment ago."""
+_UNKNOWN: Final = "is none of this server's"
 _REMEDY: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 SCOPES: Final[Mapping[Scope, frozenset[Scope]]] = {
@@ -176,13 +177,17 @@ class KeyRing:
             KeyRefused: `unauthorized` if it is none of these, `key_expired`, `key_revoked`.
         """
         scheme, _, token = authorization.partition(" ")
-        digest = sha256(token.strip().encode("latin-1")).digest()
-        if scheme.lower() == "bearer":
-            if (configured := self._configured.get(digest)) is not None:
-                return configured
-            if (created := self._created.get(digest)) is not None:
-                return _identity(*created, at=now())
-        raise KeyRefused("unauthorized", "is none of this server's" if authorization else "is missing")
+        if scheme.lower() != "bearer":
+            raise KeyRefused("unauthorized", _UNKNOWN if authorization else "is missing")
+        return self.of_digest(sha256(token.strip().encode("latin-1")).digest())
+
+    def of_digest(self, digest: bytes) -> Identity:
+        """The key of a sha256 digest. Raises `KeyRefused` as `find` does."""
+        if (configured := self._configured.get(digest)) is not None:
+            return configured
+        if (created := self._created.get(digest)) is not None:
+            return _identity(*created, at=now())
+        raise KeyRefused("unauthorized", _UNKNOWN)
 
 
 def _identity(record: KeyRecord, until: datetime | None, *, at: datetime) -> Identity:

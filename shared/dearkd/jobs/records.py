@@ -1,15 +1,18 @@
 """Job records in Redis, to be read; what changes them is in `store` and `ledger`."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from typing import Any, cast
 
 from dearkd.choices import Kind, Status
 from dearkd.errors import NotFound
-from dearkd.jobs.model import ACTIVE, Event, EventType, Job, kind_of, now
+from dearkd.jobs.model import ACTIVE, STATUSES, Event, EventType, Job, kind_of, now
 from dearkd.redis_client import Pipeline, Redis, job_index, job_key
 
+KINDS: tuple[Kind, ...] = ("synthesis", "training")
+LOOKED_AT = 200
+"""Records that are read at once where not all of them are wanted."""
 EVENTS = "dearkd:events"
 """Stream: the latest events of all jobs."""
 
@@ -53,19 +56,65 @@ class JobRecords:
             after, since: ids, or what sorts among them, between which theirs lie.
             labels: keys and values that they have, all of them; then jobs are looked through until so many are found.
         """
+        wanted = set(labels)
+
+        def labelled(job: Job) -> bool:
+            return wanted <= set(job.spec.get("labels", {}).items())
+
+        where = labelled if wanted else None
+        jobs, last = self.search(
+            kind, status=status, limit=limit, after=after, owner=owner, since=since, where=where, most=None
+        )
+        return jobs, last is not None
+
+    def search(
+        self,
+        kind: Kind,
+        *,
+        status: Status | None = None,
+        limit: int = 50,
+        after: str | None = None,
+        owner: str | None = None,
+        since: str | None = None,
+        where: Callable[[Job], bool] | None = None,
+        most: int | None = 2000,
+    ) -> tuple[list[Job], str | None]:
+        """Up to `limit` jobs as `page` has them, and the id to go on behind; None if there are no more.
+
+        Args:
+            kind, status, limit, after, owner, since: as for `page`.
+            where: tells which are wanted; None: all.
+            most: the jobs that are looked through at most, or until the list is full; None: all.
+        """
         index, bottom = job_index(kind, status, owner), f"[{since}" if since else "-"
         jobs: list[Job] = []
+        seen = 0
+        at_once = limit + 1 if where is None else max(limit + 1, LOOKED_AT)
         while True:
             top = f"({after}" if after else "+"
-            found = cast("list[bytes]", self.redis.zrevrangebylex(index, top, bottom, 0, limit + 1))
+            found = cast("list[bytes]", self.redis.zrevrangebylex(index, top, bottom, 0, at_once))
             pipe = self.redis.pipeline(transaction=False)
             for identifier in found:
                 pipe.hgetall(job_key(identifier.decode()))
             records = [parse(values) for values in pipe.execute() if values] if found else []
-            jobs += [job for job in records if set(labels) <= set(job.spec.get("labels", {}).items())]
-            if len(jobs) > limit or len(found) <= limit:
-                return jobs[:limit], len(jobs) > limit
+            jobs += records if where is None else filter(where, records)
+            if len(jobs) > limit:
+                return jobs[:limit], jobs[limit - 1].id
+            if len(found) < at_once:
+                return jobs, None
             after = found[-1].decode()
+            seen += len(found)
+            if most is not None and seen >= most:
+                return jobs, after
+
+    def counts(self, *, owner: str | None = None) -> dict[Status, int]:
+        """The number of jobs of each status, of both kinds; with `owner` of its own."""
+        pipe = self.redis.pipeline(transaction=False)
+        for status in STATUSES:
+            for kind in KINDS:
+                pipe.zcard(job_index(kind, status, owner))
+        found = cast("list[int]", pipe.execute())
+        return {status: sum(found[len(KINDS) * i : len(KINDS) * (i + 1)]) for i, status in enumerate(STATUSES)}
 
     def active(self, kind: Kind) -> Iterator[Job]:
         """All jobs that have not ended."""

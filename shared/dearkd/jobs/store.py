@@ -120,7 +120,24 @@ class JobStore(Settlement):
         try:
             self.get(identifier, owner=owner)
         except NotFound:
-            self._from_storage(identifier, owner)
+            self.accepted(identifier, owner)
+
+    def accepted(self, identifier: str, owner: str | None) -> Job:
+        """The job as it was accepted: storage knows that even where Redis has lost the record. Raises `NotFound`."""
+        missing = NotFound(f"there is no job {identifier!r}")
+        try:
+            job = read_job(self.storage, f"jobs/{identifier}/job.json")
+        except NotFound:
+            raise missing from None
+        if not job.visible_to(owner):
+            raise missing
+        return job
+
+    def ended(self, identifier: str) -> Job | None:
+        """The job as it ended, which storage knows likewise; None where it has not."""
+        with suppress(NotFound):
+            return read_job(self.storage, final_key(identifier))
+        return None
 
     # --- steering ---------------------------------------------------------------------------------------------------
 
@@ -207,7 +224,7 @@ class JobStore(Settlement):
         try:
             job = self.get(identifier, owner=owner)
         except NotFound:
-            return self._restore(self._from_storage(identifier, owner), from_beginning=from_beginning)
+            return self._restore(self.accepted(identifier, owner), from_beginning=from_beginning)
         step: dict[str, Any] = {"id": identifier, "attempt": job.attempt, "from_beginning": from_beginning}
         outcome, *details = self._start_again(**step, only_ask=True)
         if outcome == "ok":
@@ -324,17 +341,6 @@ class JobStore(Settlement):
                 self.storage.delete(key)
                 gone.add(unit.decode())
         return kept, gone
-
-    def _from_storage(self, identifier: str, owner: str | None) -> Job:
-        """The job as it was accepted: storage knows that even where Redis has lost the record."""
-        missing = NotFound(f"there is no job {identifier!r}")
-        try:
-            job = read_job(self.storage, f"jobs/{identifier}/job.json")
-        except NotFound:
-            raise missing from None
-        if not job.visible_to(owner):
-            raise missing
-        return job
 
     def _restore(self, job: Job, *, from_beginning: bool) -> Job:
         """Write the record of a job that storage knows and Redis does not (any more); its units find what they made."""

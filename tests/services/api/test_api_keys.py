@@ -94,7 +94,7 @@ def test_without_one_of_the_keys_nothing_under_v1_answers(keyed: Keyed, authoriz
         assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized"), path
         assert refused.headers["content-type"] == "application/problem+json"
         assert refused.headers["www-authenticate"] == "Bearer"
-    for path in ("/healthz", "/readyz", "/"):
+    for path in ("/healthz", "/readyz", "/docs", "/login"):
         assert keyed.nobody.http.get(path, headers=headers).status_code == 200, path
 
 

@@ -1,0 +1,71 @@
+"""Forms: read within bounds, and refused without the token that the page they were sent from holds."""
+
+import hmac
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final
+from urllib.parse import parse_qsl
+
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+from dearkd.errors import Forbidden, InvalidInput
+from dearkd_api.bodies import BoundedRequest
+from dearkd_api.boundary import READING
+from dearkd_api.sessions import COOKIE
+
+TOKEN: Final = "form_token"
+TOKEN_HEADER: Final = "x-form-token"
+CONTENT_TYPES: Final = ("application/x-www-form-urlencoded",)
+MAX_FIELDS: Final = 500
+
+Fields = dict[str, str]
+"""The fields of a form by name; of one that was given several times the last."""
+
+
+class PageRoute(APIRoute):
+    """A route of pages: whatever may change something has proved, before it begins, that a page of ours sent it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def check_and_handle(request: Request) -> Response:
+            if request.method not in READING:
+                request.state.form = await _read(request)
+                given = request.state.form.pop(TOKEN, None) or request.headers.get(TOKEN_HEADER, "")
+                await run_in_threadpool(_require_token, request, given)
+            return await handle(request)
+
+        return check_and_handle
+
+
+async def _read(request: Request) -> Fields:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in CONTENT_TYPES:
+        return {}
+    body = await BoundedRequest(request.scope, request.receive).body()
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict"))
+    except ValueError:
+        raise InvalidInput(
+            f"the form cannot be read: it has over {MAX_FIELDS} fields, or text that is not UTF-8"
+        ) from None
+
+
+def _require_token(request: Request, given: str) -> None:
+    wanted = request.app.state.backend.sessions.form_token(request.cookies.get(COOKIE))
+    if not hmac.compare_digest(wanted.encode(), given.encode()):
+        raise Forbidden(
+            "the form is not one of a page of this server, or it is from before you logged in: go back, load the page "
+            "again, and send it once more",
+            code="stale_form",
+        )
+
+
+async def _form(request: Request) -> Fields:
+    fields: Fields = request.state.form
+    return fields
+
+
+Form = Annotated[Fields, Depends(_form)]
+"""The fields of the form that was sent to a `PageRoute`, without its token."""

@@ -1,0 +1,70 @@
+"""Jobs as a caller may look at and steer them, over `/v1` and from its pages alike."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final
+
+from dearkd.choices import Kind
+from dearkd.errors import NotFound, Unavailable
+from dearkd.jobs.model import Job, kind_of
+from dearkd_api.backend import Backend
+
+COLLECTIONS: Final[Mapping[Kind, str]] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
+
+
+def require_kind(kind: Kind, identifier: str) -> None:
+    """Raises `NotFound` if an id is not one of a job of that kind."""
+    if kind_of(identifier) != kind:
+        raise NotFound(f"there is no {identifier!r} in {COLLECTIONS[kind]}")
+
+
+def find(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
+    """The job. Raises `NotFound` if there is none of that kind that the caller may see."""
+    require_kind(kind, identifier)
+    return backend.store.get(identifier, owner=caller)
+
+
+def cancel(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
+    """Cancel a job. Raises `Conflict` if it has ended."""
+    find(kind, identifier, backend, caller)
+    return backend.store.cancel(identifier)
+
+
+def pause(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
+    """Let a job stand still. Raises `Conflict` if it has ended."""
+    find(kind, identifier, backend, caller)
+    return backend.store.pause(identifier)
+
+
+def resume(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
+    """Let a paused job go on. Raises `Conflict` if it is not paused."""
+    find(kind, identifier, backend, caller)
+    return backend.store.resume(identifier)
+
+
+def retry(kind: Kind, identifier: str, backend: Backend, caller: str | None, *, from_beginning: bool = False) -> Job:
+    """Continue a failed, canceled or lost job, or let it start over. Raises `Conflict` if it is none of these."""
+    require_kind(kind, identifier)
+    job = backend.store.retry(identifier, owner=caller, from_beginning=from_beginning)
+    if from_beginning:
+        with suppress(Unavailable):  # the line is lost then; the job goes on all the same
+            backend.log.add(identifier, "retried from the beginning, on request; what was made before is deleted")
+    return job
+
+
+ACTIONS: Final[Mapping[str, Callable[[Kind, str, Backend, str | None], Job]]] = {
+    "pause": pause,
+    "resume": resume,
+    "cancel": cancel,
+    "retry": retry,
+}
+"""What a caller may do to a job, by name."""
+
+
+def actions_of(job: Job) -> list[str]:
+    """The actions that a job's status allows."""
+    if job.status in ("failed", "canceled"):
+        return ["retry"]
+    if job.terminal or job.status == "canceling":
+        return []
+    return ["resume" if job.status == "paused" else "pause", "cancel"]

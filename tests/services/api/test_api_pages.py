@@ -1,0 +1,257 @@
+"""Pages without a browser: what they escape, what they refuse, and that they work by forms alone."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dearkd.identifiers import new_id
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import JobError, dataset_of
+from tests.support.api_contents import claim, finish_synthesis, post_synthesis, put_dataset, put_model, put_teacher
+from tests.support.pages import HTML, forms, send
+from tests.support.services import Api
+
+pytestmark = pytest.mark.services
+
+MARKUP = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
+
+
+def get(api: Api, path: str, status: int = 200) -> httpx.Response:
+    page = api.http.get(path, headers=HTML)
+    assert page.status_code == status, page.text
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.text.startswith("<!doctype html>")
+    return page
+
+
+def pages(api: Api, tmp_path: Path) -> dict[str, str]:
+    """One of each page, with a name made of markup wherever a client gives one; the paths by what they show."""
+    teacher = put_teacher(api, class_names=[f"{MARKUP}{i}" for i in range(10)])
+    job = post_synthesis(api, teacher=teacher, name=MARKUP, labels={"team": MARKUP.replace(",", "")})
+    run = api.http.post("/v1/training-runs", json={"dataset": job["id"], "name": MARKUP}).json()
+    put_dataset(api, tmp_path, class_names=[f"{MARKUP}{i}" for i in range(10)], name=MARKUP)
+    model = put_model(api, name=MARKUP)
+    return {
+        "jobs": "/",
+        "searched": f"/?q={MARKUP.replace('&', '%26').replace('{', '%7B')}",
+        "job": f"/jobs/{job['id']}",
+        "run": f"/runs/{run['id']}",
+        "datasets": "/datasets",
+        "models": "/models",
+        "model": f"/models/{model}",
+        "teachers": "/teachers",
+        "teacher": f"/teachers/{teacher}",
+    }
+
+
+def test_whatever_a_name_holds_is_text_on_every_page(api: Api, tmp_path: Path) -> None:
+    for what, path in pages(api, tmp_path).items():
+        page = get(api, path)
+        assert "<img src=x" not in page.text, what
+        assert "&lt;img src=x" in page.text or what in ("teachers",), what
+        assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|javascript:", page.text), what
+        assert not re.search(r"<[^>&]*\son\w+=", page.text), what
+        assert 'src="http' not in page.text, what
+        for target in re.findall(r'href="(/static/[^"]+)"|src="(/static/[^"]+)"', page.text):
+            assert api.http.get("".join(target)).status_code == 200
+
+
+def test_an_unknown_id_is_a_page_with_the_way_back_and_for_programs_what_it_was(api: Api) -> None:
+    for path, back in (
+        (f"/jobs/{new_id('syn')}", "/"),
+        (f"/runs/{new_id('run')}", "/"),
+        ("/jobs/<script>alert(1)<", "/"),
+        (f"/datasets/{new_id('ds')}", "/datasets"),
+        (f"/models/{new_id('mdl')}", "/models"),
+        (f"/teachers/{new_id('tch')}", "/teachers"),
+        ("/nowhere", "/"),
+    ):
+        page = get(api, path, 404)
+        assert f'<a href="{back}">' in page.text, path
+        assert "<script>" not in page.text
+        assert page.headers["x-frame-options"] == "DENY"
+        assert "form-action 'self'" in page.headers["content-security-policy"]
+        for accepted in ("application/json", "*/*"):
+            answer = api.http.get(path, headers={"Accept": accepted})
+            assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json"), path
+    for path in ("/v1/nowhere", f"/v1/datasets/{new_id('ds')}"):
+        answer = api.http.get(path, headers=HTML)
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json"), path
+    assert "there is no" in get(api, "/?status=odd", 422).text or "is no status" in get(api, "/?status=odd", 422).text
+    assert "/label" in get(api, "/?label=x", 422).text or "is no label" in get(api, "/?label=x", 422).text
+    get(api, "/?after=x", 422)
+
+
+def test_buttons_work_by_forms_alone(api: Api) -> None:
+    job = post_synthesis(api, name="mine")
+    path = f"/jobs/{job['id']}"
+    for action, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "canceled"), ("retry", "queued")):
+        done = send(api.http, get(api, path), f"{path}/{action}")
+        assert (done.status_code, done.headers["location"]) == (303, path)
+        assert api.http.get(job["links"]["self"]).json()["status"] == status
+    from_list = send(api.http, get(api, "/?status=queued"), f"{path}/cancel")
+    assert from_list.headers["location"] == "/?status=queued"
+    assert forms(get(api, path).text, f"{path}/cancel") == []
+    # A button of a page that is no longer right says so.
+    stale = get(api, path)
+    token = forms(stale.text, f"{path}/retry")[0]
+    page = api.http.post(f"{path}/cancel", data=token, headers=HTML)
+    assert page.status_code == 409
+    assert "only a job that has not ended can be canceled" in page.text
+    assert api.http.post(f"{path}/delete", data=token, headers=HTML).status_code == 404
+    audited = [(one["method"], one["path"]) for one in api.http.get("/v1/audit").json()["data"]]
+    assert audited[0] == ("POST", f"{path}/cancel")
+
+
+def test_a_form_without_its_token_or_from_elsewhere_changes_nothing(api: Api) -> None:
+    job = post_synthesis(api)
+    path = f"/jobs/{job['id']}"
+    token = forms(get(api, path).text, f"{path}/cancel")[0]
+    refused: list[tuple[int, dict[str, str], dict[str, Any]]] = [
+        (403, {}, {}),
+        (403, {}, {"form_token": ""}),
+        (403, {}, {"form_token": "0" * 64}),
+        (403, {}, {"form_token": "ü"}),
+        (403, {"Origin": "https://evil.example"}, token),
+        (403, {"Origin": "null"}, token),
+        (403, {"Sec-Fetch-Site": "cross-site"}, token),
+    ]
+    for status, headers, fields in refused:
+        answer = api.http.post(f"{path}/cancel", data=fields, headers=HTML | headers)
+        assert (answer.status_code, answer.headers["content-type"][:9]) == (status, "text/html"), (headers, fields)
+    assert api.http.post(f"{path}/cancel").status_code == 403
+    for kind in ("application/json", "text/plain", "multipart/form-data; boundary=b"):
+        odd = api.http.post(f"{path}/cancel", content=json.dumps(token), headers={"content-type": kind})
+        assert odd.status_code == 415
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert api.http.post(f"{path}/cancel", content=b"a=%ff&" + b"b=1&" * 600, headers=form).status_code == 422
+    assert api.http.post(f"{path}/cancel", content=b"a=" + b"x" * 200_000, headers=form).status_code == 413
+    assert api.http.get(job["links"]["self"]).json()["status"] == "queued"
+    # Where a button sends one back to is on this server.
+    for back in ("https://evil.example", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/x\r\nX: y"):
+        fields = forms(get(api, path).text, f"{path}/cancel" if back.startswith("h") else f"{path}/retry")[0]
+        action = "cancel" if back.startswith("h") else "retry"
+        moved = api.http.post(f"{path}/{action}", data=fields | {"back": back}, headers=HTML)
+        assert moved.headers["location"] == path
+        if action == "retry":
+            api.http.post(f"{job['links']['self']}/cancel")
+
+
+def test_jobs_are_searched_filtered_and_paged(api: Api) -> None:
+    teacher = put_teacher(api)
+    made = [
+        post_synthesis(api, teacher=teacher, name=f"Digits {i}", labels={"team": "a" if i % 2 else "b"})
+        for i in range(6)
+    ]
+    run = api.http.post("/v1/training-runs", json={"dataset": made[0]["id"], "name": "the run"}).json()
+    api.http.post(made[1]["links"]["cancel"])
+
+    def listed(query: str) -> list[str]:
+        return re.findall(r'id="open-([^"]+)"', get(api, f"/?{query}").text)
+
+    ids = [job["id"] for job in made]
+    assert listed("") == [run["id"], *reversed(ids)]
+    assert listed("q=DIGITS+3") == [ids[3]]
+    assert listed(f"q={ids[2]}") == [ids[2]]
+    assert listed("status=canceled") == [ids[1]]
+    assert listed("kind=training") == [run["id"]]
+    assert listed("label=team%3Db&q=digits") == [ids[4], ids[2], ids[0]]
+    assert listed(f"after={ids[3]}") == [ids[2], ids[1], ids[0]]
+    assert listed(f"after={ids[3].replace('syn-', 'run-')}") == [ids[2], ids[1], ids[0]]
+    assert "No job fulfils this" in get(api, "/?q=nothing-like-this").text
+
+
+def test_lists_of_many_jobs_are_paged_without_loss_or_repetition(api: Api) -> None:
+    """Records as the store writes them, with the fields that a page reads; of both kinds in turn."""
+    spec = post_synthesis(api, name="seed")
+    record = api.store.redis.hgetall(f"dearkd:job:{spec['id']}")
+    wanted = []
+    pipe = api.store.redis.pipeline(transaction=False)
+    for i in range(1200):
+        kind, sort = (("synthesis", "syn"), ("training", "run"))[i % 2]
+        identifier = new_id(sort)
+        name = "needle" if i % 97 == 0 else f"hay {i}"
+        fields = {
+            **record,
+            b"id": identifier,
+            b"kind": kind,
+            b"spec": json.dumps({**spec["spec"], "name": name, "dataset": "x"}),
+        }
+        pipe.hset(f"dearkd:job:{identifier}", mapping=fields)
+        pipe.zadd(f"dearkd:jobs:{kind}", {identifier: 0})
+        pipe.zadd(f"dearkd:jobs:{kind}:queued", {identifier: 0})
+        if name == "needle":
+            wanted.append(identifier)
+    pipe.execute()
+
+    def follow(path: str) -> tuple[list[str], int]:
+        found: list[str] = []
+        count = 0
+        while path:
+            page = get(api, path).text
+            found += re.findall(r'id="open-([^"]+)"', page)
+            older = re.search(r'id="older"[^>]* href="([^"]+)"', page)
+            path = older[1].replace("&amp;", "&") if older else ""
+            count += 1
+        return found, count
+
+    found, count = follow("/")
+    assert len(found) == len(set(found)) == 1201
+    assert found == sorted(found, key=lambda one: one.partition("-")[2], reverse=True)
+    assert count == 25
+    assert follow("/?q=needle")[0] == wanted[::-1]
+    assert follow("/?q=needle&kind=training&status=queued")[0] == [one for one in wanted[::-1] if one[:3] == "run"]
+
+
+def test_a_job_that_redis_has_lost_is_a_page_that_says_so_and_can_be_retried(api: Api) -> None:
+    job = post_synthesis(api, name="lost one")
+    api.store.redis.flushdb()
+    path = f"/jobs/{job['id']}"
+    page = get(api, path, 404)
+    assert "gone from Redis" in page.text
+    again = send(api.http, page, f"{path}/retry")
+    assert (again.status_code, again.headers["location"]) == (303, path)
+    assert "lost one" in get(api, path).text
+
+
+def test_a_job_shows_terms_preview_quality_log_and_lineage(api: Api, tmp_path: Path) -> None:
+    teacher = put_teacher(api, class_names=[f"class {i}" for i in range(10)])
+    job = post_synthesis(api, teacher=teacher, name="a job")
+    path = f"/jobs/{job['id']}"
+    ledger = Ledger(api.store)
+    assert "None yet" in get(api, path).text
+    assert api.http.get(f"{path}/terms.json").json()["tables"][0]["x"] == []
+    picture = api.http.get(f"{path}/preview.png")
+    assert (picture.status_code, picture.headers["content-type"]) == (200, "image/svg+xml")
+    held = claim(api)
+    for batch in range(2):
+        for iteration in (1, 10, 20):
+            told = {"shard": 0, "batch": batch, "iteration": iteration, "cross_entropy": 2.0 / iteration, "total": 3.0}
+            ledger.report(held, done=iteration, per_second=1.5, metrics=told)
+    ledger.log.add(job["id"], "a note <b>")
+    api.storage.put(f"datasets/{dataset_of(job['id'])}/preview.png", b"\x89PNG")
+    page = get(api, path).text
+    assert "cross entropy" in page
+    assert "a note &lt;b&gt;" in page
+    table = api.http.get(f"{path}/terms.json").json()["tables"][0]
+    assert table["x"] == [1, 10, 20, 21, 30, 40]
+    assert [one["name"] for one in table["series"]] == ["cross_entropy", "total"]
+    assert api.http.get(f"{path}/preview.png").headers["content-type"] == "image/png"
+    assert "a note <b>" in api.http.get(f"{path}/log").text
+    ledger.release(held)
+    run = api.http.post("/v1/training-runs", json={"dataset": job["id"], "name": "on it"}).json()
+    dataset = finish_synthesis(api, job, tmp_path)
+    page = get(api, path).text
+    for target in (f"/teachers/{teacher}", f"/datasets/{dataset}", f"/runs/{run['id']}"):
+        assert f'href="{target}"' in page, target
+    assert f'href="{path}"' in get(api, f"/runs/{run['id']}").text
+    assert api.http.delete(f"/v1/datasets/{dataset}").status_code in (204, 409)
+    moved = api.http.get(f"/jobs/{run['id']}", headers=HTML)
+    assert (moved.status_code, moved.headers["location"]) == (303, f"/runs/{run['id']}")
+    failed = post_synthesis(api)
+    ledger.fail(failed["id"], JobError(code="x", message="it <broke>", retryable=False))
+    assert "it &lt;broke&gt;" in get(api, f"/jobs/{failed['id']}").text
