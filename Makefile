@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo check test test-all test-quick lint openapi format gpu imagenet-demo
+.PHONY: browser demo check test test-all test-quick lint openapi format gpu imagenet-demo
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -34,8 +34,14 @@ check test: export OMP_NUM_THREADS = 1
 check: $(DEV)
 	$(MAKE) $(BESIDE) lint test-quick
 
+# The browser that pages are tested in, where it is missing and can be installed. Without one those tests are skipped.
+browser:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null; } || \
+		echo "no Chromium, and none can be installed by apt-get here: tests in a browser are skipped" >&2
+
 # Everything, as CI runs it. The fault tests come first: they take longest, and mostly wait for what must happen.
-test: $(DEV)
+test: $(DEV) browser
 	$(MAKE) $(BESIDE) lint test-all
 
 test-all: $(DEV)

@@ -6,7 +6,18 @@ from typing import Any
 
 import httpx
 
+from tests.support.services import Api
+
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def get(api: Api, path: str, status: int = 200) -> httpx.Response:
+    """The page of a path, after checking that it is one."""
+    page = api.http.get(path, headers=HTML)
+    assert page.status_code == status, page.text
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.text.startswith("<!doctype html>")
+    return page
 
 
 def forms(page: str, action: str) -> list[dict[str, str]]:

@@ -26,6 +26,7 @@ from dearkd_api.event_listener import EventListener
 from dearkd_api.key_failures import KeyFailures
 from dearkd_api.keys import KeyRing, Keys
 from dearkd_api.metrics import Metrics
+from dearkd_api.sample_files import SampleFiles
 from dearkd_api.sessions import Sessions
 from dearkd_api.verification import Verification
 
@@ -53,6 +54,7 @@ class Backend:
     datasets: Catalog[DatasetManifest]
     models: Catalog[Model]
     verification: Verification
+    samples: SampleFiles
     listener: EventListener
     stopping: threading.Event
     """Set when the server is asked to stop: every request that waits then answers at once."""
@@ -90,6 +92,7 @@ class Backend:
             datasets=datasets(storage),
             models=models(storage),
             verification=Verification(storage),
+            samples=SampleFiles(storage, settings),
             # Unobserved: that it waits for events is no latency.
             listener=EventListener(JobRecords(connect(settings)), stopping),
             stopping=stopping,

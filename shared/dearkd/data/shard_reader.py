@@ -14,7 +14,7 @@ from PIL import Image
 
 from dearkd.data.image_files import is_grey, open_image
 from dearkd.data.sample_labels import MAX_LABEL_BYTES, no_label, parse_label
-from dearkd.data.shard_files import IMAGE_SUFFIXES, LABEL, LOGITS
+from dearkd.data.shard_files import FIELDS, IMAGE_SUFFIXES, LABEL, LOGITS
 from dearkd.data.tar_members import read_members, split_member
 from dearkd.errors import CorruptData
 
@@ -30,12 +30,13 @@ class Span(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One sample as it lies in a shard. Its label is read, its image is not."""
+    """One sample as it lies in a shard. Its label is read, its image and its figures are not."""
 
     key: str
     label: int
     image: Span
     logits: Span | None
+    fields: Span | None = None
 
 
 class Reader:
@@ -120,7 +121,7 @@ class Reader:
             bound = "" if self.num_classes is None else f" and below {self.num_classes}"
             bound += ": they count from 0, not from 1" * (label == self.num_classes)
             raise self.corrupt(key, f"has label {label}; labels are at least 0{bound}")
-        return Record(key, label, parts[images[0]], parts.get(LOGITS))
+        return Record(key, label, parts[images[0]], parts.get(LOGITS), parts.get(FIELDS))
 
 
 @dataclass(slots=True)

@@ -116,7 +116,7 @@ def test_a_login_ends_by_logging_out_by_expiry_and_with_its_key(browser: Api) ->
     browser.store.redis.delete(*browser.store.redis.scan_iter("dearkd:session:*"))
     page = browser.http.get("/?status=queued", headers=HTML)
     assert (page.status_code, "login that has expired" in page.text) == (401, True)
-    assert browser.http.get("/", headers=HTML | {"HX-Request": "true"}).headers["hx-refresh"] == "true"
+    assert browser.http.get("/", headers={"HX-Request": "true"}).headers["hx-refresh"] == "true"
     assert send(browser.http, page, "/login", key=A).headers["location"] == "/?status=queued"
     browser.http.cookies.clear()
 

@@ -5,14 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import JobError, dataset_of
 from tests.support.api_contents import claim, finish_synthesis, post_synthesis, put_dataset, put_model, put_teacher
-from tests.support.pages import HTML, forms, send
+from tests.support.pages import HTML, forms, get, send
 from tests.support.services import Api
 
 pytestmark = pytest.mark.services
@@ -20,20 +19,12 @@ pytestmark = pytest.mark.services
 MARKUP = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
 
 
-def get(api: Api, path: str, status: int = 200) -> httpx.Response:
-    page = api.http.get(path, headers=HTML)
-    assert page.status_code == status, page.text
-    assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert page.text.startswith("<!doctype html>")
-    return page
-
-
 def pages(api: Api, tmp_path: Path) -> dict[str, str]:
     """One of each page, with a name made of markup wherever a client gives one; the paths by what they show."""
     teacher = put_teacher(api, class_names=[f"{MARKUP}{i}" for i in range(10)])
     job = post_synthesis(api, teacher=teacher, name=MARKUP, labels={"team": MARKUP.replace(",", "")})
     run = api.http.post("/v1/training-runs", json={"dataset": job["id"], "name": MARKUP}).json()
-    put_dataset(api, tmp_path, class_names=[f"{MARKUP}{i}" for i in range(10)], name=MARKUP)
+    dataset = put_dataset(api, tmp_path, class_names=[f"{MARKUP}{i}" for i in range(10)], name=MARKUP)
     model = put_model(api, name=MARKUP)
     return {
         "jobs": "/",
@@ -41,6 +32,7 @@ def pages(api: Api, tmp_path: Path) -> dict[str, str]:
         "job": f"/jobs/{job['id']}",
         "run": f"/runs/{run['id']}",
         "datasets": "/datasets",
+        "dataset": f"/datasets/{dataset}",
         "models": "/models",
         "model": f"/models/{model}",
         "teachers": "/teachers",

@@ -1,5 +1,7 @@
 """The page of a synthesis job, and what it loads."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
@@ -26,8 +28,10 @@ router = APIRouter(route_class=PageRoute)
 
 
 @router.get("/jobs/{identifier}")
-def job_page(identifier: str, request: Request, backend: Uses, caller: Caller, viewer: Viewer) -> Response:
-    """Show a synthesis job."""
+def job_page(
+    identifier: str, request: Request, backend: Uses, caller: Caller, viewer: Viewer, part: str = ""
+) -> Response:
+    """Show a synthesis job; with `part` what renews itself alone: `state`, `terms`, `log`."""
     if kind_of(identifier) == "training":
         return RedirectResponse(page_of(identifier), 303)
     steering.require_kind("synthesis", identifier)
@@ -42,11 +46,12 @@ def job_page(identifier: str, request: Request, backend: Uses, caller: Caller, v
         job=job,
         allowed=steering.actions_of(job),
         lineage=lineage.of_synthesis(job, backend, caller, viewer),
-        curves=terms.curves(backend.store, identifier),
+        curves=partial(terms.curves, backend.store, identifier),
         quality=made.quality if made else None,
         class_names={str(one.index): one.name for one in made.classes} if made else {},
         made_is_gone=job.status == "succeeded" and made is None,
-        log=log_end(job, backend, caller),
+        log=partial(log_end, job, backend, caller),
+        part=part,
     )
 
 

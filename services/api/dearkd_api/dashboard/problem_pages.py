@@ -70,8 +70,11 @@ def _guarded(page: Response) -> Response:
 
 
 def takes_page(scope: Scope) -> bool:
-    """Tell whether a problem of this request is to be a page."""
-    return is_page(scope["path"]) and "text/html" in Headers(scope=scope).get("accept", "").lower()
+    """Tell whether a problem of this request is to be a page: for a browser, or for htmx, which accepts anything."""
+    headers = Headers(scope=scope)
+    return is_page(scope["path"]) and (
+        "text/html" in headers.get("accept", "").lower() or headers.get("hx-request") == "true"
+    )
 
 
 def problem_page(request: Request, problem: dict[str, Any], start: Message) -> Response:

@@ -1,5 +1,7 @@
 """The page of a training run."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
@@ -18,8 +20,10 @@ router = APIRouter(route_class=PageRoute)
 
 
 @router.get("/runs/{identifier}")
-def run_page(identifier: str, request: Request, backend: Uses, caller: Caller, viewer: Viewer) -> Response:
-    """Show a training run."""
+def run_page(
+    identifier: str, request: Request, backend: Uses, caller: Caller, viewer: Viewer, part: str = ""
+) -> Response:
+    """Show a training run; with `part` what renews itself alone: `state`, `log`."""
     if kind_of(identifier) == "synthesis":
         return RedirectResponse(page_of(identifier), 303)
     steering.require_kind("training", identifier)
@@ -33,5 +37,6 @@ def run_page(identifier: str, request: Request, backend: Uses, caller: Caller, v
         job=job,
         allowed=steering.actions_of(job),
         lineage=lineage.of_run(job, backend, caller, viewer),
-        log=log_end(job, backend, caller),
+        log=partial(log_end, job, backend, caller),
+        part=part,
     )

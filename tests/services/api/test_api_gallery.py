@@ -1,0 +1,111 @@
+"""The images of datasets on their pages: found by class and page, read out of shards, and nothing else."""
+
+import io
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from dearkd.data.manifests import datasets
+from dearkd.data.shard_files import Sample, write_shard
+from dearkd.identifiers import new_id
+from tests.support.api_contents import png, put_dataset, shard
+from tests.support.pages import get
+from tests.support.services import Api
+
+pytestmark = pytest.mark.services
+
+
+def test_a_dataset_is_looked_through_by_class_and_page(api: Api, tmp_path: Path) -> None:
+    dataset = put_dataset(api, tmp_path, num_classes=4, images=400)  # plain grey images, the shade of each its number
+    path = f"/datasets/{dataset}"
+
+    def shown(query: str) -> list[str]:
+        gallery = get(api, f"{path}?{query}").text.partition('<ul class="gallery">')[2].partition("</ul>")[0]
+        return re.findall(r'<img loading="lazy" src="([^"]+)"', gallery)
+
+    every = [source for number in range(1, 10) for source in shown(f"page={number}")]
+    assert every == [f"{path}/images/0/{i:05d}" for i in range(400)]
+    assert shown("page=99") == every[384:]
+    ofthree = shown("class=3&page=1") + shown("class=3&page=2") + shown("class=3&page=3")
+    assert ofthree == [f"{path}/images/0/{i:05d}" for i in range(3, 400, 4)]
+    for i in (0, 200):
+        picture = api.http.get(every[i])
+        assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
+        assert picture.headers["x-content-type-options"] == "nosniff"
+        with Image.open(io.BytesIO(picture.content)) as opened:
+            assert opened.getpixel((0, 0)) == i
+    zoomed = get(api, f"{path}?class=3&page=1&image=0/00007").text
+    assert 'rel="prev" href="' + path in zoomed
+    assert "0%2F00003" in zoomed or "0/00003" in zoomed
+    other = put_dataset(api, tmp_path / "other", num_classes=4, images=8)
+    both = get(api, f"{path}?with={other}&class=1").text
+    assert f"/datasets/{other}/images/0/00001" in both
+    assert api.http.get(f"{path}/files/train-000000.tar").content == (tmp_path / "train-000000.tar").read_bytes()
+
+
+def test_what_a_dataset_does_not_have_and_what_is_no_image(api: Api, tmp_path: Path) -> None:
+    dataset = put_dataset(api, tmp_path, images=20)
+    path = f"/datasets/{dataset}"
+    for odd, status in (
+        (f"{path}/images/0/99999", 404),
+        (f"{path}/images/7/00000", 404),
+        (f"{path}/images/-1/00000", 404),
+        (f"{path}/images/0/../../../etc/passwd", 404),
+        (f"{path}/images/0/%2e%2e%2fetc%2fpasswd", 404),
+        (f"{path}/images/x/00000", 422),
+        (f"{path}?class=10", 422),
+        (f"{path}?class=-1", 422),
+        (f"{path}?page=0", 422),
+        (f"{path}?with=x", 422),
+        (f"{path}?with={new_id('ds')}", 404),
+        (f"{path}?image=0/nothing", 404),
+        (f"{path}?image=nothing", 404),
+        (f"{path}/files/passwd", 404),
+    ):
+        get(api, odd, status)
+    # A page as the image of a sample is not sent, whatever its name says.
+    page = b"<script>alert(1)</script>"
+    samples = [Sample("00000", page, "png", 0, {}), Sample("00001", png(), "png", 1, {})]
+    made = write_shard(tmp_path / "odd.tar", samples)
+    catalog = datasets(api.storage)
+    identifier = new_id("ds")
+    manifest = catalog.get(dataset).model_copy(
+        update={"id": identifier, "shards": [made], "prefix": f"datasets/{identifier}"}
+    )
+    api.storage.put(catalog.key(identifier, made.name), tmp_path / made.name)
+    catalog.create(manifest)
+    refused = api.http.get(f"/datasets/{identifier}/images/0/00000")
+    assert (refused.status_code, "script" in refused.text) == (500, False)
+    assert api.http.get(f"/datasets/{identifier}/images/0/00001").status_code == 200
+    # A shard that is gone, or was altered, is said to be so on the page, and the rest of it is there.
+    lost = new_id("ds")
+    catalog.create(
+        manifest.model_copy(
+            update={"id": lost, "prefix": f"datasets/{lost}", "shards": [made.model_copy(update={"sha256": "0" * 64})]}
+        )
+    )
+    assert "gone from storage" in get(api, f"/datasets/{lost}").text
+    api.storage.put(catalog.key(lost, made.name), tmp_path / made.name)
+    assert "sha256" in get(api, f"/datasets/{lost}").text
+
+
+def test_more_shards_than_stay_open_are_looked_at_at_once(api: Api, tmp_path: Path) -> None:
+    shards = [shard(tmp_path / f"train-{i:06d}.tar", [i % 10] * 3) for i in range(20)]
+    identifier = new_id("ds")
+    catalog = datasets(api.storage)
+    for one in shards:
+        api.storage.put(catalog.key(identifier, one.name), tmp_path / one.name)
+    manifest = datasets(api.storage).get(put_dataset(api, tmp_path / "like"))
+    described = {"id": identifier, "shards": shards, "prefix": f"datasets/{identifier}", "num_samples": 60}
+    catalog.create(manifest.model_copy(update=described))
+    with ThreadPoolExecutor(16) as pool:
+        asked = [f"/datasets/{identifier}/images/{i % 20}/0000{i % 3}" for i in range(200)]
+        answers = [*pool.map(api.http.get, asked)]
+    assert {answer.status_code for answer in answers} == {200}
+    held = [Path(file.path).name for file in psutil.Process(api.process.pid).open_files() if file.path.endswith(".tar")]
+    assert len(held) <= 8
+    assert len(re.findall(r"/images/", get(api, f"/datasets/{identifier}?page=2").text)) >= 12

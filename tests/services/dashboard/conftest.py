@@ -1,0 +1,48 @@
+"""One browser and one server for all tests of pages in a browser; what they show is made by what workers use."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dearkd.settings import Settings
+from tests.services.dashboard.contents import Contents, fill
+from tests.support.browser import Visit, chromium, visiting
+from tests.support.services import Api, database, redis_server, serving
+
+__all__ = ["redis_server"]
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Any]:
+    # Not for longer than this package: while Playwright runs, no other test may start an event loop in this thread.
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def api(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    folder = tmp_path_factory.mktemp("dashboard")
+    settings = Settings(
+        redis_url=database(redis_server, 11), storage_url=f"file://{folder}/storage", cache_dir=folder / "cache"
+    )
+    with serving(settings, folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def contents(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Contents:
+    return fill(api, tmp_path_factory.mktemp("contents"))
+
+
+@pytest.fixture
+def visit(browser: Any, api: Api) -> Iterator[Visit]:
+    with visiting(browser, api.url) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+def plain(browser: Any, api: Api) -> Iterator[Visit]:
+    """A visitor whose browser runs no scripts."""
+    with visiting(browser, api.url, java_script_enabled=False) as visitor:
+        yield visitor

@@ -1,0 +1,184 @@
+"""The contents of pages in tests: a teacher, jobs in several states, datasets of real images, a run, a model."""
+
+import io
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from dearkd.data.manifests import DatasetManifest, count_classes, datasets
+from dearkd.data.shard_files import Sample, Shard, write_shard
+from dearkd.data.shard_info import info_json
+from dearkd.identifiers import sibling
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import JobError, dataset_of
+from tests.support.api_contents import Json, Payload, claim, post_synthesis, put_model, put_teacher
+from tests.support.services import Api
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Ids of what there is."""
+
+    teacher: str
+    running: str
+    made: str
+    """A synthesis job that has succeeded."""
+    dataset: str
+    other: str
+    """Another dataset."""
+    run: str
+    model: str
+    failed: str
+
+
+def digits(folder: Path, count: int, first: int = 0) -> list[Shard]:
+    """Two shards of real digits, 32×32, in order of class."""
+    data, labels = load_digits(return_X_y=True)
+    picked = sorted(range(first, first + count), key=lambda i: int(labels[i]))
+    shards = []
+    for number, part in enumerate((picked[: count // 2], picked[count // 2 :])):
+        samples = (
+            Sample(f"{number * (count // 2) + i:09d}", _png(data[index]), "png", int(labels[index]), {})
+            for i, index in enumerate(part)
+        )
+        shards.append(write_shard(folder / f"train-{number:06d}.tar", samples))
+    return shards
+
+
+def _png(pixels: Any) -> bytes:
+    file = io.BytesIO()
+    grey = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype("uint8"))
+    grey.resize((32, 32), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def quality(shards: list[Shard]) -> Json:
+    """Figures such as a job leaves of its images."""
+    classes = {
+        str(label): {
+            "samples": sum(shard.classes.get(label, 0) for shard in shards),
+            "teacher_accuracy": 1 - label / 100,
+            "confidence": 0.99 - label / 50,
+            "margin": 9.5 - label / 3,
+            "intra_class_diversity": 0.31 + label / 100,
+            "batch_norm_distance": 1.5 + label / 10,
+        }
+        for label in range(10)
+    }
+    outliers = [
+        {"key": f"{i * 7:09d}", "label": i // 3, "teacher_label": (i // 3 + 1) % 10, "margin": i / 10 - 1.0}
+        for i in range(12)
+    ]
+    return {
+        "samples": sum(shard.samples for shard in shards),
+        "teacher_accuracy": 0.955,
+        "confidence": 0.9,
+        "margin": 8.0,
+        "intra_class_diversity": 0.355,
+        "batch_norm_distance": 1.2,
+        "restarts": 0,
+        "halved_batches": 0,
+        "outliers": outliers,
+        "classes": classes,
+    }
+
+
+def put_digits(api: Api, folder: Path, identifier: str, *, first: int = 0, **fields: Any) -> str:
+    """A finished dataset of 400 real digits."""
+    folder.mkdir(parents=True)
+    shards = digits(folder, 400, first)
+    catalog = datasets(api.storage)
+    for shard in shards:
+        api.storage.put(catalog.key(identifier, shard.name), folder / shard.name)
+    api.storage.put(catalog.key(identifier, "_info.json"), info_json(shards))
+    api.storage.put(catalog.key(identifier, "README.md"), b"# Digits\n")
+    catalog.create(
+        DatasetManifest(
+            id=identifier,
+            created_at=datetime.now(UTC),
+            num_samples=400,
+            num_classes=10,
+            image_size=32,
+            in_chans=1,
+            classes=count_classes(shards, NAMES, 10),
+            shards=shards,
+            prefix=f"datasets/{identifier}",
+            quality=quality(shards),
+            **fields,
+        )
+    )
+    return identifier
+
+
+def fill(api: Api, folder: Path) -> Contents:
+    """Make all of it, as clients and workers would."""
+    ledger = Ledger(api.store)
+    teacher = put_teacher(api, class_names=NAMES)
+    common = {"teacher": teacher, "images_per_class": 40, "shard_samples": 200}
+
+    failed = post_synthesis(api, **common, name="too few steps")
+    error = JobError(code="poor_images", message="the teacher recognises 12 % of the first shard", retryable=False)
+    ledger.fail(failed["id"], error)
+
+    made = post_synthesis(api, **common, name="digits", labels={"team": "vision"})
+    for shard in range(2):
+        held = claim(api)
+        _optimise(ledger, held, shard, 40)
+        ledger.done(held, Payload(samples=200))
+    dataset = dataset_of(made["id"])
+    put_digits(api, folder / "made", dataset, name="digits", teacher=teacher, spec=made["spec"], job=made["id"])
+    ledger.complete(claim(api), {"dataset": dataset})
+    other = put_digits(api, folder / "other", sibling(failed["id"], "ds"), first=900, name="real digits")
+
+    run = api.http.post(
+        "/v1/training-runs", json={"dataset": dataset, "name": "vit on digits", "recipe": "small"}
+    ).json()
+    trained = claim(api, "training")
+    ledger.set_rows(run["id"], [_row(epoch) for epoch in range(1, 41)])
+    ledger.report(trained, done=40, per_second=0.4, metrics=_row(40))
+    model = put_model(api, id=sibling(run["id"], "mdl"), class_names=NAMES)
+    ledger.complete(trained, {"model": model})
+
+    running = post_synthesis(api, **common, name="more digits", labels={"team": "vision", "round": "3"})
+    held = claim(api)
+    _optimise(ledger, held, 0, 60)
+    ledger.log.add(
+        running["id"], "shard 0: batch 1 diverged and starts again at a learning rate of 0.05 (restart 1 of 3)"
+    )
+    return Contents(teacher, running["id"], made["id"], dataset, other, run["id"], model, failed["id"])
+
+
+def _optimise(ledger: Ledger, held: Any, shard: int, reports: int) -> None:
+    for i in range(reports):
+        t = 10 * (i % 20) + 1
+        metrics = {
+            "shard": shard,
+            "batch": i // 20,
+            "iteration": t,
+            "cross_entropy": 2.3 * math.exp(-t / 40) + 0.01,
+            "batch_norm": 12 * math.exp(-t / 80) + 1,
+            "total_variation_l2": 0.001 * (1 + t / 100),
+            "boundary": 0.4 * math.exp(-t / 60) + 0.02,
+            "total": 14 * math.exp(-t / 70) + 1.1,
+        }
+        ledger.report(held, done=3 * i, per_second=2.4, metrics=metrics)
+
+
+def _row(epoch: int) -> Json:
+    second = epoch > 30
+    return {
+        "epoch": epoch,
+        "stage": 2 if second else 1,
+        "loss": 2.3 * math.exp(-epoch / 12) + 0.1,
+        "classification": 2.0 * math.exp(-epoch / 10) + 0.05,
+        "learning_rate": 1e-3 * (1 - epoch / 41),
+        "images_per_second": 900.0 + 10 * (epoch % 5),
+        "holdout_top1": 1 - 0.9 * math.exp(-epoch / 9),
+    }
