@@ -7,7 +7,7 @@ from urllib.parse import quote
 LOGIN: Final = "/login"
 LOGOUT: Final = "/logout"
 OPEN: Final = frozenset({LOGIN, LOGOUT, "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics"})
-"""What needs no login: it tells nothing of anybody's work, or asks for the key itself."""
+"""Paths that need no login: they tell nothing of anybody's work, or ask for the key itself."""
 
 _NO_PAGES: Final = ("/v1/", "/static/", "/openapi.json/", "/healthz/", "/readyz/", "/metrics/")
 _FOLDERS: Final[dict[str, str]] = {"syn": "jobs", "run": "runs", "ds": "datasets", "mdl": "models", "tch": "teachers"}

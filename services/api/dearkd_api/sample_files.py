@@ -21,7 +21,7 @@ OPEN_SHARDS: Final = 8
 """Shards that stay open; the one unused for longest is closed."""
 MAX_SHARD_BYTES: Final = 2**30
 MAX_SAMPLES: Final = 200_000
-"""Of a shard that is shown: what is known of each takes about 500 bytes of memory."""
+"""The most samples of a shard that is shown: what is known of each takes about 500 bytes of memory."""
 MAX_IMAGE_BYTES: Final = 32 * 2**20
 MAX_FIELDS_BYTES: Final = 64 * 2**10
 

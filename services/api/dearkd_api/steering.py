@@ -58,7 +58,7 @@ ACTIONS: Final[Mapping[str, Callable[[Kind, str, Backend, str | None], Job]]] = 
     "cancel": cancel,
     "retry": retry,
 }
-"""What a caller may do to a job, by name."""
+"""All that a caller may do to a job, by name."""
 
 
 def actions_of(job: Job) -> list[str]:

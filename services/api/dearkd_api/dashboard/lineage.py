@@ -27,7 +27,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What there is of one sort."""
+    """All that there is of one sort."""
 
     what: str
     nodes: list[Node] = field(default_factory=list)
