@@ -34,7 +34,7 @@ def list_checkpoints(
     identifier: str, backend: Uses, caller: Caller, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> Response:
     """List the checkpoints that the run keeps (`keep_checkpoints`), newest first; older ones are deleted."""
-    kept = _kept(identifier, backend, caller)
+    kept = kept_of(identifier, backend, caller)
     if after is not None:
         if re.fullmatch(CHECKPOINT_ID, after) is None:
             raise InvalidInput.at(
@@ -60,7 +60,7 @@ async def get_file(
         raise _gone(identifier, checkpoint) from None
 
 
-def _kept(identifier: str, backend: Backend, caller: str | None) -> list[CheckpointFile]:
+def kept_of(identifier: str, backend: Backend, caller: str | None) -> list[CheckpointFile]:
     """The checkpoints of a run that `caller` may see, newest first."""
     if kind_of(identifier) != "training":
         raise NotFound(f"there is no {identifier!r} in training-runs")
@@ -73,7 +73,7 @@ def _kept(identifier: str, backend: Backend, caller: str | None) -> list[Checkpo
 
 
 def _find_file(identifier: str, checkpoint: str, name: str, backend: Backend, caller: str | None) -> ServedFile:
-    for file in _kept(identifier, backend, caller):
+    for file in kept_of(identifier, backend, caller):
         if file.id == checkpoint:
             if name != SHOWN:
                 raise NotFound(f"{checkpoint} of {identifier} has no file {name!r:.100}: there is {SHOWN}")

@@ -318,14 +318,21 @@ def metrics(
 ) -> Response:
     """One row for each epoch: stage, losses by name, rates, evaluation. A number that is not finite is null."""
     require_kind("training", identifier)
-    backend.store.require_visible(identifier, caller)
     if after is not None and not re.fullmatch(ROW_ID, after):
         raise InvalidInput.at("/after", f"{after!r} is no id of a row; give the last one that you received")
-    behind = int(after or 0)
+    return JSONResponse(page(*rows_of(identifier, backend, caller, behind=int(after or 0), limit=limit)))
+
+
+def rows_of(
+    identifier: str, backend: Backend, caller: str | None, *, behind: int = 0, limit: int
+) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of a run that the caller may see, also of one that Redis has lost; and whether there are more."""
+    require_kind("training", identifier)
+    backend.store.require_visible(identifier, caller)
     rows, more = backend.store.rows(identifier, after=behind, limit=limit)
     if not rows and not backend.store.rows(identifier, limit=1)[0]:
         rows, more = _stored_rows(identifier, backend, behind, limit)
-    return JSONResponse(page([_without_nan(row) for row in rows], more))
+    return [_without_nan(row) for row in rows], more
 
 
 def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:

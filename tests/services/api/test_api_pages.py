@@ -247,3 +247,36 @@ def test_a_job_shows_terms_preview_quality_log_and_lineage(api: Api, tmp_path: P
     failed = post_synthesis(api)
     ledger.fail(failed["id"], JobError(code="x", message="it <broke>", retryable=False))
     assert "it &lt;broke&gt;" in get(api, f"/jobs/{failed['id']}").text
+
+
+def test_a_run_shows_its_epochs_and_others_beside_it(api: Api, tmp_path: Path) -> None:
+    dataset = put_dataset(api, tmp_path)
+    ledger = Ledger(api.store)
+    body = {"dataset": dataset, "stage_one": {"distillation": "none", "weights": {"hidden": 0.0}}}
+    runs = [api.http.post("/v1/training-runs", json=body | {"name": f"run {i}"}).json() for i in range(2)]
+    rows = [
+        {"epoch": e, "stage": 1 + (e > 3), "loss": 1 / e, "learning_rate": 0.1, "holdout_top1": e / 10, "threads": 2}
+        for e in range(1, 7)
+    ]
+    ledger.set_rows(runs[0]["id"], rows)
+    ledger.set_rows(runs[1]["id"], [{**row, "loss": float("nan")} for row in rows[:4]])
+    path = f"/runs/{runs[0]['id']}"
+    page = get(api, f"{path}?with={runs[1]['id']}").text
+    assert "holdout top1" in page
+    assert "None are kept" in page
+    chart = api.http.get(f"{path}/curves/losses.json").json()
+    assert chart["marks"] == [{"x": 1, "label": "stage 1"}, {"x": 4, "label": "stage 2"}]
+    (table,) = chart["tables"]
+    assert (table["x"], [one["name"] for one in table["series"]]) == ([1, 2, 3, 4, 5, 6], ["loss"])
+    both = api.http.get(f"{path}/curves/accuracy.json?with={runs[1]['id']}").json()["tables"]
+    assert [one["series"][0]["name"] for one in both] == ["run 0: holdout_top1", "run 1: holdout_top1"]
+    assert "with" not in chart
+    for odd, status in (
+        ("/curves/x.json", 404),
+        (f"?with={new_id('run')}", 404),
+        ("?with=x", 404),
+        ("?with=a&with=b&with=c&with=d&with=e&with=f", 422),
+    ):
+        get(api, path + odd, status)
+    api.store.redis.delete(f"dearkd:job:{runs[0]['id']}:rows")
+    assert "None yet" in get(api, path).text

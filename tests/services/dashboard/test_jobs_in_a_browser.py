@@ -83,6 +83,8 @@ def test_a_finished_job_leads_on(visit: Visit, contents: Contents) -> None:
     assert [name.split("\n")[0] for name in names] == ["teacher", "synthesis", "dataset", "runs", "models"]
     page.click(".lineage a[href^='/runs/']")
     page.wait_for_url("**/runs/**")
+    page.wait_for_selector("#chart-losses canvas")
+    assert page.locator(".chart canvas").count() == 4
     visit.look("run")
     page.click(".lineage a[href^='/models/']")
     page.wait_for_url("**/models/**")

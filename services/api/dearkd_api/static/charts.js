@@ -34,6 +34,7 @@
     ctx.save();
     ctx.strokeStyle = ctx.fillStyle = ink;
     ctx.font = `${11 * devicePixelRatio}px system-ui`;
+    ctx.textAlign = "left";
     ctx.setLineDash([4, 4]);
     for (const mark of list) {
       const x = Math.round(plot.valToPos(mark.x, "x", true));
