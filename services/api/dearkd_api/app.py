@@ -45,6 +45,7 @@ KINDS: dict[str, QueueName] = {"synth": "synth", "inspect": "inspect", "trainer"
 BODIES = {
     "/v1/teachers": ("application/json", "multipart/form-data"),
     "/v1/models/[^/]+/predict": predictions.CONTENT_TYPES,
+    "/models/[^/]+/predict": dashboard.UPLOAD_TYPES,
     "/(?!v1/).*": dashboard.CONTENT_TYPES,  # a page's form bears a token, and no foreign page knows that
 }
 """Paths whose bodies are not JSON alone, and the content types that they take."""

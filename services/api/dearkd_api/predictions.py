@@ -1,6 +1,8 @@
 """Predictions of a model for one image, which the inspector answers."""
 
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
@@ -40,9 +42,24 @@ async def predict(identifier: str, request: Request, backend: Uses, caller: Call
     await run_in_threadpool(backend.inspections.require_inspector)
     upload = Upload(request, backend, max_bytes=MAX_MEMBER_BYTES)
     await upload.begin()
-    ticket = Ticket(id=new_id("prd"), request={"model": model.id, "bytes": _weights_bytes(model)}, owner=caller)
+    ticket = _ticket(model, caller)
     async with upload_place(backend):
-        await anyio.to_thread.run_sync(_receive, upload, ticket, backend, limiter=backend.upload_limiter)
+        await anyio.to_thread.run_sync(_receive, upload.chunks(), ticket, backend, limiter=backend.upload_limiter)
+    return JSONResponse(await _answer(request, backend, ticket))
+
+
+async def predict_image(
+    model: Model, image: bytes, request: Request, backend: Backend, caller: str | None
+) -> dict[str, Any]:
+    """The answers of a model and its teacher to an image that has come already; raises as the route does."""
+    await run_in_threadpool(backend.inspections.require_inspector)
+    ticket = _ticket(model, caller)
+    await run_in_threadpool(_receive, iter([image]), ticket, backend)
+    return await _answer(request, backend, ticket)
+
+
+async def _answer(request: Request, backend: Backend, ticket: Ticket) -> dict[str, Any]:
+    """Wait for what the inspector says, and forget the question."""
     try:
         closed = await closed_ticket(request, backend, ticket.id)
     finally:
@@ -55,14 +72,18 @@ async def predict(identifier: str, request: Request, backend: Uses, caller: Call
             f"the inspector has not come to this within {backend.settings.inspect_seconds:g} s: try again later",
             code="inspector_busy",
         )
-    return JSONResponse(closed.result)
+    return closed.result
 
 
-def _receive(upload: Upload, ticket: Ticket, backend: Backend) -> None:
+def _ticket(model: Model, caller: str | None) -> Ticket:
+    return Ticket(id=new_id("prd"), request={"model": model.id, "bytes": _weights_bytes(model)}, owner=caller)
+
+
+def _receive(chunks: Iterator[bytes], ticket: Ticket, backend: Backend) -> None:
     """Store the image and hand it to the inspector; if anything goes wrong, nothing of it stays."""
     try:
         key = upload_key(ticket.id)
-        backend.storage.put(key, upload.chunks())
+        backend.storage.put(key, chunks)
         if not backend.storage.size(key):
             raise InvalidInput.at("", "the body is empty: send the bytes of an image file", code="no_image")
         backend.inspections.open(ticket)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import JobError, dataset_of
+from dearkd.storage.catalog import StoredFile
 from tests.support.api_contents import claim, finish_synthesis, post_synthesis, put_dataset, put_model, put_teacher
 from tests.support.pages import HTML, forms, get, send
 from tests.support.services import Api
@@ -280,3 +282,47 @@ def test_a_run_shows_its_epochs_and_others_beside_it(api: Api, tmp_path: Path) -
         get(api, path + odd, status)
     api.store.redis.delete(f"dearkd:job:{runs[0]['id']}:rows")
     assert "None yet" in get(api, path).text
+
+
+def put_evaluated(api: Api, report: Any, **fields: Any) -> str:
+    """A model with an evaluation."""
+    text = json.dumps(report).encode()
+    identifier = new_id("mdl")
+    api.storage.put(f"models/{identifier}/evaluation.json", text)
+    listed = StoredFile(name="evaluation.json", bytes=len(text), sha256=sha256(text).hexdigest())
+    return put_model(api, id=identifier, files=[listed], **fields)
+
+
+def test_a_model_shows_what_it_confuses_and_an_odd_evaluation_hides_nothing_else(api: Api) -> None:
+    classes = [{"index": i, "name": f"c{i}<", "samples": 10, "accuracy": 0.5} for i in range(3)]
+    matrix = [[0.5, 0.4, 0.1], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]]
+    report = {"samples": 30, "expected_calibration_error": 0.042, "per_class": classes, "confusion": matrix}
+    page = get(api, f"/models/{put_evaluated(api, report)}").text
+    assert "4.2 %" in page
+    assert page.index("c0&lt; taken for c1&lt;: 40.0 %") < page.index("c2&lt; taken for c1&lt;: 30.0 %")
+    assert '<td class="heat-5">100</td>' in page
+    odd: Any
+    for odd in ([], {"confusion": 3}, {"confusion": [[1], 2]}, {"per_class": {}, "confusion": [["x"]]}, "text"):
+        assert "Try it" in get(api, f"/models/{put_evaluated(api, odd)}").text
+    altered = put_evaluated(api, report)
+    api.storage.put(f"models/{altered}/evaluation.json", b"{}")
+    assert "taken for" not in get(api, f"/models/{altered}").text
+
+
+def test_an_image_is_asked_about_by_a_form_of_the_page_alone(api: Api) -> None:
+    model = put_model(api)
+    path = f"/models/{model}/predict"
+    (form,) = forms(get(api, f"/models/{model}").text, path)
+    image = {"image": ("x.png", b"not looked at", "image/png")}
+    no_worker = api.http.post(path, data=form, files=image, headers=HTML)
+    assert (no_worker.status_code, "no worker listens" in no_worker.text) == (503, True)
+    assert api.http.post(path, data=form, files=image, headers={"HX-Request": "true"}).status_code == 200
+    assert api.http.post(path, files=image, headers=HTML).status_code == 403
+    assert api.http.post(path, data=form, files=image, headers=HTML | {"Origin": "null"}).status_code == 403
+    assert api.http.post(path, data=form, headers=HTML).status_code == 415
+    large = {"image": ("x.png", b"x" * (16 * 2**20 + 1), "image/png")}
+    assert api.http.post(path, data=form, files=large, headers=HTML).status_code == 413
+    broken = {"content-type": "multipart/form-data; boundary=b"}
+    assert api.http.post(path, content=b"--b\r\n", headers=HTML | broken).status_code == 422
+    # No other page takes files.
+    assert api.http.post("/login", data=form, files=image, headers=HTML).status_code == 415

@@ -19,6 +19,7 @@ from dearkd.specs import TeacherSpec
 from dearkd.specs.recipes import native_student
 from dearkd.storage.catalog import describe_file
 from tests.support.api_contents import png, pointers, put_dataset, put_model, put_teacher
+from tests.support.pages import HTML, forms, get
 from tests.support.services import Api, database, eventually, inspecting, serving
 
 pytestmark = pytest.mark.services
@@ -219,6 +220,12 @@ def test_an_image_gets_the_students_and_the_teachers_answer(
     large.save(file, "JPEG")
     again = predict(served, model, file.getvalue(), "application/octet-stream")
     assert (again.status_code, len(again.json()["student"])) == (200, 5)
+    page = get(served, f"/models/{model}")
+    (form,) = forms(page.text, f"/models/{model}/predict")
+    asked = served.http.post(f"/models/{model}/predict", data=form, files={"image": as_png(image)}, headers=HTML)
+    assert asked.status_code == 200
+    best = found.json()["student"][0], found.json()["teacher"][0]
+    assert all(f"<td>{100 * one['probability']:.1f} %" in asked.text for one in best)
     assert served.http.delete(f"/v1/teachers/{teacher}").status_code == 204
     alone = predict(served, model, as_png(image)).json()
     assert (alone["student"], alone["teacher"]) == (found.json()["student"], None)

@@ -1,9 +1,11 @@
 """The contents of pages in tests: a teacher, jobs in several states, datasets of real images, a run, a model."""
 
 import io
+import json
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from dearkd.data.shard_info import info_json
 from dearkd.identifiers import sibling
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import JobError, dataset_of
+from dearkd.storage.catalog import Accuracy, StoredFile
 from tests.support.api_contents import Json, Payload, claim, post_synthesis, put_model, put_teacher
 from tests.support.services import Api
 
@@ -143,7 +146,7 @@ def fill(api: Api, folder: Path) -> Contents:
     trained = claim(api, "training")
     ledger.set_rows(run["id"], [_row(epoch) for epoch in range(1, 41)])
     ledger.report(trained, done=40, per_second=0.4, metrics=_row(40))
-    model = put_model(api, id=sibling(run["id"], "mdl"), class_names=NAMES)
+    model = _evaluated(api, sibling(run["id"], "mdl"), dataset)
     ledger.complete(trained, {"model": model})
 
     running = post_synthesis(api, **common, name="more digits", labels={"team": "vision", "round": "3"})
@@ -153,6 +156,23 @@ def fill(api: Api, folder: Path) -> Contents:
         running["id"], "shard 0: batch 1 diverged and starts again at a learning rate of 0.05 (restart 1 of 3)"
     )
     return Contents(teacher, running["id"], made["id"], dataset, other, run["id"], model, failed["id"])
+
+
+def _evaluated(api: Api, identifier: str, dataset: str) -> str:
+    confusion = [[0.9 if i == j else 0.1 if j == (i + 1) % 10 else 0.0 for j in range(10)] for i in range(10)]
+    report = {
+        "samples": 360,
+        "top1": 0.9,
+        "loss": 0.31,
+        "expected_calibration_error": 0.034,
+        "per_class": [{"index": i, "name": NAMES[i], "samples": 36, "accuracy": 0.9} for i in range(10)],
+        "confusion": confusion,
+    }
+    text = json.dumps(report).encode()
+    api.storage.put(f"models/{identifier}/evaluation.json", text)
+    listed = StoredFile(name="evaluation.json", bytes=len(text), sha256=sha256(text).hexdigest())
+    accuracy = Accuracy(top1=0.9, top5=0.99, dataset=dataset)
+    return put_model(api, id=identifier, class_names=NAMES, files=[listed], accuracy=accuracy, name="vit on digits")
 
 
 def _optimise(ledger: Ledger, held: Any, shard: int, reports: int) -> None:

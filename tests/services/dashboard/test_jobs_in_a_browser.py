@@ -88,7 +88,6 @@ def test_a_finished_job_leads_on(visit: Visit, contents: Contents) -> None:
     visit.look("run")
     page.click(".lineage a[href^='/models/']")
     page.wait_for_url("**/models/**")
-    visit.look("model")
     visit.open("/models")
     visit.look("models")
     visit.open(f"/teachers/{contents.teacher}")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
 
+import anyio.to_thread
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
@@ -12,12 +13,21 @@ from starlette.concurrency import run_in_threadpool
 from dearkd.errors import Forbidden, InvalidInput
 from dearkd_api.bodies import BoundedRequest
 from dearkd_api.boundary import READING
+from dearkd_api.multipart import parts
 from dearkd_api.sessions import COOKIE
+from dearkd_api.uploads import Upload, upload_place
 
 TOKEN: Final = "form_token"
 TOKEN_HEADER: Final = "x-form-token"
 CONTENT_TYPES: Final = ("application/x-www-form-urlencoded",)
+UPLOAD_TYPES: Final = ("multipart/form-data",)
+"""Content types of forms with a file, which few paths take."""
 MAX_FIELDS: Final = 500
+MAX_TEXT_BYTES: Final = 4096
+"""The most bytes of a field beside a file."""
+FILE: Final = "image"
+MAX_FILE_BYTES: Final = 16 * 2**20
+"""The most bytes of a file that a form sends; programs may send more to `/v1`."""
 
 Fields = dict[str, str]
 """The fields of a form by name; of one that was given several times the last."""
@@ -41,6 +51,8 @@ class PageRoute(APIRoute):
 
 async def _read(request: Request) -> Fields:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in UPLOAD_TYPES:
+        return await _read_parts(request)
     if kind not in CONTENT_TYPES:
         return {}
     body = await BoundedRequest(request.scope, request.receive).body()
@@ -50,6 +62,26 @@ async def _read(request: Request) -> Fields:
         raise InvalidInput(
             f"the form cannot be read: it has over {MAX_FIELDS} fields, or text that is not UTF-8"
         ) from None
+
+
+async def _read_parts(request: Request) -> Fields:
+    """Read a form with a file, which is kept as `request.state.file`, as uploads are read."""
+    backend = request.app.state.backend
+    upload = Upload(request, backend, max_bytes=MAX_FILE_BYTES + MAX_TEXT_BYTES)
+    await upload.begin()
+    fields: Fields = {}
+    request.state.file = b""
+
+    def read() -> None:
+        for part in parts(request.headers["content-type"], upload.chunks()):
+            if part.name == FILE:
+                request.state.file = part.read(MAX_FILE_BYTES)
+            else:
+                fields[part.name[:80]] = part.read(MAX_TEXT_BYTES).decode(errors="replace")
+
+    async with upload_place(backend):
+        await anyio.to_thread.run_sync(read, limiter=backend.upload_limiter)
+    return fields
 
 
 def _require_token(request: Request, given: str) -> None:

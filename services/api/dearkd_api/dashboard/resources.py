@@ -1,4 +1,4 @@
-"""The lists of datasets, models and teachers, and the pages of the last two."""
+"""The lists of datasets, models and teachers, and the page of a teacher."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -30,12 +30,6 @@ def list_models(request: Request, backend: Uses, viewer: Viewer, after: str = ""
 def list_teachers(request: Request, backend: Uses, viewer: Viewer, after: str = "") -> Response:
     """List teachers, newest first."""
     return _list(request, backend.teachers, viewer, after)
-
-
-@router.get("/models/{identifier}")
-def model_page(identifier: str, request: Request, backend: Uses, viewer: Viewer) -> Response:
-    """Show a model."""
-    return show(request, "model.html", model=backend.models.get(identifier, viewer=viewer))
 
 
 @router.get("/teachers/{identifier}")

@@ -42,3 +42,16 @@ document.addEventListener("keydown", (event) => {
   const link = rel && !writes && !event.altKey && !event.ctrlKey && !event.metaKey && document.querySelector(`#zoom a[rel=${rel}]`);
   if (link) link.click();
 });
+
+// An image that is dropped on a form is chosen there, and sent.
+for (const form of document.querySelectorAll("form[data-drop]")) {
+  const over = (event, is) => { event.preventDefault(); form.classList.toggle("over", is); };
+  form.addEventListener("dragover", (event) => over(event, true));
+  form.addEventListener("dragleave", (event) => over(event, false));
+  form.addEventListener("drop", (event) => {
+    over(event, false);
+    if (!event.dataTransfer.files.length) return;
+    form.querySelector("input[type=file]").files = event.dataTransfer.files;
+    form.requestSubmit();
+  });
+}

@@ -1,0 +1,68 @@
+"""A model in a real browser: what it confuses, and its answers to an image; the inspector is a stand-in."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import rq
+
+from dearkd.jobs.inspections import OPEN, Inspections
+from dearkd.jobs.queue import queue
+from tests.services.dashboard.contents import NAMES, Contents
+from tests.support.api_contents import png
+from tests.support.browser import Visit
+from tests.support.services import Api
+
+pytestmark = pytest.mark.services
+
+
+@contextmanager
+def answering(api: Api) -> Iterator[None]:
+    """An inspector that gives the same answer to whatever it is asked."""
+    inspections = Inspections(api.store.redis, api.storage)
+    worker = rq.Worker([queue(api.store.redis, "inspect")], connection=api.store.redis)
+    worker.register_birth()
+    answer = [{"class": i, "name": NAMES[i], "probability": 0.5 ** (i + 1)} for i in range(5)]
+    over = threading.Event()
+
+    def answer_all() -> None:
+        while not over.wait(0.05):
+            for identifier in api.store.redis.smembers(OPEN):
+                ticket = inspections.get(identifier.decode())
+                if ticket is not None and ticket.under_way:
+                    inspections.close(ticket, result={"student": answer, "teacher": None})
+
+    thread = threading.Thread(target=answer_all)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        worker.register_death()
+
+
+def test_a_model_is_looked_at_and_tried(visit: Visit, api: Api, contents: Contents) -> None:
+    page = visit.page
+    visit.open(f"/models/{contents.model}")
+    assert "zero taken for one" in page.inner_text("main")
+    image = {"name": "digit.png", "mimeType": "image/png", "buffer": png(32)}
+    page.set_input_files("#image", image)
+    page.click("#try button")
+    page.wait_for_selector("#answers .error")
+    assert "no worker listens" in page.inner_text("#answers")
+    with answering(api):
+        page.click("#try button")
+        page.wait_for_selector("#answers table")
+    assert "50.0 %" in page.inner_text("#answers")
+    visit.look("model")
+
+
+def test_without_scripts_a_model_is_tried(plain: Visit, api: Api, contents: Contents) -> None:
+    page = plain.page
+    plain.open(f"/models/{contents.model}")
+    page.set_input_files("#image", {"name": "digit.png", "mimeType": "image/png", "buffer": png(32)})
+    with answering(api):
+        page.click("#try button")
+    assert "50.0 %" in page.inner_text("#answers")
