@@ -76,7 +76,9 @@ Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
 class Spec(BaseModel):
     """Strict JSON: unknown fields, `"3"` for 3 and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from dearkd_api.dashboard import dataset, entering, job, jobs, model, reference, resources, run
+from dearkd_api.dashboard import dataset, entering, job, jobs, model, new, reference, resources, run
 from dearkd_api.dashboard.forms import CONTENT_TYPES as CONTENT_TYPES
 from dearkd_api.dashboard.forms import UPLOAD_TYPES as UPLOAD_TYPES
 from dearkd_api.dashboard.problem_pages import ShowProblems as ShowProblems
@@ -30,5 +30,5 @@ class _Unversioned(StaticFiles):
 STATIC = _Unversioned(directory=Path(__file__).parents[1] / "static")
 
 router = APIRouter(include_in_schema=False)
-for page in (entering, jobs, job, run, dataset, model, resources, reference):
+for page in (entering, jobs, job, run, dataset, model, new, resources, reference):
     router.include_router(page.router)

@@ -1,0 +1,113 @@
+"""Forms for new jobs: made from the requests, checked as these are, forecast, and sent once."""
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dearkd.specs import SynthesisRequest, TrainingRequest
+from tests.support.api_contents import put_dataset, put_teacher
+from tests.support.pages import HTML, forms, get
+from tests.support.services import Api
+
+pytestmark = pytest.mark.services
+
+
+def named(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("__", "."): value for name, value in fields.items()}
+
+
+def post(api: Api, kind: str, *, dry: bool = False, **fields: Any) -> httpx.Response:
+    path = f"/new/{kind}"
+    (form,) = forms(get(api, path).text, path)
+    return api.http.post(path + "?dry_run=true" * dry, data=form | named(fields), headers=HTML)
+
+
+def jobs(api: Api, collection: str = "synthesis-jobs") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = api.http.get(f"/v1/{collection}").json()["data"]
+    return found
+
+
+@pytest.mark.parametrize(("kind", "request_of"), [("synthesis", SynthesisRequest), ("training", TrainingRequest)])
+def test_each_field_of_a_request_has_its_input_and_its_docstring(api: Api, kind: str, request_of: Any) -> None:
+    page = get(api, f"/new/{kind}?name=%3Cb%3E&teacher=tch-x").text
+    names = re.findall(r'<(?:input|select) id="([^"]+)" name="([^"]+)"', page)
+    assert all(one == other for one, other in names)
+    assert {name.partition(".")[0] for name, _ in names} == request_of.model_fields.keys() - {"webhook"}
+    text = html.unescape(page)
+    described = [field for name, field in request_of.model_fields.items() if field.description and name != "webhook"]
+    assert len(described) > 10
+    assert all(" ".join(field.description.split()) in text for field in described)
+    assert 'value="&lt;b&gt;"' in page
+    assert 'value="tch-x"' in page
+
+
+def test_a_forecast_makes_nothing_and_a_form_makes_what_the_same_request_does(api: Api) -> None:
+    teacher = put_teacher(api)
+    fields = {
+        "teacher": teacher,
+        "images_per_class": "3",
+        "classes": "0, 2, 4",
+        "weights__boundary": "0.5",
+        "phases": '[{"resolution": 16, "iterations": 5}]',
+        "clip": "false",
+        "statistics": "gaussian",
+        "labels": "team=vision, round=3",
+        "name": "by hand",
+    }
+    forecast = post(api, "synthesis", dry=True, **fields)
+    assert forecast.status_code == 200
+    assert "<dt>images</dt><dd>9</dd>" in forecast.text
+    assert "nothing like it has run here" in forecast.text
+    assert jobs(api) == []
+    assert api.http.get("/v1/audit").json()["data"] == []
+    (form,) = forms(forecast.text, "/new/synthesis")
+    begun = [api.http.post("/new/synthesis", data=form | named(fields), headers=HTML) for _ in range(2)]
+    (job,) = jobs(api)
+    assert [(one.status_code, one.headers["location"]) for one in begun] == [(303, f"/jobs/{job['id']}")] * 2
+    body = {
+        "teacher": teacher,
+        "images_per_class": 3,
+        "classes": [0, 2, 4],
+        "weights": {"boundary": 0.5},
+        "phases": [{"resolution": 16, "iterations": 5}],
+        "clip": False,
+        "statistics": "gaussian",
+        "labels": {"team": "vision", "round": "3"},
+        "name": "by hand",
+    }
+    assert api.http.post("/v1/synthesis-jobs?dry_run=true", json=body).json()["spec"] == job["spec"]
+
+
+def test_what_breaks_a_rule_is_said_at_its_field_and_the_rest_stays(api: Api) -> None:
+    wrong = {"teacher": "tch-<b>", "images_per_class": "many", "weights__boundary": "-1", "phases": "[{]"}
+    page = post(api, "synthesis", **wrong, name="kept <i>")
+    assert page.status_code == 422
+    for name in named(wrong):
+        assert re.search(rf'id="{re.escape(name)}"[^>]*aria-invalid="true"', page.text) or name == "teacher", name
+    for name in ("images_per_class", "weights.boundary", "phases"):
+        assert f'<a href="#{name}">' in page.text, name
+    assert "<b>" not in page.text
+    assert 'value="kept &lt;i&gt;"' in page.text
+    assert "<details open>" in page.text
+    assert 'href="#teacher"' in post(api, "synthesis", teacher="tch-<b>").text
+    assert 'href="#teacher"' in post(api, "synthesis", teacher="").text
+    assert jobs(api) == []
+    assert api.http.get("/new/else", headers=HTML).status_code == 404
+    assert api.http.post("/new/synthesis", data={"teacher": put_teacher(api)}, headers=HTML).status_code == 403
+
+
+def test_a_run_is_asked_for_by_its_form(api: Api, tmp_path: Path) -> None:
+    dataset = put_dataset(api, tmp_path)
+    plain = {"dataset": dataset, "stage_one__distillation": "none", "stage_one__weights__hidden": "0"}
+    forecast = post(api, "training", dry=True, **plain)
+    assert forecast.status_code == 200, forecast.text
+    assert "<dt>steps</dt>" in forecast.text
+    begun = post(api, "training", **plain)
+    (run,) = jobs(api, "training-runs")
+    assert (begun.status_code, begun.headers["location"]) == (303, f"/runs/{run['id']}")
+    refused = post(api, "training", **plain, engine="ray")
+    assert (refused.status_code, 'href="#engine"' in refused.text) == (422, True)
