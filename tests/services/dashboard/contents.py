@@ -62,6 +62,18 @@ def _png(pixels: Any) -> bytes:
     return file.getvalue()
 
 
+def preview() -> bytes:
+    """A grid of digits, a row for each of five classes."""
+    data, labels = load_digits(return_X_y=True)
+    grid = Image.new("L", (16 * 34, 5 * 34), 128)
+    for row in range(5):
+        for column, index in enumerate([i for i in range(len(labels)) if labels[i] == row][:16]):
+            grid.paste(Image.open(io.BytesIO(_png(data[index]))), (column * 34 + 1, row * 34 + 1))
+    file = io.BytesIO()
+    grid.save(file, "PNG")
+    return file.getvalue()
+
+
 def quality(shards: list[Shard]) -> Json:
     """Figures such as a job leaves of its images."""
     classes = {
@@ -136,6 +148,7 @@ def fill(api: Api, folder: Path) -> Contents:
         _optimise(ledger, held, shard, 40)
         ledger.done(held, Payload(samples=200))
     dataset = dataset_of(made["id"])
+    api.storage.put(f"datasets/{dataset}/preview.png", preview())
     put_digits(api, folder / "made", dataset, name="digits", teacher=teacher, spec=made["spec"], job=made["id"])
     ledger.complete(claim(api), {"dataset": dataset})
     other = put_digits(api, folder / "other", sibling(failed["id"], "ds"), first=900, name="real digits")
@@ -152,6 +165,7 @@ def fill(api: Api, folder: Path) -> Contents:
     running = post_synthesis(api, **common, name="more digits", labels={"team": "vision", "round": "3"})
     held = claim(api)
     _optimise(ledger, held, 0, 60)
+    api.storage.put(f"datasets/{dataset_of(running['id'])}/preview.png", preview())
     ledger.log.add(
         running["id"], "shard 0: batch 1 diverged and starts again at a learning rate of 0.05 (restart 1 of 3)"
     )
