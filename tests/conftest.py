@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Share out whole files, and those together that need the same tree of processes or an S3 server: they cost much.
+    """Share out whole files, and those together that need the same tree of processes, browser or S3 server.
 
     `--dist=loadgroup` would let tests say so themselves, but pytest-xdist 3.8 does not do that under pytest 9.2.
     """
@@ -38,6 +38,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             if "s3.py" in file or "[s3]" in nodeid:
                 return "s3"
+            if file.startswith("tests/services/dashboard/"):
+                return "tests/services/dashboard"
             return "tests/faults" if file.startswith("tests/faults/") and "test_listener" not in file else file
 
     return Worlds(config, log)
