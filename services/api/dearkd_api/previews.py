@@ -6,10 +6,11 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from dearkd.errors import NotFound
-from dearkd.jobs.model import Job, dataset_of, kind_of, live_key
+from dearkd.jobs.model import Job, dataset_of, live_key
 from dearkd_api.access import Caller
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.files import matches
+from dearkd_api.steering import find
 
 _SAME: Final = {"description": "It is the one that `If-None-Match` names."}
 PNG: Final[dict[int | str, dict[str, Any]]] = {
@@ -27,7 +28,7 @@ router = APIRouter(prefix="/v1/synthesis-jobs", tags=["synthesis-jobs"])
 @router.get("/{identifier}/preview.png", response_class=Response, responses=PNG)
 def preview(identifier: str, request: Request, backend: Uses, caller: Caller) -> Response:
     """The sample grid so far; it grows while the job runs. Before the first shard is done it is the live one."""
-    job = _find(identifier, backend, caller)
+    job = find("synthesis", identifier, backend, caller)
     try:
         picture = backend.storage.read(f"datasets/{dataset_of(identifier)}/preview.png")
     except NotFound:
@@ -41,24 +42,18 @@ def preview(identifier: str, request: Request, backend: Uses, caller: Caller) ->
 @router.get("/{identifier}/live.png", response_class=Response, responses=PNG)
 def live(identifier: str, request: Request, backend: Uses, caller: Caller) -> Response:
     """The images that a worker is optimising, as they were a few seconds ago. 404 once the job has ended."""
-    return _answer(request, _live(_find(identifier, backend, caller), backend))
+    return _answer(request, _live(find("synthesis", identifier, backend, caller), backend))
 
 
 @router.get("/{identifier}/timelapse.webp", response_class=Response, responses=WEBP)
 def timelapse(identifier: str, request: Request, backend: Uses, caller: Caller) -> Response:
     """The job's first batch from noise to images, an animated WebP; it comes with the first shard."""
-    _find(identifier, backend, caller)
+    find("synthesis", identifier, backend, caller)
     try:
         animation = backend.storage.read(f"datasets/{dataset_of(identifier)}/timelapse.webp")
     except NotFound:
         raise NotFound(f"{identifier} has no time-lapse yet: it comes with the first shard") from None
     return _answer(request, animation, "image/webp")
-
-
-def _find(identifier: str, backend: Backend, caller: str | None) -> Job:
-    if kind_of(identifier) != "synthesis":
-        raise NotFound(f"there is no {identifier!r} in synthesis-jobs")
-    return backend.store.get(identifier, owner=caller)
 
 
 def _live(job: Job, backend: Backend) -> bytes:

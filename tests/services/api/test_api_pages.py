@@ -235,6 +235,11 @@ def test_a_job_shows_terms_preview_quality_log_and_lineage(api: Api, tmp_path: P
     assert table["x"] == [1, 10, 20, 21, 30, 40]
     assert [one["name"] for one in table["series"]] == ["cross_entropy", "total"]
     assert api.http.get(f"{path}/preview.png").headers["content-type"] == "image/png"
+    assert "timelapse" not in page
+    assert api.http.get(f"{path}/timelapse.webp").status_code == 404
+    api.storage.put(f"datasets/{dataset_of(job['id'])}/timelapse.webp", b"RIFF")
+    assert f'src="{path}/timelapse.webp"' in get(api, path).text
+    assert api.http.get(f"{path}/timelapse.webp").headers["content-type"] == "image/webp"
     assert "a note <b>" in api.http.get(f"{path}/log").text
     ledger.release(held)
     run = api.http.post("/v1/training-runs", json={"dataset": job["id"], "name": "on it"}).json()

@@ -19,7 +19,7 @@ SHARDS_SHOWN = 100
 CHIPS = 60
 """The most classes that stand as links; of more, one is chosen from a list."""
 OTHERS = 50
-BESIDE = ("_info.json", "README.md", "preview.png")
+BESIDE = ("_info.json", "README.md", "preview.png", "timelapse.webp")
 
 router = APIRouter(route_class=PageRoute)
 

@@ -49,6 +49,7 @@ def job_page(
         curves=partial(terms.curves, backend.store, identifier),
         quality=made.quality if made else None,
         class_names={str(one.index): one.name for one in made.classes} if made else {},
+        filmed=backend.storage.exists(f"datasets/{dataset_of(identifier)}/timelapse.webp"),
         made_is_gone=job.status == "succeeded" and made is None,
         log=partial(log_end, job, backend, caller),
         part=part,
@@ -75,6 +76,12 @@ def preview(identifier: str, request: Request, backend: Uses, caller: Caller) ->
     except NotFound:
         steering.find("synthesis", identifier, backend, caller)
         return Response(NO_PICTURE, media_type="image/svg+xml", headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/jobs/{identifier}/timelapse.webp")
+def timelapse(identifier: str, request: Request, backend: Uses, caller: Caller) -> Response:
+    """The job's first batch from noise to images."""
+    return previews.timelapse(identifier, request, backend, caller)
 
 
 @router.get("/jobs/{identifier}/terms.json")

@@ -10,7 +10,7 @@ EVENTS = 2500
 """Above the number of events that are kept of a job."""
 POINTS = 400
 """A chart has no more points; of more every second one is left out, and so on."""
-_PLACES = ("shard", "batch", "iteration", "restarts")
+_PLACES = ("shard", "batch", "iteration", "restarts", "first_preview_seconds")
 
 
 @dataclass(frozen=True, slots=True)
