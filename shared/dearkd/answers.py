@@ -101,6 +101,12 @@ class SynthesisPlan(BaseModel):
     spec: dict[str, Any]
     teacher_passes: int
     images: int
+    """With a budget of minutes: at the most; so are passes, shards and bytes."""
+    least_images: int | None = None
+    """The images of the first round, which is always made; `images` where the job cannot end early. Null of a server of
+    before budgets."""
+    forecasts: list[int] | None = None
+    """Numbers of images after which a forecast is made; empty without a budget, or where there are too few rounds."""
     shards: int
     estimated_bytes: int
     student: StudentPlan | None

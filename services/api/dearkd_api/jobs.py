@@ -63,7 +63,8 @@ def _links(job: Job) -> dict[str, str]:
         else {name: name for name in ("metrics", "checkpoints")}
     )
     links |= {name: f"{here}/{tail}" for name, tail in below.items()}
-    return links | {name: f"/v1/{name}s/{identifier}" for name, identifier in (job.result or {}).items()}
+    made = {name: identifier for name, identifier in (job.result or {}).items() if name in ("dataset", "model")}
+    return links | {name: f"/v1/{name}s/{identifier}" for name, identifier in made.items()}
 
 
 def _accepted(job: Job) -> Response:
@@ -235,6 +236,8 @@ def synthesise(
                 "spec": spec.model_dump(mode="json"),
                 "teacher_passes": spec.teacher_passes,
                 "images": spec.num_samples,
+                "least_images": spec.least_samples,
+                "forecasts": [spec.cut_in_rounds.samples_before(number) for number in spec.forecasts],
                 "shards": spec.num_shards,
                 "estimated_bytes": spec.estimated_bytes(teacher.spec),
                 "student": _student(spec),

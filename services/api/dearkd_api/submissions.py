@@ -181,6 +181,8 @@ def require_dataset_to_come(job: Job) -> None:
 def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
     spec = job.synthesis_spec
     teacher = _readable(spec.teacher, "/dataset", backend.teachers)
+    # Of a job that may end early only the first round is certain: batches must fit it, epochs are those of the plan.
+    certain = spec.least_samples // len(spec.classes)
     return DatasetFacts(
         num_samples=spec.num_samples,
         num_classes=teacher.num_classes,
@@ -190,7 +192,7 @@ def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
         mirrored=spec.flip > 0,
         teacher=teacher.id,
         stored_logits=spec.store_logits,
-        class_samples=(spec.images_per_class,) * len(spec.classes),
+        class_samples=(certain,) * len(spec.classes),
         class_names=tuple(teacher.class_names) if teacher.class_names else None,
     )
 

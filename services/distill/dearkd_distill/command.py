@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dearkd.choices import FolderOrder
-from dearkd.cli.fields import parse_assignments
+from dearkd.cli.fields import parse_assignments, parse_time
 from dearkd.cli.output import AsJson, note, print_json
 from dearkd.cli.teacher_source import (
     Architecture,
@@ -23,7 +23,6 @@ from dearkd.cli.teacher_source import (
 from dearkd.errors import InvalidInput
 
 INTERRUPTED = 130
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +72,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train a transformer from a CNN's file in one go, with no server."""
-    seconds = parse_time(budget) if budget is not None else None
+    seconds = parse_time(budget, "--budget") if budget is not None else None
     task = given_fields(
         architecture=architecture,
         num_classes=num_classes,
@@ -114,19 +113,3 @@ def run(
     if done.top1 is not None:
         note(f"top-1 {done.top1:.2%} on {evaluate_on}")
     note(f"`dearkd export {out} NEW_FOLDER --to onnx` or `--to hf` makes it run elsewhere")
-
-
-def parse_time(text: str) -> float:
-    """Seconds of `90`, `90s`, `30m`, `2h` or `1.5d`.
-
-    Raises:
-        typer.BadParameter: if it is none of these, or not above zero.
-    """
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
-    try:
-        seconds = float(number) * UNITS[unit]
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise typer.BadParameter(f"{text!r} is no time: write 90s, 30m, 2h or 1d", param_hint="--budget")
-    return seconds

@@ -19,7 +19,7 @@ from dearkd.choices import FolderOrder
 from dearkd.cli.watching import duration
 from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import CLASS_NAMES, INFO, info_json
-from dearkd.errors import Conflict, Unavailable
+from dearkd.errors import Conflict, InvalidInput, Unavailable
 from dearkd.specs import DatasetFacts, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import overlay
 from dearkd.storage.file_cache import is_copy
@@ -190,7 +190,14 @@ class _Plan:
         posted = overlay({"teacher": self.teacher.spec.name, "seed": self.seed}, self.synthesis)
         if images_per_class is not None:
             posted["images_per_class"] = images_per_class
-        return SynthesisSpec.resolve(posted, self.teacher.spec)
+        spec = SynthesisSpec.resolve(posted, self.teacher.spec)
+        if spec.budget is not None and spec.budget.ends_early:
+            raise InvalidInput.at(
+                "/budget",
+                "nothing ends the synthesis early here: give the distillation a budget of time, or the synthesis one "
+                "of teacher_passes without stop_below",
+            )
+        return spec
 
 
 def _open(directory: Path, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The samples of each shard, and the cutting of a shard into batches: arithmetic alone.
 
-Samples are ordered by class group (`classes_per_batch` classes together) and inside a group class by class in turn, so
-that every run of a group holds its classes in equal numbers: the P×K batches. A shard is a run of `shard_samples`
-samples; a class's images lie together in few shards.
+Samples are ordered by round (`SynthesisSpec.rounds`, one by default), in it by class group (`classes_per_batch` classes
+together), and inside a group class by class in turn, so that every run of a group holds its classes in equal numbers:
+the P×K batches. A shard is a run of `shard_samples` samples of a round; a class's images lie together in few shards.
 """
 
 from itertools import pairwise
@@ -18,7 +18,8 @@ def sample_label(spec: SynthesisSpec, sample: int) -> int:
     """
     if not 0 <= sample < spec.num_samples:
         raise IndexError(f"sample {sample}: there are {spec.num_samples}")
-    group, place = divmod(sample, spec.classes_per_batch * spec.images_per_class)
+    start, group_samples = _groups(spec, sample)
+    group, place = divmod(sample - start, group_samples)
     classes = spec.classes[group * spec.classes_per_batch :][: spec.classes_per_batch]
     return classes[place % len(classes)]
 
@@ -31,8 +32,7 @@ def shard_samples(spec: SynthesisSpec, shard: int) -> range:
     """
     if not 0 <= shard < spec.num_shards:
         raise IndexError(f"shard {shard}: there are {spec.num_shards}")
-    start = shard * spec.shard_samples
-    return range(start, min(start + spec.shard_samples, spec.num_samples))
+    return spec.cut_in_rounds.samples_of(shard)
 
 
 def shard_batches(spec: SynthesisSpec, shard: int) -> list[range]:
@@ -45,13 +45,21 @@ def shard_batches(spec: SynthesisSpec, shard: int) -> list[range]:
         IndexError: if there is no such shard.
     """
     samples = shard_samples(spec, shard)
-    group_samples = spec.classes_per_batch * spec.images_per_class
+    first, group_samples = _groups(spec, samples.start)
     batches: list[range] = []
     start = samples.start
     while start < samples.stop:
-        stop = min((start // group_samples + 1) * group_samples, samples.stop)
+        stop = min(first + ((start - first) // group_samples + 1) * group_samples, samples.stop)
         count = -(-(stop - start) // spec.batch_size)
         cuts = [start + (stop - start) * i // count for i in range(count + 1)]
         batches += [range(low, high) for low, high in pairwise(cuts)]
         start = stop
     return batches
+
+
+def _groups(spec: SynthesisSpec, sample: int) -> tuple[int, int]:
+    """The first sample of a sample's round, and the samples of a class group in it."""
+    rounds = spec.cut_in_rounds
+    number = rounds.of_sample(sample)
+    before, behind = rounds.images_before(number), rounds.images_before(number + 1)
+    return before * rounds.classes, (behind - before) * spec.classes_per_batch

@@ -1,11 +1,16 @@
 """Values of specs, given as text on the command line or in a JSON file."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import typer
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+PASSES = "-passes"
+MULTIPLES = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 
 def parse_numbers(given: Iterable[str], option: str) -> list[float]:
@@ -17,6 +22,50 @@ def parse_numbers(given: Iterable[str], option: str) -> list[float]:
         raise typer.BadParameter(
             f"{','.join(words)!r} is no list of numbers; give one a channel, such as 0.48,0.46,0.41", param_hint=option
         ) from None
+
+
+def parse_time(text: str, option: str) -> float:
+    """Seconds of `90`, `90s`, `30m`, `2h` or `1.5d`.
+
+    Raises:
+        typer.BadParameter: if it is none of these, or not above zero.
+    """
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    seconds = _number(number) * UNITS[unit]
+    if not 0 < seconds < math.inf:
+        raise typer.BadParameter(f"{text!r} is no time: write 90s, 30m, 2h or 1d", param_hint=option)
+    return seconds
+
+
+def parse_budget(text: str, option: str) -> dict[str, Any]:
+    """The `budget` of a synthesis job: `30m` and other times, or `2M-passes`, `500k-passes`, `2000000-passes`.
+
+    Raises:
+        typer.BadParameter: if it is neither.
+    """
+    if not text.endswith(PASSES):
+        if text[-1:] in UNITS and 0 < _number(text[:-1]) < math.inf:
+            return {"minutes": parse_time(text, option) / 60}
+        raise typer.BadParameter(
+            f"{text!r} is no budget: write a time (90s, 30m, 2h) or teacher passes (500k-passes, 2M-passes)",
+            param_hint=option,
+        )
+    number = text.removesuffix(PASSES)
+    factor = MULTIPLES.get(number[-1:], 1)
+    passes = _number(number[:-1] if factor > 1 else number) * factor
+    if not (1 <= passes < math.inf and passes == round(passes)):
+        raise typer.BadParameter(
+            f"{text!r} is no whole number of teacher passes: write 500k-passes or 2M-passes", param_hint=option
+        )
+    return {"teacher_passes": round(passes)}
+
+
+def _number(text: str) -> float:
+    """The number that a text is; NaN of any other."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def parse_assignments(given: Iterable[str], option: str) -> dict[str, Any]:

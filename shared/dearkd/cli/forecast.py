@@ -21,13 +21,22 @@ def synthesis_lines(client: Client, plan: SynthesisPlan) -> list[tuple[str, str]
         f"{phase['iterations']} iterations at {phase['resolution']} px, seen at {phase['input_size']}"
         for phase in spec["phases"]
     )
+    minutes = (spec.get("budget") or {}).get("minutes")
+    most = "at most " if minutes else ""
     lines = [
         ("teacher", shown),
         ("preset", f"{spec['preset']}, {phases}"),
-        ("images", f"{plan.images:,}: {spec['images_per_class']:,} of each of {classes:,} classes"),
-        ("shards", f"{plan.shards:,}, about {size(plan.estimated_bytes)}"),
-        ("cost", f"{plan.teacher_passes:,} teacher passes"),
+        ("images", f"{most}{plan.images:,}: {spec['images_per_class']:,} of each of {classes:,} classes"),
+        ("shards", f"{most}{plan.shards:,}, about {size(plan.estimated_bytes)}"),
+        ("cost", f"{most}{plan.teacher_passes:,} teacher passes"),
     ]
+    least = plan.least_images or plan.images
+    if minutes:
+        lines.append(
+            ("budget", f"{duration(60 * minutes)}, in rounds of {least:,} images, of which one is made at least")
+        )
+    if plan.forecasts:
+        lines.append(("forecast", f"after {', '.join(f'{images:,}' for images in plan.forecasts)} images"))
     if plan.student:
         lines.append(("student", f"{plan.student.iterations:,} iterations on {plan.student.images:,} images"))
 
@@ -38,9 +47,17 @@ def synthesis_lines(client: Client, plan: SynthesisPlan) -> list[tuple[str, str]
         if job.started_at is None or job.finished_at is None:
             return None
         seconds = (job.finished_at - job.started_at).total_seconds()
-        return job.synthesis_spec.teacher_passes / max(1e-3, seconds)
+        made = job.synthesis_spec
+        images = float((job.result or {}).get("ended_early", {}).get("made", made.num_samples))
+        return images * made.teacher_passes / made.num_samples / max(1e-3, seconds)
 
-    return [*lines, ("time", _time(client.list_jobs("synthesis"), rate, plan.teacher_passes))]
+    def told(per_second: float) -> str:
+        if not minutes:
+            return f"about {duration(plan.teacher_passes / per_second)}"
+        fit = 60 * minutes * per_second * plan.images / plan.teacher_passes
+        return f"about {max(least, min(plan.images, int(fit // least * least))):,} images in it"
+
+    return [*lines, ("time", _at_the_rate(client.list_jobs("synthesis"), rate, told))]
 
 
 def training_lines(client: Client, plan: TrainingPlan) -> list[tuple[str, str]]:
@@ -57,15 +74,18 @@ def training_lines(client: Client, plan: TrainingPlan) -> list[tuple[str, str]]:
         ("recipe", f"{spec['recipe']}, batches of {spec['batch_size']}"),
         ("images", f"{plan.images:,}"),
         ("epochs", f"{plan.epochs:,}: {plan.steps:,} steps"),
-        ("time", _time(client.list_jobs("training"), rate, passes)),
+        (
+            "time",
+            _at_the_rate(client.list_jobs("training"), rate, lambda each: f"about {duration(passes / each)}"),
+        ),
     ]
 
 
-def _time(jobs: Iterable[JobView], rate: Callable[[JobView], float | None], wanted: float) -> str:
+def _at_the_rate(jobs: Iterable[JobView], rate: Callable[[JobView], float | None], told: Callable[[float], str]) -> str:
     for job in islice(jobs, LOOKED_AT):
         per_second = rate(job)
         if per_second:
-            return f"about {duration(wanted / per_second)}, at the rate of {job.id}"
+            return f"{told(per_second)}, at the rate of {job.id}"
     return "not known: nothing like it has run here yet"
 
 

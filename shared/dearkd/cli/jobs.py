@@ -171,7 +171,9 @@ def follow(client: Client, identifier: str, *, as_json: bool, pictures: bool = T
             raise typer.Exit(1)
         return
     if job.status == "succeeded":
-        result = " ".join(f"{kind} {made}" for kind, made in (job.result or {}).items())
+        result = " ".join(f"{kind} {made}" for kind, made in (job.result or {}).items() if isinstance(made, str))
+        if ended := (job.result or {}).get("ended_early"):
+            note(f"it ended early: {printable(ended['detail'])}")
         print(f"{identifier} succeeded: {result}")
         return
     code, message = (job.error.code, job.error.message) if job.error else (job.status, "on request")

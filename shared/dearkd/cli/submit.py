@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dearkd.choices import PresetName, Recipe
-from dearkd.cli.fields import parse_assignments, read_spec
+from dearkd.cli.fields import parse_assignments, parse_budget, read_spec
 from dearkd.cli.jobs import Wait, submitted
 from dearkd.cli.output import AsJson, connect, json_of, print_json
 from dearkd.names import printable
@@ -42,6 +42,10 @@ def synth(
         typer.Option("--preset", metavar="NAME", help="auto (the default), published-imagenet or published-cifar."),
     ] = None,
     images_per_class: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME|N-passes", help="What it may cost: 30m, or 2M-passes through the teacher."),
+    ] = None,
     seed: Seed = None,
     name: Name = None,
     assignments: Assignments = None,
@@ -51,7 +55,9 @@ def synth(
     as_json: AsJson = False,
 ) -> None:
     """Synthesise a dataset from a teacher."""
-    options = {"preset": preset, "images_per_class": images_per_class, "seed": seed, "name": name}
+    options: dict[str, Any] = {"preset": preset, "images_per_class": images_per_class, "seed": seed, "name": name}
+    if budget is not None:
+        options["budget"] = parse_budget(budget, "--budget")
     from dearkd.cli.references import identifier_of
 
     with connect() as client:
@@ -118,4 +124,8 @@ def _spec(path: Path | None, assignments: list[str] | None, options: dict[str, A
     from dearkd.specs.base import overlay
 
     given = {key: value for key, value in options.items() if value is not None}
-    return overlay(overlay(read_spec(path), parse_assignments(assignments or [], "--set")), given)
+    body = overlay(overlay(read_spec(path), parse_assignments(assignments or [], "--set")), given)
+    if "budget" in given:  # one bound takes the place of another
+        others = {"teacher_passes", "minutes"} - given["budget"].keys()
+        body["budget"] = {name: value for name, value in body["budget"].items() if name not in others}
+    return body

@@ -17,6 +17,7 @@ from dearkd.choices import ClassOrder
 from dearkd.data.shard_files import Shard
 from dearkd.errors import CorruptData, NotFound
 from dearkd.specs import DatasetFacts
+from dearkd.specs.budget import EndedEarly
 from dearkd.specs.class_order import is_counted
 from dearkd.storage.catalog import Catalog, Manifest
 
@@ -49,6 +50,8 @@ class DatasetManifest(Manifest):
     teacher_sha256: str | None = None
     spec: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
+    ended_early: EndedEarly | None = None
+    """The reason why its job made fewer images than its spec says; None where all were made, or it was registered."""
     class_order: ClassOrder | None = None
     """The order of its labels as its owner declared it; None where nobody did."""
     converted: dict[str, int] = Field(default_factory=dict)

@@ -28,12 +28,15 @@ from dearkd.jobs.store import JobStore
 from dearkd.redaction import public
 from dearkd.redis_client import job_index, job_key
 from dearkd.specs.base import MAX_RETRIES
+from dearkd.specs.budget import EndedEarly
 
 RETRY_SECONDS = 10
 """The wait before the first automatic retry; each is twice as long as the one before. As Kubernetes' `backoffLimit`."""
 MAX_RETRY_SECONDS = 360
 LAST_LINES = 8
 """Lines of a job's log that stand in the error of one that killed its workers."""
+CLOCK = ("ran", "running_since")
+"""Fields of a record by which it is known how long the job has run."""
 SILENT = "fell silent: it was stopped, or its machine or its connection to Redis was lost"
 
 
@@ -51,6 +54,7 @@ class Ledger(Leases):
         self.log = JobLog(store.redis, store.storage)
         self._beat = Transition(store.redis, "beat")
         self._done = Transition(store.redis, "done")
+        self._conclude = Transition(store.redis, "conclude")
         self._release = Transition(store.redis, "release")
         self._add_row = Transition(store.redis, "add_row")
         self._reclaim = Transition(store.redis, "reclaim")
@@ -93,8 +97,9 @@ class Ledger(Leases):
         pipe.hset(f"{key}:partial", claim.unit, json.dumps({"done": done, "per_second": per_second}))
         pipe.hvals(f"{key}:partial")
         # Counted as units end: a job may have a hundred thousand of them, and this runs each second.
-        pipe.hmget(key, "progress", "done_samples")
-        _, partial, (progress, finished) = pipe.execute()
+        pipe.hmget(key, "progress", "done_samples", "stops_after", *CLOCK)
+        pipe.time()
+        _, partial, (progress, finished, stops_after, *clock), now = pipe.execute()
         if progress is None:
             return
         parts = [json.loads(value) for value in partial]
@@ -104,6 +109,8 @@ class Ledger(Leases):
         count = min(count, before.total) if before.total is not None else count
         rate = sum(part["per_second"] or 0.0 for part in parts) or None
         left = None if rate is None or before.total is None else (before.total - count) / rate
+        if left is not None and stops_after:
+            left = max(0.0, min(left, float(stops_after) - _spent(clock, now)))
         after = before.model_copy(update={"done": count, "per_second": rate, "eta_seconds": left})
         pipe = self.redis.pipeline(transaction=True)
         pipe.hset(key, "progress", after.model_dump_json())
@@ -133,6 +140,42 @@ class Ledger(Leases):
         if status == "canceled":
             self.store.settle(self.store.get(claim.job))
 
+    def conclude(self, claim: Claim, first: str, ended: EndedEarly) -> bool:
+        """Leave out the units from `first` on, but for the last group, if none of them but the claimed one has begun.
+
+        The units before them are finished, and then the last group begins.
+
+        Returns:
+            False if another of them has begun, or is done: then nothing was changed.
+
+        Raises:
+            LostLease: if the claim is not the current one; nothing was changed.
+        """
+        status = self._conclude(**_named(claim), first=first, at=at(), ended_early=ended.model_dump_json())
+        if status == "lost":
+            raise LostLease(f"{claim.job} unit {claim.unit}: another attempt works on it; this one leaves nothing out")
+        if status == "canceled":
+            self.store.settle(self.store.get(claim.job))
+        return bool(status != "begun")
+
+    def ended_early(self, identifier: str) -> EndedEarly | None:
+        """The reason why a job makes less than it planned; None where it makes all."""
+        text = cast("bytes | None", self.redis.hget(job_key(identifier), "ended_early"))
+        return None if text is None else EndedEarly.model_validate_json(text)
+
+    def pace(self, identifier: str) -> tuple[float, int]:
+        """The seconds that a job has run, without what it waited or was paused, and the images or epochs done so far.
+
+        Since it was accepted, or retried on request, which keeps what was done before.
+        """
+        key = job_key(identifier)
+        pipe = self.redis.pipeline(transaction=True)
+        pipe.hmget(key, "done_samples", *CLOCK)
+        pipe.hvals(f"{key}:partial")
+        pipe.time()
+        (finished, *clock), partial, now = pipe.execute()
+        return _spent(clock, now), int(finished or 0) + sum(json.loads(value)["done"] for value in partial)
+
     def payloads(self, identifier: str) -> dict[str, bytes]:
         """Payloads of the units that are done, as they were written."""
         found = cast("dict[bytes, bytes]", self.redis.hgetall(f"{job_key(identifier)}:done"))
@@ -142,15 +185,21 @@ class Ledger(Leases):
         """The payload of one unit; None where it is not done."""
         return cast("bytes | None", self.redis.hget(f"{job_key(identifier)}:done", unit))
 
-    def complete(self, claim: Claim, result: dict[str, str]) -> None:
+    def complete(self, claim: Claim, result: dict[str, Any], *, total: int | None = None) -> None:
         """End a job as succeeded; runs that were blocked on its dataset are queued in the same step.
+
+        Args:
+            claim: the last unit.
+            result: what it made.
+            total: images or epochs that were done, where not all were that were planned.
 
         Raises:
             LostLease: if the claim is not the current one.
         """
         progress = self.store.get(claim.job).progress
+        total = progress.total if total is None else total
         full = progress.model_copy(
-            update={"done": progress.total if progress.total is not None else progress.done, "eta_seconds": 0.0}
+            update={"done": progress.done if total is None else total, "total": total, "eta_seconds": 0.0}
         )
         self._step(claim.job, "succeeded", {"result": json.dumps(result), "progress": full.model_dump_json()}, claim)
         self.store.settle(self.store.get(claim.job))
@@ -212,16 +261,16 @@ class Ledger(Leases):
 
     def _end_late(self) -> None:
         """Fail jobs that have run for longer than they may."""
-        seconds, microseconds = self.redis.time()
+        now = self.redis.time()
         indexes = [self.redis.zrange(job_index(kind, "running"), 0, -1) for kind in QUEUES]
         running = [identifier for found in cast("list[list[bytes]]", indexes) for identifier in found]
         pipe = self.redis.pipeline(transaction=False)
         for identifier in running:
-            pipe.hmget(job_key(identifier.decode()), "timeout", "ran", "running_since")
+            pipe.hmget(job_key(identifier.decode()), "timeout", *CLOCK)
         for identifier, (timeout, ran, since) in zip(running, pipe.execute() if running else [], strict=True):
             if not timeout or since is None:
                 continue
-            spent = float(ran or 0) + seconds + microseconds / 1e6 - float(since)
+            spent = _spent([ran, since], now)
             if spent > float(timeout):
                 message = f"it ran for {spent:.0f} s, longer than the {float(timeout):g} s of its timeout_seconds"
                 with suppress(Conflict):  # it has ended meanwhile
@@ -286,6 +335,13 @@ class Ledger(Leases):
         _require_held(identifier, claim, outcome)
         if outcome == "refused":
             raise Conflict(f"{identifier} is {details[0]} and cannot become {target}")
+
+
+def _spent(clock: Sequence[bytes | None], now: tuple[int, int]) -> float:
+    """The seconds that a job has run, of its `CLOCK` and Redis' time."""
+    ran, since = clock
+    seconds, microseconds = now
+    return float(ran or 0) + (0.0 if since is None else max(0.0, seconds + microseconds / 1e6 - float(since)))
 
 
 def _require_held(identifier: str, claim: Claim | None, outcome: str) -> None:

@@ -86,7 +86,9 @@ class Job(BaseModel):
     """The spec as the JSON object that was stored, perhaps by another version of dearkd."""
     progress: Progress
     metrics: dict[str, Any] = Field(default_factory=dict)
-    result: dict[str, str] | None = None
+    result: dict[str, Any] | None = None
+    """The id of what it made, as `dataset` or `model`. Of a synthesis job with a budget also `forecast`, and
+    `ended_early` where it made fewer images than it had planned: `reason`, `planned`, `made` and `detail`."""
     error: JobError | None = None
     """The reason why it failed or, where it is `queued` and has a `retry_at`, why its last try did."""
     retry_at: datetime | None = None
@@ -187,6 +189,16 @@ def live_key(job: str) -> str:
 def model_of(job: str) -> str:
     """The id of the model that a training run makes."""
     return sibling(job, "mdl")
+
+
+def planned_of(job: Job) -> int | None:
+    """Images or epochs that a job is to make, also where it has ended with fewer; None where nobody knows."""
+    if job.kind == "training":
+        return job.progress.total
+    try:
+        return job.synthesis_spec.num_samples
+    except ValidationError:
+        return job.progress.total
 
 
 def units_of(job: Job) -> list[list[str]]:

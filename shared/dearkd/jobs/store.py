@@ -17,7 +17,7 @@ from dearkd.errors import Conflict, DearKDError, NotFound, Unavailable
 from dearkd.identifiers import new_id
 from dearkd.jobs.admission import refusal, retry_refusal
 from dearkd.jobs.deliveries import webhook_field
-from dearkd.jobs.model import Job, Progress, dataset_of, kind_of, now, units_of
+from dearkd.jobs.model import Job, Progress, dataset_of, kind_of, now, planned_of, units_of
 from dearkd.jobs.queue import QUEUES, wake
 from dearkd.jobs.records import at
 from dearkd.jobs.references import reads
@@ -234,7 +234,9 @@ class JobStore(Settlement):
             # Before the record says so: without `final.json` nothing of the job can be cleaned away.
             self.storage.delete(final_key(identifier))
             step |= {"at": at(), "gone": sorted(gone), "done_samples": sum(kept.values())}
-            fresh = Progress(total=job.progress.total, unit=job.progress.unit)
+            fresh = Progress(total=planned_of(job), unit=job.progress.unit)
+            if from_beginning:
+                step["groups"] = units_of(job)
             outcome, *details = self._woken(self._start_again, job, step | {"progress": fresh.model_dump_json()})
             if outcome != "ok":  # somebody else was faster
                 self.settle(self.get(identifier))
@@ -285,6 +287,7 @@ class JobStore(Settlement):
     ) -> Job:
         """Write the record; the one of a `new` job that is there already is its own, of which the answer was lost."""
         priority = str(job.spec["priority"])
+        minutes = (job.spec.get("budget") or {}).get("minutes")
         fields = {
             "attempt": str(job.attempt),
             "spec": json.dumps(job.spec),
@@ -294,6 +297,7 @@ class JobStore(Settlement):
             "rank": str(RANKS[priority]),
             "parallelism": str(job.spec.get("parallelism", 1)),
             "timeout": str(job.spec.get("timeout_seconds") or ""),
+            "stops_after": str(60 * minutes) if minutes else "",
             "max_retries": str(job.spec.get("max_retries") or 0),
         } | more
         if job.traceparent is not None:
@@ -334,6 +338,9 @@ class JobStore(Settlement):
         sizes = {stored.key: stored.size for stored in self.storage.objects(prefix)}
         for unit, payload in marked.items():
             made = json.loads(payload)
+            if "name" not in made:  # it left no file
+                kept[unit.decode()] = 0
+                continue
             key = f"{prefix}/{made['name']}"
             if sizes.get(key) == made["bytes"]:
                 kept[unit.decode()] = made.get("samples", 0)

@@ -8,7 +8,10 @@ from pydantic import BeforeValidator, Field
 from dearkd.choices import PresetName
 from dearkd.errors import FieldError, InvalidInput
 from dearkd.specs.base import FIRST_ERROR, MAX_RETRIES, Labels, Limits, Name, Precision, Priority, Spec
+from dearkd.specs.budget import BudgetSpec
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
+from dearkd.specs.forecasting import forecast_rounds, groups_with_forecasts
+from dearkd.specs.rounds import Rounds
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.terms import with_plugged_in
 from dearkd.specs.webhook import WebhookSpec
@@ -124,6 +127,11 @@ class SynthesisSpec(Spec):
     each phase and batch size. Needs a C++ compiler where the job runs; on a GPU, Triton and a C compiler."""
     shard_samples: int = Field(ge=1)
     """The default holds whole class groups, or an even share of one where it can (`cuts`)."""
+    rounds: int = Field(default=1, ge=1)
+    """The images are made in so many rounds, one after the other, of equally many images of each class (to within one);
+    no shard holds images of two. A job that may end early makes several."""
+    budget: BudgetSpec | None = None
+    """The most that the job may cost, of which images, iterations and rounds followed; null: settings alone say."""
     image_format: Literal["png", "webp", "jpeg"] = "png"
     store_logits: bool = False
     """True if the teacher's logits of its stored pixels are saved with each sample (`.logits.npy`, half precision)."""
@@ -169,17 +177,47 @@ class SynthesisSpec(Spec):
 
     @property
     def num_shards(self) -> int:
-        return -(-self.num_samples // self.shard_samples)
+        return self.cut_in_rounds.shards_before(self.rounds)
+
+    @property
+    def cut_in_rounds(self) -> Rounds:
+        return Rounds(
+            count=self.rounds,
+            classes=len(self.classes),
+            images_per_class=self.images_per_class,
+            classes_per_batch=self.classes_per_batch,
+            shard_samples=self.shard_samples,
+        )
+
+    @property
+    def may_end_early(self) -> bool:
+        """Tell whether the job may end behind any complete round."""
+        return self.rounds > 1 and self.budget is not None and self.budget.ends_early
+
+    @property
+    def forecasts(self) -> list[int]:
+        """The numbers of rounds after which a forecast is made; none without a budget."""
+        cut = self.rounds, self.cut_in_rounds.samples_before(1), self.iterations
+        return [] if self.budget is None else forecast_rounds(*cut)
+
+    @property
+    def least_samples(self) -> int:
+        """The samples that are made at least: those of the first round where the job may end early, else all."""
+        return self.cut_in_rounds.samples_before(1) if self.may_end_early else self.num_samples
 
     def shard_lengths(self) -> list[int]:
-        """Samples of each shard; only the last may be short."""
-        full, rest = divmod(self.num_samples, self.shard_samples)
-        return [self.shard_samples] * full + ([rest] if rest else [])
+        """Samples of each shard; only the last of a round may be short."""
+        return [len(self.cut_in_rounds.samples_of(shard)) for shard in range(self.num_shards)]
+
+    @property
+    def iterations(self) -> int:
+        """Steps of an image, over all phases."""
+        return sum(phase.iterations for phase in self.phases)
 
     @property
     def teacher_passes(self) -> int:
         """Forward and backward passes of single images through the teacher, over the whole job, whatever their size."""
-        return self.num_samples * sum(phase.iterations for phase in self.phases)
+        return self.num_samples * self.iterations
 
     @property
     def student_shards(self) -> range:
@@ -196,11 +234,15 @@ class SynthesisSpec(Spec):
         """Names of the job's units of work, in groups of which each begins when the one before it is done.
 
         The shards (`"0"`, `"1"`, …), and then `"finish"`, which writes the manifest. Where a student is trained, the
-        shards that it is trained on come first, then `"student"`, then the other shards.
+        shards that it learns from come first, then `"student"`. Behind 2, 4, … rounds of shards there may be
+        `"forecast-2"`, `"forecast-4"`, …
         """
         shards, first = range(self.num_shards), self.student_shards
-        groups = [first, ["student"], [shard for shard in shards if shard not in first]] if first else [shards]
-        return [[str(unit) for unit in group] for group in [*groups, ["finish"]]]
+        if first:
+            rest = [shard for shard in shards if shard not in first]
+            return [[*map(str, first)], ["student"], [*map(str, rest)], ["finish"]]
+        ends = {number: self.cut_in_rounds.shards_before(number) for number in self.forecasts}
+        return [*groups_with_forecasts(len(shards), ends), ["finish"]]
 
     def competes(self, shard: int) -> bool:
         """Tell whether the adaptive term takes part in a shard."""
@@ -254,7 +296,13 @@ class SynthesisSpec(Spec):
                 refuse(
                     f"/phases/{i}/resolution", f"{phase.resolution} is below the phase before: resolutions only grow"
                 )
-        iterations = sum(phase.iterations for phase in self.phases)
+        if (passes := self.budget and self.budget.teacher_passes) and passes < self.teacher_passes:
+            refuse(
+                "/budget/teacher_passes",
+                f"{passes}, but images_per_class and phases take {self.teacher_passes}: "
+                "leave them out, and they follow from the budget, or leave out the budget",
+            )
+        iterations = self.iterations
         if iterations > limits.max_iterations:
             refuse("/phases", f"{iterations} iterations in all; this server allows {limits.max_iterations}")
         if self.jitter >= min(phase.input_size for phase in self.phases):
@@ -290,7 +338,14 @@ class SynthesisSpec(Spec):
                 "classes_per_batch and images_per_class to 2 or more and leave out shard_samples",
             )
         trains = self.weights.adaptive > 0 and self.adaptive_student is None
-        if trains and self.num_shards < 2:
+        if trains and self.rounds > 1:
+            refuse(
+                "/budget" if self.budget else "/rounds",
+                "weights.adaptive is above 0, and the student that it needs is trained on some of all shards, whose "
+                "number several rounds leave open: name an adaptive_student, set the weight to 0, or give a budget of "
+                "teacher_passes",
+            )
+        elif trains and self.num_shards < 2:
             refuse(
                 "/weights/adaptive",
                 f"{self.weights.adaptive}, but there is one shard, and the student that it needs is trained on the "
@@ -338,4 +393,8 @@ class SynthesisSpec(Spec):
 
     def has_lone_batch(self) -> bool:
         """Tell whether some batch has no two images of a class, and none of its classes had images before it."""
-        return thinnest_batch(**self.cut(), shard_samples=self.shard_samples) <= 1
+        cut = self.cut_in_rounds
+        return any(
+            thinnest_batch(**self.cut() | {"images_per_class": size}, shard_samples=cut.shard_length(size)) <= 1
+            for size in cut.sizes()
+        )

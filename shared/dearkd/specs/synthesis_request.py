@@ -5,12 +5,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from dearkd.errors import InvalidInput
 from dearkd.specs.base import FIRST_ERROR, Limits, Spec, fields_of, overlay
+from dearkd.specs.budget import BudgetSpec, planned_images, settings_within
 from dearkd.specs.cuts import MAX_SHARD_BYTES, default_shard_samples, sample_bytes
 from dearkd.specs.presets import PRESETS
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.webhook import WebhookRequest
+
+MOST_ROUNDS = 1000
+"""Rounds into which the images of a budget of time are cut at the most [R]."""
 
 
 @fields_of(Phase, required={"resolution", "iterations"}, nullable={"input_size"})
@@ -29,6 +34,8 @@ class SynthesisRequest(Spec):
     """Id of the model that the adaptive term competes with; by default a small CNN is trained for it on the way."""
     webhook: WebhookRequest | None = None
     """Whom the job tells of its steps."""
+    budget: BudgetSpec | None = None
+    """The most that the job may cost, in place of `phases`: images, iterations and rounds follow from it."""
     phases: Annotated[list[PhaseRequest], FIRST_ERROR] = Field(default_factory=list, min_length=1, max_length=16)
 
     def complete(
@@ -44,6 +51,7 @@ class SynthesisRequest(Spec):
         Raises:
             InvalidInput: with a pointer for every rule that the fields break together, or with the teacher.
         """
+        limits = limits or Limits()
         preset = PRESETS[self.preset or "auto"](teacher).model_dump()
         for phase in preset["phases"]:
             if phase["input_size"] in refused_input_sizes:
@@ -52,13 +60,52 @@ class SynthesisRequest(Spec):
         given = {name: value for name, value in asked.items() if value is not None or name not in ("preset", "classes")}
         for phase in given.get("phases", []):
             phase["input_size"] = phase.get("input_size") or teacher.image_size
-        spec = _fit(SynthesisSpec.check(overlay(preset, given)), given, teacher)
-        spec.check_against(teacher, limits or Limits(), refused_input_sizes)
+        if self.budget is not None:
+            preset |= _within(self.budget, preset, given, limits)
+        spec = SynthesisSpec.check(overlay(preset, given))
+        if spec.rounds > spec.images_per_class:  # before the arithmetic, which cannot cut into rounds of nothing
+            raise InvalidInput.at(
+                "/rounds",
+                f"{spec.rounds}, but each makes an image of each class, and images_per_class is "
+                f"{spec.images_per_class}: set at most that",
+            )
+        share = preset["batch_size"] // preset["classes_per_batch"]
+        spec = _fit(spec, given, teacher, share, limits)
+        spec.check_against(teacher, limits, refused_input_sizes)
         return spec
 
 
-def _fit(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) -> SynthesisSpec:
-    """Bend those defaults that were not asked for to those fields that were, so that every default works."""
+def _within(budget: BudgetSpec, preset: Mapping[str, Any], given: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """Find those settings of a preset that a budget changes.
+
+    Raises:
+        InvalidInput: at `/budget`, beside iterations of one's own. A complete spec, as a dry run answers it, has both.
+    """
+    if all(name in given for name, field in SynthesisSpec.model_fields.items() if field.is_required()):
+        return {}
+    if "phases" in given:
+        raise InvalidInput.at(
+            "/budget",
+            "it chooses the iterations, and phases says them too: leave out phases, or leave out the budget and say "
+            "images_per_class",
+        )
+    if budget.teacher_passes is None:
+        return {}
+    return settings_within(budget.teacher_passes, preset, given, limits)
+
+
+def _fit(
+    spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec, share: int, limits: Limits
+) -> SynthesisSpec:
+    """Bend those defaults that were not asked for to those fields that were, so that every default works.
+
+    Args:
+        spec: the preset's, with what was asked for.
+        given: what was asked for.
+        teacher: whose images are made.
+        share: images of each class in a full batch of the preset.
+        limits: the operator's.
+    """
     batch, groups, classes = spec.batch_size, spec.classes_per_batch, len(spec.classes)
     if "classes_per_batch" not in given:
         groups = max(
@@ -67,6 +114,8 @@ def _fit(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) ->
     if "batch_size" not in given:
         batch = groups * max(1, min(batch // groups, spec.images_per_class))
     spec = spec.model_copy(update={"batch_size": batch, "classes_per_batch": groups})
+    if spec.budget is not None:
+        spec = spec.model_copy(update=_rounds(spec, given, max(share, batch // groups), limits))
     spec = spec.model_copy(update=_shards(spec, given, teacher))
     changed: dict[str, Any] = {}
     if "boundary" not in given.get("weights", ()) and spec.has_lone_batch():
@@ -83,13 +132,32 @@ def _fit(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) ->
     return spec.model_copy(update=changed)
 
 
+def _rounds(spec: SynthesisSpec, given: Mapping[str, Any], share: int, limits: Limits) -> dict[str, int]:
+    """Cut a budget's images into rounds of a full batch of each class group, as small as batches allow [R].
+
+    So a job ends close to its time, and forecasts come early; a thousandth of all images is close enough. For minutes
+    more images are planned than may fit. A job that trains a student on some of all shards has one round.
+    """
+    assert spec.budget is not None
+    images = spec.images_per_class
+    if spec.weights.adaptive > 0 and spec.adaptive_student is None and spec.budget.minutes is None:
+        return {}
+    if spec.budget.minutes is not None and "images_per_class" not in given:
+        images = planned_images(images, share, len(spec.classes), limits)
+    return {"images_per_class": images, "rounds": given.get("rounds", min(MOST_ROUNDS, max(1, images // share)))}
+
+
 def _shards(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec) -> dict[str, int]:
     """Choose the shards' size; if a student is trained on some, others are left for it to compete in [R]."""
     shard, samples = spec.shard_samples, spec.num_samples
     fits = max(1, MAX_SHARD_BYTES // sample_bytes(teacher, logits=spec.store_logits))
     trains = spec.weights.adaptive > 0 and spec.adaptive_student is None
     if "shard_samples" not in given:
-        shard = default_shard_samples(min(max(shard, spec.batch_size), fits), fits, **spec.cut())
+        images = max(spec.cut_in_rounds.sizes())
+        cut = spec.cut() | {"images_per_class": images}
+        shard = default_shard_samples(min(max(shard, spec.batch_size), fits), fits, **cut)
+        if spec.rounds > 1:
+            shard = min(shard, images * len(spec.classes))
         if trains and shard >= samples:
             half, groups = (samples + 1) // 2, spec.cut()["classes_per_batch"]
             whole = -(-half // groups) * groups

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -298,6 +299,66 @@ def test_a_dry_run_says_what_comes_out_and_how_long_it_takes_here(run: Run, api:
     assert run("synth", "tch-1", "--dry-run").out == unknown.replace(
         "not known: nothing like it has run here yet", f"about {minutes}:{seconds:02}, at the rate of syn-3"
     )
+
+
+def test_a_dry_run_within_minutes_says_how_many_images_fit_into_them(run: Run, api: StandInApi) -> None:
+    api.answer("GET /v1/teachers/tch-1", a_teacher("tch-1", name="shoes"))
+    spec = synthesis_spec(teacher="tch-1", budget={"minutes": 2})
+    plan = PLAN | {
+        "spec": spec.model_dump(mode="json"),
+        "images": 20_000,
+        "least_images": 200,
+        "forecasts": [400, 800, 1600],
+        "teacher_passes": 4_000_000,
+    }
+    api.answer("POST /v1/synthesis-jobs", plan)
+    times = {"started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:50Z"}
+    result = {"dataset": "ds-3", "ended_early": {"reason": "budget", "planned": 20_000, "made": 400, "detail": "x"}}
+    done = a_job("syn-3", "succeeded", spec=spec.model_dump(mode="json"), result=result, **times)
+    api.answer("GET /v1/synthesis-jobs", {"data": [done], "has_more": False})
+    told = run("synth", "tch-1", "--budget", "2m", "--dry-run").out
+    assert "at most 20,000: 2,000 of each of 10 classes" in told
+    assert "2:00, in rounds of 200 images" in told
+    assert "forecast after 400, 800, 1,600 images" in told
+    assert "about 800 images in it, at the rate of syn-3" in told, "400 in 50 s are 960 in 120 s: four rounds"
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("2M-passes", {"teacher_passes": 2_000_000}),
+        ("0.5k-passes", {"teacher_passes": 500}),
+        ("123-passes", {"teacher_passes": 123}),
+        ("30m", {"minutes": 30.0}),
+        ("2h", {"minutes": 120.0}),
+        ("90s", {"minutes": 1.5}),
+    ],
+)
+def test_a_budget_takes_the_place_of_that_of_the_file(
+    run: Run, api: StandInApi, tmp_path: Path, text: str, budget: dict[str, Any]
+) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text('{"budget": {"minutes": 7, "teacher_passes": 7}, "seed": 3}')
+    api.answer("POST /v1/synthesis-jobs", a_job("syn-1", "queued"), status=202)
+    assert run("synth", "tch-1", "--spec", spec, "--budget", text).code == 0
+    assert json.loads(api.requests[0].body) == {"teacher": "tch-1", "seed": 3, "budget": budget}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "30", "30-minutes", "-passes", "0-passes", "1.5-passes", "nan-passes", "-3m", "1e999h"]
+)
+def test_what_is_no_budget_is_wrong_usage(run: Run, api: StandInApi, text: str) -> None:
+    outcome = run("synth", "tch-1", f"--budget={text}")
+    assert outcome.code == 2
+    assert api.requests == []
+
+
+def test_a_job_that_ended_early_says_why(run: Run, api: StandInApi) -> None:
+    result = {"dataset": "ds-1", "ended_early": {"reason": "budget", "planned": 30, "made": 10, "detail": "time is up"}}
+    api.answer("GET /v1/synthesis-jobs/syn-1", a_job("syn-1", "succeeded", result=result))
+    outcome = run("watch", "syn-1")
+    assert (outcome.code, outcome.out) == (0, "syn-1 succeeded: dataset ds-1\n")
+    assert "it ended early: time is up" in outcome.err
 
 
 def test_a_dry_run_of_training_says_its_steps_and_time(run: Run, api: StandInApi) -> None:

@@ -8,6 +8,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 from dearkd.errors import Conflict, LostLease
 from dearkd.jobs.ledger import Claim, Ledger
 from dearkd.jobs.model import TERMINAL, TRANSITIONS, JobError
+from dearkd.specs.budget import EndedEarly
 from dearkd.work.worker import open_ledger
 from tests.support.ledger_steps import ADAPTIVE, expire_all, let_retries_begin, mark, synthesis
 from tests.support.specs import training_spec
@@ -221,7 +222,30 @@ class StudentMachine(JobMachine):
         self.status = "running"
 
 
-@pytest.mark.parametrize("machine", [JobMachine, StudentMachine])
+class ConcludedMachine(JobMachine):
+    """The same of a job of which the rest may be left out at any claim of a shard but the first."""
+
+    @precondition(lambda self: any(unit not in ("0", "finish") for unit in self.held))
+    @rule(data=st.data())
+    def conclude(self, data: st.DataObject) -> None:
+        first = data.draw(st.sampled_from(sorted(unit for unit in self.held if unit not in ("0", "finish"))))
+        ended = EndedEarly(reason="budget", planned=10 * SHARDS, made=10 * int(first), detail="x")
+        rest = {str(index) for index in range(int(first), SHARDS)}
+        begun = rest & (self.done | self.held.keys())
+        concluded = self.ledger.conclude(self.held[first], first, ended)
+        assert concluded == (begun == {first})
+        if concluded:
+            del self.held[first]
+            self.units = int(first)
+            assert self.ledger.ended_early(self.job) == ended
+
+    @invariant()
+    def leaves_out_nothing_that_is_done(self) -> None:
+        assert len(self.done) <= self.units
+        assert self.done | (self.held.keys() - {"finish"}) <= {str(index) for index in range(self.units)}
+
+
+@pytest.mark.parametrize("machine", [JobMachine, StudentMachine, ConcludedMachine])
 def test_no_sequence_of_steps_breaks_a_job(settings: object, machine: type[JobMachine]) -> None:
     machine.ledger = open_ledger(settings)  # the fixture's type is Settings
     machine.TestCase.settings = _HYPOTHESIS

@@ -7,9 +7,9 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dearkd.cli.fields import parse_time
 from dearkd.errors import InvalidInput
 from dearkd_distill.budget import LEAST_EPOCHS, SHARE, fit, fit_epochs
-from dearkd_distill.command import parse_time
 
 seconds = st.floats(1e-4, 10.0)
 
@@ -53,10 +53,10 @@ def test_epochs_on_images_that_are_there_fit_too(budget: float, epochs: int) -> 
     ("text", "wanted"), [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1.5d", 129600), ("0.5m", 30)]
 )
 def test_times_are_read(text: str, wanted: float) -> None:
-    assert parse_time(text) == wanted
+    assert parse_time(text, "--budget") == wanted
 
 
 @pytest.mark.parametrize("text", ["", "m", "-5m", "0", "soon", "nan", "inf", "1e999h", "3 weeks"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="30m"):
-        parse_time(text)
+        parse_time(text, "--budget")

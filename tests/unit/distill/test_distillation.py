@@ -273,8 +273,9 @@ def test_another_distillation_or_a_full_folder_is_left_alone(run: Run, tmp_path:
         (nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)), {}, "BatchNorm"),
         (None, {"synthesis": {"sed": 1}}, "did you mean 'seed'"),
         (None, {"image_size": 4}, "image_size"),
+        (None, {"synthesis": {"budget": {"minutes": 5}}}, "nothing ends the synthesis early here"),
     ],
-    ids=["no CNN", "no file", "no BatchNorm", "misspelt", "too small"],
+    ids=["no CNN", "no file", "no BatchNorm", "misspelt", "too small", "minutes"],
 )
 def test_what_cannot_be_is_refused(run: Run, teacher: Any, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):

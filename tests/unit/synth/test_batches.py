@@ -20,11 +20,13 @@ TEACHER = TeacherSpec(
 def specs(draw: st.DrawFn) -> SynthesisSpec:
     classes = draw(st.lists(st.integers(0, 39), min_size=1, max_size=12, unique=True))
     classes_per_batch = draw(st.integers(1, len(classes)))
+    images_per_class = draw(st.integers(1, 20))
     return SynthesisSpec.resolve(
         {
             "teacher": "t",
             "classes": classes,
-            "images_per_class": draw(st.integers(1, 20)),
+            "images_per_class": images_per_class,
+            "rounds": draw(st.integers(1, images_per_class)),
             "classes_per_batch": classes_per_batch,
             "batch_size": classes_per_batch * draw(st.integers(1, 8)),
             "shard_samples": draw(st.integers(1, 60)),

@@ -87,7 +87,7 @@ them. No image of its training data was used. The images carry what the teacher 
 {TIMELAPSE if timelapse else ""}
 - Teacher: {markdown_code(teacher.name)} (`{teacher.architecture}`, weights sha256 `{teacher.sha256}`)
 - Method: {_method(dataset.spec or {})}
-- Job: `{dataset.job}`, seed {dataset.seed}
+- Job: `{dataset.job}`, seed {dataset.seed}{_ended(dataset)}
 
 | quality, by the teacher's own judgement of the stored pixels | |
 |---|---|
@@ -115,6 +115,10 @@ def _features(dataset: DatasetManifest) -> str:
     suffix = SUFFIXES[spec.get("image_format", "png")].removeprefix(".")
     logits = f"  - name: {LOGITS}\n    list: float16\n" if spec.get("store_logits") else ""
     return features_yaml(suffix, LABEL, dataset.class_names) + FIELDS + logits
+
+
+def _ended(dataset: DatasetManifest) -> str:
+    return f"; it ended early: {dataset.ended_early.detail}" if dataset.ended_early else ""
 
 
 def _method(spec: Mapping[str, Any]) -> str:

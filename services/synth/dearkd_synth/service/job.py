@@ -1,8 +1,10 @@
 """The service around the synthesis: turns a job's unit into a call of the library, and its result into a stored shard.
 
 Unit `"3"` makes shard 3: images, tar on local disk, verified, uploaded with `create`, marked. Unit `"student"` trains
-the student that a job's other shards compete with, if it trains one (`student_unit`). Unit `"finish"` opens when all
-others are done and writes the files that make a folder of shards a dataset, the manifest last.
+the student that a job's other shards compete with, if it trains one (`student_unit`), and `"forecast-2"` foretells what
+more images bring (`forecast_unit`). A job with a budget may leave out its last rounds of shards (`early_end`). Unit
+`"finish"` opens when all others are done and writes the files that make a folder of shards a dataset, the manifest
+last.
 """
 
 import logging
@@ -13,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -41,7 +44,9 @@ from dearkd_synth.engine.compilation import compiled_by
 from dearkd_synth.engine.determinism import CUBLAS_WORKSPACE, rounding
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.quality import merge_quality, shard_quality
+from dearkd_synth.service import forecast_unit
 from dearkd_synth.service.card import dataset_card
+from dearkd_synth.service.early_end import delete_left_out, is_wanted, note_end
 from dearkd_synth.service.live import LivePreviews
 from dearkd_synth.service.preview import compose_preview, write_strip
 from dearkd_synth.service.stored_student import load_student
@@ -73,6 +78,8 @@ class ShardMaker:
         self._inversion: DeepInversion | None = None
         self._made_for: tuple[str, bool] | None = None
         """The job, and True if the student that it trains itself takes part."""
+        self._foretold: dict[str, Any] = {}
+        """The forecast that a job with a budget has when a shard begins, as a metric."""
         self._attempt: Attempt | None = None
         self._began = 0.0
         self._images = 0
@@ -97,7 +104,9 @@ class ShardMaker:
             finish(attempt, spec, teacher)
         elif attempt.unit == UNIT:
             self._train_student(attempt, spec, teacher)
-        else:
+        elif attempt.unit.startswith(forecast_unit.UNIT):
+            self._forecast(attempt, spec, teacher)
+        elif is_wanted(attempt, spec, int(attempt.unit)):
             self._make_shard(attempt, spec, teacher, int(attempt.unit))
 
     def _make_shard(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, index: int) -> None:
@@ -153,6 +162,11 @@ class ShardMaker:
         attempt.stop_reporting()
         attempt.publish(lambda: attempt.ledger.done(attempt.claim, student))
 
+    def _forecast(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
+        found = forecast_unit.make_forecast(attempt, spec, teacher, self._load_teacher(attempt, teacher))
+        attempt.stop_reporting()
+        attempt.publish(lambda: attempt.ledger.done(attempt.claim, found))
+
     def _load_teacher(self, attempt: Attempt, teacher: Teacher) -> nn.Module:
         with tracing.span("load teacher"):
             weights = fetch_weights(attempt.storage, teacher, attempt.cache)
@@ -179,6 +193,8 @@ class ShardMaker:
                 on_step=self._on_step,
             )
             self._made_for = made_for
+        found = forecast_unit.latest_forecast(attempt, spec)
+        self._foretold = {} if found is None else {"forecast": forecast_unit.shown(found)}
         self._attempt, self._began, self._images = attempt, time.monotonic(), 0
         self._timelapse = Timelapse(teacher) if index == 0 else None
         invert = tracing.span("invert shard", {"dearkd.images": len(shard_samples(spec, index))})
@@ -202,6 +218,7 @@ class ShardMaker:
             self._images = int(images)
         metrics = {"shard": step.shard, "batch": step.batch, "iteration": step.iteration, **step.losses}
         metrics |= self._live.figures
+        metrics |= self._foretold
         self._attempt.progress(int(images), rate, metrics | ({"restarts": step.restarts} if step.restarts else {}))
 
     def _close(self) -> None:
@@ -269,7 +286,10 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     storage, job = attempt.storage, attempt.job
     identifier = dataset_of(job.id)
     payloads = attempt.ledger.payloads(job.id)
-    shards = [Shard.model_validate_json(payloads[str(i)]) for i in range(spec.num_shards)]
+    ended = attempt.ledger.ended_early(job.id)
+    rounds = spec.cut_in_rounds
+    count = spec.num_shards if ended is None else rounds.shards_before(rounds.of_sample(ended.made))
+    shards = [Shard.model_validate_json(payloads[str(i)]) for i in range(count)]
     for shard in shards:
         stored = storage.size(f"datasets/{identifier}/{shard.name}")
         if stored != shard.bytes:
@@ -283,12 +303,15 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     if UNIT in payloads:
         student = StoredFile.model_validate_json(payloads[UNIT])
         quality["adaptive_student"] = {"sha256": student.sha256, "trained_on_shards": [*spec.student_shards]}
+    foretold = forecast_unit.final_forecast(attempt, spec)
+    if foretold is not None:
+        quality["forecast"] = forecast_unit.shown(foretold)
     manifest = DatasetManifest(
         id=identifier,
         name=spec.name or job.id,
         created_at=now(),
         owner=job.owner,
-        num_samples=spec.num_samples,
+        num_samples=sum(shard.samples for shard in shards),
         num_classes=teacher.num_classes,
         image_size=teacher.image_size,
         in_chans=teacher.in_chans,
@@ -299,12 +322,16 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         teacher_sha256=teacher.sha256,
         spec=job.published_spec,
         quality=quality,
+        ended_early=ended,
         job=job.id,
         seed=spec.seed,
         made_with=shards[0].made_with if all(shard.made_with == shards[0].made_with for shard in shards) else None,
     )
     # An attempt that lost its lease must not change what lies beside a manifest.
     attempt.confirm()
+    if ended is not None:
+        delete_left_out(attempt, shards)
+    note_end(attempt, spec, ended)
     update_preview(attempt, spec, teacher)
     storage.put(f"datasets/{identifier}/_info.json", info_json(shards))
     timelapse = storage.exists(timelapse_key(job.id))
@@ -315,7 +342,10 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     except AlreadyExists:
         attempt.note("the manifest lies in storage already: another worker finished first")
     attempt.stop_reporting()
-    attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"dataset": identifier}))
+    result = {"dataset": identifier} | ({"ended_early": ended.model_dump()} if ended else {})
+    if foretold is not None:
+        result |= {"forecast": forecast_unit.shown(foretold)}
+    attempt.publish(lambda: attempt.ledger.complete(attempt.claim, result, total=manifest.num_samples))
 
 
 def update_preview(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, marked: int | None = None) -> None:

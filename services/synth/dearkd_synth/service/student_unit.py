@@ -41,7 +41,7 @@ def make_student(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, networ
     """
     if attempt.storage.exists(_key(attempt)):
         return _adopt(attempt, teacher)
-    images = _images(attempt, spec, teacher)
+    images = stored_images(attempt, teacher, spec.student_shards, max_images=MAX_IMAGES, max_bytes=MAX_BYTES)
     device = next(network.parameters()).device
 
     def on_step(done: int, loss: float) -> None:
@@ -89,11 +89,21 @@ def _adopt(attempt: Attempt, teacher: Teacher) -> StoredFile:
     return stored
 
 
-def _images(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> Tensor:
-    """Stored images (N, C, H, W), uint8, of the first shards, equally many of each class."""
+def stored_images(
+    attempt: Attempt, teacher: Teacher, made: Sequence[int], *, max_images: int, max_bytes: int
+) -> Tensor:
+    """Stored images (N, C, H, W), uint8, of these shards, equally many of each class of each.
+
+    Args:
+        attempt: the attempt at a unit behind these.
+        teacher: of the job.
+        made: indices of shards.
+        max_images: the most images.
+        max_bytes: the most bytes of them.
+    """
     shape = (teacher.in_chans, teacher.image_size, teacher.image_size)
-    max_images = max(1, min(MAX_IMAGES, MAX_BYTES // (shape[0] * shape[1] * shape[2])))
-    shards = evenly(spec.student_shards, max_images)
+    max_images = max(1, min(max_images, max_bytes // (shape[0] * shape[1] * shape[2])))
+    shards = evenly(made, max_images)
     each = max_images // len(shards)
     images, filled = torch.empty(max_images, *shape, dtype=torch.uint8), 0
     for index in shards:

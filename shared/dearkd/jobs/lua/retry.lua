@@ -1,6 +1,7 @@
 -- Start a job that failed or was canceled again, or with `only_ask` say whether that may be: what is in storage is
 -- looked at, or deleted, in between. args: id, at, attempt (that is known to have ended), from_beginning; and only to
--- start it: gone (units that were done, and are not there any more), done_samples, and from the beginning: progress.
+-- start it: gone (units that were done, and are not there any more), done_samples, and from the beginning: progress, and
+-- groups of units, of which it may have left some out.
 -- Returns {'ok', status} | {'under_way'} | {'refused', status} | {'changed'} | {'dead', awaited job, its status}.
 local id, k = args.id, key(args.id)
 if (redis.call('EXISTS', 'dearkd:starting-over:' .. id) == 1) ~= args.from_beginning then return {'under_way'} end
@@ -17,7 +18,8 @@ for _, unit in ipairs(args.gone) do redis.call('HDEL', k .. ':done', unit) end
 redis.call('HSET', k, 'done_samples', args.done_samples)
 if args.from_beginning then
   redis.call('DEL', k .. ':done', k .. ':rows')
-  redis.call('HDEL', k, 'metrics')
+  redis.call('HDEL', k, 'metrics', 'ended_early')
+  record_units(id, args.groups)
   redis.call('HSET', k, 'progress', args.progress)
   add_event(id, 'progress', args.progress)
 end
