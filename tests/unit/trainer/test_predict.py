@@ -147,6 +147,7 @@ def test_answers_are_those_of_student_and_teacher(
     assert f"{first['student'][0]['name']}" in said.out
     assert f"{first['student'][4]['probability']:.1%}" in said.out
     assert "TEACHER" not in said.out
+    assert "its teacher is left out: the model does not say which it was; --teacher ID" in said.err
     with pytest.raises(Conflict, match="not empty"):
         predict(model, digits[0], "--out", tmp_path / "out")
 

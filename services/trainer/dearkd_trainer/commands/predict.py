@@ -96,6 +96,7 @@ def _teacher(
     own = model.manifest.teacher if model.manifest is not None else None
     reference = asked or own
     if reference is None:
+        note("its teacher is left out: the model does not say which it was; --teacher ID names one that is registered")
         return None, None, None
     try:
         spec, weights = registered_teacher(reference, settings, cache)
