@@ -95,7 +95,10 @@ def test_while_redis_is_away_what_lies_in_storage_is_served(tmp_path: Path) -> N
         assert "redis" in ready.json()["detail"]
         teacher, dataset, model = put_teacher(api), put_dataset(api, tmp_path, images=1), put_model(api)
         for path in (
-            "/",
+            "/teachers",
+            "/datasets",
+            "/models",
+            f"/teachers/{teacher}",
             "/v1/teachers",
             f"/v1/teachers/{teacher}",
             "/v1/datasets",
@@ -106,6 +109,8 @@ def test_while_redis_is_away_what_lies_in_storage_is_served(tmp_path: Path) -> N
             f"/v1/models/{model}/files/config.json",
         ):
             assert api.http.get(path).status_code == 200, path
+        page = api.http.get("/", headers={"accept": "text/html"})
+        assert (page.status_code, "Redis" in page.text) == (503, True), page.text
         jobs = "/v1/synthesis-jobs"
         for answer in (
             api.http.get(jobs),

@@ -171,7 +171,7 @@ def test_the_server_without_its_extra_names_it(tmp_path: Path) -> None:
 
 
 def test_extras_are_read_from_the_package_with_what_they_include() -> None:
-    assert {"fastapi", "uvicorn", "python_multipart", "prometheus_client"} == modules_of("api")
+    assert {"fastapi", "jinja2", "uvicorn", "python_multipart", "prometheus_client"} == modules_of("api")
     assert modules_of("vision") < modules_of("synth") < modules_of("all")
     assert "httpx" in modules_of("")
 

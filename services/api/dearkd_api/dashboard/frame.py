@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
 import dearkd
+from dearkd.errors import Unavailable
 from dearkd_api.answer_headers import PAGE_HEADERS
 from dearkd_api.dashboard import figures
 from dearkd_api.page_paths import page_of
@@ -36,14 +37,22 @@ def show(
         status, headers: of the answer.
         context: the variables of the template.
     """
-    backend = request.app.state.backend
     context |= {
         "path": request.url.path,
         "here": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
         "identity": getattr(request.state, "identity", None),
-        "form_token": backend.sessions.form_token(request.cookies.get(COOKIE)),
+        "form_token": _form_token(request),
     }
     return bare(template, status=status, headers=headers, **context)
+
+
+def _form_token(request: Request) -> str:
+    """The token of a page's forms; none without Redis, where what lies in storage is shown and forms are refused."""
+    try:
+        token: str = request.app.state.backend.sessions.form_token(request.cookies.get(COOKIE))
+    except Unavailable:
+        return ""
+    return token
 
 
 def bare(template: str, *, status: int, headers: Mapping[str, str] | None = None, **context: Any) -> HTMLResponse:

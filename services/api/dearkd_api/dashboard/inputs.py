@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -42,13 +42,18 @@ class Input:
 
 
 def inputs(request: type[Spec], prefix: str = "") -> Iterator[Input]:
-    """The inputs of a request, those of the objects in it with a dot in their names."""
+    """The inputs of a request, those of the objects in it with a dot in their names.
+
+    The first of an object's inputs begins with what the object is for.
+    """
     for name, field in request.model_fields.items():
         if name in LEFT_OUT:
             continue
         inner = _plain(field.annotation)
         if isinstance(inner, type) and issubclass(inner, Spec):
-            yield from inputs(inner, f"{prefix}{name}.")
+            first, *rest = inputs(inner, f"{prefix}{name}.")
+            yield replace(first, help=f"{_help(field)} {first.help}".strip())
+            yield from rest
         else:
             yield _input(f"{prefix}{name}", inner, field)
 
@@ -86,12 +91,16 @@ def _input(name: str, kind: Any, field: FieldInfo) -> Input:
     return Input(
         name=name,
         kind=_kind(name, kind),
-        help=" ".join((field.description or "").split()),
+        help=_help(field),
         choices=tuple(str(one) for one in get_args(kind)) if get_origin(kind) is Literal else (),
         default=shown if isinstance(shown, str) else json.dumps(shown),
         bounds=", ".join(rules),
         required=field.is_required(),
     )
+
+
+def _help(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
 
 
 def _kind(name: str, kind: Any) -> Kind:
