@@ -25,6 +25,7 @@ from dearkd.specs.base import overlay
 from dearkd.storage.file_cache import is_copy
 from dearkd.storage.new_folder import require_new
 from dearkd.vision.devices import choose_device
+from dearkd.vision.sample_grid import sample_grid
 from dearkd.vision.shard_writer import write_samples
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teacher_statistics import NEVER_UPDATED, never_updated
@@ -34,7 +35,7 @@ from dearkd_distill.inputs import Teacher, open_teacher, pack_images
 from dearkd_distill.progress import progress_on
 from dearkd_synth import DeepInversion
 from dearkd_synth.inversion import Step
-from dearkd_synth.quality import merge_quality, sample_grid, shard_quality
+from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.watch import require_good, warnings
 from dearkd_trainer import DearKDTrainer, FrozenTeacher, Student, TrainingResult
 from dearkd_trainer.train.failures import LoaderLost

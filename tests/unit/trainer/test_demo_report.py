@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dearkd_synth.quality import sample_grid
+from dearkd.vision.sample_grid import sample_grid
 from dearkd_trainer.demo.report import side_by_side
 
 
