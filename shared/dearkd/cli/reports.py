@@ -66,10 +66,9 @@ def _of_api(client: Client, reference: str, out: Path | None) -> tuple[str, Path
     """The model's id, and the local copy of its report, which is verified."""
     from dearkd.cli.references import identifier_of
     from dearkd.errors import InvalidInput, NotFound
-    from dearkd.jobs.model import kind_of
 
     identifier = identifier_of(client, reference, "model", "job")
-    if kind_of(identifier) is not None:
+    if not identifier.startswith("mdl-"):
         job = client.get_job(identifier)
         made = (job.result or {}).get("model")
         if made is None:

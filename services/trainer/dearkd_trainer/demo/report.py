@@ -44,8 +44,8 @@ def sections(report: dict[str, Any], beside: Image.Image, losses: list[dict[str,
     return [
         Section(
             "A vision transformer from a CNN alone",
-            "The teacher's training images were not used after the teacher was trained. The student saw only images that "
-            "were optimised from noise, and is judged on 540 real digits that nothing before had touched.",
+            "The teacher's training images were not used after the teacher was trained. The student saw only images "
+            "that were optimised from noise, and is judged on 540 real digits that nothing before had touched.",
             table=_table(report),
         ),
         Section(

@@ -146,6 +146,7 @@ def _header(name: str, kind: str, accuracy: Mapping[str, float], evaluated_on: s
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["dearkd", kind.replace(" ", "-"), "knowledge-distillation", "image-classification"],
+        metrics=["accuracy"] if results else None,
         model_name=name if results else None,
         eval_results=results or None,
     )

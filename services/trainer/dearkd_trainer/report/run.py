@@ -45,12 +45,13 @@ def write_run_report(folder: Path, run: FinishedRun) -> None:
             from dearkd_trainer.evaluate.pictures import attention_distance_picture  # matplotlib, which no step needs
 
             (folder / ATTENTION).write_bytes(attention_distance_picture(recorded_distances(run.rows), run.heads))
-    grid = None
+    grid, has_samples = None, False
     with _dispensable(folder / SAMPLES):
         grid = training_grid(run)
         if run.about.synthetic:
             grid.save(folder / SAMPLES, "PNG")
-    (folder / CARD).write_text(_card(run, with_samples=(folder / SAMPLES).exists()), encoding="utf-8")
+            has_samples = True
+    (folder / CARD).write_text(_card(run, with_samples=has_samples), encoding="utf-8")
     with _dispensable(folder / REPORT):
         from dearkd_trainer.report.contents import run_page  # matplotlib again, and Jinja2
 
