@@ -14,6 +14,8 @@ class RunFacts(BaseModel):
     """The id by which the API will know the model; None for one that stays a folder."""
     run: str | None = None
     """The run's id, where it has one."""
+    dataset: str | None = None
+    """The id of the dataset, where the spec names the job that makes it; None: as the spec names it."""
     synthetic: bool | None = None
     """True if the training images were made from the teacher alone; None if that is not known."""
     data: dict[str, str] = Field(default_factory=dict)

@@ -220,7 +220,7 @@ def _data_about(run: FinishedRun) -> str:
 def _data(run: FinishedRun) -> list[tuple[str, str]]:
     quality = run.about.quality
     return [
-        ("dataset", shorten(run.spec.dataset)),
+        ("dataset", shorten(run.trained_on)),
         *((name, shorten(text, 200)) for name, text in run.about.data.items()),
         ("trained on", f"{len(run.trained):,} images of {len(np.unique(run.dataset.labels)):,} classes"),
         ("held out to choose the best epoch", f"{len(run.held_out):,} images"),

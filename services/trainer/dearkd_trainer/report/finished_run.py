@@ -45,6 +45,10 @@ class FinishedRun:
         return self.about.name or self.spec.name or "DearKD student"
 
     @property
+    def trained_on(self) -> str:
+        return self.about.dataset or self.spec.dataset
+
+    @property
     def names(self) -> list[str]:
         """A name for each class."""
         return self.task.class_names or [str(label) for label in range(self.task.num_classes)]

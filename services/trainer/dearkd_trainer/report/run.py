@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dearkd.names import markdown_code
 from dearkd.vision.sample_grid import draw_grid
 from dearkd_trainer.evaluate.attention import recorded_distances
 from dearkd_trainer.evaluate.report import ATTENTION, report_of, write_evaluation
@@ -82,7 +83,7 @@ def training_grid(run: FinishedRun) -> Image.Image:
 
 def _card(run: FinishedRun, *, with_samples: bool) -> str:
     found, spec, about = run.evaluation, run.spec, run.about
-    images = f"{len(run.trained):,}"
+    images, source = f"{len(run.trained):,}", markdown_code(run.trained_on)
     return run_card(
         run.name,
         run.published_spec,
@@ -91,9 +92,9 @@ def _card(run: FinishedRun, *, with_samples: bool) -> str:
         image_size=spec.student.image_size,
         in_chans=run.task.in_chans,
         num_classes=run.task.num_classes,
-        data=f"{images} synthetic images (`{spec.dataset}`), made from the teacher alone"
+        data=f"{images} synthetic images ({source}), made from the teacher alone"
         if about.synthetic
-        else f"{images} images of `{spec.dataset}`",
+        else f"{images} images of {source}",
         teacher=about.teacher.get("id") or (run.teacher.name if run.teacher else spec.teacher),
         accuracy={"top-1": found.top1, "top-5": found.top5} if found is not None else {},
         evaluated_on=run.evaluated_on if found is not None else None,

@@ -137,6 +137,7 @@ def facts_of(job: Job, dataset: DatasetManifest, teacher: Teacher | None) -> Run
         name=job.spec.get("name") or job.id,
         model=model_of(job.id),
         run=job.id,
+        dataset=dataset.id,
         synthetic=dataset.spec is not None,
         data=data,
         quality=quality,
