@@ -66,6 +66,7 @@ def _of_api(client: Client, reference: str, out: Path | None) -> tuple[str, Path
     """The model's id, and the local copy of its report, which is verified."""
     from dearkd.cli.references import identifier_of
     from dearkd.errors import InvalidInput, NotFound
+    from dearkd.storage.file_cache import verify_copy
 
     identifier = identifier_of(client, reference, "model", "job")
     if not identifier.startswith("mdl-"):
@@ -77,11 +78,18 @@ def _of_api(client: Client, reference: str, out: Path | None) -> tuple[str, Path
             raise InvalidInput(f"{identifier} ({job.kind}) is {job.status} and has no model: {remedy}")
         identifier = made
     model = client.get_model(identifier)
-    if REPORT not in [file.name for file in model.files]:
+    listed = next((file for file in model.files if file.name == REPORT), None)
+    if listed is None:
         raise NotFound(
             f"{identifier} has no {REPORT}: it was made by an older dearkd, or its worker's log says what failed; "
             "`dearkd evaluate MODEL DATASET --out DIR` measures it again"
         )
     path = out or Path(f"{identifier}.html")
-    client.download_model_file(identifier, REPORT, path, resume=False)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        client.download_model_file(identifier, REPORT, part, resume=False)
+        verify_copy(part, name=REPORT, sha256=listed.sha256, size=listed.bytes)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return identifier, path

@@ -15,6 +15,7 @@ LINES = 8
 """The colours for lines that the page's style has: `--line-1` to `--line-8`."""
 MOST_POINTS = 400
 """A line has no more points; of more every second one is left out, and so on."""
+MAGNITUDE = 20
 ROLES = {"--ink": "#010101", "--soft": "#020202", "--grid": "#030303", "--panel": "#040404"} | {
     f"--line-{number}": f"#0505{number:02x}" for number in range(1, LINES + 1)
 }
@@ -39,7 +40,7 @@ def line_chart(
         title: for who does not see it.
         lines: by name, the points of each.
         across, up: the axes' labels.
-        logarithmic: True for logarithms upwards, where all values are above 0.
+        logarithmic: True for logarithms upwards, where all values are above 0 and differ by more than `MAGNITUDE`.
         switch: where stage two begins.
         dots: single points, without a line.
     """
@@ -57,7 +58,8 @@ def line_chart(
             marker = "o" if len(points) < 40 else None
             colour = ROLES[f"--line-{number % LINES + 1}"]
             axes.plot(*zip(*points, strict=True), label=name, color=colour, linewidth=1.6, marker=marker, markersize=3)
-        if logarithmic and all(value > 0 for points in lines.values() for _, value in points):
+        values = [value for points in lines.values() for _, value in points]
+        if logarithmic and min(values) > 0 and max(values) > MAGNITUDE * min(values):
             axes.set_yscale("log")
         if switch is not None:
             axes.axvline(switch, color=ROLES["--soft"], linestyle=":", linewidth=1)
@@ -69,8 +71,9 @@ def line_chart(
         for name, spine in axes.spines.items():
             spine.set_visible(name in ("left", "bottom"))
             spine.set_color(ROLES["--soft"])
-        legend = axes.legend(fontsize=9, labelcolor=ROLES["--ink"], framealpha=0.85, edgecolor=ROLES["--grid"])
-        legend.get_frame().set_facecolor(ROLES["--panel"])
+        if len(lines) > 1 or dots:
+            legend = axes.legend(fontsize=9, labelcolor=ROLES["--ink"], framealpha=0.85, edgecolor=ROLES["--grid"])
+            legend.get_frame().set_facecolor(ROLES["--panel"])
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     return _inline(file.getvalue(), key, title)

@@ -28,12 +28,16 @@ MOST_CLASSES = 100
 MATRIX = 20
 """The most classes of which the confusion is a table; of more it is a picture, up to `PICTURED`."""
 PICTURED = 1000
-PAIRS = 20
+PAIRS = 12
 NAME = 80
 """The most characters of a class's name."""
 SPEC_CHARACTERS = 60_000
 LOSSES = ("loss", "classification", "distillation", "hidden", "eval_loss")
-ACCURACIES = {"holdout_top1": "held-out training images", "eval_top1": "evaluation, top-1", "eval_top5": "top-5"}
+ACCURACIES = {
+    "holdout_top1": "held-out training images",
+    "eval_top1": "evaluation, top-1",
+    "eval_top5": "evaluation, top-5",
+}
 FIGURES = {
     "teacher_accuracy": "that the teacher gives their label",
     "confidence": "mean probability of the label",
