@@ -18,7 +18,7 @@ from dearkd_trainer.record.facts import RunFacts
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was asked for, and the specs that follow from it."""
+    """A request, and the specs that follow from it."""
 
     teacher: Teacher
     images: str | Path | None

@@ -41,7 +41,8 @@ def test_it_adds_its_table_and_the_terms_of_the_synthesis_to_the_page_of_the_run
         "comparison": {"no <MHCA>": {"student_top1": 0.5}},
         "seconds": {"training": 61.2},
     }
-    losses = [{"shard": 0, "iteration": n, "cross_entropy": 2.0 / n, "boundary": 0.0} for n in range(1, 30)]
+    terms = {"shard": 0, "batch_norm": 3.0, "boundary": 0.0}
+    losses = [terms | {"iteration": n, "cross_entropy": 2.0 / n} for n in range(1, 30)]
     beside = Image.new("RGB", (64, 32), "red")
     html = with_sections(f"<main>{MORE}<h2>Curves</h2></main>", sections(report, beside, losses))
     page = read_page(html)
@@ -50,5 +51,5 @@ def test_it_adds_its_table_and_the_terms_of_the_synthesis_to_the_page_of_the_run
     assert "Compared: no <MHCA>\n50.00%\n" in page.text
     assert page.text.endswith("Curves\n")
     assert [svg["aria-label"] for svg in page.named("svg")] == ["Terms of the synthesis' loss over time"]
-    assert ("cross entropy" in html, "boundary" in html) == (True, False)
+    assert [name in page.text for name in ("cross entropy", "batch norm", "boundary", "shard")] == [1, 1, 0, 0]
     assert [image["alt"] for image in page.named("img")] == ["Real digits beside synthetic ones"]

@@ -15,7 +15,7 @@ from dearkd_trainer.report.page import Section, with_sections
 from dearkd_trainer.report.pictures import embedded
 
 NO_TERMS = {"shard", "batch", "iteration", "phase"}
-"""What events of a synthesis job tell besides the terms of its loss."""
+"""Fields of a synthesis job's events that are no terms of its loss."""
 
 
 def write_report(client: Client, folder: Path, report: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ MAGNITUDE = 20
 ROLES = {"--ink": "#010101", "--soft": "#020202", "--grid": "#030303", "--panel": "#040404"} | {
     f"--line-{number}": f"#0505{number:02x}" for number in range(1, LINES + 1)
 }
-"""What is drawn in these colours is written in the variables of the style that they stand for."""
+"""Variables of the page's style, and the colours that stand for them while matplotlib draws."""
 
 
 def line_chart(
@@ -53,7 +53,8 @@ def line_chart(
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
         if dots:
-            axes.scatter(*zip(*dots, strict=True), color=ROLES["--soft"], s=12, label="heads", zorder=2)
+            xs, ys = zip(*dots, strict=True)
+            axes.scatter(xs, ys, color=ROLES["--soft"], s=12, label="heads", zorder=2)
         for number, (name, points) in enumerate(lines.items()):
             marker = "o" if len(points) < 40 else None
             colour = ROLES[f"--line-{number % LINES + 1}"]

@@ -25,7 +25,7 @@ class FinishedRun:
     student: Student
     """With the final weights."""
     rows: Sequence[Metrics]
-    """Of every epoch."""
+    """The metrics of every epoch."""
     heads: Sequence[Sequence[float]]
     """Mean attention distance of each head of each layer, in pixels; empty where there is no attention."""
     dataset: ShardDataset
@@ -35,7 +35,7 @@ class FinishedRun:
     """The samples of the same dataset that were not."""
     eval_dataset: ShardDataset | None
     evaluation: Evaluation | None
-    """Of the final weights on the evaluation dataset."""
+    """The final weights' results on the evaluation dataset."""
     teacher: TeacherSpec | None
     device: torch.device
     crop_pct: float
