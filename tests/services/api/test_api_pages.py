@@ -336,10 +336,10 @@ def test_a_report_is_shown_on_its_own_where_it_can_do_nothing(api: Api) -> None:
     file = api.http.get(f"/v1/models/{model}/files/report.html")
     assert (file.content, file.headers["content-type"]) == (page, "application/octet-stream")
     without = put_model(api)
-    assert "/report" not in get(api, f"/models/{without}").text
+    assert f"/models/{without}/report" not in get(api, f"/models/{without}").text
     get(api, f"/models/{without}/report", 404)
     large = put_model(api, files=[listed.model_copy(update={"bytes": 10_000_001})])
-    assert "/report" not in get(api, f"/models/{large}").text
+    assert f"/models/{large}/report" not in get(api, f"/models/{large}").text
     get(api, f"/models/{large}/report", 404)
     altered = new_id("mdl")
     api.storage.put(f"models/{altered}/report.html", page + b" ")

@@ -129,7 +129,8 @@ def facts_of(job: Job, dataset: DatasetManifest, teacher: Teacher | None) -> Run
     data = {"name": dataset.name} if dataset.name else {}
     if dataset.job is not None:
         data["made by"] = dataset.job
-    quality = {name: value for name, value in (dataset.quality or {}).items() if isinstance(value, int | float)}
+    figures = (dataset.quality or {}).items()
+    quality: dict[str, float | None] = {name: value for name, value in figures if isinstance(value, int | float)}
     about = {}
     if teacher is not None:
         about = {"id": teacher.id, "parameters": f"{teacher.parameters:,}", "weights": f"sha256 {teacher.sha256}"}
