@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 from tasks import TASKS, Task, task
 from torch import nn
 
-from dearkd_synth.quality import sample_grid
+from dearkd.vision.sample_grid import sample_grid
 
 ARMS = {"deepinversion": (0, 0), "adaptive": (1, 0), "boundary": (0, 1), "both": (1, 1)}
 """Whether the adaptive and the boundary term take part."""

@@ -14,6 +14,13 @@ PAGE_HEADERS: Final[Mapping[str, str]] = {
 }
 """Headers of the pages for people: scripts and styles are from their own files alone, and forms go to us alone."""
 
+REPORT_HEADERS: Final[Mapping[str, str]] = {
+    "content-security-policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "form-action 'none'; " + _NEVER,
+    "cache-control": "no-cache",
+}
+"""Headers of a page that a worker wrote: whatever it holds, it has no origin, runs nothing and fetches nothing."""
+
 GUARDS: Final[Mapping[str, str]] = {
     "content-security-policy": f"default-src 'none'; form-action 'none'; {_NEVER}",
     "cross-origin-resource-policy": "same-origin",

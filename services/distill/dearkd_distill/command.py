@@ -23,6 +23,7 @@ from dearkd.cli.teacher_source import (
 from dearkd.errors import InvalidInput
 
 INTERRUPTED = 130
+REPORT = "report.html"
 
 
 def register(app: typer.Typer) -> None:
@@ -112,4 +113,6 @@ def run(
     print(done.directory)
     if done.top1 is not None:
         note(f"top-1 {done.top1:.2%} on {evaluate_on}")
+    if (done.directory / REPORT).is_file():
+        note(f"everything on one page: {done.directory / REPORT}")
     note(f"`dearkd export {out} NEW_FOLDER --to onnx` or `--to hf` makes it run elsewhere")

@@ -1,7 +1,6 @@
 """One call from a CNN to a transformer, in one process; a call that was stopped goes on from where it was."""
 
 import fcntl
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,24 +18,26 @@ from dearkd.choices import FolderOrder
 from dearkd.cli.watching import duration
 from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import CLASS_NAMES, INFO, info_json
-from dearkd.errors import Conflict, InvalidInput, Unavailable
+from dearkd.errors import Conflict, Unavailable
 from dearkd.specs import DatasetFacts, SynthesisSpec, TrainingSpec
-from dearkd.specs.base import overlay
 from dearkd.storage.file_cache import is_copy
 from dearkd.storage.new_folder import require_new
 from dearkd.vision.devices import choose_device
+from dearkd.vision.sample_grid import sample_grid
 from dearkd.vision.shard_writer import write_samples
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teacher_statistics import NEVER_UPDATED, never_updated
 from dearkd.vision.teachers import batch_norm_layers
 from dearkd_distill.budget import SHARE, fit, fit_epochs, measure_synthesis, measure_training, with_epochs
 from dearkd_distill.inputs import Teacher, open_teacher, pack_images
+from dearkd_distill.plan import Plan
 from dearkd_distill.progress import progress_on
 from dearkd_synth import DeepInversion
 from dearkd_synth.inversion import Step
-from dearkd_synth.quality import merge_quality, sample_grid, shard_quality
+from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.watch import require_good, warnings
 from dearkd_trainer import DearKDTrainer, FrozenTeacher, Student, TrainingResult
+from dearkd_trainer.record.facts import RunFacts
 from dearkd_trainer.train.failures import LoaderLost
 
 REQUEST = "distillation.json"
@@ -53,8 +54,8 @@ class Distillation:
     student: Student
     """In eval mode, with the exported weights, on the device that it was trained on."""
     directory: Path
-    """`model.safetensors` and `config.json` (a timm model), its card and report, `distillation.json`; the images under
-    `images`, with `preview.png` of them."""
+    """`model.safetensors` and `config.json` (a timm model), its card, `report.html`, `distillation.json`; the images
+    under `images`, with `preview.png` of them."""
     top1: float | None
     """Accuracy on `evaluate_on`; None without."""
     report: dict[str, Any]
@@ -112,7 +113,7 @@ def distill(
     target = torch.device(device) if device is not None else choose_device()
     opened = open_teacher(teacher, task, state_dict)
     directory = Path(out).absolute()
-    plan = _Plan(opened, images, evaluate_on, class_order, budget, seed, dict(synthesis or {}), dict(training or {}))
+    plan = Plan(opened, images, evaluate_on, class_order, budget, seed, dict(synthesis or {}), dict(training or {}))
     # What breaks a rule is refused before anything is made.
     planned = plan.synthesis_spec()
     plan.training_spec(plan.facts(planned.num_samples, mirrored=planned.flip > 0))
@@ -131,73 +132,13 @@ def distill(
         if evaluate_on is not None:
             paths = pack_images(Path(evaluate_on), opened.spec, directory / "evaluation", class_order)
             held = ShardDataset(paths, num_classes=opened.spec.num_classes, in_chans=opened.spec.in_chans)
-        trainer, result = _train(opened, spec, data, held, directory, target, progress)
+        about = plan.about(state)
+        trainer, result = _train(opened, spec, data, held, directory, about, target, progress)
     state["accuracy"] = {"top1": result.evaluation.top1} if result.evaluation is not None else None
     state["seconds"] = round(state.get("seconds", 0.0) + time.monotonic() - began, 1)
     _save(directory, state)
     top1 = result.evaluation.top1 if result.evaluation is not None else None
     return Distillation(trainer.evaluated.eval(), directory, top1, state)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    teacher: Teacher
-    images: str | Path | None
-    evaluate_on: str | Path | None
-    class_order: FolderOrder | None
-    budget: float | None
-    seed: int
-    synthesis: dict[str, Any]
-    training: dict[str, Any]
-
-    def request(self) -> dict[str, Any]:
-        """All that decides the outcome, as JSON."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.teacher.module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        folders = {
-            name: str(Path(folder).absolute()) if folder is not None else None
-            for name, folder in (("images", self.images), ("evaluate_on", self.evaluate_on))
-        }
-        return {
-            "teacher": self.teacher.spec.model_dump(mode="json") | {"sha256": digest.hexdigest()},
-            **folders,
-            "class_order": self.class_order,
-            "budget": self.budget,
-            "seed": self.seed,
-            "synthesis": self.synthesis,
-            "training": self.training,
-        }
-
-    def facts(self, num_samples: int, *, mirrored: bool) -> DatasetFacts:
-        task = self.teacher.spec
-        return DatasetFacts(
-            num_samples=num_samples,
-            num_classes=task.num_classes,
-            image_size=task.image_size,
-            in_chans=task.in_chans,
-            synthetic=self.images is None,
-            mirrored=mirrored,
-        )
-
-    def training_spec(self, facts: DatasetFacts) -> TrainingSpec:
-        posted = overlay({"dataset": "images", "seed": self.seed}, self.training)
-        return TrainingSpec.resolve(posted, facts, self.teacher.spec)
-
-    def synthesis_spec(self, images_per_class: int | None = None) -> SynthesisSpec:
-        """The spec that was asked for, with fewer images where a budget allows no more."""
-        posted = overlay({"teacher": self.teacher.spec.name, "seed": self.seed}, self.synthesis)
-        if images_per_class is not None:
-            posted["images_per_class"] = images_per_class
-        spec = SynthesisSpec.resolve(posted, self.teacher.spec)
-        if spec.budget is not None and spec.budget.ends_early:
-            raise InvalidInput.at(
-                "/budget",
-                "nothing ends the synthesis early here: give the distillation a budget of time, or the synthesis one "
-                "of teacher_passes without stop_below",
-            )
-        return spec
 
 
 def _open(directory: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +179,7 @@ def _save(directory: Path, state: Mapping[str, Any]) -> None:
     part.replace(directory / REQUEST)
 
 
-def _synthesis(plan: _Plan, state: dict[str, Any], device: torch.device, console: Console) -> SynthesisSpec:
+def _synthesis(plan: Plan, state: dict[str, Any], device: torch.device, console: Console) -> SynthesisSpec:
     """The spec of the images; with a budget their number and that of epochs are chosen once, and kept in `state`."""
     if "synthesis" in state:
         return SynthesisSpec.resolve(state["synthesis"], plan.teacher.spec)
@@ -275,7 +216,7 @@ def _synthesis(plan: _Plan, state: dict[str, Any], device: torch.device, console
 
 
 def _training(
-    plan: _Plan, state: dict[str, Any], data: ShardDataset, device: torch.device, console: Console
+    plan: Plan, state: dict[str, Any], data: ShardDataset, device: torch.device, console: Console
 ) -> TrainingSpec:
     if "training" in state:
         posted = state["training"]
@@ -293,13 +234,13 @@ def _training(
     return spec
 
 
-def _facts_of(plan: _Plan, state: Mapping[str, Any], data: ShardDataset) -> DatasetFacts:
+def _facts_of(plan: Plan, state: Mapping[str, Any], data: ShardDataset) -> DatasetFacts:
     mirrored = state["synthesis"]["flip"] > 0 if plan.images is None else plan.teacher.spec.in_chans == 3
     return plan.facts(len(data), mirrored=mirrored)
 
 
 def _make_images(
-    plan: _Plan,
+    plan: Plan,
     spec: SynthesisSpec,
     directory: Path,
     state: dict[str, Any],
@@ -328,7 +269,7 @@ def _make_images(
 
 
 def _make_shards(
-    plan: _Plan,
+    plan: Plan,
     spec: SynthesisSpec,
     directory: Path,
     waiting: Sequence[int],
@@ -380,6 +321,7 @@ def _train(
     data: ShardDataset,
     held: ShardDataset | None,
     directory: Path,
+    about: RunFacts,
     device: torch.device,
     progress: Progress,
 ) -> tuple[DearKDTrainer, TrainingResult]:
@@ -391,6 +333,7 @@ def _train(
         teacher=FrozenTeacher(teacher.module, teacher.spec),
         eval_dataset=held,
         class_order="given",
+        about=about,
         device=device,
         on_step=lambda done, total: progress.update(bar, completed=done, total=total),
     )

@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 import dearkd
-from dearkd.cli import datasets, jobs, keys, models, processes, submit, teachers
+from dearkd.cli import datasets, jobs, keys, models, processes, reports, submit, teachers
 from dearkd.cli.output import print_error
 from dearkd.cli.streams import discard_stdout, flush_streams, prepare_streams
 from dearkd.errors import DearKDError, InvalidInput
@@ -83,6 +83,7 @@ def application(command: str | None = None) -> typer.Typer:
     submit.register(app)
     jobs.register(app)
     models.register(app)
+    reports.register(app)
     keys.register(app)
     ours = {info.name for info in app.registered_commands} | {group.name for group in app.registered_groups}
     if command is not None and command not in ours:

@@ -95,7 +95,8 @@ def view_card(dataset: DatasetManifest, card: str | None) -> str:
     shown = json.dumps(printable(title), ensure_ascii=False)
     about = f"{dataset.num_samples:,} images of {dataset.num_classes:,} classes.\n"
     text = card if card is not None else f"# {markdown(title)}\n\n{about}"
-    return f"---\npretty_name: {shown}\ntask_categories:\n- image-classification\n{config}---\n\n{text}\n{LOADING}"
+    about = f"pretty_name: {shown}\nlicense: unknown\ntask_categories:\n- image-classification\n"
+    return f"---\n{about}{config}---\n\n{text}\n{LOADING}"
 
 
 def _rows(source: Path, num_classes: int) -> Iterator[dict[str, Any]]:

@@ -318,6 +318,35 @@ def test_a_model_shows_what_it_confuses_and_an_odd_evaluation_hides_nothing_else
     assert "taken for" not in get(api, f"/models/{altered}").text
 
 
+def test_a_report_is_shown_on_its_own_where_it_can_do_nothing(api: Api) -> None:
+    """Even one that is not ours: the browser gives it no origin, and neither scripts nor requests."""
+    page = b"<!doctype html><style>b{}</style><script>alert(1)</script>"
+    model = new_id("mdl")
+    api.storage.put(f"models/{model}/report.html", page)
+    listed = StoredFile(name="report.html", bytes=len(page), sha256=sha256(page).hexdigest())
+    put_model(api, id=model, files=[listed])
+    assert f'href="/models/{model}/report"' in get(api, f"/models/{model}").text
+    answer = get(api, f"/models/{model}/report")
+    assert answer.content == page
+    rules = {rule.split()[0]: rule.split()[1:] for rule in answer.headers["content-security-policy"].split(";")}
+    assert (rules["sandbox"], rules["default-src"], rules["img-src"]) == ([], ["'none'"], ["data:"])
+    assert "script-src" not in rules
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    # As a file it is bytes, which no browser takes for a page of this server.
+    file = api.http.get(f"/v1/models/{model}/files/report.html")
+    assert (file.content, file.headers["content-type"]) == (page, "application/octet-stream")
+    without = put_model(api)
+    assert f"/models/{without}/report" not in get(api, f"/models/{without}").text
+    get(api, f"/models/{without}/report", 404)
+    large = put_model(api, files=[listed.model_copy(update={"bytes": 10_000_001})])
+    assert f"/models/{large}/report" not in get(api, f"/models/{large}").text
+    get(api, f"/models/{large}/report", 404)
+    altered = new_id("mdl")
+    api.storage.put(f"models/{altered}/report.html", page + b" ")
+    put_model(api, id=altered, files=[listed])
+    assert "alert(1)" not in get(api, f"/models/{altered}/report", 500).text
+
+
 def test_an_image_is_asked_about_by_a_form_of_the_page_alone(api: Api) -> None:
     model = put_model(api)
     path = f"/models/{model}/predict"

@@ -182,11 +182,15 @@ def _evaluated(api: Api, identifier: str, dataset: str) -> str:
         "per_class": [{"index": i, "name": NAMES[i], "samples": 36, "accuracy": 0.9} for i in range(10)],
         "confusion": confusion,
     }
-    text = json.dumps(report).encode()
-    api.storage.put(f"models/{identifier}/evaluation.json", text)
-    listed = StoredFile(name="evaluation.json", bytes=len(text), sha256=sha256(text).hexdigest())
+    page = (
+        "<!doctype html><html lang='en'><title>r</title><style>h1 { color: rgb(1, 2, 3) }</style><h1>Report</h1></html>"
+    )
+    files = []
+    for name, text in (("evaluation.json", json.dumps(report)), ("report.html", page)):
+        api.storage.put(f"models/{identifier}/{name}", text.encode())
+        files.append(StoredFile(name=name, bytes=len(text.encode()), sha256=sha256(text.encode()).hexdigest()))
     accuracy = Accuracy(top1=0.9, top5=0.99, dataset=dataset)
-    return put_model(api, id=identifier, class_names=NAMES, files=[listed], accuracy=accuracy, name="vit on digits")
+    return put_model(api, id=identifier, class_names=NAMES, files=files, accuracy=accuracy, name="vit on digits")
 
 
 def _optimise(ledger: Ledger, held: Any, shard: int, reports: int) -> None:

@@ -59,6 +59,14 @@ def test_a_model_is_looked_at_and_tried(visit: Visit, api: Api, contents: Conten
     visit.look("model")
 
 
+def test_the_report_of_a_run_is_one_click_from_run_and_model(visit: Visit, contents: Contents) -> None:
+    for page in (f"/runs/{contents.run}", f"/models/{contents.model}"):
+        visit.open(page)
+        visit.page.click("text=Report: everything on one page")
+        visit.page.wait_for_selector("h1:text-is('Report')")
+        assert visit.page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(1, 2, 3)"
+
+
 def test_without_scripts_a_model_is_tried(plain: Visit, api: Api, contents: Contents) -> None:
     page = plain.page
     plain.open(f"/models/{contents.model}")

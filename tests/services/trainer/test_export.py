@@ -29,7 +29,7 @@ from dearkd_trainer.data.recipe import eval_transform
 from dearkd_trainer.model.export import model_config, save_model
 from dearkd_trainer.model.onnx_export import export_onnx
 from dearkd_trainer.model.student import Student, create_student
-from dearkd_trainer.service.job import model_card
+from dearkd_trainer.record.card import run_card
 from tests.support.bars import CLASSES, SIDE, bars
 from tests.support.programs import run_program
 from tests.support.services import database, redis_server, serving
@@ -375,7 +375,22 @@ def store(storage: Storage, folder: Path, data: Path, shard: Shard) -> tuple[str
         run=new_id("run"),
         spec={"optimizer": {"model_ema_half_life": None}, "seed": 3},
     )
-    (folder / "README.md").write_text(model_card(model, dataset, {"loss": 0.25}))
+    card = run_card(
+        "bars: a model",
+        model.spec,
+        kind="vision transformer",
+        architecture=model.architecture,
+        image_size=SIDE,
+        in_chans=1,
+        num_classes=CLASSES,
+        data=f"20 images of `{identifier}`",
+        teacher=model.teacher,
+        accuracy={"top-1": 0.5, "top-5": 1.0},
+        evaluated_on=identifier,
+        metrics={"loss": 0.25},
+        run=model.run,
+    )
+    (folder / "README.md").write_text(card)
     files = [describe_file(folder / name) for name in ("model.safetensors", "config.json", "README.md")]
     for file in files:
         storage.put(f"models/{model.id}/{file.name}", folder / file.name)

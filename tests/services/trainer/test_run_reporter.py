@@ -28,6 +28,7 @@ from dearkd_trainer.service.job import perform
 from dearkd_trainer.train import trainer as training
 from dearkd_trainer.train.failures import LoaderLost
 from tests.support.bars import CLASSES, SIDE, bars
+from tests.support.report_pages import read_page, require_alone
 
 pytestmark = pytest.mark.services
 
@@ -111,7 +112,7 @@ def test_what_a_run_found_are_files_of_its_model(settings: Settings, tmp_path: P
     model = models(store.storage).get(ended.result["model"])
     assert {file.name for file in model.files} == {
         *("model.safetensors", "config.json", "README.md"),
-        *("metrics.jsonl", "evaluation.json", "attention_distance.png"),
+        *("metrics.jsonl", "evaluation.json", "attention_distance.png", "report.html"),
     }
 
     def content(name: str) -> bytes:
@@ -128,7 +129,28 @@ def test_what_a_run_found_are_files_of_its_model(settings: Settings, tmp_path: P
     assert found["attention_distance"]["layers"] == [last["attention_distance_1"]]
     assert content("attention_distance.png").startswith(b"\x89PNG")
     assert content("metrics.jsonl") == store.storage.read(f"runs/{ended.id}/metrics.jsonl")
-    assert f"`{ended.id}`" in content("README.md").decode()  # the service's card, which knows the run
+    assert f"`{ended.id}`" in content("README.md").decode()
+    report = read_page(content("report.html").decode())
+    require_alone(report)
+    assert f"dearkd model pull {model.id} student" in report.text
+    assert f"top-1\n{last['eval_top1']:.2%}\n" in report.text
+    assert f"run\n{ended.id}\n" in report.text
+
+
+def test_a_report_that_cannot_be_written_is_noted_and_the_model_is_stored(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> str:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("dearkd_trainer.report.contents.run_page", fail)
+    ended = finished_run(settings, tmp_path)
+    ledger = open_ledger(settings)
+    assert ended.result is not None
+    files = {file.name for file in models(ledger.store.storage).get(ended.result["model"]).files}
+    assert "report.html" not in files
+    assert {"model.safetensors", "README.md", "evaluation.json"} <= files
+    assert "report.html could not be written" in ledger.log.read(ended.id)
 
 
 def test_a_run_that_lost_its_loader_is_tried_again_as_after_a_death(

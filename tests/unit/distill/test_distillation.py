@@ -21,6 +21,7 @@ from dearkd_synth import DeepInversion
 from dearkd_trainer import DearKDTrainer
 from dearkd_trainer.model.export import load_model
 from dearkd_trainer.train.failures import LoaderLost
+from tests.support.report_pages import read_page, require_alone
 from tests.support.teacher_files import small
 
 pytestmark = pytest.mark.slow
@@ -158,7 +159,12 @@ def test_the_folder_is_a_model_that_answers_as_the_student(run: Run, tmp_path: P
     loaded = load_model(config, done.directory / "model.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), done.student(images))
-    assert {"README.md", "preview.png", "distillation.json"} <= {path.name for path in done.directory.iterdir()}
+    left = {"README.md", "samples.png", "report.html", "preview.png", "distillation.json"}
+    assert left <= {path.name for path in done.directory.iterdir()}
+    report = read_page((done.directory / "report.html").read_text(encoding="utf-8"))
+    require_alone(report)
+    assert f"that the teacher gives their label\n{done.report['quality']['teacher_accuracy']:,.4g}\n" in report.text
+    assert f"top-1\n{done.top1:.2%}\n" in report.text
 
 
 def test_a_file_gives_what_the_network_gives(run: Run, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """The dataset card as Hugging Face's own tools read it, and that it says what was done and nothing else."""
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, DatasetCardData
 
+from dearkd.cli.pulling import BESIDE_SHARDS
 from dearkd.data.manifests import DatasetManifest, count_classes
 from dearkd.data.shard_files import Sample, Shard, write_shard
 from dearkd.specs import SynthesisSpec, TeacherSpec
@@ -75,6 +77,36 @@ def test_the_metadata_are_hugging_faces(tmp_path: Path) -> None:
     assert data["task_categories"] == ["image-classification"]
     assert data["size_categories"] == ["n<1K"]
     assert "synthetic" in data["tags"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "size"),
+    [
+        (1, "n<1K"),
+        (999, "n<1K"),
+        (1000, "1K<n<10K"),
+        (10**6, "1M<n<10M"),
+        (10**7, "10M<n<100M"),
+        (3 * 10**8, "100M<n<1B"),
+    ],
+)
+def test_each_word_is_one_of_hugging_faces(tmp_path: Path, samples: int, size: str) -> None:
+    """As the documentation of `DatasetCardData` lists them: its words alone are found by the Hub's filters."""
+    data = DatasetCard(card([shard(tmp_path)], num_samples=samples), ignore_metadata_errors=False).data.to_dict()
+    assert data["size_categories"] == [size]
+    options = set(re.findall(r"(?<!\w)'([^'\s]+)'", DatasetCardData.__doc__ or ""))
+    for name in ("size_categories", "annotations_creators", "source_datasets"):
+        assert set(data[name]) <= options, name
+    assert data["license"] == "unknown"
+    # What is written again by Hugging Face's own class is the same.
+    again = DatasetCard(f"---\n{DatasetCardData(**data).to_yaml()}\n---\n").data.to_dict()
+    assert again == data
+
+
+def test_the_picture_lies_beside_the_card(tmp_path: Path) -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", card([shard(tmp_path)]))
+    assert pictures == ["preview.png"]  # the file that a job stores, and `dearkd dataset pull` fetches
+    assert set(pictures) <= set(BESIDE_SHARDS)
 
 
 @pytest.mark.parametrize("logits", [False, True])

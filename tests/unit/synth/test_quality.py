@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dearkd_synth.quality import merge_quality, sample_grid, shard_quality
+from dearkd.vision.sample_grid import sample_grid
+from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.synthesised import SynthesisedBatch, SynthesisedShard
 
 

@@ -52,7 +52,8 @@ def test_without_an_evaluation_dataset_there_is_no_evaluation(
     plain = {"distillation": "none", "weights": {"hidden": 0.0}}
     make_trainer(make_spec(stage_one=plain), teacher=None).fit()
     names = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
-    assert names == {"model.safetensors", "config.json", "README.md", "metrics.jsonl", "attention_distance.png"}
+    pictures = {"attention_distance.png", "report.html"}
+    assert names == {"model.safetensors", "config.json", "README.md", "metrics.jsonl"} | pictures
     assert "not evaluated on images of its own" in (tmp_path / "run" / "README.md").read_text()
 
 

@@ -86,7 +86,12 @@ def test_it_is_distilled_into_evaluated_and_exported(
     assert {"classification", "distillation", "hidden", "eval_top1"} <= set(result.history[0])
     assert "attention_distance_1" not in result.history[-1]
     written = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
-    assert written == {"model.safetensors", "config.json", "README.md", "metrics.jsonl", "evaluation.json"}
+    files = {"model.safetensors", "config.json", "README.md", "report.html", "metrics.jsonl", "evaluation.json"}
+    assert written == files
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Predictions" in report
+    assert "Where the student looked" not in report
+    assert "Reach of attention" not in report
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["architecture"] == NAME
     assert config["pretrained_cfg"]["classifier"] == "fc"

@@ -5,20 +5,25 @@ from hashlib import sha256
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import DearKDError, InvalidInput, NotFound, Unavailable
 from dearkd.jobs.model import kind_of
-from dearkd.storage.catalog import Model
+from dearkd.storage.catalog import Model, StoredFile
 from dearkd_api import models, predictions
 from dearkd_api.access import Caller, Viewer
+from dearkd_api.answer_headers import REPORT_HEADERS
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.dashboard import lineage
 from dearkd_api.dashboard.forms import PageRoute
 from dearkd_api.dashboard.frame import show
+from dearkd_api.verification import ServedFile
 
 EVALUATION = "evaluation.json"
 MAX_EVALUATION_BYTES = 30_000_000
+REPORT = "report.html"
+MAX_REPORT_BYTES = 10_000_000
 PICTURES = ("attention_distance.png",)
 MATRIX = 20
 """The most classes of which the whole confusion matrix is shown; of more, the pairs that are confused most."""
@@ -55,6 +60,24 @@ async def download(identifier: str, name: str, request: Request, backend: Uses, 
     return await models.get_file(identifier, name, request, backend, viewer)
 
 
+@router.get("/models/{identifier}/report")
+async def show_report(identifier: str, backend: Uses, viewer: Viewer) -> Response:
+    """Show the report that the model's run has left: a page on its own."""
+    model = await run_in_threadpool(backend.models.get, identifier, viewer=viewer)
+    listed = report_file(model)
+    if listed is None:
+        raise NotFound(f"{model.id} has no {REPORT} that can be shown: its run left none, or another program wrote it")
+    key = backend.models.key(model.id, REPORT)
+    await backend.verification.require(ServedFile(key, listed))
+    page = await run_in_threadpool(backend.storage.read, key)
+    return HTMLResponse(page, headers=dict(REPORT_HEADERS))
+
+
+def report_file(model: Model) -> StoredFile | None:
+    """The report among a model's files, if it has one of a size that a page may have."""
+    return next((file for file in model.files if file.name == REPORT and file.bytes <= MAX_REPORT_BYTES), None)
+
+
 def _show(
     request: Request,
     model: Model,
@@ -78,6 +101,7 @@ def _show(
         classes=_classes(report),
         confusion=_matrix(report),
         pairs=_pairs(report),
+        has_report=report_file(model) is not None,
         pictures=[file.name for file in model.files if file.name in PICTURES],
         answers=answers,
         why=why,

@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from dearkd.errors import InvalidInput, NotFound
-from dearkd.jobs.model import kind_of
+from dearkd.errors import CorruptData, InvalidInput, NotFound
+from dearkd.jobs.model import Job, kind_of
 from dearkd.storage.checkpoints import CheckpointFile
 from dearkd_api import checkpoints, jobs, steering
 from dearkd_api.access import Caller, Viewer
@@ -16,6 +16,7 @@ from dearkd_api.dashboard import epochs, lineage
 from dearkd_api.dashboard.forms import PageRoute
 from dearkd_api.dashboard.frame import show
 from dearkd_api.dashboard.job import log_end, lost_job
+from dearkd_api.dashboard.model import report_file
 from dearkd_api.page_paths import page_of
 
 MOST_ROWS = 20_000
@@ -66,6 +67,7 @@ def run_page(
         ],
         rows=partial(_last_rows, identifier, backend, caller),
         figures=epochs.figures,
+        report=_report(job, backend, viewer),
         kept=partial(_checkpoints, identifier, backend, caller),
     )
 
@@ -99,6 +101,16 @@ def _others(compared: list[str] | None, backend: Backend, caller: str | None) ->
     for one in others:
         steering.find("training", one, backend, caller)
     return others
+
+
+def _report(job: Job, backend: Backend, viewer: str | None) -> str | None:
+    """The address of the report that the run has left with its model."""
+    identifier = (job.result or {}).get("model")
+    try:
+        has_one = identifier is not None and report_file(backend.models.get(identifier, viewer=viewer)) is not None
+    except (NotFound, CorruptData):
+        return None  # deleted, or damaged, which its own page says
+    return f"{page_of(str(identifier))}/report" if has_one else None
 
 
 def _last_rows(identifier: str, backend: Backend, caller: str | None) -> list[epochs.Row]:

@@ -34,6 +34,17 @@ FIELDS = """\
 TIMELAPSE = """
 ![the first batch, from noise to images](timelapse.webp)
 """
+SIZES = {
+    10**3: "n<1K",
+    10**4: "1K<n<10K",
+    10**5: "10K<n<100K",
+    10**6: "100K<n<1M",
+    10**7: "1M<n<10M",
+    10**8: "10M<n<100M",
+    10**9: "100M<n<1B",
+    10**10: "1B<n<10B",
+}
+"""Hugging Face's words for numbers of samples below these."""
 MAX_CLASSES = 100
 """The most classes that the card lists one by one."""
 
@@ -52,15 +63,16 @@ def dataset_card(dataset: DatasetManifest, teacher: Teacher, timelapse: bool = F
         for name, meaning in FIGURES.items()
         if quality.get(name) is not None
     )
-    size = next(
-        label
-        for bound, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e12, "n>1M"))
-        if dataset.num_samples < bound
-    )
+    size = next(words for bound, words in SIZES.items() if dataset.num_samples < bound)
     made = [c for c in dataset.classes if c.samples]
     channels = "grey" if dataset.in_chans == 1 else "RGB"
     return f"""---
 pretty_name: {json.dumps(printable(dataset.name or dataset.id), ensure_ascii=False)}
+license: unknown
+annotations_creators:
+- machine-generated
+source_datasets:
+- original
 task_categories:
 - image-classification
 size_categories:

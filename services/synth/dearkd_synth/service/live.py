@@ -23,8 +23,8 @@ from dearkd.jobs.deaths import holder
 from dearkd.jobs.model import live_key
 from dearkd.redis_client import job_key
 from dearkd.storage.catalog import Teacher
+from dearkd.vision.sample_grid import draw_grid
 from dearkd.work.attempt import Attempt
-from dearkd_synth.quality import draw_grid
 from dearkd_synth.snapshots import Camera, Snapshot
 from dearkd_synth.synthesised import Step
 

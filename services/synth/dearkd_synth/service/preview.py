@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dearkd.data.shard_files import Shard
 from dearkd.vision.images import decode, encode
+from dearkd.vision.sample_grid import LARGEST_CELL, sample_grid
 from dearkd_synth.engine.resizing import resize
-from dearkd_synth.quality import LARGEST_CELL, sample_grid
 
 COLUMNS = 16
 MAX_CLASSES = 40

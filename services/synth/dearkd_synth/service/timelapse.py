@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dearkd.jobs.model import dataset_of
 from dearkd.storage.catalog import Teacher
+from dearkd.vision.sample_grid import draw_grid
 from dearkd.work.attempt import Attempt
-from dearkd_synth.quality import draw_grid
 from dearkd_synth.service.live import CLASSES, EACH, SMALLEST_SIDE, shown_rows, take
 from dearkd_synth.synthesised import Step
 

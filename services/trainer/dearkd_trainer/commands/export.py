@@ -19,7 +19,7 @@ from dearkd.storage.file_cache import FileCache
 from dearkd.storage.new_folder import new_folder
 from dearkd_trainer.commands.sources import TrainedModel, open_model
 from dearkd_trainer.evaluate.report import EVALUATION
-from dearkd_trainer.model.export import CARD, CONFIG, WEIGHTS, without_classes
+from dearkd_trainer.model.export import CARD, CONFIG, SAMPLES, WEIGHTS, without_classes
 from dearkd_trainer.model.graph import GraphInput
 from dearkd_trainer.model.hub_files import write_hub_files
 from dearkd_trainer.model.onnx_export import OPSET, export_onnx
@@ -93,6 +93,8 @@ def write_export(model: TrainedModel, folder: Path, to: Format, options: ExportO
     _write_config(folder, config)
     if to == "hf":
         card = _card(model, options.licence)
+        if CARD in model.files and SAMPLES in model.files:
+            shutil.copyfile(model.files[SAMPLES], folder / SAMPLES)  # the card shows it
         (folder / CARD).write_text(for_hub(card) if code is not None else card, encoding="utf-8")
     return {}
 

@@ -37,9 +37,9 @@ from dearkd.vision.students import StudentConfig
 from dearkd_trainer.commands.checkpoints import fetch_model
 from dearkd_trainer.data.image_files import ImageFiles
 from dearkd_trainer.evaluate.report import METRICS
-from dearkd_trainer.model.export import CARD, CONFIG, WEIGHTS, load_model
+from dearkd_trainer.model.export import CARD, CONFIG, SAMPLES, WEIGHTS, load_model
 
-FILES = (WEIGHTS, CONFIG, CARD)
+FILES = (WEIGHTS, CONFIG, CARD, SAMPLES)
 MANIFEST = "model.json"
 DATASET_MANIFEST = "dataset.json"
 

@@ -1,56 +1,70 @@
-"""`report.html`: one page without any other file: the table, the images beside real ones, the curves."""
+"""`report.html` of the demo: the page that its run has left, with what the demo knows besides."""
 
-import base64
-import html
-import io
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
+from markupsafe import Markup
 from PIL import Image
 
 from dearkd.client import Client
 from dearkd_trainer.demo.digits import real_digits
+from dearkd_trainer.model.export import REPORT
+from dearkd_trainer.report.charts import line_chart
+from dearkd_trainer.report.page import Section, with_sections
+from dearkd_trainer.report.pictures import embedded
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>dearkd demo</title><style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .25rem .9rem .25rem 0; text-align: left; }}
-td:nth-child(n+2) {{ font-variant-numeric: tabular-nums; }}
-img {{ max-width: 100%; image-rendering: pixelated; }}
-.curves img {{ image-rendering: auto; background: white; border-radius: .4rem; }}
-</style></head><body>
-<h1>A vision transformer from a CNN alone</h1>
-<p>The teacher's training images were not used after the teacher was trained. The student saw only the images below,
-which were optimised from noise, and is judged on 540 real digits that nothing before had touched.</p>
-{table}
-<h2>Real digits, and what was synthesised</h2>
-<p>Left: real training digits, which the synthesis never saw. Right: synthetic ones.</p>
-<img src="{beside}" alt="real digits beside synthetic ones">
-<h2>All classes</h2>
-<img src="{preview}" alt="a grid of synthetic digits">
-<h2>Curves</h2>
-<p class="curves"><img src="{curves}" alt="losses and accuracy over the epochs"></p>
-</body></html>
-"""
+NO_TERMS = {"shard", "batch", "iteration", "phase"}
+"""Fields of a synthesis job's events that are no terms of its loss."""
 
 
 def write_report(client: Client, folder: Path, report: dict[str, Any]) -> None:
-    """Write `report.html` and `digits.png` (real and synthetic digits side by side) beside `report.json`."""
-    beside = folder / "digits.png"
-    side_by_side(folder / "preview.png").save(beside)
-    rows = [row.model_dump(exclude_unset=True) for row in client.list_metrics(report["training_run"])]
+    """Write `report.html` and `digits.png` (real and synthetic digits side by side) beside `report.json`.
+
+    Raises:
+        NotFound: if the run has left no report; `digits.png` is there then.
+    """
+    beside = side_by_side(folder / "preview.png")
+    beside.save(folder / "digits.png")
+    path = folder / REPORT
+    client.download_model_file(report["model"], REPORT, path)
     losses = [event.data for event in client.list_events(report["synthesis_job"]) if event.type == "metrics"]
-    page = PAGE.format(
-        table=_table(report),
-        beside=_embedded(beside.read_bytes()),
-        preview=_embedded((folder / "preview.png").read_bytes()),
-        curves=_embedded(plot(rows, losses)),
-    )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    page = with_sections(path.read_text(encoding="utf-8"), sections(report, beside, losses))
+    path.write_text(page, encoding="utf-8")
+
+
+def sections(report: dict[str, Any], beside: Image.Image, losses: list[dict[str, Any]]) -> list[Section]:
+    """The parts of the demo's page that other runs' pages lack.
+
+    Args:
+        report: the content of `report.json`.
+        beside: real and synthetic digits side by side.
+        losses: the terms of the synthesis' loss, over time.
+    """
+    return [
+        Section(
+            "A vision transformer from a CNN alone",
+            "The teacher's training images were not used after the teacher was trained. The student saw only images "
+            "that were optimised from noise, and is judged on 540 real digits that nothing before had touched.",
+            table=_table(report),
+        ),
+        Section(
+            "Real digits, and what was synthesised",
+            "Left: real training digits, which the synthesis never saw. Right: synthetic ones.",
+            pictures=[(embedded(beside), "Real digits beside synthetic ones")],
+            charts=[("Synthesis: terms of the loss over time", synthesis_chart(losses))],
+        ),
+    ]
+
+
+def synthesis_chart(losses: list[dict[str, Any]]) -> Markup:
+    """The terms of a synthesis' loss that were ever above 0, over the reports of them; empty without any."""
+    names = sorted({name for row in losses for name in row} - NO_TERMS)
+    lines = {
+        name.replace("_", " "): [(number, row[name]) for number, row in enumerate(losses, 1) if row.get(name, 0) > 0]
+        for name in names
+    }
+    return line_chart("synthesis", "Terms of the synthesis' loss over time", lines, across="report", logarithmic=True)
 
 
 def side_by_side(preview: Path, *, columns: int = 8) -> Image.Image:
@@ -74,54 +88,16 @@ def side_by_side(preview: Path, *, columns: int = 8) -> Image.Image:
     return picture
 
 
-def plot(rows: list[dict[str, Any]], losses: list[dict[str, Any]]) -> bytes:
-    """Three panels as PNG: the synthesis' terms, the training's losses, the accuracies."""
-    matplotlib.use("Agg")
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    synthesis, training, accuracy = figure.subplots(1, 3)
-    for name in sorted({name for row in losses for name in row} - {"shard", "batch", "iteration", "phase"}):
-        values = [row[name] for row in losses if name in row]
-        if any(value > 0 for value in values):
-            synthesis.plot(values, label=name, linewidth=1)
-    synthesis.set(title="synthesis: terms over time", yscale="log")
-    epochs = [row["epoch"] for row in rows]
-    for name in ("loss", "classification", "distillation", "hidden"):
-        points = [(row["epoch"], row[name]) for row in rows if name in row]
-        if points:
-            training.plot(*zip(*points, strict=True), label=name)
-    training.set(title="training: losses", xlabel="epoch")
-    for name in ("holdout_top1", "eval_top1"):
-        points = [(row["epoch"], row[name]) for row in rows if name in row]
-        if points:
-            accuracy.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    accuracy.set(title="accuracy: held-out synthetic, real", xlabel="epoch")
-    switch = next((row["epoch"] for row in rows if row["stage"] == 2), None)
-    for axes in (synthesis, training, accuracy):
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
-        if switch is not None and axes is not synthesis and epochs:
-            axes.axvline(switch - 0.5, color="grey", linestyle=":", linewidth=1)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=130)
-    return file.getvalue()
-
-
-def _table(report: dict[str, Any]) -> str:
-    rows = [
+def _table(report: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
         ("Teacher (CNN), held-out real digits", f"{report['teacher_top1']:.2%}"),
-        ("<b>Student (ViT), trained without one real image</b>", f"<b>{report['student_top1']:.2%}</b>"),
+        ("Student (ViT), trained without one real image", f"{report['student_top1']:.2%}"),
         *(
-            (f"Compared: {html.escape(name)}", f"{value['student_top1']:.2%}")
+            (f"Compared: {name}", f"{value['student_top1']:.2%}")
             for name, value in report.get("comparison", {}).items()
         ),
         ("Synthetic images", str(report["num_images"])),
         ("… that the teacher gives their label", f"{report['images_teacher_accuracy']:.2%}"),
         ("… intra-class diversity (mean cosine distance)", f"{report['images_intra_class_diversity']:.3f}"),
-        *((f"Time: {html.escape(name)}", f"{seconds:.0f} s") for name, seconds in report["seconds"].items()),
+        *((f"Time: {name}", f"{seconds:.0f} s") for name, seconds in report["seconds"].items()),
     ]
-    return "<table>" + "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in rows) + "</table>"
-
-
-def _embedded(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from dearkd.client import Client
+from dearkd.errors import NotFound
 from dearkd.local.parts import usable_cores, with_synth_workers
 from dearkd.local.up import UpTree
 from dearkd.settings import Settings
@@ -59,7 +60,10 @@ def run_demo(data: Path, *, seed: int, compare: bool, as_json: bool, pictures: b
             report |= run_comparison(demo, report)
         report["seconds"]["total"] = round(sum(report["seconds"].values()), 1)
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        write_report(demo.client, folder, report)
+        try:
+            write_report(demo.client, folder, report)
+        except NotFound as error:  # what was trained and measured is there all the same
+            console.print(f"no report.html: {error.message}", markup=False)
     if as_json:
         print(json.dumps(report))
     else:
@@ -139,5 +143,6 @@ def _print_table(console: Console, report: dict[str, Any], folder: Path) -> None
         table.add_row(f"  {name}", f"{seconds:.0f} s")
     console.print(table)
     console.print(f"Look at the images: {folder / 'preview.png'}")
-    console.print(f"Everything on one page: {folder / 'report.html'}")
+    if (folder / "report.html").is_file():
+        console.print(f"Everything on one page: {folder / 'report.html'}")
     console.print(f"Dashboard, models and files: dearkd up --data {folder.parent}")

@@ -26,6 +26,9 @@ from dearkd_trainer.record.checkpoint import write_atomically
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
+REPORT = "report.html"
+SAMPLES = "samples.png"
+"""The picture of synthetic training images that the card shows, where there is one."""
 
 
 def model_config(spec: StudentSpec, student: Student, task: Task, *, crop_pct: float = 1.0) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def run_card(
     evaluated_on: str | None,
     metrics: Mapping[str, int | float],
     run: str | None = None,
+    samples: str | None = None,
     licence: str = UNKNOWN_LICENCE,
 ) -> str:
     """The `README.md` of a run's model, stored or not.
@@ -42,16 +43,18 @@ def run_card(
         evaluated_on: the dataset of those images.
         metrics: the last epoch's row.
         run: the run's id, where it has one.
+        samples: the name of a picture of training images beside the card, where there is one.
         licence: of the weights.
     """
     measured = _measured(accuracy, evaluated_on) or "not evaluated on images of its own"
+    picture = f"\n![training images, a row for each class]({samples})\n" if samples else ""
     last = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     return f"""{_header(name, kind, accuracy, evaluated_on, licence)}
 # {markdown(name)}
 
 A DearKD {kind} (`{architecture}`, {image_size}×{image_size} pixels, {in_chans}
 channel(s), {num_classes} classes), trained in DearKD's two stages (Chen et al., CVPR 2022).
-
+{picture}
 - Trained on: {data}
 - Teacher: {markdown_code(teacher) if teacher else "none"}
 - Accuracy: {measured}. The exported weights are the last epoch's{
@@ -143,6 +146,7 @@ def _header(name: str, kind: str, accuracy: Mapping[str, float], evaluated_on: s
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["dearkd", kind.replace(" ", "-"), "knowledge-distillation", "image-classification"],
+        metrics=["accuracy"] if results else None,
         model_name=name if results else None,
         eval_results=results or None,
     )

@@ -13,6 +13,7 @@ from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import load_teacher
 from dearkd_trainer.model.export import load_model
 from dearkd_trainer.model.student import Student
+from dearkd_trainer.record.facts import RunFacts
 from dearkd_trainer.service.data import Source, open_shards
 from dearkd_trainer.train.failures import explained
 from dearkd_trainer.train.teacher import FrozenTeacher
@@ -35,6 +36,7 @@ class RunInputs(BaseModel):
     initial: dict[str, Any] | None = None
     """The `config.json` of the model to begin from."""
     initial_weights: Path | None = None
+    about: RunFacts = Field(default_factory=RunFacts)
 
     def trainer(
         self,
@@ -68,6 +70,7 @@ class RunInputs(BaseModel):
             initial=initial,
             eval_dataset=self._open(self.eval_shards, check) if self.eval_shards is not None else None,
             class_order="given",  # the API has compared them with the teacher's when the run was posted
+            about=self.about,
             device=device,
             **callbacks,
         )

@@ -16,13 +16,14 @@ from dearkd import tracing
 from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.errors import Unavailable
 from dearkd.jobs.measures import STEP_SECONDS, TRAINED_IMAGES
-from dearkd.jobs.model import dataset_of, kind_of, model_of, now
+from dearkd.jobs.model import Job, dataset_of, kind_of, model_of, now
 from dearkd.settings import Settings
 from dearkd.specs import Task, TrainingSpec
 from dearkd.storage.catalog import (
     Accuracy,
     Model,
     StoredFile,
+    Teacher,
     describe_file,
     fetch_model_file,
     fetch_weights,
@@ -35,9 +36,8 @@ from dearkd.vision.devices import choose_device
 from dearkd.work.attempt import Attempt, Died, HandBack
 from dearkd.work.worker import drain as drain_units
 from dearkd_trainer.evaluate.report import ATTENTION, EVALUATION, METRICS, json_lines
-from dearkd_trainer.model.export import CONFIG, WEIGHTS
-from dearkd_trainer.model.student import family_of
-from dearkd_trainer.record.card import run_card
+from dearkd_trainer.model.export import CARD, CONFIG, REPORT, SAMPLES, WEIGHTS
+from dearkd_trainer.record.facts import RunFacts
 from dearkd_trainer.record.meter import json_row
 from dearkd_trainer.service.checkpoints import fetch_checkpoint, store_checkpoint
 from dearkd_trainer.service.data import PLACES, fetch_datasets, open_shards, pixel_statistics
@@ -46,6 +46,9 @@ from dearkd_trainer.service.process_group import ProcessGroup
 from dearkd_trainer.service.sinks import RunInfo, Sinks
 from dearkd_trainer.train.failures import LoaderLost
 from dearkd_trainer.train.trainer import Metrics, TrainingResult
+
+FILES = (WEIGHTS, CONFIG, CARD, SAMPLES, REPORT, METRICS, EVALUATION, ATTENTION)
+"""The files of a model, as far as its run has left them."""
 
 
 def drain(job: str) -> None:
@@ -98,6 +101,7 @@ def perform(attempt: Attempt) -> None:
             teacher_weights=(
                 fetch_weights(storage, teacher, attempt.cache) if teacher is not None and spec.needs_teacher else None
             ),
+            about=facts_of(attempt.job, manifest, teacher),
         )
         if spec.init is not None:
             model = models(storage).get(spec.init)
@@ -118,6 +122,28 @@ def perform(attempt: Attempt) -> None:
             attempt.publish(lambda: publish(attempt, spec, manifest, in_chans, result))
     attempt.stop_reporting()
     attempt.publish(lambda: attempt.ledger.complete(attempt.claim, {"model": model_of(attempt.job.id)}))
+
+
+def facts_of(job: Job, dataset: DatasetManifest, teacher: Teacher | None) -> RunFacts:
+    """The surroundings of a run, for its model's card and report."""
+    data = {"name": dataset.name} if dataset.name else {}
+    if dataset.job is not None:
+        data["made by"] = dataset.job
+    figures = (dataset.quality or {}).items()
+    quality: dict[str, float | None] = {name: value for name, value in figures if isinstance(value, int | float)}
+    about = {}
+    if teacher is not None:
+        about = {"id": teacher.id, "parameters": f"{teacher.parameters:,}", "weights": f"sha256 {teacher.sha256}"}
+    return RunFacts(
+        name=job.spec.get("name") or job.id,
+        model=model_of(job.id),
+        run=job.id,
+        dataset=dataset.id,
+        synthetic=dataset.spec is not None,
+        data=data,
+        quality=quality,
+        teacher=about,
+    )
 
 
 def train_here(inputs: RunInputs, reporter: "RunReporter") -> TrainingResult:
@@ -269,7 +295,6 @@ def publish(
     accuracy = None
     if result.evaluation is not None and spec.eval_dataset is not None:
         accuracy = Accuracy(top1=result.evaluation.top1, top5=result.evaluation.top5, dataset=spec.eval_dataset)
-    config = result.weights.with_name("config.json")
     model = Model(
         id=identifier,
         name=spec.name or attempt.job.id,
@@ -286,41 +311,16 @@ def publish(
         run=attempt.job.id,
         spec=attempt.job.published_spec,
     )
-    card = result.weights.with_name("README.md")
-    card.write_text(model_card(model, dataset, result.metrics), encoding="utf-8")
-    beside = [path for name in (METRICS, EVALUATION, ATTENTION) if (path := result.weights.with_name(name)).exists()]
-    files = [_publish_file(attempt.storage, identifier, path) for path in (result.weights, config, card, *beside)]
+    written = [path for name in FILES if (path := result.weights.with_name(name)).exists()]
+    if REPORT not in (path.name for path in written):
+        attempt.note(f"{REPORT} could not be written: the worker's log says why; the model is whole without it")
+    files = [_publish_file(attempt.storage, identifier, path) for path in written]
     attempt.storage.put(f"runs/{attempt.job.id}/{METRICS}", json_lines(result.history))
     attempt.confirm()
     try:
         models(attempt.storage).create(model.model_copy(update={"files": files}))
     except AlreadyExists:
         attempt.note("the model's manifest lies in storage already: an earlier attempt wrote it")
-
-
-def model_card(model: Model, dataset: DatasetManifest, metrics: Mapping[str, int | float]) -> str:
-    """`README.md` of a stored model: teacher, data, spec, accuracy."""
-    data = (
-        f"{dataset.num_samples} synthetic images (`{dataset.id}`), made from the teacher alone"
-        if dataset.spec is not None
-        else f"{dataset.num_samples} images of `{dataset.id}`"
-    )
-    found = model.accuracy
-    return run_card(
-        model.name or model.id,
-        model.spec,
-        kind=family_of(model.architecture).kind,
-        architecture=model.architecture,
-        image_size=model.image_size,
-        in_chans=model.in_chans,
-        num_classes=model.num_classes,
-        data=data,
-        teacher=model.teacher,
-        accuracy={"top-1": found.top1, "top-5": found.top5} if found is not None else {},
-        evaluated_on=found.dataset if found is not None else None,
-        metrics=metrics,
-        run=model.run,
-    )
 
 
 def _publish_file(storage: Storage, model: str, path: Path) -> StoredFile:

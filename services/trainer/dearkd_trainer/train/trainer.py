@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +23,15 @@ from dearkd_trainer.data import loader
 from dearkd_trainer.data.recipe import eval_crop_pct, train_transform
 from dearkd_trainer.evaluate.attention import to_row
 from dearkd_trainer.evaluate.evaluation import Evaluation, evaluate, normalised_sample
-from dearkd_trainer.evaluate.report import write_rows, write_run_report
+from dearkd_trainer.evaluate.report import write_rows
 from dearkd_trainer.model.attention import layer_means
 from dearkd_trainer.model.export import WEIGHTS, model_config, save_model
 from dearkd_trainer.model.student import Student
 from dearkd_trainer.record.checkpoint import BEST, comparable, load_checkpoint, save_best, save_checkpoint
+from dearkd_trainer.record.facts import RunFacts
 from dearkd_trainer.record.meter import EpochMeter, diverged, peak_memory, reset_peak_memory
+from dearkd_trainer.report.finished_run import FinishedRun
+from dearkd_trainer.report.run import write_run_report
 from dearkd_trainer.train.failures import explained
 from dearkd_trainer.train.learner import Learner
 from dearkd_trainer.train.preconditions import check_class_names, check_data, checked_world, task_of
@@ -52,8 +54,8 @@ class TrainingResult:
     """The evaluation of the final weights on the evaluation dataset; None without one."""
     weights: Path
     """`model.safetensors`: the last epoch's weights, averaged where the spec asks for averaging. Beside it lie
-    `config.json`, `README.md` (the card), `metrics.jsonl`, `attention_distance.png` and, with an evaluation dataset,
-    `evaluation.json`."""
+    `config.json`, `README.md` (the card), `report.html`, `metrics.jsonl`, `attention_distance.png` and, with an
+    evaluation dataset, `evaluation.json`."""
     config: dict[str, Any]
     """The content of the `config.json` beside them."""
 
@@ -80,6 +82,7 @@ class DearKDTrainer:
             another resolution they are resampled, for other classes the heads are new.
         eval_dataset: accuracy on it is reported, and decides nothing.
         class_order: of the task's class names, where names alone do not decide it (`preconditions.check_class_names`).
+        about: for card and report, what else is known of data and teacher.
         device: where to train.
         on_step: called after each step with the steps done and their total; what it raises ends the run. It may `save`
             before.
@@ -104,6 +107,7 @@ class DearKDTrainer:
         initial: Student | None = None,
         eval_dataset: ShardDataset | None = None,
         class_order: ClassOrder | None = None,
+        about: RunFacts | None = None,
         device: torch.device | str = "cpu",
         on_step: Callable[[int, int], None] | None = None,
         on_epoch: Callable[[Metrics], None] | None = None,
@@ -115,6 +119,7 @@ class DearKDTrainer:
         self.task = task = task_of(spec, task, teacher)
         self.crop_pct = eval_crop_pct(spec.augmentation)
         self.directory = directory
+        self.about = about or RunFacts()
         self.device = torch.device(device)
         self.on_step, self.on_epoch, self.on_checkpoint = on_step, on_epoch, on_checkpoint
         check_data(task, dataset, eval_dataset)
@@ -156,7 +161,7 @@ class DearKDTrainer:
         self._saved_at = time.monotonic()
         self._evaluation: Evaluation | None = None
         self._heads: list[list[float]] | None = None
-        self._teacher_name = teacher.spec.name if teacher else spec.teacher
+        self._teacher_spec = teacher.spec if teacher else None
         if state:
             self.history = state["history"]
             # Without the weights that it tells of, the next ones that are evaluated are the best.
@@ -370,17 +375,21 @@ class DearKDTrainer:
         if self.world.rank == 0:
             save_model(self.directory, self.evaluated, config)
             write_rows(self.directory, self.history)
-            data = self.eval_dataset
-            write_run_report(
-                self.directory,
-                self.spec,
-                config,
-                self.student.kind,
-                self.history,
-                self._heads or self._look_at_attention(),
-                images=len(self.train_indices),
-                teacher=self._teacher_name,
+            run = FinishedRun(
+                spec=self.spec,
+                task=self.task,
+                about=self.about,
+                student=self.evaluated,
+                rows=self.history,
+                heads=self._heads or self._look_at_attention(),
+                dataset=self.dataset,
+                trained=self.train_indices,
+                held_out=self.holdout_indices,
+                eval_dataset=self.eval_dataset,
                 evaluation=self._evaluation,
-                samples=None if data is None else np.bincount(data.labels, minlength=self.task.num_classes).tolist(),
+                teacher=self._teacher_spec,
+                device=self.device,
+                crop_pct=self.crop_pct,
             )
+            write_run_report(self.directory, run)
         return TrainingResult(self.history[-1], self.history, self._evaluation, weights, config)
