@@ -141,12 +141,13 @@ class Ledger(Leases):
             self.store.settle(self.store.get(claim.job))
 
     def conclude(self, claim: Claim, first: str, ended: EndedEarly) -> bool:
-        """Leave out the units from `first` on, but for the last group, if none of them but the claimed one has begun.
+        """Leave out the units from `first` on, but for the last group, if none of them has begun.
 
-        The units before them are finished, and then the last group begins.
+        The units before them are finished, and then the last group begins. Others who have claimed one of them, and not
+        told of progress, have lost it.
 
         Returns:
-            False if another of them has begun, or is done: then nothing was changed.
+            False if progress was told at another of them, or it is done: then nothing was changed.
 
         Raises:
             LostLease: if the claim is not the current one; nothing was changed.
