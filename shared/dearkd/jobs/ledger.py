@@ -83,7 +83,7 @@ class Ledger(Leases):
         metrics: dict[str, Any],
         base: int = 0,
     ) -> None:
-        """Progress of a claimed unit, added to that of the job's other units.
+        """Progress of a claimed unit, added to that of the job's other units. Of a lost claim nothing stays.
 
         Args:
             claim: the unit at work.
@@ -99,7 +99,11 @@ class Ledger(Leases):
         # Counted as units end: a job may have a hundred thousand of them, and this runs each second.
         pipe.hmget(key, "progress", "done_samples", "stops_after", *CLOCK)
         pipe.time()
-        _, partial, (progress, finished, stops_after, *clock), now = pipe.execute()
+        pipe.hget(f"{key}:claims", claim.unit)
+        _, partial, (progress, finished, stops_after, *clock), now, token = pipe.execute()
+        if token != claim.token.encode():  # whoever holds the unit now reports again within a second
+            self.redis.hdel(f"{key}:partial", claim.unit)
+            return
         if progress is None:
             return
         parts = [json.loads(value) for value in partial]

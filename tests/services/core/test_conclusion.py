@@ -66,6 +66,8 @@ def test_who_claims_of_a_round_at_once_does_not_keep_the_others_from_concluding(
     three = [claim(ledger) for _ in range(3)]
     assert ledger.conclude(three[1], "2", ENDED)
     for other in three:
+        ledger.report(other, done=7, per_second=1.0, metrics={})  # before it has heard of it
+        assert ledger.pace(job.id)[1] == 20, "what is lost counts for nothing"
         with pytest.raises(LostLease):
             ledger.conclude(other, "2", ENDED)
         with pytest.raises(LostLease):
