@@ -20,6 +20,10 @@ from dearkd_api.queries import require_known_parameters
 
 RequestT = TypeVar("RequestT", bound=Spec)
 
+MAX_DIGITS = 1000
+"""Digits of a whole number that is read at the most. No field takes as many; Python shows no number of more than 4300,
+and what is computed from such a one before it is refused is longer than that."""
+
 REMEDIES = {
     "teacher": "POST /v1/teachers first",
     "dataset": "name a dataset, or the synthesis job that makes one",
@@ -154,14 +158,19 @@ def parse_json(data: bytes, *, pointer: str = "") -> Any:
     """Parse a JSON value.
 
     Raises:
-        InvalidInput: at `pointer`, if it is not JSON; NaN and Infinity are not.
+        InvalidInput: at `pointer`, if it is not JSON, as NaN and Infinity are not, or has a number beyond all bounds.
     """
 
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is no JSON number")
 
+    def whole(digits: str) -> int:
+        if len(digits) > MAX_DIGITS:
+            raise ValueError(f"a number of {len(digits)} digits, and {MAX_DIGITS} are the most")
+        return int(digits)
+
     try:
-        return json.loads(data, parse_constant=refuse)
+        return json.loads(data, parse_constant=refuse, parse_int=whole)
     except (ValueError, RecursionError) as error:
         raise InvalidInput.at(pointer, f"not readable as JSON: {error or 'nested too deeply'}") from None
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ def parse_budget(text: str, option: str) -> dict[str, Any]:
         )
     number = text.removesuffix(PASSES)
     factor = MULTIPLES.get(number[-1:], 1)
-    passes = _number(number[:-1] if factor > 1 else number) * factor
-    if not (1 <= passes < math.inf and passes == round(passes)):
+    passes = _exactly(number[:-1] if factor > 1 else number) * factor
+    if not (passes >= 1 and passes == int(passes)):
         raise typer.BadParameter(
             f"{text!r} is no whole number of teacher passes: write 500k-passes or 2M-passes", param_hint=option
         )
-    return {"teacher_passes": round(passes)}
+    return {"teacher_passes": int(passes)}
 
 
 def _number(text: str) -> float:
@@ -66,6 +67,15 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def _exactly(text: str) -> Decimal:
+    """The number that a text is, in decimal: 2.01 thousand are 2010, not a little less. 0 of others, or too large."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return Decimal(0)
+    return number if number.is_finite() and number < 2**63 else Decimal(0)
 
 
 def parse_assignments(given: Iterable[str], option: str) -> dict[str, Any]:

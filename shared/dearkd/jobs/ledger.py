@@ -83,7 +83,7 @@ class Ledger(Leases):
         metrics: dict[str, Any],
         base: int = 0,
     ) -> None:
-        """Progress of a claimed unit, added to that of the job's other units.
+        """Progress of a claimed unit, added to that of the job's other units. Of a lost claim nothing stays.
 
         Args:
             claim: the unit at work.
@@ -99,7 +99,11 @@ class Ledger(Leases):
         # Counted as units end: a job may have a hundred thousand of them, and this runs each second.
         pipe.hmget(key, "progress", "done_samples", "stops_after", *CLOCK)
         pipe.time()
-        _, partial, (progress, finished, stops_after, *clock), now = pipe.execute()
+        pipe.hget(f"{key}:claims", claim.unit)
+        _, partial, (progress, finished, stops_after, *clock), now, token = pipe.execute()
+        if token != claim.token.encode():  # whoever holds the unit now reports again within a second
+            self.redis.hdel(f"{key}:partial", claim.unit)
+            return
         if progress is None:
             return
         parts = [json.loads(value) for value in partial]
@@ -141,12 +145,13 @@ class Ledger(Leases):
             self.store.settle(self.store.get(claim.job))
 
     def conclude(self, claim: Claim, first: str, ended: EndedEarly) -> bool:
-        """Leave out the units from `first` on, but for the last group, if none of them but the claimed one has begun.
+        """Leave out the units from `first` on, but for the last group, if none of them has begun.
 
-        The units before them are finished, and then the last group begins.
+        The units before them are finished, and then the last group begins. Others who have claimed one of them, and not
+        told of progress, have lost it.
 
         Returns:
-            False if another of them has begun, or is done: then nothing was changed.
+            False if progress was told at another of them, or it is done: then nothing was changed.
 
         Raises:
             LostLease: if the claim is not the current one; nothing was changed.

@@ -12,6 +12,8 @@ SHORTEST = 4
 """The divisor of a preset's iterations below which a budget does not go: fewer images are made instead [R]. The whole
 schedule scales with them, and labels come after a quarter of it; with half of the iterations many of 200 digits were no
 digits any more (benchmarks/LOG.md)."""
+LONGEST = 10 * 365 * 24 * 60
+"""Minutes of the longest budget, ten years: what is computed from it and shown stays a number."""
 PLANNED = 10
 """The multiple of a preset's images that a budget of time plans to make at the most [R]: a plan has an end."""
 
@@ -19,10 +21,10 @@ PLANNED = 10
 class BudgetSpec(Spec):
     """A bound of a synthesis job's cost, teacher_passes or minutes, to which the preset's settings bend."""
 
-    teacher_passes: int | None = Field(default=None, ge=1)
+    teacher_passes: int | None = Field(default=None, ge=1, lt=2**63)
     """Forward and backward passes of single images through the teacher, over the whole job. The number of images
     follows; where that would be few, the iterations too."""
-    minutes: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0, le=LONGEST)
     """Minutes of running, without what it waited or was paused. As many rounds of images are made as fit, but at least
     one."""
     stop_below: float | None = Field(default=None, gt=0, le=100)

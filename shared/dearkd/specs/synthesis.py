@@ -365,11 +365,11 @@ class SynthesisSpec(Spec):
             refuse("/adaptive_iterations", f"{self.adaptive_iterations}; this server allows {limits.max_iterations}")
         if self.adaptive_student is not None and self.weights.adaptive == 0:
             refuse("/adaptive_student", "a student is named, but weights.adaptive is 0: set both or neither")
-        if self.num_shards > limits.max_shards:
+        if self.num_shards > (most := limits.max_shards):
             refuse(
                 "/shard_samples",
                 f"{self.shard_samples} cuts {self.num_samples} images into {self.num_shards} shards; this server "
-                f"allows {limits.max_shards}: set it to at least {-(-self.num_samples // limits.max_shards)}",
+                f"allows {most}: set it to at least {-(-self.num_samples // most)}, and rounds to at most {most}",
             )
         each = sample_bytes(teacher, logits=self.store_logits)
         if self.shard_samples * each > MAX_SHARD_BYTES:

@@ -63,12 +63,6 @@ class SynthesisRequest(Spec):
         if self.budget is not None:
             preset |= _within(self.budget, preset, given, limits)
         spec = SynthesisSpec.check(overlay(preset, given))
-        if spec.rounds > spec.images_per_class:  # before the arithmetic, which cannot cut into rounds of nothing
-            raise InvalidInput.at(
-                "/rounds",
-                f"{spec.rounds}, but each makes an image of each class, and images_per_class is "
-                f"{spec.images_per_class}: set at most that",
-            )
         share = preset["batch_size"] // preset["classes_per_batch"]
         spec = _fit(spec, given, teacher, share, limits)
         spec.check_against(teacher, limits, refused_input_sizes)
@@ -105,6 +99,9 @@ def _fit(
         teacher: whose images are made.
         share: images of each class in a full batch of the preset.
         limits: the operator's.
+
+    Raises:
+        InvalidInput: if there are more rounds than images of a class.
     """
     batch, groups, classes = spec.batch_size, spec.classes_per_batch, len(spec.classes)
     if "classes_per_batch" not in given:
@@ -116,6 +113,12 @@ def _fit(
     spec = spec.model_copy(update={"batch_size": batch, "classes_per_batch": groups})
     if spec.budget is not None:
         spec = spec.model_copy(update=_rounds(spec, given, max(share, batch // groups), limits))
+    if spec.rounds > spec.images_per_class:  # before the arithmetic, which cannot cut into rounds of nothing
+        raise InvalidInput.at(
+            "/rounds",
+            f"{spec.rounds}, but each makes an image of each class, and images_per_class is {spec.images_per_class}: "
+            "set at most that",
+        )
     spec = spec.model_copy(update=_shards(spec, given, teacher))
     changed: dict[str, Any] = {}
     if "boundary" not in given.get("weights", ()) and spec.has_lone_batch():

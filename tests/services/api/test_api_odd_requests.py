@@ -80,6 +80,7 @@ RAW = (
     b'{"seed": -Infinity}',
     b'{"seed": 1e999}',
     b'{"seed": ' + b"9" * 10_000 + b"}",
+    b'{"teacher": "t", "images_per_class": ' + b"9" * 4300 + b"}",
     b"[" * 50_000,
     b'{"a":' * 15_000 + b"1" + b"}" * 15_000,
     b'{"prefix": "a", "prefix": "b"}',

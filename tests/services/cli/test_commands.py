@@ -328,6 +328,8 @@ def test_a_dry_run_within_minutes_says_how_many_images_fit_into_them(run: Run, a
     [
         ("2M-passes", {"teacher_passes": 2_000_000}),
         ("0.5k-passes", {"teacher_passes": 500}),
+        ("2.01k-passes", {"teacher_passes": 2010}),
+        ("1.001M-passes", {"teacher_passes": 1_001_000}),
         ("123-passes", {"teacher_passes": 123}),
         ("30m", {"minutes": 30.0}),
         ("2h", {"minutes": 120.0}),
@@ -345,7 +347,8 @@ def test_a_budget_takes_the_place_of_that_of_the_file(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "30", "30-minutes", "-passes", "0-passes", "1.5-passes", "nan-passes", "-3m", "1e999h"]
+    "text",
+    ["", "30", "30-minutes", "-passes", "0-passes", "1.5-passes", "nan-passes", "1e999999999k-passes", "-3m", "1e999h"],
 )
 def test_what_is_no_budget_is_wrong_usage(run: Run, api: StandInApi, text: str) -> None:
     outcome = run("synth", "tch-1", f"--budget={text}")

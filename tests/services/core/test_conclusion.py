@@ -44,6 +44,7 @@ def test_what_has_not_begun_is_left_out_and_the_rest_is_finished(ledger: Ledger,
 def test_a_unit_of_which_others_have_begun_is_not_left_out(ledger: Ledger, store: JobStore) -> None:
     job = synthesis(store, shards=5, parallelism=5)
     units = [claim(ledger) for _ in range(4)]
+    ledger.report(units[3], done=1, per_second=None, metrics={})
     assert not ledger.conclude(units[2], "2", ENDED), "the fourth has begun"
     mark(ledger, units[3])
     assert not ledger.conclude(units[2], "2", ENDED), "it is done"
@@ -53,6 +54,29 @@ def test_a_unit_of_which_others_have_begun_is_not_left_out(ledger: Ledger, store
     last = claim(ledger)
     assert ledger.conclude(last, last.unit, ENDED)
     finish(ledger)
+
+
+def test_who_claims_of_a_round_at_once_does_not_keep_the_others_from_concluding(
+    ledger: Ledger, store: JobStore
+) -> None:
+    """Three workers begin with a round at the same moment, and each finds that time is up."""
+    job = synthesis(store, shards=5, parallelism=3)
+    for _ in range(2):
+        mark(ledger, claim(ledger))
+    three = [claim(ledger) for _ in range(3)]
+    assert ledger.conclude(three[1], "2", ENDED)
+    for other in three:
+        ledger.report(other, done=7, per_second=1.0, metrics={})  # before it has heard of it
+        assert ledger.pace(job.id)[1] == 20, "what is lost counts for nothing"
+        with pytest.raises(LostLease):
+            ledger.conclude(other, "2", ENDED)
+        with pytest.raises(LostLease):
+            mark(ledger, other)
+        with pytest.raises(LostLease):
+            ledger.beat(other, LEASE)
+    assert ledger.redis.zcard("dearkd:leases") == 0
+    finish(ledger)
+    assert store.get(job.id).progress.done == 20
 
 
 def test_a_conclusion_may_go_further_back(ledger: Ledger, store: JobStore) -> None:

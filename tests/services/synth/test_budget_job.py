@@ -157,12 +157,55 @@ def test_a_round_that_has_begun_is_finished(settings: Settings, small_teacher: A
 def test_what_a_worker_stored_of_a_round_that_is_left_out_is_deleted(
     settings: Settings, small_teacher: Any, tmp_path: Path
 ) -> None:
-    """It died between storing the shard and saying so."""
+    """It died between storing the round's second shard and saying so; so did who made the first, which is lost."""
     ledger = open_ledger(settings)
     job = submit(ledger, small_teacher, tmp_path, 1e-6)
-    ledger.store.storage.put(f"datasets/{dataset_of(job.id)}/train-000002.tar", b"a shard")
+    ledger.store.storage.put(f"datasets/{dataset_of(job.id)}/train-000003.tar", b"a shard")
     drained(settings)
     require_balanced(ledger, job, 1, tmp_path)
+
+
+def test_a_round_of_which_a_shard_was_stored_before_its_maker_died_has_begun(
+    settings: Settings, small_teacher: Any, tmp_path: Path
+) -> None:
+    """Time is up when somebody else takes it: what it took to make it is not thrown away."""
+    ledger = open_ledger(settings)
+    whole = submit(ledger, small_teacher, tmp_path, 60)
+    drained(settings)
+    job, storage = submit(ledger, small_teacher, tmp_path, 1e-6), ledger.store.storage
+    for before, after in (
+        (f"datasets/{dataset_of(whole.id)}", f"datasets/{dataset_of(job.id)}"),
+        (f"jobs/{whole.id}/shards", f"jobs/{job.id}/shards"),
+    ):
+        for entry in storage.objects(before):
+            if "train-000002" in entry.key:
+                storage.put(entry.key.replace(before, after), storage.read(entry.key))
+    drained(settings)
+    require_balanced(ledger, job, 2, tmp_path)
+    assert "shard 2 lies in storage already" in ledger.log.read(job.id)
+
+
+def test_a_job_that_redis_lost_behind_its_manifest_ends_as_that_says(
+    settings: Settings, small_teacher: Any, tmp_path: Path
+) -> None:
+    """A retry knows nothing of the minutes that were spent, and would make every round."""
+    ledger = open_ledger(settings)
+    job = submit(ledger, small_teacher, tmp_path, 60)
+    with ShardMaker() as maker:
+
+        def perform(attempt: Attempt) -> None:
+            if attempt.unit == "3":
+                ledger.redis.hincrbyfloat(f"dearkd:job:{job.id}", "ran", 10_000)
+            maker.perform(attempt)
+
+        drain("synthesis", perform, settings)
+    before, storage = require_balanced(ledger, job, 2, tmp_path), ledger.store.storage
+    storage.delete(f"jobs/{job.id}/final.json")  # as it is between the manifest and the record
+    ledger.redis.flushall()
+    ledger.store.retry(job.id)
+    (tmp_path / job.id).rename(tmp_path / "before")
+    assert drained(settings) == 4 + 1 + 1, "four shards are adopted, one is left out, and the end"
+    assert require_balanced(ledger, job, 2, tmp_path) == before
 
 
 def work(settings: Settings, job: str, dies: str) -> None:

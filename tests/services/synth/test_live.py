@@ -330,3 +330,12 @@ def test_of_several_workers_one_shows_its_images_until_it_is_gone(settings: Sett
         show(attempt, teacher)
     assert len(previews(ledger, job)) == 2, "it keeps its turn"
     assert 0 < ledger.redis.ttl(turn) <= 10
+
+
+def test_a_turn_outlasts_the_time_between_two_rare_pictures(settings: Settings, teacher: Teacher) -> None:
+    settings = settings.model_copy(update={"preview_seconds": 20.0})
+    ledger = open_ledger(settings)
+    job = post(ledger, teacher)
+    with attempting(ledger, settings) as attempt:
+        show(attempt, teacher)
+    assert 20 < ledger.redis.ttl(f"{job_key(job.id)}:live") <= 60

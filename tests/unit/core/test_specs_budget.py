@@ -120,6 +120,9 @@ def test_phases_keep_their_parts_of_the_iterations() -> None:
         ({"budget": {"minutes": 0}}, "/budget/minutes", "greater than 0"),
         ({"budget": {"minutes": -1}}, "/budget/minutes", "greater than 0"),
         ({"budget": {"minutes": float("inf")}}, "/budget/minutes", "finite"),
+        ({"budget": {"minutes": 1e308}}, "/budget/minutes", "less than or equal to 5256000"),
+        ({"budget": {"minutes": 5, "stop_below": float("nan")}}, "/budget/stop_below", "finite"),
+        ({"budget": {"teacher_passes": 2**63}, "images_per_class": 2}, "/budget/teacher_passes", "less than"),
         ({"budget": {"minutes": True}}, "/budget/minutes", "number"),
         ({"budget": {"hours": 1}}, "/budget/hours", "unknown field"),
         ({"budget": 30}, "/budget", "object"),
@@ -193,3 +196,19 @@ def test_a_plan_keeps_to_what_the_server_allows() -> None:
     assert (small.images_per_class, small.rounds) == (7, 1)
     with pytest.raises(InvalidInput, match="/images_per_class"):
         resolve(limits=Limits(max_images=7), budget={"minutes": 5})
+
+
+def test_rounds_of_ones_own_are_compared_with_the_images_that_are_planned() -> None:
+    """A budget of minutes plans more than the preset's 200 images of each class, or fewer where fewer are allowed."""
+    spec = resolve(budget={"minutes": 5}, rounds=300)
+    assert (spec.images_per_class, spec.rounds) == (2000, 300)
+    for most, planned in ((70, 7), (7, 1)):
+        with pytest.raises(InvalidInput, match=f"/rounds: 20, .* images_per_class is {planned}: set at most that"):
+            resolve(limits=Limits(max_images=most), budget={"minutes": 5}, rounds=20)
+
+
+def test_where_rounds_make_too_many_shards_the_remedy_helps() -> None:
+    limits = Limits(max_shards=20)
+    with pytest.raises(InvalidInput, match="set it to at least 1000, and rounds to at most 20"):
+        resolve(limits=limits, budget={"minutes": 5})
+    assert resolve(limits=limits, budget={"minutes": 5}, rounds=20, shard_samples=1000).num_shards == 20

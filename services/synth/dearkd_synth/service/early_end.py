@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from dearkd.data.shard_files import Shard
+from dearkd.data.manifests import datasets
+from dearkd.data.shard_files import Shard, shard_name
+from dearkd.errors import NotFound
 from dearkd.jobs.model import dataset_of
 from dearkd.specs import SynthesisSpec
 from dearkd.specs.budget import EndedEarly
@@ -15,7 +17,8 @@ def is_wanted(attempt: Attempt, spec: SynthesisSpec, index: int) -> bool:
     """Tell whether a claimed shard is to be made; if not, the job is concluded, and the claim is over.
 
     Not, where it begins a round that would not end within the job's minutes, or for which its forecast expects too
-    little. The first round is always made, and a round that has begun is finished.
+    little. The first round is always made, and a round that has begun is finished: also one of which this very shard
+    lies in storage, whose maker died before it said so.
 
     Args:
         attempt: at the shard's unit.
@@ -26,18 +29,25 @@ def is_wanted(attempt: Attempt, spec: SynthesisSpec, index: int) -> bool:
     number = rounds.of_shard(index)
     if number == 0 or not spec.may_end_early:
         return True
-    ends: list[Callable[[Attempt, SynthesisSpec, int], EndedEarly | None]] = [_for_time, _for_lack_of_gain]
-    for end in ends:
-        ended = end(attempt, spec, number)
-        if ended is not None:
-            break
-    else:
-        return True
-    first = str(rounds.shards_before(number))
+    ended = _as_published(attempt)
+    if ended is None or rounds.of_sample(ended.made) > number:
+        ends: list[Callable[[Attempt, SynthesisSpec, int], EndedEarly | None]] = [_for_time, _for_lack_of_gain]
+        ended = next(filter(None, (end(attempt, spec, number) for end in ends)), None)
+        if ended is None or attempt.storage.exists(f"datasets/{dataset_of(attempt.job.id)}/{shard_name(index)}"):
+            return True
+    first = str(rounds.shards_before(rounds.of_sample(ended.made)))
     if not attempt.publish(lambda: attempt.ledger.conclude(attempt.claim, first, ended)):
         return True
     attempt.stop_reporting()
     return False
+
+
+def _as_published(attempt: Attempt) -> EndedEarly | None:
+    """The end that the job's manifest tells of, which is there only where Redis was lost since it was written."""
+    try:
+        return datasets(attempt.storage).get(dataset_of(attempt.job.id)).ended_early
+    except NotFound:
+        return None
 
 
 def _for_time(attempt: Attempt, spec: SynthesisSpec, number: int) -> EndedEarly | None:
@@ -99,7 +109,7 @@ def note_end(attempt: Attempt, spec: SynthesisSpec, ended: EndedEarly | None) ->
 
 
 def delete_left_out(attempt: Attempt, shards: Iterable[Shard]) -> None:
-    """Delete what a worker stored, and died before it said so, of a round that was left out since."""
+    """Delete what workers stored, and died before they said so, of a round whose first shard was left out since."""
     prefix, kept = f"datasets/{dataset_of(attempt.job.id)}", {shard.name for shard in shards}
     for stored in attempt.storage.objects(prefix):
         name = stored.key.removeprefix(f"{prefix}/")

@@ -36,7 +36,7 @@ SMALLEST_SIDE, LARGEST_SIDE = 32, 48
 """The sides in pixels to which it enlarges smaller images, and shrinks larger ones. Noise does not compress: 64 px in
 colour would be a megabyte, and 45 ms of a core, every two seconds."""
 TURN_SECONDS = 10
-"""The time after its last picture in which no other worker shows its own."""
+"""The time after its last picture in which no other worker shows its own; where pictures are rarer, three of them."""
 FIRST_PICTURE_DAYS = 30
 END_SECONDS = 5.0
 """The longest wait for a picture that is being stored when its shard is done."""
@@ -178,9 +178,10 @@ def confidence(step: Step) -> dict[str, float]:
 def _has_turn(attempt: Attempt) -> bool:
     """Take or keep the turn to show one's images, for a while."""
     redis, key, me = attempt.ledger.redis, f"{job_key(attempt.job.id)}:live", holder(os.getppid(), os.getpid())
-    if redis.set(key, me, nx=True, ex=TURN_SECONDS):
+    turn = max(TURN_SECONDS, math.ceil(3 * attempt.settings.preview_seconds))
+    if redis.set(key, me, nx=True, ex=turn):
         return True
-    return redis.get(key) == me.encode() and bool(redis.expire(key, TURN_SECONDS))
+    return redis.get(key) == me.encode() and bool(redis.expire(key, turn))
 
 
 def _first_seconds(attempt: Attempt, measured: float | None = None) -> float | None:
