@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from dearkd.imports import import_large
 from dearkd.specs import TeacherSpec
 from tests.support.s3 import s3
 
 __all__ = ["s3"]
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("dearkd", deadline=None)
+settings.load_profile("dearkd")
 
 # Else every run that a test makes would be shown in TensorBoard's files, in the folder that the tests were started in.
 os.environ.setdefault("DEARKD_METRICS_SINKS", "")

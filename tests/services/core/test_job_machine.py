@@ -254,5 +254,5 @@ def test_no_sequence_of_steps_breaks_a_job(settings: object, machine: type[JobMa
 
 
 _HYPOTHESIS = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=60, stateful_step_count=25, suppress_health_check=list(HealthCheck), derandomize=True
 )

@@ -39,7 +39,7 @@ from tests.support.programs import run_program
 from tests.support.services import eventually
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(count=st.integers(1, 200), batch_size=st.integers(1, 64), seed=st.integers(0, 2**62))
 def test_every_sample_comes_once_an_epoch_in_even_batches(count: int, batch_size: int, seed: int) -> None:
     indices = np.arange(1000, 1000 + count)
@@ -66,7 +66,7 @@ def test_epochs_are_shuffled_by_seed_and_number_and_can_start_anywhere() -> None
     assert order(1, range(1))[0] != first
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     count=st.integers(1, 120),
     batch_size=st.integers(1, 40),

@@ -126,7 +126,7 @@ class Counted(FileCache):
         self.there.remove(self.shard)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batches=st.lists(st.sets(st.integers(0, 6), min_size=1, max_size=3), max_size=12),
     max_shards=st.integers(1, 5),

@@ -61,7 +61,7 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
 suffixes = st.lists(st.text("abcnpy._", min_size=1, max_size=9).filter(lambda text: text[0] not in "._"), max_size=3)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     made=st.lists(
         st.builds(

@@ -107,7 +107,7 @@ def make(storage: Storage, made_up: MadeUp) -> tuple[list[str], bool]:
     return ([] if made_up.manifest else files) + others + notes, True
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(jobs=st.lists(JOBS, max_size=5), uploads=st.lists(st.booleans(), max_size=3), dry=st.booleans())
 def test_exactly_what_the_rule_names_is_found_and_removed(jobs: list[MadeUp], uploads: list[bool], dry: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ def trained(known: DatasetFacts, fraction: float, holdout: float, seed: int) -> 
     return len(split(labels, fraction=fraction, holdout=holdout, seed=seed)[0])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     counts=st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any),
     fraction=st.floats(0.001, 1.0),
@@ -90,7 +90,7 @@ def test_the_default_batch_fits_what_the_holdout_leaves(holdout: float) -> None:
     assert spec.batch_size * 8 <= known.trained_images(1.0, holdout).expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     counts=st.lists(st.integers(1, 30), min_size=2, max_size=8),
     processes=st.integers(1, 12),

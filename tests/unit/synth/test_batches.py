@@ -36,7 +36,7 @@ def specs(draw: st.DrawFn) -> SynthesisSpec:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(specs())
 def test_shards_and_batches_cover_the_job_exactly(spec: SynthesisSpec) -> None:
     seen: list[int] = []
@@ -50,7 +50,7 @@ def test_shards_and_batches_cover_the_job_exactly(spec: SynthesisSpec) -> None:
     assert labels == dict.fromkeys(spec.classes, spec.images_per_class)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(specs())
 def test_batches_are_p_by_k(spec: SynthesisSpec) -> None:
     groups = [
@@ -78,7 +78,7 @@ def lone_batches(spec: SynthesisSpec) -> list[range]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(specs())
 def test_a_boundary_weight_is_refused_where_a_batch_has_no_positives_and_0_by_default(spec: SynthesisSpec) -> None:
     posted = spec.model_dump(mode="json", exclude={"weights"})
@@ -88,7 +88,7 @@ def test_a_boundary_weight_is_refused_where_a_batch_has_no_positives_and_0_by_de
         SynthesisSpec.resolve(posted | {"weights": {"boundary": 1.0}}, TEACHER)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     classes=st.integers(1, 40),
     images_per_class=st.integers(2, 400),

@@ -37,7 +37,7 @@ SHARDS = 6
 Store = Callable[..., DatasetManifest]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=9).filter(any),
     window=st.integers(1, 10),

@@ -137,7 +137,7 @@ def test_no_shards_is_an_empty_dataset() -> None:
     assert [len(part) for part in split(dataset.labels, fraction=1.0, holdout=0.1, seed=0)] == [0, 0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     counts=st.lists(st.integers(1, 30), min_size=1, max_size=8),
     fraction=st.floats(0.01, 1.0),
