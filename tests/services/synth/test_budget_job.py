@@ -385,6 +385,29 @@ def test_a_job_ends_where_more_images_are_not_expected_to_pay(
         assert f"points of accuracy, less than {stop_below:g}" in told["detail"]
 
 
+def test_a_forecast_whose_student_fails_costs_the_job_nothing(
+    settings: Settings, small_teacher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in fails the second of three forecasts: a device that is full cannot be had here."""
+    judged = iter([0.2, torch.OutOfMemoryError("CUDA out of memory"), 0.6])
+
+    def judge(*_: Any, **__: Any) -> float:
+        found = next(judged)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(forecast_unit, "judge_student", judge)
+    ledger = open_ledger(settings)
+    job = with_forecasts(ledger, small_teacher, tmp_path, 8, teacher_passes=10**6, stop_below=50.0)
+    drained(settings)
+    assert dataset(ledger, job).num_samples == 40
+    result = ledger.store.get(job.id).result
+    assert result is not None
+    assert [point["agreement"] for point in result["forecast"]["points"]] == [0.2, 0.6]
+    assert "no forecast of 10 images: CUDA out of memory" in ledger.log.read(job.id)
+
+
 def test_a_forecast_that_cannot_be_made_says_why(settings: Settings, small_teacher: Any, tmp_path: Path) -> None:
     ledger = open_ledger(settings)
     few = with_forecasts(ledger, small_teacher, tmp_path, 2, teacher_passes=10**6, stop_below=50.0)

@@ -31,14 +31,18 @@ def make_forecast(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, netwo
         stored_images(attempt, teacher, shards, max_images=MOST_IMAGES, max_bytes=MAX_BYTES // 2)
         for shards in (range(half), range(half, end))
     )
-    with tracing.span("forecast", {"dearkd.images": len(images)}):
-        agreement = judge_student(
-            network, teacher.spec, spec, images, others, epochs=forecast_epochs(spec.iterations), on_step=attempt.check
-        )
     before = latest_forecast(attempt, spec)
-    points = [*(before.points if before else []), Point(images=len(images), judged_on=len(others), agreement=agreement)]
-    if before and before.points[-1].images >= len(images):  # as many as memory takes
-        points.pop()
+    points = list(before.points) if before else []
+    epochs = forecast_epochs(spec.iterations)
+    try:
+        with tracing.span("forecast", {"dearkd.images": len(images)}):
+            agreement = judge_student(network, teacher.spec, spec, images, others, epochs=epochs, on_step=attempt.check)
+    except RuntimeError as error:  # torch's, such as one of memory; images do not depend on it
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        attempt.note(f"no forecast of {len(images):,} images: {reason}")
+        return Forecast(points=points, images=spec.num_samples, why_not=f"its student could not be trained: {reason}")
+    if not points or points[-1].images < len(images):  # else as many as memory takes
+        points.append(Point(images=len(images), judged_on=len(others), agreement=agreement))
     found = forecast(points, spec.num_samples)
     attempt.note(
         f"a small student of {len(images):,} images agrees with the teacher on {agreement:.1%} of {len(others):,} "
