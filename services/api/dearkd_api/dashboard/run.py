@@ -80,7 +80,7 @@ def curves(identifier: str, group: str, backend: Uses, caller: Caller, compared:
     runs = {}
     for one in (identifier, *_others(compared, backend, caller)):
         job = steering.find("training", one, backend, caller)
-        name = str(job.spec.get("name") or one)
+        name = job.name or one
         runs[name if name not in runs else one] = jobs.rows_of(one, backend, caller, limit=MOST_ROWS)[0]
     return JSONResponse(epochs.chart(runs, group), headers={"Cache-Control": "no-cache"})
 
