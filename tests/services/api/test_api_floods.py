@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import psutil
@@ -186,7 +187,7 @@ def test_images_that_wait_for_the_inspector_are_not_held_in_memory(api: Api) -> 
     model = put_model(api)
     path = f"/models/{model}/predict"
     (form,) = forms(get(api, f"/models/{model}").text, path)
-    size = 16 * 2**20
+    size = 8 * 2**20
     image = {"image": ("x.png", bytes(size), "image/png")}
     worker = rq.Worker([queue(api.store.redis, "inspect")], connection=api.store.redis)
     worker.register_birth()  # it is there, and does nothing
@@ -196,12 +197,15 @@ def test_images_that_wait_for_the_inspector_are_not_held_in_memory(api: Api) -> 
         with httpx.Client(base_url=api.url, timeout=90, trust_env=False) as http:
             return http.post(path, data=form, files=image, headers=HTML).status_code
 
+    def all_wait(count: int) -> bool:
+        return api.store.redis.scard(OPEN) == count
+
     held = []
     with ThreadPoolExecutor(30) as pool:
         asking = []
         for wave in (10, 20):  # what a first wave has left to the allocator serves the second one
             asking += [pool.submit(ask, i) for i in range(wave)]
-            eventually(lambda: api.store.redis.scard(OPEN) == len(asking), seconds=50)
+            eventually(partial(all_wait, len(asking)), seconds=50)
             held.append(memory(api))
         for identifier in api.store.redis.smembers(OPEN):
             ticket = inspections.get(identifier.decode())

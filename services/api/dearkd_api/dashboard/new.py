@@ -94,6 +94,9 @@ async def ask(
         answer: Response = sort.begin(posted, backend, identity, caller, viewer, turn, dry_run=dry_run)
         return answer
 
+    async def begun(turn: Turn) -> Response:
+        return await run_in_threadpool(begin, turn)
+
     def forecast() -> Response:
         found = json.loads(bytes(begin(Turn("new", new_id("tmp"))).body))
         seconds, like = _time(kind, found, backend, caller)
@@ -105,7 +108,7 @@ async def ask(
         # The id is ours to choose: what else bears it may be another's. A form that was changed is another one.
         said = fingerprint_of(request, form)
         key = f"form {said}" if form.get(ONCE) else None
-        answer = await answer_once(request, backend, said, partial(run_in_threadpool, begin), key=key)
+        answer = await answer_once(request, backend, said, begun, key=key)
     except (InvalidInput, Conflict, LimitReached) as error:
         return await run_in_threadpool(again, error=error)
     replayed = {REPLAYED: answer.headers[REPLAYED]} if REPLAYED in answer.headers else {}
