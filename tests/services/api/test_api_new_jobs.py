@@ -120,3 +120,18 @@ def test_a_run_is_asked_for_by_its_form(api: Api, tmp_path: Path) -> None:
     assert (begun.status_code, begun.headers["location"]) == (303, f"/runs/{run['id']}")
     refused = post(api, "training", **plain, engine="ray")
     assert (refused.status_code, 'href="#engine"' in refused.text) == (422, True)
+
+
+def test_whatever_stands_in_an_input_is_taken_or_refused_clearly(api: Api, tmp_path: Path) -> None:
+    bases = {
+        "synthesis": {"teacher": put_teacher(api), "images_per_class": "2"},
+        "training": {"dataset": put_dataset(api, tmp_path), "stage_one.distillation": "none"},
+    }
+    for kind, base in bases.items():
+        path = f"/new/{kind}"
+        page = get(api, path).text
+        (form,) = forms(page, path)
+        for name in re.findall(r'<(?:input|select) id="([^"]+)" name="', page):
+            for value in ("9" * 400, "9" * 4000, "NaN", "[1, Infinity]", "1e999", "[" * 900):
+                answer = api.http.post(f"{path}?dry_run=true", data=form | base | {name: value}, headers=HTML)
+                assert answer.status_code in (200, 422), (name, value[:20], answer.status_code)

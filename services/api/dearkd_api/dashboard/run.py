@@ -105,7 +105,7 @@ def _others(compared: list[str] | None, backend: Backend, caller: str | None) ->
 
 def _report(job: Job, backend: Backend, viewer: str | None) -> str | None:
     """The address of the report that the run has left with its model."""
-    identifier = (job.result or {}).get("model")
+    identifier = job.made.get("model")
     try:
         has_one = identifier is not None and report_file(backend.models.get(identifier, viewer=viewer)) is not None
     except (NotFound, CorruptData):
