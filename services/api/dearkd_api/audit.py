@@ -5,6 +5,7 @@ from typing import Final
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,7 @@ from dearkd_api.idempotency import REPLAYED
 from dearkd_api.keys import Identity
 from dearkd_api.page_paths import LOGIN, LOGOUT
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
+from dearkd_api.queries import known_parameters
 
 QUESTION: Final = "/predict"
 """The end of the paths of requests that change nothing, though they are no GET."""
@@ -55,15 +57,15 @@ class RecordChanges:
         self.audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in NOBODYS or _asks(scope):
+        if scope["type"] != "http" or scope["method"] in READING or scope["path"] in NOBODYS:
             await self.app(scope, receive, send)
             return
 
         async def recorded(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] < 400:
+            if message["type"] == "http.response.start" and message["status"] < 400 and not _asks(scope):
                 headers = Headers(raw=message["headers"])
                 if REPLAYED not in headers:
-                    await run_in_threadpool(self._record, scope, message["status"], headers.get("location"))
+                    await run_in_threadpool(self._record, scope, message["status"], _made(scope, headers))
             await send(message)
 
         await self.app(scope, receive, recorded)
@@ -89,7 +91,15 @@ class RecordChanges:
             log.error("not in the audit log, since %s: %s", error, record.model_dump_json())
 
 
+def _made(scope: Scope, headers: Headers) -> str | None:
+    """The address of what a request made or changed; a page's button leads back to wherever its form says."""
+    return headers.get("location") if scope["path"].startswith(("/v1/", "/new/")) else None
+
+
 def _asks(scope: Scope) -> bool:
-    """Tell whether a request changes nothing."""
+    """Tell whether a request that was answered has changed nothing: of what is only asked its route knows."""
+    route = scope.get("route")
+    if not isinstance(route, APIRoute):
+        return False
     dry = QueryParams(scope["query_string"]).get("dry_run", "").lower() in ("1", "true", "yes", "on", "t", "y")
-    return scope["method"] in READING or scope["path"].endswith(QUESTION) or dry
+    return route.path.endswith(QUESTION) or (dry and "dry_run" in known_parameters(route))

@@ -31,6 +31,8 @@ from dearkd_api.sessions import Sessions
 from dearkd_api.verification import Verification
 
 UPLOADS_AT_ONCE = 8
+SHARDS_AT_ONCE = 4
+"""Requests that read samples of shards at once; a shard that is opened may have to be fetched first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Backend:
     """The threads for uploads, which slow clients occupy for long; other requests have threads of their own."""
     upload_places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_AT_ONCE))
     """One place for each of those threads; requests wait for a place in the event loop, for a limited time."""
+    shard_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(SHARDS_AT_ONCE))
+    """The threads for galleries, of which one that opens a large shard keeps all who look at it waiting."""
 
     @classmethod
     def open(cls, settings: Settings, metrics: Metrics) -> "Backend":

@@ -66,6 +66,7 @@ async def answer_once(
     make: Callable[[Turn], Awaitable[Response]],
     *,
     identifier: str | None = None,
+    key: str | None = None,
 ) -> Response:
     """Make an answer, or give the one that the request's key was given first.
 
@@ -78,12 +79,13 @@ async def answer_once(
         fingerprint: `fingerprint_of` the request.
         make: makes the answer; what it creates has the id that it is given, of the kind that is wanted.
         identifier: the id that this is where nobody has begun before; by default a new one.
+        key: that the request stands for, where it bears none in its headers.
 
     Raises:
         InvalidInput: `idempotency_key_reused`.
         Conflict: `idempotency_in_progress`, if the first request takes too long.
     """
-    key = key_of(request)
+    key = key or key_of(request)
     identifier = identifier or new_id("tmp")
     if key is None:
         return await make(Turn("new", identifier))

@@ -63,8 +63,7 @@ def _links(job: Job) -> dict[str, str]:
         else {name: name for name in ("metrics", "checkpoints")}
     )
     links |= {name: f"{here}/{tail}" for name, tail in below.items()}
-    made = {name: identifier for name, identifier in (job.result or {}).items() if name in ("dataset", "model")}
-    return links | {name: f"/v1/{name}s/{identifier}" for name, identifier in made.items()}
+    return links | {name: f"/v1/{name}s/{identifier}" for name, identifier in job.made.items()}
 
 
 def _accepted(job: Job) -> Response:

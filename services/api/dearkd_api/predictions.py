@@ -49,12 +49,12 @@ async def predict(identifier: str, request: Request, backend: Uses, caller: Call
 
 
 async def predict_image(
-    model: Model, image: bytes, request: Request, backend: Backend, caller: str | None
+    model: Model, image: Iterator[bytes], request: Request, backend: Backend, caller: str | None
 ) -> dict[str, Any]:
     """The answers of a model and its teacher to an image that has come already; raises as the route does."""
     await run_in_threadpool(backend.inspections.require_inspector)
     ticket = _ticket(model, caller)
-    await run_in_threadpool(_receive, iter([image]), ticket, backend)
+    await run_in_threadpool(_receive, image, ticket, backend)
     return await _answer(request, backend, ticket)
 
 

@@ -22,6 +22,8 @@ OPEN_SHARDS: Final = 8
 MAX_SHARD_BYTES: Final = 2**30
 MAX_SAMPLES: Final = 200_000
 """The most samples of a shard that is shown: what is known of each takes about 500 bytes of memory."""
+OPEN_SAMPLES: Final = 2 * MAX_SAMPLES
+"""The most samples of all shards that stay open, so that two of the largest can be looked at beside each other."""
 MAX_IMAGE_BYTES: Final = 32 * 2**20
 MAX_FIELDS_BYTES: Final = 64 * 2**10
 
@@ -40,6 +42,7 @@ class Picture:
 class _OpenShard:
     """A local copy of a shard, and the places of its samples."""
 
+    samples: int
     turn: threading.Lock = field(default_factory=threading.Lock)
     cache: FileCache | None = None
     file: int = -1
@@ -124,9 +127,9 @@ class SampleFiles:
         shard = _shown(dataset, index)
         name = (dataset.prefix, shard.name, shard.sha256)
         with self._mutex:
-            held = self._open.setdefault(name, _OpenShard())
+            held = self._open.setdefault(name, _OpenShard(shard.samples))
             self._open.move_to_end(name)
-            unused = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - OPEN_SHARDS)]
+            unused = [*self._forgotten()]
         for one in unused:
             with one.turn:
                 one.close()
@@ -140,6 +143,11 @@ class SampleFiles:
                     forgotten = self._open.get(name) is not held  # it made room for others meanwhile
                 if forgotten:
                     held.close()
+
+    def _forgotten(self) -> Iterator[_OpenShard]:
+        """Forget the shards that were unused for longest, until no more stay open than may."""
+        while len(self._open) > OPEN_SHARDS or sum(one.samples for one in self._open.values()) > OPEN_SAMPLES:
+            yield self._open.popitem(last=False)[1]
 
     @staticmethod
     def _record(held: _OpenShard, dataset: DatasetManifest, index: int, key: str) -> Record:

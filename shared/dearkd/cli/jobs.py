@@ -199,5 +199,5 @@ def _row(job: JobView) -> dict[str, Any]:
         "done": count(job.progress),
         "rate": rate(job.progress) if running else "",
         "left": time_left(job.progress) if running else "",
-        "name": job.spec.get("name"),
+        "name": job.name,
     }

@@ -46,7 +46,7 @@ def identifier_of(client: Client, reference: str, *kinds: Kind) -> str:
     if reference.startswith(tuple(others)):
         raise typer.BadParameter(f"{printable(reference)} is no {wanted}: an id of one looks like {examples}")
     for kind in kinds:
-        found = [item for item in _all(client, kind) if _name(item) == reference]
+        found = [item for item in _all(client, kind) if item.name == reference]
         if len(found) > 1:
             shown = ", ".join(item.id for item in found[:MOST_NAMED])
             more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
@@ -75,7 +75,3 @@ def _all(client: Client, kind: Kind) -> Iterable[Job | Manifest | ApiKey]:
         case "job":
             found = [job for kind in JOBS for job in client.list_jobs(kind)]
             return sorted(found, key=lambda job: job.created_at, reverse=True)
-
-
-def _name(item: Job | Manifest | ApiKey) -> str | None:
-    return item.spec.get("name") if isinstance(item, Job) else item.name

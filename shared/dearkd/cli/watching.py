@@ -167,7 +167,7 @@ def _line_printer(console: Console) -> Callable[[Job], None]:
 
 def title(job: Job) -> str:
     """The title of a job: its name with its id, or the id alone."""
-    name = job.spec.get("name")
+    name = job.name
     return f"{printable(name)} ({job.id})" if name else job.id
 
 

@@ -117,12 +117,37 @@ class Job(BaseModel):
         return {name: value for name, value in self.spec.items() if name != "webhook"}
 
     @property
+    def name(self) -> str | None:
+        """The name that who posted it gave it, if any."""
+        return _text(self.spec.get("name"))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that who posted it gave it."""
+        given = self.spec.get("labels")
+        return given if isinstance(given, dict) else {}
+
+    @property
+    def source(self) -> str | None:
+        """The id of what it works from: of a teacher, of a dataset, or of the job that makes one."""
+        return _text(self.spec.get("teacher" if self.kind == "synthesis" else "dataset"))
+
+    @property
+    def made(self) -> dict[str, str]:
+        """The id of what it made, as `dataset` or `model`; empty while there is nothing."""
+        return {name: str(made) for name, made in (self.result or {}).items() if name in ("dataset", "model")}
+
+    @property
     def terminal(self) -> bool:
         return self.status in TERMINAL
 
     def visible_to(self, owner: str | None) -> bool:
         """Say whether it is `owner`'s, or everyone's. Who asks without a key, where none is needed, sees all."""
         return owner is None or self.owner in (None, owner)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 class Event(BaseModel):

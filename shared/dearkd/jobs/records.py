@@ -59,7 +59,7 @@ class JobRecords:
         wanted = set(labels)
 
         def labelled(job: Job) -> bool:
-            return wanted <= set(job.spec.get("labels", {}).items())
+            return wanted <= job.labels.items()
 
         where = labelled if wanted else None
         jobs, last = self.search(

@@ -132,7 +132,7 @@ class TrainingSpec(Spec):
     stage_two: StageTwoSpec
     optimizer: OptimizerSpec
     augmentation: AugmentationSpec
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=1_000_000)
     """Global: the sum over all processes and over the parts of `grad_accum_steps`."""
     shuffle_shards: int | None = Field(default=None, ge=1, le=100_000)
     """The number of shards whose samples are shuffled together, for a dataset larger than the workers' cache.

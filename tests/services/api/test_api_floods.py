@@ -4,14 +4,20 @@ import json
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import psutil
 import pytest
+import rq
 
+from dearkd.jobs.inspections import OPEN, Inspections
+from dearkd.jobs.queue import queue
 from tests.services.api.test_api_teachers import GOOD, SPEC, TEACHER, assert_nothing_stored, form
-from tests.support.api_contents import pointers
-from tests.support.services import Api
+from tests.support.api_contents import pointers, put_model
+from tests.support.pages import HTML, forms, get
+from tests.support.services import Api, eventually
 
 pytestmark = pytest.mark.services
 
@@ -175,3 +181,36 @@ def test_no_form_stops_the_others(api: Api, at_rest: float, body: bytes) -> None
     assert_prompt(watch, at_rest)
     assert memory(api) - before < 100e6
     assert_nothing_stored(api)
+
+
+def test_images_that_wait_for_the_inspector_are_not_held_in_memory(api: Api) -> None:
+    model = put_model(api)
+    path = f"/models/{model}/predict"
+    (form,) = forms(get(api, f"/models/{model}").text, path)
+    size = 8 * 2**20
+    image = {"image": ("x.png", bytes(size), "image/png")}
+    worker = rq.Worker([queue(api.store.redis, "inspect")], connection=api.store.redis)
+    worker.register_birth()  # it is there, and does nothing
+    inspections = Inspections(api.store.redis, api.storage)
+
+    def ask(_: int) -> int:
+        with httpx.Client(base_url=api.url, timeout=90, trust_env=False) as http:
+            return http.post(path, data=form, files=image, headers=HTML).status_code
+
+    def all_wait(count: int) -> bool:
+        return api.store.redis.scard(OPEN) == count
+
+    held = []
+    with ThreadPoolExecutor(30) as pool:
+        asking = []
+        for wave in (10, 20):  # what a first wave has left to the allocator serves the second one
+            asking += [pool.submit(ask, i) for i in range(wave)]
+            eventually(partial(all_wait, len(asking)), seconds=50)
+            held.append(memory(api))
+        for identifier in api.store.redis.smembers(OPEN):
+            ticket = inspections.get(identifier.decode())
+            assert ticket is not None
+            inspections.close(ticket, result={"student": [], "teacher": None})
+        assert {one.result() for one in asking} == {200}
+    worker.register_death()
+    assert held[1] - held[0] < 18 * size, f"{(held[1] - held[0]) / size:.1f} images"

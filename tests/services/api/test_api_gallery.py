@@ -1,10 +1,12 @@
 """The images of datasets on their pages: found by class and page, read out of shards, and nothing else."""
 
+import fcntl
 import io
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from PIL import Image
@@ -12,6 +14,8 @@ from PIL import Image
 from dearkd.data.manifests import datasets
 from dearkd.data.shard_files import Sample, write_shard
 from dearkd.identifiers import new_id
+from dearkd.storage.file_cache import RESERVED
+from dearkd_api import sample_files
 from tests.support.api_contents import png, put_dataset, shard
 from tests.support.pages import get
 from tests.support.services import Api
@@ -93,6 +97,29 @@ def test_what_a_dataset_does_not_have_and_what_is_no_image(api: Api, tmp_path: P
     assert "sha256" in get(api, f"/datasets/{lost}").text
 
 
+def test_many_who_wait_for_a_shard_keep_nobody_else_waiting(api: Api, tmp_path: Path) -> None:
+    """As long as another process of this host fetches a copy of it, for instance."""
+    dataset = put_dataset(api, tmp_path, images=77)  # no other test has a copy of its shard made
+    (stored,) = datasets(api.storage).get(dataset).shards
+    folder = api.settings.cache_dir / "files" / stored.sha256
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def look(i: int) -> int:
+        with httpx.Client(base_url=api.url, timeout=90, trust_env=False) as http:
+            return http.get(f"/datasets/{dataset}" + (f"/images/0/{i:05d}" if i % 2 else "")).status_code
+
+    with ThreadPoolExecutor(60) as pool, (folder / RESERVED).open("a") as fetching:
+        fcntl.flock(fetching, fcntl.LOCK_EX)
+        looking = [pool.submit(look, i) for i in range(60)]
+        try:
+            assert wait(looking, timeout=3).not_done == {*looking}
+            assert api.http.get("/v1/synthesis-jobs", timeout=20).status_code == 200
+            assert api.http.get("/", timeout=20).status_code == 200
+        finally:
+            fcntl.flock(fetching, fcntl.LOCK_UN)
+        assert {one.result() for one in looking} == {200}
+
+
 def test_more_shards_than_stay_open_are_looked_at_at_once(api: Api, tmp_path: Path) -> None:
     shards = [shard(tmp_path / f"train-{i:06d}.tar", [i % 10] * 3) for i in range(20)]
     identifier = new_id("ds")
@@ -109,3 +136,18 @@ def test_more_shards_than_stay_open_are_looked_at_at_once(api: Api, tmp_path: Pa
     held = [Path(file.path).name for file in psutil.Process(api.process.pid).open_files() if file.path.endswith(".tar")]
     assert len(held) <= 8
     assert len(re.findall(r"/images/", get(api, f"/datasets/{identifier}?page=2").text)) >= 12
+
+
+def test_shards_of_many_samples_make_room_for_each_other(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the samples of eight of the largest would take a gigabyte of memory."""
+    monkeypatch.setattr(sample_files, "OPEN_SAMPLES", 70)
+    settings = api.settings.model_copy(update={"cache_dir": tmp_path / "cache"})
+    files = sample_files.SampleFiles(api.storage, settings)
+    catalog = datasets(api.storage)
+    sets = [catalog.get(put_dataset(api, tmp_path / str(i), images=30)) for i in range(4)]
+    for dataset in (*sets, *reversed(sets)):
+        assert files.keys(dataset, 0) == [f"{i:05d}" for i in range(30)]
+        held = [file.path for file in psutil.Process().open_files() if file.path.startswith(str(tmp_path / "cache"))]
+        assert 1 <= len([path for path in held if path.endswith(".tar")]) <= 2

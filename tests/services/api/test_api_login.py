@@ -8,8 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import Request
 
+from dearkd.identifiers import sibling
 from dearkd.settings import Settings
+from dearkd_api.dashboard.problem_pages import problem_page
 from tests.services.api.test_api_keys import A, B
 from tests.support.api_contents import post_synthesis, put_dataset, put_teacher
 from tests.support.pages import HTML, forms, send
@@ -149,6 +152,48 @@ def test_wrong_keys_are_said_to_be_wrong_and_limited(browser: Api) -> None:
     # A form of a page from before a login is none of a page after it.
     job = forms(page.text, "/login")[0]
     assert browser.http.post("/logout", data=job, headers=HTML).status_code == 403
+
+
+def test_the_way_back_leads_to_this_server_alone(browser: Api) -> None:
+    for path in ("//evil.example", "//evil.example/datasets?x=1", "///evil.example/"):
+        page = browser.http.get(browser.url + path, headers=HTML)
+        assert (page.status_code, 'name="next" value="/"' in page.text) == (401, True), path
+        assert 'href="//' not in page.text, path
+    # The page of a fault has a link to try again.
+    scope = {"type": "http", "method": "GET", "path": "//evil.example", "headers": [], "query_string": b""}
+    fault = {"status": 503, "title": "Away", "code": "redis_unavailable", "detail": "x"}
+    shown = problem_page(Request(scope), fault, {"type": "http.response.start", "status": 503, "headers": []})
+    assert b"Try again" in bytes(shown.body)
+    assert b'href="//' not in bytes(shown.body)
+
+
+def test_a_login_over_an_encrypted_connection_is_kept_to_such(browser: Api) -> None:
+    """Also where a proxy takes the encryption off: the browser says by which address it came."""
+    for scheme, secure in (("http", False), ("https", True)):
+        (form,) = forms(browser.http.get("/login", headers=HTML).text, "/login")
+        origin = {"Origin": browser.url.replace("http", scheme)}
+        cookie = browser.http.post("/login", data=form | {"key": A}, headers=HTML | origin).headers["set-cookie"]
+        assert ("; Secure" in cookie) == secure
+        browser.http.cookies.clear()
+
+
+def test_no_form_begins_a_job_under_the_id_of_what_another_has(browser: Api, tmp_path: Path) -> None:
+    """A job's id is that of what it makes: it would overwrite another's dataset, and show its preview."""
+    theirs = put_dataset(browser, tmp_path, owner=sha256(B.encode()).hexdigest()[:16])
+    browser.storage.put(f"datasets/{theirs}/preview.png", b"a picture of b's")
+    with by_key(browser, B) as http:
+        lost = post_synthesis(replace(browser, http=http))["id"]
+    browser.store.redis.delete(f"dearkd:job:{lost}")
+    kept = browser.storage.read(f"jobs/{lost}/job.json")
+    log_in(browser)
+    page = browser.http.get("/new/synthesis", headers=HTML)
+    for taken in (theirs, lost):
+        fields = {"teacher": put_teacher(browser), "images_per_class": "2", "once": sibling(taken, "tmp")}
+        begun = send(browser.http, page, "/new/synthesis", **fields).headers["location"]
+        assert begun != f"/jobs/{sibling(taken, 'syn')}"
+        assert b"picture of b's" not in browser.http.get(f"{begun}/preview.png").content
+        assert browser.http.get(f"/jobs/{sibling(taken, 'syn')}/preview.png").status_code == 404
+    assert browser.storage.read(f"jobs/{lost}/job.json") == kept
 
 
 def test_without_keys_nobody_is_asked(api: Api) -> None:

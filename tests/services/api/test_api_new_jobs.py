@@ -68,6 +68,8 @@ def test_a_forecast_makes_nothing_and_a_form_makes_what_the_same_request_does(ap
     begun = [api.http.post("/new/synthesis", data=form | named(fields), headers=HTML) for _ in range(2)]
     (job,) = jobs(api)
     assert [(one.status_code, one.headers["location"]) for one in begun] == [(303, f"/jobs/{job['id']}")] * 2
+    (audited,) = api.http.get("/v1/audit").json()["data"]
+    assert (audited["path"], audited["resource"]) == ("/new/synthesis", f"/jobs/{job['id']}")
     body = {
         "teacher": teacher,
         "images_per_class": 3,
@@ -80,6 +82,13 @@ def test_a_forecast_makes_nothing_and_a_form_makes_what_the_same_request_does(ap
         "name": "by hand",
     }
     assert api.http.post("/v1/synthesis-jobs?dry_run=true", json=body).json()["spec"] == job["spec"]
+    # Who goes back and changes the form has asked for another job.
+    changed = form | named(fields | {"images_per_class": "4"})
+    other = api.http.post("/new/synthesis", data=changed, headers=HTML).headers["location"]
+    assert sorted(one["spec"]["images_per_class"] for one in jobs(api)) == [3, 4]
+    assert other != f"/jobs/{job['id']}"
+    # An address fills in inputs, but not what tells a form from others.
+    assert 'value="mine"' not in get(api, "/new/synthesis?once=mine").text
 
 
 def test_what_breaks_a_rule_is_said_at_its_field_and_the_rest_stays(api: Api) -> None:
@@ -111,3 +120,18 @@ def test_a_run_is_asked_for_by_its_form(api: Api, tmp_path: Path) -> None:
     assert (begun.status_code, begun.headers["location"]) == (303, f"/runs/{run['id']}")
     refused = post(api, "training", **plain, engine="ray")
     assert (refused.status_code, 'href="#engine"' in refused.text) == (422, True)
+
+
+def test_whatever_stands_in_an_input_is_taken_or_refused_clearly(api: Api, tmp_path: Path) -> None:
+    bases = {
+        "synthesis": {"teacher": put_teacher(api), "images_per_class": "2"},
+        "training": {"dataset": put_dataset(api, tmp_path), "stage_one.distillation": "none"},
+    }
+    for kind, base in bases.items():
+        path = f"/new/{kind}"
+        page = get(api, path).text
+        (form,) = forms(page, path)
+        for name in re.findall(r'<(?:input|select) id="([^"]+)" name="', page):
+            for value in ("9" * 400, "9" * 4000, "NaN", "[1, Infinity]", "1e999", "[" * 900):
+                answer = api.http.post(f"{path}?dry_run=true", data=form | base | {name: value}, headers=HTML)
+                assert answer.status_code in (200, 422), (name, value[:20], answer.status_code)

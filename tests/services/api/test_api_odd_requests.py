@@ -8,6 +8,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from dearkd.specs import TrainingRequest
 from tests.support.api_contents import pointers, post_synthesis, put_dataset, put_model, put_teacher
 from tests.support.services import Api
 
@@ -109,7 +110,8 @@ def test_whatever_stands_in_a_field_is_accepted_or_refused_clearly(api: Api) -> 
         (f"{job['links']['self']}/retry", {"from": "last"}),
     ]
     for path, valid in addresses:
-        for field in [*valid, "unknown"]:
+        more = TrainingRequest.model_fields if path.endswith("runs") else ()
+        for field in dict.fromkeys([*valid, *more, "unknown"]):
             for value in VALUES:
                 body = json.dumps({**valid, field: value})
                 answer = api.http.post(path, content=body, headers=JSON, params=dry(path))

@@ -1,6 +1,7 @@
 """Pages without a browser: what they escape, what they refuse, and that they work by forms alone."""
 
 import json
+import math
 import re
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +13,15 @@ from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import JobError, dataset_of
 from dearkd.storage.catalog import StoredFile
-from tests.support.api_contents import claim, finish_synthesis, post_synthesis, put_dataset, put_model, put_teacher
+from tests.support.api_contents import (
+    Payload,
+    claim,
+    finish_synthesis,
+    post_synthesis,
+    put_dataset,
+    put_model,
+    put_teacher,
+)
 from tests.support.pages import HTML, forms, get, send
 from tests.support.services import Api
 
@@ -99,6 +108,48 @@ def test_buttons_work_by_forms_alone(api: Api) -> None:
     assert api.http.post(f"{path}/delete", data=token, headers=HTML).status_code == 404
     audited = [(one["method"], one["path"]) for one in api.http.get("/v1/audit").json()["data"]]
     assert audited[0] == ("POST", f"{path}/cancel")
+
+
+def test_no_query_and_no_field_of_a_form_alters_what_is_audited(api: Api) -> None:
+    job = post_synthesis(api)
+    path = f"/jobs/{job['id']}"
+    for number, query in enumerate(("dry_run=true", "dry_run=1&x=/predict")):
+        action = ("cancel", "retry")[number]
+        (form,) = forms(get(api, path).text, f"{path}/{action}")
+        fields = form | {"back": "/v1/keys/key-of-another"}
+        assert api.http.post(f"{path}/{action}?{query}", data=fields, headers=HTML).status_code == 303
+        newest = api.http.get("/v1/audit").json()["data"][0]
+        assert (newest["path"], newest["resource"]) == (f"{path}/{action}", None)
+
+
+def test_records_of_another_version_hide_nothing_else(api: Api, tmp_path: Path) -> None:
+    job = post_synthesis(api, name="old")
+    run = api.http.post("/v1/training-runs", json={"dataset": job["id"]}).json()
+    new = post_synthesis(api, name="new")
+    for old in (job, run):
+        api.store.redis.hset(f"dearkd:job:{old['id']}", "spec", "{}")
+    assert len(re.findall('id="open-', get(api, "/").text)) == 3
+    assert re.findall('id="open-([^"]+)"', get(api, "/?q=new").text) == [new["id"]]
+    for path, shown in ((f"/jobs/{job['id']}", job), (f"/runs/{run['id']}", run), ("/new/training", job)):
+        assert shown["id"] in get(api, path).text
+    dataset = put_dataset(api, tmp_path, quality={"samples": 3})
+    assert "Quality" in get(api, f"/datasets/{dataset}").text
+
+
+def test_a_result_may_hold_more_than_what_was_made(api: Api, tmp_path: Path) -> None:
+    """Of a job with a budget: its forecast, and why it ended early."""
+    job = post_synthesis(api)
+    dataset = put_dataset(api, tmp_path, id=dataset_of(job["id"]))
+    ledger = Ledger(api.store)
+    for _ in range(2):
+        ledger.done(claim(api), Payload(samples=10))
+    ended = {"reason": "minutes", "planned": 40, "made": 20}
+    ledger.complete(claim(api), {"dataset": dataset, "forecast": {"points": []}, "ended_early": ended})
+    link = f'href="/datasets/{dataset}"'
+    for path in ("/", f"/jobs/{job['id']}"):
+        assert link in get(api, path).text
+    api.store.redis.flushdb()
+    assert link in get(api, f"/jobs/{job['id']}", 404).text
 
 
 def test_a_form_without_its_token_or_from_elsewhere_changes_nothing(api: Api) -> None:
@@ -310,8 +361,11 @@ def test_a_model_shows_what_it_confuses_and_an_odd_evaluation_hides_nothing_else
     assert "4.2 %" in page
     assert page.index("c0&lt; taken for c1&lt;: 40.0 %") < page.index("c2&lt; taken for c1&lt;: 30.0 %")
     assert '<td class="heat-5">100</td>' in page
-    odd: Any
-    for odd in ([], {"confusion": 3}, {"confusion": [[1], 2]}, {"per_class": {}, "confusion": [["x"]]}, "text"):
+    odds: list[Any]
+    odds = [[], {"confusion": 3}, {"confusion": [[1], 2]}, {"per_class": {}, "confusion": [["x"]]}, "text"]
+    odds += [{"per_class": [{"accuracy": "x"}]}, {"expected_calibration_error": math.inf, "loss": 10**400}]
+    odds += [{"per_class": [{}], "confusion": [[share]]} for share in (math.inf, math.nan, 10**400)]
+    for odd in odds:
         assert "Try it" in get(api, f"/models/{put_evaluated(api, odd)}").text
     altered = put_evaluated(api, report)
     api.storage.put(f"models/{altered}/evaluation.json", b"{}")
@@ -362,5 +416,8 @@ def test_an_image_is_asked_about_by_a_form_of_the_page_alone(api: Api) -> None:
     assert api.http.post(path, data=form, files=large, headers=HTML).status_code == 413
     broken = {"content-type": "multipart/form-data; boundary=b"}
     assert api.http.post(path, content=b"--b\r\n", headers=HTML | broken).status_code == 422
+    part = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n\r\n'
+    many = api.http.post(path, content=part * 300_000, headers=HTML | broken)
+    assert (many.status_code, "parts" in many.text) == (422, True)
     # No other page takes files.
     assert api.http.post("/login", data=form, files=image, headers=HTML).status_code == 415

@@ -1,7 +1,9 @@
 """The page of a dataset: its samples by class, quality, another dataset beside it, downloads, snippets."""
 
+from functools import partial
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from dearkd.data.manifests import DatasetManifest
@@ -14,6 +16,7 @@ from dearkd_api.backend import Backend, Uses
 from dearkd_api.dashboard import gallery, lineage
 from dearkd_api.dashboard.forms import PageRoute
 from dearkd_api.dashboard.frame import show
+from dearkd_api.sample_files import Picture
 
 SHARDS_SHOWN = 100
 CHIPS = 60
@@ -25,7 +28,7 @@ router = APIRouter(route_class=PageRoute)
 
 
 @router.get("/datasets/{identifier}")
-def dataset_page(
+async def dataset_page(
     identifier: str,
     request: Request,
     backend: Uses,
@@ -44,6 +47,21 @@ def dataset_page(
         image: the sample that is shown large, as `SHARD/KEY`.
         beside: the id of another dataset, of which the same class and page are shown beside it.
     """
+    made = partial(_page, request, identifier, backend, caller, viewer, label, page, image, beside)
+    return await anyio.to_thread.run_sync(made, limiter=backend.shard_limiter)
+
+
+def _page(
+    request: Request,
+    identifier: str,
+    backend: Backend,
+    caller: str | None,
+    viewer: str | None,
+    label: str,
+    page: int,
+    image: str,
+    beside: str,
+) -> Response:
     dataset = _find(identifier, backend, viewer)
     other = None
     if beside:
@@ -75,9 +93,13 @@ def dataset_page(
 
 
 @router.get("/datasets/{identifier}/images/{shard}/{key:path}")
-def image_file(identifier: str, shard: int, key: str, backend: Uses, viewer: Viewer) -> Response:
+async def image_file(identifier: str, shard: int, key: str, backend: Uses, viewer: Viewer) -> Response:
     """The image of a sample. What is no PNG, JPEG or WebP is not sent."""
-    picture = backend.samples.picture(_find(identifier, backend, viewer), shard, key)
+
+    def read() -> Picture:
+        return backend.samples.picture(_find(identifier, backend, viewer), shard, key)
+
+    picture = await anyio.to_thread.run_sync(read, limiter=backend.shard_limiter)
     # Who may see a dataset can change; what is in it cannot.
     headers = {"Cache-Control": "private, max-age=600"}
     return Response(picture.data, media_type=picture.media_type, headers=headers)

@@ -42,7 +42,8 @@ async def log_in(request: Request, backend: Uses, form: Form) -> Response:
     await run_in_threadpool(_end, request, backend)
     token = await run_in_threadpool(backend.sessions.begin, digest)
     response = RedirectResponse(goal, 303)
-    secure = request.url.scheme == "https"
+    # Where a proxy takes the encryption off, the browser's own word is left of it.
+    secure = "https" in (request.url.scheme, request.headers.get("origin", "").partition(":")[0])
     response.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=secure)
     return response
 

@@ -20,9 +20,11 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isfinite(value) else str(value)
 
 
-def percent(value: float | None) -> str:
-    """A fraction as percent, to a tenth."""
-    return NOTHING if value is None else f"{100 * value:.1f} %"
+def percent(value: Any) -> str:
+    """A fraction as percent, to a tenth; other values as `number` has them."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        return number(value)
+    return f"{100 * value:.1f} %"
 
 
 def size(value: float | None) -> str:

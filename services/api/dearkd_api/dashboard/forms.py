@@ -1,7 +1,7 @@
 """Forms: read within bounds, and refused without the token that the page they were sent from holds."""
 
 import hmac
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
 
@@ -73,7 +73,9 @@ async def _read_parts(request: Request) -> Fields:
     request.state.file = b""
 
     def read() -> None:
-        for part in parts(request.headers["content-type"], upload.chunks()):
+        for count, part in enumerate(parts(request.headers["content-type"], upload.chunks())):
+            if count == MAX_FIELDS:
+                raise InvalidInput(f"the form has over {MAX_FIELDS} parts: send its fields alone")
             if part.name == FILE:
                 request.state.file = part.read(MAX_FILE_BYTES)
             else:
@@ -92,6 +94,13 @@ def _require_token(request: Request, given: str) -> None:
             "again, and send it once more",
             code="stale_form",
         )
+
+
+def sent_file(request: Request) -> Iterator[bytes]:
+    """The file of the form that was sent, of which nothing is held here any more: what waits for an answer is small."""
+    file = [getattr(request.state, "file", b"")]
+    request.state.file = b""
+    return iter(file)
 
 
 async def _form(request: Request) -> Fields:

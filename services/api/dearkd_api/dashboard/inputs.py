@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from dearkd.errors import InvalidInput
 from dearkd.specs import Spec
 from dearkd.specs.base import REFERENCES
+from dearkd_api.bodies import parse_json
 from dearkd_api.job_filters import labels_of
 
 LEFT_OUT = frozenset({"webhook"})
@@ -142,7 +144,7 @@ def _value(one: Input, text: str) -> Any:
         return text
     for attempt in (text, f"[{text}]") if one.kind == "json" else (text,):
         try:
-            return json.loads(attempt)
-        except (ValueError, RecursionError):
+            return parse_json(attempt.encode())
+        except InvalidInput:
             continue
     return text

@@ -90,11 +90,11 @@ def _runs(dataset: str, backend: Backend, caller: str | None) -> list[Stage]:
         "training",
         owner=caller,
         since=sibling(dataset, "run"),
-        where=lambda job: job.spec.get("dataset") in names,
+        where=lambda job: job.source in names,
         limit=MOST_RUNS,
         most=LOOKED_THROUGH,
     )
-    models = [model for run in runs if run.result and (model := run.result.get("model"))]
+    models = [model for run in runs if (model := run.made.get("model"))]
     return [
         Stage("runs", [Node(_name(run), page_of(run.id), run.status) for run in runs], more=last is not None),
         Stage("models", [Node(model, page_of(model)) for model in models]),
@@ -122,4 +122,4 @@ def _resource(
 
 
 def _name(job: Job) -> str:
-    return str(job.spec.get("name") or job.id)
+    return job.name or job.id

@@ -29,9 +29,8 @@ class Query:
         text, labels = self.text.casefold(), set(self.labels)
 
         def matches(job: Job) -> bool:
-            name = str(job.spec.get("name") or "")
-            said = text in job.id or text in name.casefold()
-            return said and labels <= set(job.spec.get("labels", {}).items())
+            said = text in job.id or text in (job.name or "").casefold()
+            return said and labels <= job.labels.items()
 
         return matches
 

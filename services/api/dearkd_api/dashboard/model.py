@@ -16,7 +16,7 @@ from dearkd_api.access import Caller, Viewer
 from dearkd_api.answer_headers import REPORT_HEADERS
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.dashboard import lineage
-from dearkd_api.dashboard.forms import PageRoute
+from dearkd_api.dashboard.forms import PageRoute, sent_file
 from dearkd_api.dashboard.frame import show
 from dearkd_api.verification import ServedFile
 
@@ -44,7 +44,7 @@ async def try_it(identifier: str, request: Request, backend: Uses, caller: Calle
     model = await run_in_threadpool(backend.models.get, identifier, viewer=viewer)
     answers, why, status = None, None, 200
     try:
-        answers = await predictions.predict_image(model, getattr(request.state, "file", b""), request, backend, caller)
+        answers = await predictions.predict_image(model, sent_file(request), request, backend, caller)
     except (InvalidInput, Unavailable) as error:
         why, status = error.message, 422 if isinstance(error, InvalidInput) else 503
     if request.headers.get("hx-request") == "true":
@@ -144,7 +144,8 @@ def _matrix(report: dict[str, Any]) -> list[list[float]] | None:
     if not isinstance(rows, list) or not 0 < len(rows) <= MATRIX or len(rows) != len(_classes(report)):
         return None
     square = all(isinstance(row, list) and len(row) == len(rows) for row in rows)
-    return rows if square and all(isinstance(one, int | float) for row in rows for one in row) else None
+    shares = square and all(isinstance(one, int | float) and 0 <= one <= 1 for row in rows for one in row)
+    return rows if shares else None
 
 
 def _pairs(report: dict[str, Any]) -> list[tuple[int, int, float]]:

@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
+from secrets import token_urlsafe
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import TypeAdapter
+from starlette.concurrency import run_in_threadpool
 
 from dearkd.errors import Conflict, DearKDError, InvalidInput, LimitReached, NotFound
-from dearkd.identifiers import is_id, new_id
+from dearkd.identifiers import new_id
 from dearkd.jobs.idempotency import Turn
 from dearkd.jobs.model import Job
 from dearkd.specs import Spec, SynthesisRequest, TrainingRequest
@@ -20,12 +23,13 @@ from dearkd_api.bodies import Posted
 from dearkd_api.dashboard import inputs
 from dearkd_api.dashboard.forms import Form, PageRoute
 from dearkd_api.dashboard.frame import show
+from dearkd_api.idempotency import REPLAYED, answer_once, fingerprint_of
 from dearkd_api.page_paths import page_of
 
 OFFERED: Final = 100
 """The most resources that an input offers."""
 ONCE: Final = "once"
-"""The field that makes a form begin one job, however often it is sent."""
+"""The field that makes a form begin one job, however often it is sent as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +69,12 @@ router = APIRouter(route_class=PageRoute)
 def form_page(kind: str, request: Request, backend: Uses, caller: Caller, viewer: Viewer) -> Response:
     """Show the form; what the address says of its inputs is filled in."""
     sort = _sort(kind)
-    return _form(request, kind, sort, dict(request.query_params), backend, caller, viewer)
+    given = {name: value for name, value in request.query_params.items() if name != ONCE}
+    return _form(request, kind, sort, given, backend, caller, viewer)
 
 
 @router.post("/new/{kind}")
-def ask(
+async def ask(
     kind: str,
     request: Request,
     backend: Uses,
@@ -82,19 +87,32 @@ def ask(
     """Begin what a form asks for, or say what it would take; where it breaks a rule, say so at the field."""
     sort = _sort(kind)
     wanted = [*inputs.inputs(sort.request)]
-    once = form.get(ONCE, "")
-    turn = Turn("new", once if is_id(once, "tmp") else new_id("tmp"))
-    try:
+    again = partial(_form, request, kind, sort, form, backend, caller, viewer)
+
+    def begin(turn: Turn) -> Response:
         posted = sort.posted.validate_python(inputs.read(form, wanted))
-        answer = sort.begin(posted, backend, identity, caller, viewer, turn, dry_run=dry_run)
+        answer: Response = sort.begin(posted, backend, identity, caller, viewer, turn, dry_run=dry_run)
+        return answer
+
+    async def begun(turn: Turn) -> Response:
+        return await run_in_threadpool(begin, turn)
+
+    def forecast() -> Response:
+        found = json.loads(bytes(begin(Turn("new", new_id("tmp"))).body))
+        seconds, like = _time(kind, found, backend, caller)
+        return again(plan={"figures": found, "seconds": seconds, "like": like})
+
+    try:
+        if dry_run:
+            return await run_in_threadpool(forecast)
+        # The id is ours to choose: what else bears it may be another's. A form that was changed is another one.
+        said = fingerprint_of(request, form)
+        key = f"form {said}" if form.get(ONCE) else None
+        answer = await answer_once(request, backend, said, begun, key=key)
     except (InvalidInput, Conflict, LimitReached) as error:
-        return _form(request, kind, sort, form, backend, caller, viewer, error=error)
-    found = json.loads(answer.body)
-    if not dry_run:
-        return RedirectResponse(page_of(found["id"]), 303)
-    seconds, like = _time(kind, found, backend, caller)
-    plan = {"figures": found, "seconds": seconds, "like": like}
-    return _form(request, kind, sort, form, backend, caller, viewer, plan=plan)
+        return await run_in_threadpool(again, error=error)
+    replayed = {REPLAYED: answer.headers[REPLAYED]} if REPLAYED in answer.headers else {}
+    return RedirectResponse(page_of(json.loads(bytes(answer.body))["id"]), 303, replayed)
 
 
 def _sort(kind: str) -> Sort:
@@ -126,7 +144,6 @@ def _form(
             errors[name] = "; ".join(filter(None, (errors.get(name), one.detail)))
     if error and not errors and not general:
         general.append(error.message)
-    once = given.get(ONCE, "")
     return show(
         request,
         "new.html",
@@ -139,7 +156,7 @@ def _form(
         errors=errors,
         general=general,
         plan=plan,
-        once=once if is_id(once, "tmp") else new_id("tmp"),
+        once=given.get(ONCE) or token_urlsafe(16),
         offered=_offered(wanted, backend, caller, viewer),
     )
 
@@ -168,9 +185,7 @@ def _offered(
             found[one.name] = [(item.id, item.name or item.id) for item in listed]
     if "dataset" in found:
         made, _ = backend.store.page("synthesis", owner=caller, limit=OFFERED)
-        found["dataset"] += [
-            (job.id, f"{job.spec.get('name') or job.id}, when it is made") for job in made if not job.terminal
-        ]
+        found["dataset"] += [(job.id, f"{job.name or job.id}, when it is made") for job in made if not job.terminal]
     return found
 
 

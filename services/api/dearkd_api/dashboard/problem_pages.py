@@ -14,7 +14,7 @@ from dearkd.errors import Unavailable
 from dearkd_api.answer_headers import GUARDS
 from dearkd_api.boundary import READING
 from dearkd_api.dashboard.frame import bare, show
-from dearkd_api.page_paths import is_page
+from dearkd_api.page_paths import is_page, local
 from dearkd_api.problems import MEDIA_TYPE
 
 BUG: Final = "This page failed unexpectedly; the server's log says more."
@@ -56,7 +56,7 @@ class ShowProblems:
         except Exception:
             # The server writes it to its log; what is said here is what a program would be told.
             problem = {"status": 500, "title": "Internal error", "code": "internal_error", "detail": BUG}
-            page = bare("problem.html", status=500, problem=problem, path=scope["path"])
+            page = bare("problem.html", status=500, problem=problem, path=local(scope["path"]))
             with suppress(RuntimeError):  # the answer had begun
                 await _guarded(page)(scope, receive, send)
             raise
@@ -85,10 +85,12 @@ def problem_page(request: Request, problem: dict[str, Any], start: Message) -> R
         headers["HX-Refresh"] = "true"  # a part of a page has no room for a login
     if problem["code"] in LOGIN_CODES:
         why = None if problem["code"] == "unauthorized" else problem["detail"]
-        goal = request.url.path if request.method in READING else "/"
-        goal += f"?{request.url.query}" if request.url.query and request.method in READING else ""
+        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        goal = local(asked if request.method in READING else None)
         try:
             return show(request, "login.html", status=problem["status"], headers=headers, next=goal, why=why)
         except Unavailable:
             pass  # no form can be made then: the page says what there is to say
-    return bare("problem.html", status=problem["status"], headers=headers, problem=problem, path=request.url.path)
+    return bare(
+        "problem.html", status=problem["status"], headers=headers, problem=problem, path=local(request.url.path)
+    )

@@ -80,7 +80,7 @@ def curves(identifier: str, group: str, backend: Uses, caller: Caller, compared:
     runs = {}
     for one in (identifier, *_others(compared, backend, caller)):
         job = steering.find("training", one, backend, caller)
-        name = str(job.spec.get("name") or one)
+        name = job.name or one
         runs[name if name not in runs else one] = jobs.rows_of(one, backend, caller, limit=MOST_ROWS)[0]
     return JSONResponse(epochs.chart(runs, group), headers={"Cache-Control": "no-cache"})
 
@@ -105,7 +105,7 @@ def _others(compared: list[str] | None, backend: Backend, caller: str | None) ->
 
 def _report(job: Job, backend: Backend, viewer: str | None) -> str | None:
     """The address of the report that the run has left with its model."""
-    identifier = (job.result or {}).get("model")
+    identifier = job.made.get("model")
     try:
         has_one = identifier is not None and report_file(backend.models.get(identifier, viewer=viewer)) is not None
     except (NotFound, CorruptData):
