@@ -1,7 +1,8 @@
 """The paths of the pages, and which of them are open to all."""
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 from urllib.parse import quote
 
 LOGIN: Final = "/login"
@@ -27,6 +28,11 @@ def page_of(identifier: str) -> str:
     """The path of the page of a job or a resource, by its id; that of all jobs for what is none."""
     folder = _FOLDERS.get(identifier.partition("-")[0])
     return f"/{folder}/{quote(identifier, safe='')}" if folder else "/"
+
+
+def made_by(result: Mapping[str, Any] | None) -> list[str]:
+    """The ids of the resources in a job's result, which holds other things too (`ended_early`, `forecast`)."""
+    return [str(result[kind]) for kind in ("dataset", "model") if kind in result] if result else []
 
 
 def local(path: str | None, otherwise: str = "/") -> str:

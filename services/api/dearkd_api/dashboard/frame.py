@@ -11,7 +11,7 @@ import dearkd
 from dearkd.errors import Unavailable
 from dearkd_api.answer_headers import PAGE_HEADERS
 from dearkd_api.dashboard import figures
-from dearkd_api.page_paths import page_of
+from dearkd_api.page_paths import made_by, page_of
 from dearkd_api.sessions import COOKIE
 
 # Whatever a name holds is text: everything is escaped, and what a template does not get is an error.
@@ -23,7 +23,7 @@ _TEMPLATES: Final = Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.filters |= figures.FILTERS
-_TEMPLATES.globals |= {"page_of": page_of, "version": dearkd.__version__}
+_TEMPLATES.globals |= {"page_of": page_of, "made_by": made_by, "version": dearkd.__version__}
 
 
 def show(
