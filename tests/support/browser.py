@@ -15,6 +15,8 @@ from PIL import Image
 AXE = Path(__file__).with_name("axe") / "axe.min.js"
 SCREENSHOTS = os.environ.get("SCREENSHOTS_DIR")
 """The folder for screenshots of what the tests see; none are made without."""
+SCREENSHOTS_OF = os.environ.get("SCREENSHOTS_OF", "").split()
+"""The names of those that are made; all without any."""
 REQUIRED = bool(os.environ.get("REQUIRE_BROWSER"))
 """True where a test without a browser is to fail, as in CI."""
 
@@ -82,7 +84,7 @@ class Visit:
         assert not bad, "\n".join(bad)
 
     def _shoot(self, name: str) -> None:
-        if SCREENSHOTS:
+        if SCREENSHOTS and (not SCREENSHOTS_OF or name.rpartition("-")[0] in SCREENSHOTS_OF):
             Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
             picture = self.page.screenshot(full_page=True)
             with Image.open(io.BytesIO(picture)) as opened:

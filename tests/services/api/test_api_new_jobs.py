@@ -1,5 +1,6 @@
 """Forms for new jobs: made from the requests, checked as these are, forecast, and sent once."""
 
+import base64
 import html
 import re
 from pathlib import Path
@@ -111,3 +112,24 @@ def test_a_run_is_asked_for_by_its_form(api: Api, tmp_path: Path) -> None:
     assert (begun.status_code, begun.headers["location"]) == (303, f"/runs/{run['id']}")
     refused = post(api, "training", **plain, engine="ray")
     assert (refused.status_code, 'href="#engine"' in refused.text) == (422, True)
+
+
+def test_a_webhook_is_asked_for_and_its_secret_never_shown(api: Api) -> None:
+    secret = "whsec_" + base64.b64encode(bytes(range(24))).decode()
+    webhook = {"webhook__url": "https://example.org/told", "webhook__secret": secret}
+    for fields in (webhook | {"images_per_class": "0"}, webhook | {"webhook__events": "running, never"}):
+        refused = post(api, "synthesis", teacher=put_teacher(api), **fields)
+        assert refused.status_code == 422
+        assert secret not in refused.text
+        assert "https://example.org/told" in refused.text
+    assert 'aria-invalid="true"' in refused.text
+    forecast = post(api, "synthesis", dry=True, teacher=put_teacher(api), **webhook)
+    assert (forecast.status_code, secret in forecast.text) == (200, False)
+    assert secret not in get(api, f"/new/synthesis?webhook.secret={secret}").text
+    begun = post(api, "synthesis", teacher=put_teacher(api), **webhook, webhook__events="running, failed")
+    assert begun.status_code == 303
+    (job,) = jobs(api)
+    assert job["spec"]["webhook"] == {"url": "https://example.org/told", "events": ["running", "failed"]}
+    page = get(api, "/new/training").text
+    assert 'placeholder="succeeded, failed, canceled"' in page
+    assert re.search(r'id="webhook.url"[^>]*required', page) is None, "who wants none leaves it empty"
