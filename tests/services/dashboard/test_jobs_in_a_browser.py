@@ -67,8 +67,7 @@ def test_a_running_job_moves(visit: Visit, api: Api, contents: Contents) -> None
     visit.open(f"/jobs/{contents.running}")
     page.wait_for_selector("#terms canvas")
     assert "boundary" in page.inner_text("#terms .u-legend")
-    box = page.locator("#terms .u-over").bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.hover("#terms .u-over")
     assert re.search(r"optimisation step\s*\n?\s*:?\s*\d+", page.inner_text("#terms .u-legend"))
     page.click("#terms button")
     assert page.get_attribute("#terms button", "aria-pressed") == "true"
