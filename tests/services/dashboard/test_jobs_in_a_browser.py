@@ -74,10 +74,10 @@ def test_a_running_job_moves(visit: Visit, api: Api, contents: Contents) -> None
     page.hover("[data-grid] img", position={"x": 60, "y": 50})
     page.locator("[data-cell]", has_text=re.compile(r"^one: \d\d\.\d %$")).wait_for()
     visit.look("job")
+    page.mouse.move(0, 0)
     page.focus("[data-grid]")
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowRight")
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
     page.locator("[data-cell]", has_text=re.compile(r"^two: ")).wait_for()
     eventually(
         lambda: page.evaluate("[...document.querySelectorAll('img.preview')].every((one) => one.naturalWidth > 0)"),
