@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: browser demo check test test-all test-quick lint openapi format gpu imagenet-demo
+.PHONY: browser demo check test test-all test-quick lint openapi screenshots format gpu imagenet-demo
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -69,6 +69,11 @@ lint: $(DEV)
 # The schema that is committed; a test compares it with the API's.
 openapi: $(DEV)
 	$(BIN)/python -m dearkd_api.write_openapi docs/openapi.json
+
+# The pictures of the pages in the manual, as the tests in a browser see them.
+screenshots: $(DEV) browser
+	SCREENSHOTS_DIR=docs/screenshots SCREENSHOTS_OF="jobs lineage job dataset run model new-forecast" \
+		$(BIN)/python -m pytest tests/services/dashboard
 
 format: $(DEV)
 	$(BIN)/ruff format .

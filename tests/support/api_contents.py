@@ -39,12 +39,13 @@ def put_teacher(
     class_names: list[str] | None = None,
     refused_input_sizes: Sequence[int] = (),
     owner: str | None = None,
+    name: str = "t",
 ) -> str:
     teacher = Teacher(
         owner=owner,
         id=new_id("tch"),
         created_at=datetime.now(UTC),
-        name="t",
+        name=name,
         architecture="resnet10t",
         model_args={},
         num_classes=num_classes,
@@ -122,8 +123,8 @@ def put_model(api: Api, **fields: Any) -> str:
             num_classes=10,
             in_chans=fields.pop("in_chans", 1),
             image_size=32,
-            dataset=new_id("ds"),
-            run=new_id("run"),
+            dataset=fields.pop("dataset", None) or new_id("ds"),
+            run=fields.pop("run", None) or new_id("run"),
             spec=fields.pop("spec", {}),
             files=fields.pop("files", None)
             or [StoredFile(name="config.json", bytes=2, sha256=hashlib.sha256(b"{}").hexdigest())],

@@ -1,5 +1,6 @@
 """A real browser for tests: Debian's Chromium, which Playwright drives, and what each page must keep to in it."""
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 AXE = Path(__file__).with_name("axe") / "axe.min.js"
 SCREENSHOTS = os.environ.get("SCREENSHOTS_DIR")
 """The folder for screenshots of what the tests see; none are made without."""
+SCREENSHOTS_OF = os.environ.get("SCREENSHOTS_OF", "").split()
+"""The names of those that are made; all without any."""
 REQUIRED = bool(os.environ.get("REQUIRE_BROWSER"))
 """True where a test without a browser is to fail, as in CI."""
 
@@ -53,15 +57,14 @@ class Visit:
         """Go to a path; returns the browser's answer."""
         return self.page.goto(self.url + path)
 
-    def look(self, name: str, *, dark: bool = True) -> None:
-        """Require that axe finds nothing serious, and leave screenshots: light, dark, phone."""
+    def look(self, name: str) -> None:
+        """Require that axe finds nothing serious, light or dark, and leave screenshots: light, dark, phone."""
         self.require_accessible()
         self._shoot(f"{name}-light")
-        if dark:
-            self.page.emulate_media(color_scheme="dark")
-            self.require_accessible(only=["color-contrast"])
-            self._shoot(f"{name}-dark")
-            self.page.emulate_media(color_scheme="light")
+        self.page.emulate_media(color_scheme="dark")
+        self.require_accessible(only=["color-contrast"])
+        self._shoot(f"{name}-dark")
+        self.page.emulate_media(color_scheme="light")
         size = self.page.viewport_size
         self.page.set_viewport_size({"width": 390, "height": 844})
         wide = self.page.evaluate("document.documentElement.scrollWidth")
@@ -81,9 +84,11 @@ class Visit:
         assert not bad, "\n".join(bad)
 
     def _shoot(self, name: str) -> None:
-        if SCREENSHOTS:
+        if SCREENSHOTS and (not SCREENSHOTS_OF or name.rpartition("-")[0] in SCREENSHOTS_OF):
             Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=f"{SCREENSHOTS}/{name}.png", full_page=True)
+            picture = self.page.screenshot(full_page=True)
+            with Image.open(io.BytesIO(picture)) as opened:
+                opened.convert("RGB").save(f"{SCREENSHOTS}/{name}.webp", quality=60, method=6)
 
     def require_no_faults(self) -> None:
         """Require that the console has no error, and that nothing was asked of another server."""

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.answers import Page, RegisteredDataset, Registering
+from dearkd.data.feature_maps import FEATURE_MAP
 from dearkd.data.manifests import DatasetManifest
 from dearkd.data.unregistered import listed_shards
 from dearkd.errors import Conflict, InvalidInput, NotFound
@@ -26,7 +27,7 @@ from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
 from dearkd_api.verification import ServedFile
 
-BESIDE_SHARDS = ("_info.json", "preview.png", "README.md", "timelapse.webp", "class_names.json")
+BESIDE_SHARDS = ("_info.json", "preview.png", "README.md", "timelapse.webp", FEATURE_MAP, "class_names.json")
 RESERVED = ("teachers", "models", "runs", "jobs", "tmp", "keys", "audit")
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
@@ -80,7 +81,9 @@ def delete(identifier: str, backend: Uses, identity: Asking) -> None:
 @router.head("/{identifier}/files/{name:path}", include_in_schema=False)
 @router.get("/{identifier}/files/{name:path}", response_class=Response, responses=FILE)
 async def get_file(identifier: str, name: str, request: Request, backend: Uses, viewer: Viewer) -> Response:
-    """A shard, `_info.json`, `preview.png`, `timelapse.webp`, `README.md` or `dataset.json`; the last takes no ranges.
+    """A shard, `_info.json`, `preview.png`, `timelapse.webp`, `feature_map.json`, `README.md` or `dataset.json`.
+
+    The last takes no ranges.
 
     500 `corrupt_data` if a shard was altered in storage.
     """
@@ -101,7 +104,7 @@ def _find_file(dataset: DatasetManifest, name: str, backend: Backend) -> ServedF
         for key in (f"datasets/{dataset.id}/{name}", f"{dataset.prefix}/{name}"):
             if backend.storage.exists(key):
                 return ServedFile(key)
-    raise NotFound(f"{dataset.id} has no file {name!r}: there are its shards and {', '.join(BESIDE_SHARDS[:4])}")
+    raise NotFound(f"{dataset.id} has no file {name!r}: there are its shards and {', '.join(BESIDE_SHARDS[:5])}")
 
 
 def _open(posted: DatasetRegistration, backend: Backend, caller: str | None, turn: Turn) -> str:

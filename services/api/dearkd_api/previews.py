@@ -1,10 +1,14 @@
 """Pictures of a synthesis job: the grid of what is done, and of what is being optimised at this moment."""
 
+import io
+import json
 from hashlib import sha256
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
+from PIL import Image
 
+from dearkd.data.grid_layouts import LAYOUT
 from dearkd.errors import NotFound
 from dearkd.jobs.model import Job, dataset_of, live_key
 from dearkd_api.access import Caller
@@ -28,15 +32,14 @@ router = APIRouter(prefix="/v1/synthesis-jobs", tags=["synthesis-jobs"])
 @router.get("/{identifier}/preview.png", response_class=Response, responses=PNG)
 def preview(identifier: str, request: Request, backend: Uses, caller: Caller) -> Response:
     """The sample grid so far; it grows while the job runs. Before the first shard is done it is the live one."""
-    job = find("synthesis", identifier, backend, caller)
     try:
-        picture = backend.storage.read(f"datasets/{dataset_of(identifier)}/preview.png")
+        return finished(identifier, request, backend, caller)
     except NotFound:
-        try:
-            picture = _live(job, backend)
-        except NotFound:
-            raise NotFound(f"{identifier} has no preview yet: it comes with the first images") from None
-    return _answer(request, picture)
+        job = find("synthesis", identifier, backend, caller)
+    try:
+        return _answer(request, _live(job, backend))
+    except NotFound:
+        raise NotFound(f"{identifier} has no preview yet: it comes with the first images") from None
 
 
 @router.get("/{identifier}/live.png", response_class=Response, responses=PNG)
@@ -54,6 +57,22 @@ def timelapse(identifier: str, request: Request, backend: Uses, caller: Caller) 
     except NotFound:
         raise NotFound(f"{identifier} has no time-lapse yet: it comes with the first shard") from None
     return _answer(request, animation, "image/webp")
+
+
+def finished(identifier: str, request: Request, backend: Backend, caller: str | None) -> Response:
+    """The grid of the images that are done. Raises `NotFound` before the first."""
+    find("synthesis", identifier, backend, caller)
+    return _answer(request, backend.storage.read(f"datasets/{dataset_of(identifier)}/preview.png"))
+
+
+def live_layout(identifier: str, backend: Backend, caller: str | None) -> Any:
+    """The layout of the live grid as its worker wrote it into the PNG; None without a picture, or without a layout."""
+    try:
+        picture = _live(find("synthesis", identifier, backend, caller), backend)
+        with Image.open(io.BytesIO(picture), formats=["PNG"]) as opened:
+            return json.loads(opened.info.get(LAYOUT, "null"))
+    except (NotFound, OSError, ValueError, SyntaxError, RecursionError):  # Pillow raises the third last for broken PNGs
+        return None
 
 
 def _live(job: Job, backend: Backend) -> bytes:

@@ -246,14 +246,14 @@ class DeepInversion:
         beyond = DelayedFlag.on(self.device)
         for number, phase in enumerate(spec.phases):
             x = resize(x.detach(), phase.resolution).requires_grad_()
-            camera.aim(x)
+            camera.aim(x, lambda: objective.logits)
             # A new Adam: its moments belong to the pixels of the last resolution, which had another scale of gradient.
             optimizer = torch.optim.Adam([x], lr=rate, betas=(spec.betas[0], spec.betas[1]), fused=True)
             objective.begin_phase(number, labels)
             for iteration in range(phase.iterations):
                 optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration)
                 if own is None and step.iteration == spec.unlabelled_iterations:
-                    own = assign_labels(labels, objective.unlabelled_logits)
+                    own = assign_labels(labels, objective.logits)
                     camera.labels = own.tolist()
                 view = views.show(x, phase, step.iteration)
                 losses = objective.losses(x, view, own)
@@ -280,7 +280,7 @@ class DeepInversion:
         if not torch.isfinite(x).all():
             raise self._diverged(step, "left the finite numbers")
         if own is None:
-            own = assign_labels(labels, objective.unlabelled_logits)
+            own = assign_labels(labels, objective.logits)
         return x.detach()[restore_order(labels, own)], step, statistics
 
     def _as_stored(self, pixels: Tensor) -> tuple[Tensor, Sequence[bytes] | None]:

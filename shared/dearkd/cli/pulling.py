@@ -9,11 +9,20 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from dearkd.cli.output import note
 from dearkd.client import Client
+from dearkd.data.feature_maps import FEATURE_MAP
 from dearkd.errors import CorruptData, DearKDError, NotFound
 from dearkd.storage.file_cache import is_copy, verify_copy
 from dearkd.storage.new_folder import require_new
 
-BESIDE_SHARDS = ("dataset.json", "_info.json", "class_names.json", "README.md", "preview.png", "timelapse.webp")
+BESIDE_SHARDS = (
+    "dataset.json",
+    "_info.json",
+    "class_names.json",
+    "README.md",
+    "preview.png",
+    "timelapse.webp",
+    FEATURE_MAP,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class SynthesisRequest(Spec):
     """A synthesis job as it is asked for. Only `teacher` is required; the preset says the rest."""
 
     teacher: str
+    """The teacher's id."""
     preset: Preset | None = None
     """The preset; None: `auto`."""
     adaptive_student: str | None = None

@@ -1,10 +1,14 @@
 """A picture of images by class, for people. Drawn by Pillow alone."""
 
 import io
+import json
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from dearkd.data.grid_layouts import LAYOUT
 
 SMALLEST_CELL, LARGEST_CELL = 64, 112
 """The sides in pixels to which a grid enlarges smaller images, and shrinks larger ones."""
@@ -14,8 +18,15 @@ def sample_grid(
     images: Tensor, labels: Tensor, *, rows: int = 10, columns: int = 16, names: Sequence[str] | None = None
 ) -> bytes:
     """A PNG for people: a row for each of the first classes, with their first images as columns; see `draw_grid`."""
+    return grid_file(draw_grid(images, labels, rows=rows, columns=columns, names=names))
+
+
+def grid_file(grid: Image.Image, *, compress_level: int = 6) -> bytes:
+    """A PNG of what `draw_grid` drew, with its layout as a text that readers of pictures pass over."""
+    said = PngInfo()
+    said.add_text(LAYOUT, grid.info[LAYOUT])
     file = io.BytesIO()
-    draw_grid(images, labels, rows=rows, columns=columns, names=names).save(file, "PNG")
+    grid.save(file, "PNG", pnginfo=said, compress_level=compress_level)
     return file.getvalue()
 
 
@@ -27,8 +38,11 @@ def draw_grid(
     columns: int,
     names: Sequence[str] | None = None,
     smallest_cell: int = SMALLEST_CELL,
+    confidence: Tensor | None = None,
 ) -> Image.Image:
     """A picture for people: a row for each of the first classes, with their first images as columns.
+
+    Its `info[LAYOUT]` says what is where (`dearkd.data.grid_layouts`).
 
     Args:
         images: (N, C, H, W), uint8.
@@ -37,14 +51,14 @@ def draw_grid(
         columns: the most images shown of each.
         names: by class index, written before each row; None for rows without names.
         smallest_cell: the side in pixels to which smaller images are enlarged, by a whole number.
+        confidence: (N,), the teacher's of each image's label, where it is known.
     """
     gap = 2
-    shown = [_printable(names[label]) for label in labels.unique()[:rows].tolist()] if names else []
+    classes: list[int] = labels.unique()[:rows].tolist()
+    shown = [_printable(names[label]) for label in classes] if names else []
+    places: list[list[int]] = [(labels == label).nonzero()[:columns, 0].tolist() for label in classes]
     # Views: a second thread draws too, and shall start no threads of torch's.
-    picked = [
-        [images[place] for place in (labels == label).nonzero()[:columns, 0].tolist()]
-        for label in labels.unique()[:rows]
-    ]
+    picked = [[images[place] for place in row] for row in places]
     side = images.shape[-1]
     cell = side * max(1, smallest_cell // side) if side <= LARGEST_CELL else LARGEST_CELL
     columns = max(len(row) for row in picked)
@@ -61,6 +75,14 @@ def draw_grid(
             how = Image.Resampling.NEAREST if cell >= side else Image.Resampling.LANCZOS
             place = (margin + gap + c * (cell + gap), gap + r * (cell + gap))
             grid.paste(pixels.resize((cell, cell), how), place)
+    said = [
+        {
+            "name": names[label] if names else None,
+            "confidence": [] if confidence is None else [round(confidence[place].item(), 4) for place in row],
+        }
+        for label, row in zip(classes, places, strict=True)
+    ]
+    grid.info[LAYOUT] = json.dumps({"cell": cell, "gap": gap, "margin": margin, "rows": said})
     return grid
 
 

@@ -10,6 +10,7 @@ from dearkd.specs import SynthesisRequest
 from dearkd.specs.budget import BudgetSpec, EndedEarly
 from tests.support.api_contents import claim, pointers, put_teacher
 from tests.support.ledger_steps import make_shard
+from tests.support.pages import get
 from tests.support.services import Api
 
 pytestmark = pytest.mark.services
@@ -123,6 +124,9 @@ def test_a_job_that_ended_early_says_so_and_a_run_that_waits_for_it_fits_what_is
     last = claim(api)
     assert last.unit == "finish"
     ledger.complete(last, {"dataset": "ds-x", "ended_early": ended.model_dump()}, total=200)
+    assert "time is up" in get(api, f"/jobs/{job['id']}").text
+    assert 'href="/datasets/ds-x"' in get(api, "/").text, "what ended it is none of the things that it made"
+    get(api, "/?view=lineage")
     seen = api.http.get(f"{JOBS}/{job['id']}").json()
     assert seen["status"] == "succeeded"
     assert seen["result"] == {

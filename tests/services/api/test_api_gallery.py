@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -11,6 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from dearkd.data.feature_maps import FEATURE_MAP, FeatureMap, MapPoint
 from dearkd.data.manifests import datasets
 from dearkd.data.shard_files import Sample, write_shard
 from dearkd.identifiers import new_id
@@ -151,3 +153,30 @@ def test_shards_of_many_samples_make_room_for_each_other(
         assert files.keys(dataset, 0) == [f"{i:05d}" for i in range(30)]
         held = [file.path for file in psutil.Process().open_files() if file.path.startswith(str(tmp_path / "cache"))]
         assert 1 <= len([path for path in held if path.endswith(".tar")]) <= 2
+
+
+def test_a_feature_map_is_drawn_and_a_damaged_one_is_left_out(api: Api, tmp_path: Path) -> None:
+    dataset = put_dataset(api, tmp_path, num_classes=4, images=40)
+    path, key = f"/datasets/{dataset}", f"datasets/{dataset}/{FEATURE_MAP}"
+    assert "Feature map" not in get(api, path).text
+    places = [(0, -1.0, 0.5), (1, 1.0, -0.25), (39, 0.0, 0.0), (40, 0.0, 0.0)]
+    points = [MapPoint(key=f"{i:05d}", label=i % 4, teacher_label=1, margin=2.5, x=x, y=y) for i, x, y in places]
+    found = FeatureMap(explained_variance=(0.5, 0.25), points=points)
+    api.storage.put(key, found.model_dump_json().encode())
+    page = get(api, path).text
+    circles = re.findall(r'<circle cx="([0-9.]+)" cy="([0-9.]+)" r="5"([^>]*)>', page)
+    assert [(float(x), float(y)) for x, y, _ in circles] == [(12, 12), (708, 273), (360, 186)], "the last is no image"
+    assert ["ring" in rest for _, _, rest in circles] == [True, False, True]
+    assert "50.0 % of their variance" in page
+    assert "image=0%2F00001#zoom" in page or "image=0/00001#zoom" in page
+    assert api.http.get(f"/v1/datasets/{dataset}/files/{FEATURE_MAP}").content == api.storage.read(key)
+    grey = re.findall(r'<circle cx="[0-9.]+" cy="[0-9.]+" r="5" class="other"', get(api, f"{path}?class=1").text)
+    assert len(grey) == 2
+    for damaged in (
+        b"",
+        b"{}",
+        b"[" * 100_000,
+        json.dumps({"explained_variance": [1, 1], "points": [{"x": 7}]}).encode(),
+    ):
+        api.storage.put(key, damaged)
+        assert "Feature map" not in get(api, path).text

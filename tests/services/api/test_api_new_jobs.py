@@ -1,5 +1,6 @@
 """Forms for new jobs: made from the requests, checked as these are, forecast, and sent once."""
 
+import base64
 import html
 import re
 from pathlib import Path
@@ -36,9 +37,9 @@ def test_each_field_of_a_request_has_its_input_and_its_docstring(api: Api, kind:
     page = get(api, f"/new/{kind}?name=%3Cb%3E&teacher=tch-x").text
     names = re.findall(r'<(?:input|select) id="([^"]+)" name="([^"]+)"', page)
     assert all(one == other for one, other in names)
-    assert {name.partition(".")[0] for name, _ in names} == request_of.model_fields.keys() - {"webhook"}
+    assert {name.partition(".")[0] for name, _ in names} == request_of.model_fields.keys()
     text = html.unescape(page)
-    described = [field for name, field in request_of.model_fields.items() if field.description and name != "webhook"]
+    described = [field for field in request_of.model_fields.values() if field.description]
     assert len(described) > 10
     assert all(" ".join(field.description.split()) in text for field in described)
     assert 'value="&lt;b&gt;"' in page
@@ -135,3 +136,24 @@ def test_whatever_stands_in_an_input_is_taken_or_refused_clearly(api: Api, tmp_p
             for value in ("9" * 400, "9" * 4000, "NaN", "[1, Infinity]", "1e999", "[" * 900):
                 answer = api.http.post(f"{path}?dry_run=true", data=form | base | {name: value}, headers=HTML)
                 assert answer.status_code in (200, 422), (name, value[:20], answer.status_code)
+
+
+def test_a_webhook_is_asked_for_and_its_secret_never_shown(api: Api) -> None:
+    secret = "whsec_" + base64.b64encode(bytes(range(24))).decode()
+    webhook = {"webhook__url": "https://example.org/told", "webhook__secret": secret}
+    for fields in (webhook | {"images_per_class": "0"}, webhook | {"webhook__events": "running, never"}):
+        refused = post(api, "synthesis", teacher=put_teacher(api), **fields)
+        assert refused.status_code == 422
+        assert secret not in refused.text
+        assert "https://example.org/told" in refused.text
+    assert 'aria-invalid="true"' in refused.text
+    forecast = post(api, "synthesis", dry=True, teacher=put_teacher(api), **webhook)
+    assert (forecast.status_code, secret in forecast.text) == (200, False)
+    assert secret not in get(api, f"/new/synthesis?webhook.secret={secret}").text
+    begun = post(api, "synthesis", teacher=put_teacher(api), **webhook, webhook__events="running, failed")
+    assert begun.status_code == 303
+    (job,) = jobs(api)
+    assert job["spec"]["webhook"] == {"url": "https://example.org/told", "events": ["running", "failed"]}
+    page = get(api, "/new/training").text
+    assert 'placeholder="succeeded, failed, canceled"' in page
+    assert re.search(r'id="webhook.url"[^>]*required', page) is None, "who wants none leaves it empty"

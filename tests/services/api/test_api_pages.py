@@ -1,5 +1,6 @@
 """Pages without a browser: what they escape, what they refuse, and that they work by forms alone."""
 
+import io
 import json
 import math
 import re
@@ -8,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from dearkd.data.grid_layouts import LAYOUT
 from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.model import JobError, dataset_of
+from dearkd.jobs.model import JobError, dataset_of, live_key
 from dearkd.storage.catalog import StoredFile
 from tests.support.api_contents import (
     Payload,
@@ -30,6 +34,16 @@ pytestmark = pytest.mark.services
 MARKUP = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
 
 
+def _png(layout: str | None) -> bytes:
+    """A picture that holds a text as the layout of its grid."""
+    said = PngInfo()
+    if layout is not None:
+        said.add_text(LAYOUT, layout)
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, "PNG", pnginfo=said)
+    return file.getvalue()
+
+
 def pages(api: Api, tmp_path: Path) -> dict[str, str]:
     """One of each page, with a name made of markup wherever a client gives one; the paths by what they show."""
     teacher = put_teacher(api, class_names=[f"{MARKUP}{i}" for i in range(10)])
@@ -39,6 +53,7 @@ def pages(api: Api, tmp_path: Path) -> dict[str, str]:
     model = put_model(api, name=MARKUP)
     return {
         "jobs": "/",
+        "lineage": "/?view=lineage",
         "searched": f"/?q={MARKUP.replace('&', '%26').replace('{', '%7B')}",
         "job": f"/jobs/{job['id']}",
         "run": f"/runs/{run['id']}",
@@ -287,6 +302,15 @@ def test_a_job_shows_terms_preview_quality_log_and_lineage(api: Api, tmp_path: P
     assert [one["name"] for one in table["series"]] == ["cross_entropy", "total"]
     assert api.http.get(f"{path}/preview.png").headers["content-type"] == "image/png"
     assert "timelapse" not in page
+    assert api.http.get(f"{path}/live.png").headers["content-type"] == "image/svg+xml"
+    assert api.http.get(f"{path}/live.json").json() is None
+    layout = {"cell": 32, "gap": 2, "margin": 30, "rows": [{"name": "<b>", "confidence": [0.25]}]}
+    for odd in (b"no picture", _png(None), _png("{")):
+        api.storage.put(live_key(job["id"]), odd)
+        assert api.http.get(f"{path}/live.json").json() is None
+    api.storage.put(live_key(job["id"]), _png(json.dumps(layout)))
+    assert api.http.get(f"{path}/live.json").json() == layout
+    assert api.http.get(f"{path}/live.png").headers["content-type"] == "image/png"
     assert api.http.get(f"{path}/timelapse.webp").status_code == 404
     api.storage.put(f"datasets/{dataset_of(job['id'])}/timelapse.webp", b"RIFF")
     assert f'src="{path}/timelapse.webp"' in get(api, path).text
@@ -421,3 +445,26 @@ def test_an_image_is_asked_about_by_a_form_of_the_page_alone(api: Api) -> None:
     assert (many.status_code, "parts" in many.text) == (422, True)
     # No other page takes files.
     assert api.http.post("/login", data=form, files=image, headers=HTML).status_code == 415
+
+
+def test_jobs_stand_below_their_teachers_and_runs_below_their_datasets(api: Api, tmp_path: Path) -> None:
+    teachers = [put_teacher(api, name=name) for name in ("first", "second")]
+    jobs = [post_synthesis(api, teacher=teacher, name=f"of {teacher}") for teacher in teachers]
+    real = put_dataset(api, tmp_path)
+    for dataset, name in ((jobs[0]["id"], "on synthesised"), (real, "on real"), (jobs[0]["id"], "once more")):
+        body = {"dataset": dataset, "name": name, "stage_one": {"distillation": "none", "weights": {"hidden": 0}}}
+        posted = api.http.post("/v1/training-runs", json=body)
+        assert posted.status_code == 202, posted.text
+    page = get(api, "/?view=lineage").text
+    trees = [re.sub(r"<[^>]+>|\s+", " ", tree) for tree in page.split('<section class="card tree">')[1:]]
+    assert len(trees) == 3
+    (own,) = [tree for tree in trees if "on synthesised" in tree]
+    assert "first" in own
+    assert "once more" in own
+    assert own.index(f"of {teachers[0]}") < own.index("once more") < own.index("on synthesised"), "the newest first"
+    (other,) = [tree for tree in trees if f"of {teachers[1]}" in tree]
+    assert "on " not in other
+    (left,) = [tree for tree in trees if "on real" in tree]
+    assert "Real images" in left
+    assert "on real" not in get(api, "/?view=lineage&kind=synthesis").text
+    get(api, "/?view=else", 422)

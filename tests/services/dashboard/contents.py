@@ -9,16 +9,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 
+from dearkd.data.feature_maps import FEATURE_MAP, FeatureMap, MapPoint
 from dearkd.data.manifests import DatasetManifest, count_classes, datasets
 from dearkd.data.shard_files import Sample, Shard, write_shard
 from dearkd.data.shard_info import info_json
 from dearkd.identifiers import sibling
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.model import JobError, dataset_of
+from dearkd.jobs.model import JobError, dataset_of, live_key
 from dearkd.storage.catalog import Accuracy, StoredFile
+from dearkd.vision.sample_grid import draw_grid, grid_file
 from tests.support.api_contents import Json, Payload, claim, post_synthesis, put_model, put_teacher
 from tests.support.services import Api
 
@@ -62,16 +67,40 @@ def _png(pixels: Any) -> bytes:
     return file.getvalue()
 
 
-def preview() -> bytes:
-    """A grid of digits, a row for each of five classes."""
+def preview(columns: int = 16, confidence: float | None = None, noise: float = 0.0) -> bytes:
+    """A grid of digits, a row for each class; of images at work with the teacher's confidence and some noise."""
     data, labels = load_digits(return_X_y=True)
-    grid = Image.new("L", (16 * 34, 5 * 34), 128)
-    for row in range(5):
-        for column, index in enumerate([i for i in range(len(labels)) if labels[i] == row][:16]):
-            grid.paste(Image.open(io.BytesIO(_png(data[index]))), (column * 34 + 1, row * 34 + 1))
-    file = io.BytesIO()
-    grid.save(file, "PNG")
-    return file.getvalue()
+    picked = [i for label in range(10) for i in np.flatnonzero(labels == label)[:columns]]
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(_png(data[i])))) for i in picked]).astype(float)
+    mixed = (1 - noise) * pixels + noise * np.random.default_rng(0).integers(0, 255, pixels.shape)
+    images = torch.from_numpy(mixed.astype("uint8"))[:, None]
+    sure = None if confidence is None else torch.linspace(confidence, 0.99, len(picked))
+    of = torch.from_numpy(labels[picked])
+    return grid_file(
+        draw_grid(images, of, rows=10, columns=columns, names=NAMES, smallest_cell=32, confidence=sure).convert("L")
+    )
+
+
+def pixel_map(first: int, count: int) -> FeatureMap:
+    """The map of digits by their pixels, as if a teacher's features were these."""
+    data, labels = load_digits(return_X_y=True)
+    picked = sorted(range(first, first + count), key=lambda i: int(labels[i]))
+    judge = PCA(2).fit(data[picked])
+    places = judge.transform(data[picked])
+    places /= np.abs(places).max()
+    points = [
+        MapPoint(
+            key=f"{i:09d}",
+            label=int(labels[index]),
+            teacher_label=(int(labels[index]) + (i % 23 == 0)) % 10,
+            margin=8.0 - i % 7,
+            x=place[0],
+            y=place[1],
+        )
+        for i, (index, place) in enumerate(zip(picked, places, strict=True))
+    ]
+    along = judge.explained_variance_ratio_
+    return FeatureMap(explained_variance=(along[0], along[1]), points=points)
 
 
 def quality(shards: list[Shard]) -> Json:
@@ -114,6 +143,7 @@ def put_digits(api: Api, folder: Path, identifier: str, *, first: int = 0, **fie
         api.storage.put(catalog.key(identifier, shard.name), folder / shard.name)
     api.storage.put(catalog.key(identifier, "_info.json"), info_json(shards))
     api.storage.put(catalog.key(identifier, "README.md"), b"# Digits\n")
+    api.storage.put(catalog.key(identifier, FEATURE_MAP), pixel_map(first, 400).model_dump_json().encode())
     catalog.create(
         DatasetManifest(
             id=identifier,
@@ -135,7 +165,7 @@ def put_digits(api: Api, folder: Path, identifier: str, *, first: int = 0, **fie
 def fill(api: Api, folder: Path) -> Contents:
     """Make all of it, as clients and workers would."""
     ledger = Ledger(api.store)
-    teacher = put_teacher(api, class_names=NAMES)
+    teacher = put_teacher(api, class_names=NAMES, name="digits cnn")
     common = {"teacher": teacher, "images_per_class": 40, "shard_samples": 200}
 
     failed = post_synthesis(api, **common, name="too few steps")
@@ -158,21 +188,22 @@ def fill(api: Api, folder: Path) -> Contents:
     ).json()
     trained = claim(api, "training")
     ledger.set_rows(run["id"], [_row(epoch) for epoch in range(1, 41)])
-    ledger.report(trained, done=40, per_second=0.4, metrics=_row(40))
-    model = _evaluated(api, sibling(run["id"], "mdl"), dataset)
+    ledger.report(trained, done=300, per_second=0.4, metrics=_row(40))
+    model = _evaluated(api, sibling(run["id"], "mdl"), dataset, run=run["id"])
     ledger.complete(trained, {"model": model})
 
     running = post_synthesis(api, **common, name="more digits", labels={"team": "vision", "round": "3"})
     held = claim(api)
     _optimise(ledger, held, 0, 60)
     api.storage.put(f"datasets/{dataset_of(running['id'])}/preview.png", preview())
+    api.storage.put(live_key(running["id"]), preview(8, confidence=0.4, noise=0.45))
     ledger.log.add(
         running["id"], "shard 0: batch 1 diverged and starts again at a learning rate of 0.05 (restart 1 of 3)"
     )
     return Contents(teacher, running["id"], made["id"], dataset, other, run["id"], model, failed["id"])
 
 
-def _evaluated(api: Api, identifier: str, dataset: str) -> str:
+def _evaluated(api: Api, identifier: str, dataset: str, **of: Any) -> str:
     confusion = [[0.9 if i == j else 0.1 if j == (i + 1) % 10 else 0.0 for j in range(10)] for i in range(10)]
     report = {
         "samples": 360,
@@ -190,7 +221,16 @@ def _evaluated(api: Api, identifier: str, dataset: str) -> str:
         api.storage.put(f"models/{identifier}/{name}", text.encode())
         files.append(StoredFile(name=name, bytes=len(text.encode()), sha256=sha256(text.encode()).hexdigest()))
     accuracy = Accuracy(top1=0.9, top5=0.99, dataset=dataset)
-    return put_model(api, id=identifier, class_names=NAMES, files=files, accuracy=accuracy, name="vit on digits")
+    return put_model(
+        api,
+        id=identifier,
+        class_names=NAMES,
+        files=files,
+        accuracy=accuracy,
+        name="vit on digits",
+        dataset=dataset,
+        **of,
+    )
 
 
 def _optimise(ledger: Ledger, held: Any, shard: int, reports: int) -> None:
@@ -219,4 +259,6 @@ def _row(epoch: int) -> Json:
         "learning_rate": 1e-3 * (1 - epoch / 41),
         "images_per_second": 900.0 + 10 * (epoch % 5),
         "holdout_top1": 1 - 0.9 * math.exp(-epoch / 9),
-    }
+    } | (
+        {f"attention_distance_{layer}": 5.0 + layer + epoch / 40 for layer in range(1, 7)} if epoch in (30, 40) else {}
+    )

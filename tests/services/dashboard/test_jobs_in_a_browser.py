@@ -20,6 +20,13 @@ def test_jobs_are_listed_searched_and_steered(visit: Visit, api: Api, contents: 
     visit.open("/")
     assert page.title() == "Jobs · dearkd"
     visit.look("jobs")
+    page.click("#view-lineage")
+    page.wait_for_url("**view=lineage**")
+    (tree,) = page.locator(".tree").all()
+    branch = tree.locator("> ul > li", has_text="vit on digits")
+    assert branch.locator("a").all_inner_texts() == ["digits", "its dataset", "vit on digits", "its model"]
+    visit.look("lineage")
+    visit.open("/")
     page.fill("#q", "more")
     page.select_option("#status", "running")
     page.press("#q", "Enter")
@@ -60,13 +67,22 @@ def test_a_running_job_moves(visit: Visit, api: Api, contents: Contents) -> None
     visit.open(f"/jobs/{contents.running}")
     page.wait_for_selector("#terms canvas")
     assert "boundary" in page.inner_text("#terms .u-legend")
-    box = page.locator("#terms .u-over").bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.hover("#terms .u-over")
     assert re.search(r"optimisation step\s*\n?\s*:?\s*\d+", page.inner_text("#terms .u-legend"))
     page.click("#terms button")
     assert page.get_attribute("#terms button", "aria-pressed") == "true"
+    page.hover("[data-grid] img", position={"x": 60, "y": 50})
+    page.locator("[data-cell]", has_text=re.compile(r"^one: \d\d\.\d %$")).wait_for()
     visit.look("job")
-    eventually(lambda: page.evaluate("document.querySelector('img.preview').naturalWidth > 0"), seconds=15)
+    page.mouse.move(0, 0)
+    page.focus("[data-grid]")
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    page.locator("[data-cell]", has_text=re.compile(r"^two: ")).wait_for()
+    eventually(
+        lambda: page.evaluate("[...document.querySelectorAll('img.preview')].every((one) => one.naturalWidth > 0)"),
+        seconds=15,
+    )
     ledger = Ledger(api.store)
     api.store.redis.hset(f"dearkd:job:{contents.running}", "progress", '{"done": 399, "total": 400, "unit": "images"}')
     page.locator("#state .facts b", has_text="399").wait_for()
@@ -84,7 +100,9 @@ def test_a_finished_job_leads_on(visit: Visit, contents: Contents) -> None:
     page.click(".lineage a[href^='/runs/']")
     page.wait_for_url("**/runs/**")
     page.wait_for_selector("#chart-losses canvas")
-    assert page.locator(".chart canvas").count() == 4
+    page.wait_for_selector("#chart-attention canvas")
+    assert page.locator(".chart canvas").count() == 5
+    assert "after epoch 30 (stage 1)" in page.inner_text("#chart-attention .u-legend")
     visit.look("run")
     page.click(".lineage a[href^='/models/']")
     page.wait_for_url("**/models/**")
@@ -98,10 +116,10 @@ def test_what_is_not_there_and_what_failed(visit: Visit, contents: Contents) -> 
     page = visit.page
     visit.open(f"/jobs/{contents.failed}")
     assert "poor_images" in page.inner_text(".error")
-    visit.look("job-failed", dark=False)
+    visit.look("job-failed")
     visit.allowed.append("status of 404")
     assert visit.open("/jobs/syn-00000000000-00000000").status == 404
-    visit.look("unknown", dark=False)
+    visit.look("unknown")
     page.click("text=All jobs")
     page.wait_for_selector("table.jobs")
 

@@ -6,6 +6,7 @@ import re
 import signal
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from dearkd.data.feature_maps import FEATURE_MAP, FeatureMap
 from dearkd.data.manifests import datasets
 from dearkd.identifiers import new_id
 from dearkd.jobs import measures
@@ -128,6 +130,9 @@ def test_a_job_with_a_stored_student_and_logits_and_a_rate_that_is_too_high(
         names = [name.split(".", 1) for name in tar.getnames()]
     assert {key for key, _ in names} == {f"{index:09d}" for index in range(10, 20)}
     assert {suffix for _, suffix in names} == {"cls", "json", "logits.npy", "png"}
+    found = FeatureMap.model_validate_json(storage.read(f"{manifest.prefix}/{FEATURE_MAP}"))
+    assert [point.key for point in found.points] == [f"{index:09d}" for index in range(20)]
+    assert Counter(point.label for point in found.points) == {one.index: one.samples for one in manifest.classes}
     info = json.loads(storage.read(f"{manifest.prefix}/_info.json"))
     assert info["splits"]["train"]["shard_lengths"] == [10, 10]
     messages = [event.data.get("message", "") for event in ledger.store.events(job.id, limit=100, after=None)[0]]
@@ -342,5 +347,5 @@ def test_who_comes_too_late_leaves_the_winners_figures_alone(settings: Settings,
         for file, made in zip(files, (winner, other), strict=True):
             file.parent.mkdir()
             storage.download(f"{made.prefix}/{name}", file)
-            kept.append(_publish_shard(attempt, spec, 0, file, made.shards[0], b"strip"))
+            kept.append(_publish_shard(attempt, spec, 0, file, made.shards[0], {"png": b"strip"}))
     assert kept == [winner.shards[0], winner.shards[0]]

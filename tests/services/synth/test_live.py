@@ -1,6 +1,7 @@
 """The live picture and the time-lapse of a job, on a real Redis and real files, in this process."""
 
 import io
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from dearkd.data.grid_layouts import LAYOUT
 from dearkd.errors import NotFound
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import Job, dataset_of, live_key
@@ -139,6 +141,13 @@ def test_the_images_at_work_are_shown_before_the_first_shard_is_done_and_until_t
     named = [picture for picture in pictures if picture.height == 5 * 34 + 2]
     assert named
     assert {picture.width for picture in named} < {2 * 34 + 2 + margin for margin in range(1, 40)}
+    layouts = [json.loads(picture.info[LAYOUT]) for picture in pictures]
+    assert [(row["name"], row["confidence"]) for row in layouts[0]["rows"]] == [(None, [])] * 2
+    for picture, layout in zip(pictures, layouts, strict=True):
+        assert picture.width == layout["margin"] + (8 if picture not in named else 2) * 34 + 2
+    rows = json.loads(named[-1].info[LAYOUT])["rows"]
+    assert [row["name"] for row in rows] == [teacher.class_name(label) for label in range(5)]
+    assert all(len(row["confidence"]) == 2 and 0 <= sure <= 1 for row in rows for sure in row["confidence"])
 
 
 def frames(film: bytes) -> list[tuple[int, torch.Tensor]]:
@@ -245,7 +254,7 @@ def test_where_nobody_wants_pictures_there_is_none(settings: Settings, teacher: 
 def step(teacher: Teacher) -> Step:
     """The first step of a batch of two images."""
     camera = Camera(teacher.spec)
-    camera.aim(torch.zeros(2, 3, 16, 16))
+    camera.aim(torch.zeros(2, 3, 16, 16), lambda: torch.zeros(2, 5))
     camera.labels = [0, 1]
     return Step(
         shard=0, batch=0, iteration=1, iterations=9, share=0.1, images=2, images_done=0, losses={}, camera=camera

@@ -1,5 +1,6 @@
 """Snapshots of a batch while it is optimised: what they show, and that nothing comes out differently for them."""
 
+import math
 from typing import Any
 
 import pytest
@@ -74,11 +75,14 @@ def test_the_last_one_shows_the_images_that_come_out_and_the_first_those_that_be
 def test_some_of_a_batch_are_shown_in_the_order_and_size_asked_for() -> None:
     grey = {"num_classes": 3, "in_chans": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
     with Camera(TeacherSpec.check({"name": "t", "architecture": "resnet10t", **grey})) as camera:
-        camera.aim(torch.stack([torch.full((1, 4, 4), value) for value in (-1.0, 0.0, 1.0)]))
-        assert camera.take([1], 8).labels is None
+        logits = torch.tensor([[0.0, 0.0, 0.0], [5.0, 1.0, 2.0], [3.0, 1.0, -1.0]])
+        camera.aim(torch.stack([torch.full((1, 4, 4), value) for value in (-1.0, 0.0, 1.0)]), lambda: logits)
+        bare = camera.take([1], 8)
+        assert (bare.labels, bare.confidence) == (None, None)
         camera.labels = [1, 2, 0]
         shot = camera.take([2, 0], 6)
     assert shot.labels.tolist() == [0, 1]
+    assert shot.confidence.tolist() == pytest.approx([math.exp(3) / (math.exp(3) + math.e + math.exp(-1)), 1 / 3])
     assert shot.images.shape == (2, 1, 6, 6)
     assert shot.images[:, 0, 3, 3].tolist() == [255, 0]
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 
+from dearkd.data.feature_maps import FEATURE_MAP
 from dearkd.data.manifests import DatasetManifest
 from dearkd.data.shard_files import shard_name
 from dearkd.errors import CorruptData, InvalidInput, NotFound, TooLarge
@@ -13,7 +14,7 @@ from dearkd.identifiers import is_id
 from dearkd_api import datasets
 from dearkd_api.access import Caller, Viewer
 from dearkd_api.backend import Backend, Uses
-from dearkd_api.dashboard import gallery, lineage
+from dearkd_api.dashboard import feature_map, gallery, lineage
 from dearkd_api.dashboard.forms import PageRoute
 from dearkd_api.dashboard.frame import show
 from dearkd_api.sample_files import Picture
@@ -22,7 +23,7 @@ SHARDS_SHOWN = 100
 CHIPS = 60
 """The most classes that stand as links; of more, one is chosen from a list."""
 OTHERS = 50
-BESIDE = ("_info.json", "README.md", "preview.png", "timelapse.webp")
+BESIDE = ("_info.json", "README.md", "preview.png", "timelapse.webp", FEATURE_MAP)
 
 router = APIRouter(route_class=PageRoute)
 
@@ -81,6 +82,9 @@ def _page(
         sides=[_side(one, index, page - 1, backend) for one in (dataset, other) if one is not None],
         zoomed=_zoomed(image, dataset, index, page - 1, backend) if image else None,
         worst=_worst(dataset),
+        map=feature_map.drawing(dataset, backend),
+        map_width=feature_map.WIDTH,
+        hue=feature_map.hue,
         lineage=lineage.of_dataset(dataset.id, dataset.teacher, dataset.job, backend, caller, viewer),
         asked={name: value for name, value in asked.items() if value},
         number=page,

@@ -10,7 +10,7 @@ GROUPS: Final[Mapping[str, str]] = {
     "accuracy": "Accuracy",
     "learning_rate": "Learning rate",
     "throughput": "Images per second",
-    "attention": "Mean attention distance, in pixels",
+    "attention": "Mean attention distance by layer, in pixels",
 }
 """Groups by name, with the titles of their charts."""
 POINTS: Final = 600
@@ -30,14 +30,15 @@ def group_of(name: str) -> str | None:
 
 
 def figures(rows: Sequence[Row], group: str | None = None) -> list[str]:
-    """The names of the figures that rows have, of one group or of all."""
+    """The names of the figures that rows have, of one group or of all but the attention, which has a figure a layer."""
     names = dict.fromkeys(
         name
         for row in rows
         for name, value in row.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     )
-    return [name for name in names if group_of(name) is not None and group in (None, group_of(name))]
+    wanted = (group,) if group else tuple(name for name in GROUPS if name != "attention")
+    return [name for name in names if group_of(name) in wanted]
 
 
 def chart(runs: Mapping[str, Sequence[Row]], group: str) -> dict[str, Any]:
@@ -47,6 +48,8 @@ def chart(runs: Mapping[str, Sequence[Row]], group: str) -> dict[str, Any]:
         runs: the rows of each run by its name; the first run's stages are marked.
         group: one of `GROUPS`.
     """
+    if group == "attention":
+        return {"x_label": "layer", "tables": _by_layer(runs), "marks": []}
     tables = []
     for name, rows in runs.items():
         kept = rows[:: -(-len(rows) // POINTS) or 1]
@@ -59,6 +62,19 @@ def chart(runs: Mapping[str, Sequence[Row]], group: str) -> dict[str, Any]:
             tables.append({"x": [int(row.get("epoch") or 0) for row in kept], "series": series})
     first = next(iter(runs.values()), ())
     return {"x_label": "epoch", "tables": tables, "marks": stages(first)}
+
+
+def _by_layer(runs: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """The attention distance of each layer, a series for each epoch that was looked at: the ends of both stages."""
+    tables = []
+    for name, rows in runs.items():
+        prefix = f"{name}: " if len(runs) > 1 else ""
+        for row in rows:
+            if layers := figures([row], "attention"):
+                after = f"{prefix}after epoch {row.get('epoch')} (stage {row.get('stage')})"
+                series = [{"name": after, "values": [_number(row[layer]) for layer in layers]}]
+                tables.append({"x": [*range(1, len(layers) + 1)], "series": series})
+    return tables
 
 
 def stages(rows: Sequence[Row]) -> list[dict[str, Any]]:

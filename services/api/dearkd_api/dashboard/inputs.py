@@ -14,9 +14,7 @@ from dearkd.specs.base import REFERENCES
 from dearkd_api.bodies import parse_json
 from dearkd_api.job_filters import labels_of
 
-LEFT_OUT = frozenset({"webhook"})
-"""Fields that hold secrets: who needs them posts by program."""
-Kind = Literal["text", "number", "truth", "choice", "labels", "json"]
+Kind = Literal["text", "number", "truth", "choice", "words", "labels", "json", "secret"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +47,6 @@ def inputs(request: type[Spec], prefix: str = "") -> Iterator[Input]:
     The first of an object's inputs begins with what the object is for.
     """
     for name, field in request.model_fields.items():
-        if name in LEFT_OUT:
-            continue
         inner = _plain(field.annotation)
         if isinstance(inner, type) and issubclass(inner, Spec):
             first, *rest = inputs(inner, f"{prefix}{name}.")
@@ -95,10 +91,16 @@ def _input(name: str, kind: Any, field: FieldInfo) -> Input:
         kind=_kind(name, kind),
         help=_help(field),
         choices=tuple(str(one) for one in get_args(kind)) if get_origin(kind) is Literal else (),
-        default=shown if isinstance(shown, str) else json.dumps(shown),
+        default=_default(shown, _kind(name, kind)),
         bounds=", ".join(rules),
-        required=field.is_required(),
+        required=field.is_required() and "." not in name,  # of an object that is left out nothing is required
     )
+
+
+def _default(value: Any, kind: Kind) -> str:
+    if kind == "words" and isinstance(value, list):
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _help(field: FieldInfo) -> str:
@@ -108,6 +110,10 @@ def _help(field: FieldInfo) -> str:
 def _kind(name: str, kind: Any) -> Kind:
     if name == "labels":
         return "labels"
+    if name == "webhook.secret":
+        return "secret"
+    if get_origin(kind) is list and get_origin(_plain(get_args(kind)[0])) is Literal:
+        return "words"
     if get_origin(kind) is Literal:
         return "choice"
     simple: dict[Any, Kind] = {bool: "truth", int: "number", float: "number", str: "text"}
@@ -140,6 +146,8 @@ def _value(one: Input, text: str) -> Any:
         return {"true": True, "false": False}.get(text, text)
     if one.kind == "labels":
         return dict(labels_of(",".join(part.strip() for part in text.split(",") if part.strip())))
+    if one.kind == "words":
+        return [part.strip() for part in text.split(",") if part.strip()]
     if one.kind not in ("number", "json"):
         return text
     for attempt in (text, f"[{text}]") if one.kind == "json" else (text,):

@@ -70,12 +70,29 @@ def steer_run(identifier: str, action: str, backend: Uses, caller: Caller, form:
 
 @router.get("/jobs/{identifier}/preview.png")
 def preview(identifier: str, request: Request, backend: Uses, caller: Caller) -> Response:
-    """The sample grid so far, or a picture that says that there is none yet."""
+    """The grid of the images that are done, or a picture that says that there is none yet."""
     try:
-        return previews.preview(identifier, request, backend, caller)
+        return previews.finished(identifier, request, backend, caller)
     except NotFound:
         steering.find("synthesis", identifier, backend, caller)
-        return Response(NO_PICTURE, media_type="image/svg+xml", headers={"Cache-Control": "no-cache"})
+        return _no_picture()
+
+
+@router.get("/jobs/{identifier}/live.png")
+def live(identifier: str, request: Request, backend: Uses, caller: Caller) -> Response:
+    """The images at work, or a picture that says that there are none."""
+    try:
+        return previews.live(identifier, request, backend, caller)
+    except NotFound:
+        steering.find("synthesis", identifier, backend, caller)
+        return _no_picture()
+
+
+@router.get("/jobs/{identifier}/live.json")
+def live_layout(identifier: str, backend: Uses, caller: Caller) -> Response:
+    """Where the live grid shows which class, and the teacher's confidence in each image; null where that is unknown."""
+    found = previews.live_layout(identifier, backend, caller)
+    return JSONResponse(found, headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/jobs/{identifier}/timelapse.webp")
@@ -97,6 +114,10 @@ def whole_log(identifier: str, backend: Uses, caller: Caller) -> Response:
     """The whole log as text."""
     kind = kind_of(identifier) or "synthesis"
     return PlainTextResponse(jobs.log_of(kind, identifier, backend, caller), headers={"Cache-Control": "no-cache"})
+
+
+def _no_picture() -> Response:
+    return Response(NO_PICTURE, media_type="image/svg+xml", headers={"Cache-Control": "no-cache"})
 
 
 def steer(identifier: str, action: str, backend: Backend, caller: str | None, form: dict[str, str]) -> Response:

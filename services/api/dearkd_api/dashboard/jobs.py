@@ -1,7 +1,7 @@
 """The list of jobs and runs."""
 
 import re
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query, Request, Response
 from dearkd.choices import Kind, Status
 from dearkd.errors import InvalidInput
 from dearkd.jobs.model import kind_of
-from dearkd_api.access import Caller
+from dearkd_api.access import Caller, Viewer
 from dearkd_api.backend import Uses
-from dearkd_api.dashboard import listing
+from dearkd_api.dashboard import lineage, listing
 from dearkd_api.dashboard.forms import PageRoute
 from dearkd_api.dashboard.frame import show
 from dearkd_api.job_filters import LABEL, labels_of
@@ -27,13 +27,15 @@ def list_jobs(
     request: Request,
     backend: Uses,
     caller: Caller,
+    viewer: Viewer,
     q: Annotated[str, Query(max_length=200)] = "",
     status: str = "",
     kind: str = "",
     label: Annotated[str, Query(max_length=4000)] = "",
     after: str = "",
+    view: Literal["list", "lineage"] = "list",
 ) -> Response:
-    """List jobs and runs, newest first; if there are keys, only those of the caller's."""
+    """List jobs and runs, newest first, or by lineage; if there are keys, only those of the caller's."""
     query = listing.Query(
         text=q.strip(),
         status=_one_of(status, get_args(Status), "status"),
@@ -44,7 +46,8 @@ def list_jobs(
         raise InvalidInput.at("/after", f"{after!r:.80} is no id of a job: begin with the first page")
     jobs, more = listing.list_jobs(backend.store, query, owner=caller, limit=SHOWN, after=after or None)
     given = {"q": q, "status": status, "kind": kind, "label": label}
-    asked = {name: value for name, value in given.items() if value}
+    filters = {name: value for name, value in given.items() if value}
+    asked = filters | ({"view": view} if view != "list" else {})
     return show(
         request,
         "jobs.html",
@@ -52,7 +55,10 @@ def list_jobs(
         actions_of=actions_of,
         counts=backend.store.counts(owner=caller),
         given=given,
-        filtered=bool(asked),
+        filtered=bool(filters),
+        view=view,
+        views={name: "/?" + urlencode(filters | {"view": name}) for name in ("list", "lineage")},
+        trees=lineage.trees(jobs, backend, caller, viewer) if view == "lineage" else [],
         first=bool(after),
         more="/?" + urlencode(asked | {"after": more}) if more else None,
         with_status=lambda name: "/?" + urlencode(asked | {"status": name}),

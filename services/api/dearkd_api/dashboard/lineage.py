@@ -34,6 +34,54 @@ class Stage:
     more: bool = False
 
 
+@dataclass(slots=True)
+class Branch:
+    """A dataset and what comes of it, of the jobs of one page."""
+
+    dataset: str
+    job: Job | None = None
+    """The synthesis job that makes it, if it is there."""
+    runs: list[Job] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Tree:
+    """A teacher and what comes of it; without a teacher: datasets of real images."""
+
+    teacher: Node | None
+    branches: dict[str, Branch] = field(default_factory=dict)
+
+
+def trees(jobs: list[Job], backend: Backend, caller: str | None, viewer: str | None) -> list[Tree]:
+    """Jobs by teacher, dataset and run, the newest first. What none of them is of is not looked for."""
+    found: dict[str | None, Tree] = {}
+    makers: dict[str, tuple[Job | None, str | None]] = {}
+    for job in jobs:
+        dataset = dataset_of(job.id) if job.kind == "synthesis" else sibling(str(job.source), "ds")
+        if dataset not in makers:
+            makers[dataset] = _maker(dataset, backend, caller, viewer)
+        maker, teacher = makers[dataset]
+        if teacher not in found:
+            found[teacher] = Tree(None if teacher is None else _resource(backend.teachers, teacher, viewer))
+        branch = found[teacher].branches.setdefault(dataset, Branch(dataset, maker))
+        if job.kind == "training":
+            branch.runs.append(job)
+    return [*found.values()]
+
+
+def _maker(dataset: str, backend: Backend, caller: str | None, viewer: str | None) -> tuple[Job | None, str | None]:
+    """The job that makes a dataset, and the id of its teacher; None for what is not known."""
+    try:
+        job = backend.store.get(sibling(dataset, "syn"), owner=caller)
+        return job, job.source
+    except NotFound:
+        pass
+    try:
+        return None, backend.datasets.get(dataset, viewer=viewer).teacher
+    except (NotFound, CorruptData):
+        return None, None
+
+
 def of_synthesis(job: Job, backend: Backend, caller: str | None, viewer: str | None) -> list[Stage]:
     """The lineage around a synthesis job."""
     dataset = dataset_of(job.id)

@@ -53,7 +53,9 @@ def curves(records: JobRecords, identifier: str) -> Curves:
     kept = [*range(0, len(told), -(-len(told) // POINTS) or 1)]
     if told and kept[-1] != len(told) - 1:
         kept.append(len(told) - 1)
-    names = list(dict.fromkeys(name for row in told for name in row if name not in _PLACES))
+    # A forecast is told with the terms, as an object.
+    figures = ((name, value) for row in told for name, value in row.items() if name not in _PLACES)
+    names = list(dict.fromkeys(name for name, value in figures if isinstance(value, int | float)))
     return Curves([steps[i] for i in kept], {name: [_finite(told[i].get(name)) for i in kept] for name in names})
 
 

@@ -20,7 +20,7 @@
       series: [
         { label: answer.x_label },
         ...series.map((one, i) => ({
-          label: one.name, stroke: style.getPropertyValue(LINES[i % LINES.length]), width: 1.6,
+          label: one.name.replaceAll("_", " "), stroke: style.getPropertyValue(LINES[i % LINES.length]), width: 1.6,
           dash: i >= LINES.length ? [6, 3] : undefined, spanGaps: true, points: { show: false }, value: (_, y) => short(y),
         })),
       ],

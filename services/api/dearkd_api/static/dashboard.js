@@ -24,6 +24,60 @@ for (const image of document.querySelectorAll("img[data-live]")) {
   setInterval(() => { if (!document.hidden) image.src = `${source}?at=${Date.now()}`; }, 1000 * Number(image.dataset.live));
 }
 
+// A grid of images says, of the one under the pointer or chosen by the arrow keys, its class and the teacher's confidence.
+for (const grid of document.querySelectorAll("[data-grid]")) {
+  const image = grid.querySelector("img"), told = grid.parentElement.querySelector("[data-cell]");
+  const frame = Object.assign(document.createElement("span"), { className: "cell", hidden: true });
+  grid.append(frame);
+  let layout = null, chosen = null;
+
+  function tell() {
+    const row = layout && chosen && layout.rows[chosen.row];
+    frame.hidden = !row;
+    told.textContent = "";
+    if (!row) return;
+    const scale = image.clientWidth / image.naturalWidth, pitch = layout.cell + layout.gap;
+    const place = { left: layout.margin + layout.gap + chosen.column * pitch, top: layout.gap + chosen.row * pitch };
+    for (const side of ["left", "top"]) frame.style[side] = `${place[side] * scale}px`;
+    frame.style.width = frame.style.height = `${layout.cell * scale}px`;
+    const sure = row.confidence[chosen.column];
+    told.textContent = row.name === null ? "No classes yet." : sure == null ? row.name : `${row.name}: ${(100 * sure).toFixed(1)} %`;
+  }
+
+  async function load() {
+    try {
+      const response = await fetch(grid.dataset.grid);
+      layout = response.ok ? await response.json() : null;
+      tell();
+    } catch (error) {
+      // The page's own polling says that the server is out of reach.
+    }
+  }
+
+  function at(event) {
+    if (!layout || !image.clientWidth) return null;
+    const scale = image.naturalWidth / image.clientWidth, pitch = layout.cell + layout.gap, box = image.getBoundingClientRect();
+    const column = Math.floor(((event.clientX - box.left) * scale - layout.margin - layout.gap) / pitch);
+    const row = Math.floor(((event.clientY - box.top) * scale - layout.gap) / pitch);
+    return column >= 0 && row >= 0 && row < layout.rows.length && layout.margin + column * pitch < image.naturalWidth - layout.cell ? { row, column } : null;
+  }
+
+  const choose = (place) => { chosen = place; tell(); };
+  for (const kind of ["pointermove", "pointerdown"]) grid.addEventListener(kind, (event) => choose(at(event)));
+  grid.addEventListener("pointerleave", () => choose(null));
+  grid.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (!move || !layout) return;
+    event.preventDefault();
+    const { row, column } = chosen || { row: 0, column: -move[1] };
+    const last = Math.floor((image.naturalWidth - layout.margin - layout.gap) / (layout.cell + layout.gap)) - 1;
+    const within = (value, most) => Math.max(0, Math.min(most, value));
+    choose({ row: within(chosen ? row + move[0] : 0, layout.rows.length - 1), column: within(column + move[1], last) });
+  });
+  image.addEventListener("load", load);
+  load();
+}
+
 // Snippets can be copied where the browser lets a page do so.
 for (const code of navigator.clipboard ? document.querySelectorAll("pre[data-copy]") : []) {
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Copy", className: "copy" });

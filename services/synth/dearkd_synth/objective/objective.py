@@ -34,8 +34,8 @@ class Objective:
         self._student = adaptive_student
         self._weights: dict[str, float] = {name: weight for name, weight in spec.weights.model_dump().items() if weight}
         self._all_terms = [load_term(name)(spec) for name in self._weights]
-        self.unlabelled_logits = torch.empty(0, 0)
-        """(B, num_classes), the teacher's, of the last images that `losses` was given without labels."""
+        self.logits = torch.empty(0, 0)
+        """(B, num_classes), the teacher's, of the last images that `losses` was given, without their graph."""
         self.statistics: Statistics = []
         """Statistics of the last images that `losses` was given, without their graph; empty if no term needs them."""
         # Not the bound method: what it is bound to would live until the next garbage collection.
@@ -71,15 +71,11 @@ class Objective:
         """
         # Outside the compiled part, which would be compiled anew if it found other flags or lists than a step ago.
         self._matching.start(matching=any(term.needs_statistics for term in self._terms))
-        losses, unlabelled_logits, self.statistics = self._compute(self, x, view, labels)
-        if unlabelled_logits is not None:
-            self.unlabelled_logits = unlabelled_logits
+        losses, self.logits, self.statistics = self._compute(self, x, view, labels)
         return losses
 
-    def _losses(
-        self, x: Tensor, view: Tensor, labels: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor | None, Statistics]:
-        """The terms; the logits if there are no labels, else None; the statistics. The last two without their graph."""
+    def _losses(self, x: Tensor, view: Tensor, labels: Tensor | None) -> tuple[dict[str, Tensor], Tensor, Statistics]:
+        """The terms; the logits; the statistics. The last two without their graph."""
         terms = [term for term in self._terms if labels is not None or not term.needs_labels]
         needs_student = any(term.needs_student for term in terms)
         with torch.autocast(view.device.type, torch.bfloat16, enabled=self._spec.precision == "bfloat16"):
@@ -97,7 +93,7 @@ class Objective:
         losses = {term.name: term.loss(inputs) for term in terms}
         statistics = self._matching.collected()
         self._matching.forget()
-        return losses, inputs.logits.detach() if labels is None else None, statistics
+        return losses, inputs.logits.detach(), statistics
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, a scalar."""

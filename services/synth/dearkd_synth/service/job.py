@@ -11,9 +11,6 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from dearkd.data.manifests import DatasetManifest, count_classes, datasets
 from dearkd.data.shard_files import Shard, shard_name
 from dearkd.data.shard_info import info_json
 from dearkd.data.shard_reader import ShardContents, inspect_shard
-from dearkd.errors import CorruptData, NotFound, PoorImages, Unavailable
+from dearkd.errors import CorruptData, NotFound, PoorImages
 from dearkd.jobs.measures import IMAGES, SHARD_SECONDS
 from dearkd.jobs.model import dataset_of, now
 from dearkd.settings import Settings
@@ -42,13 +39,15 @@ from dearkd.work.worker import drain as drain_units
 from dearkd_synth.batches import sample_label, shard_samples
 from dearkd_synth.engine.compilation import compiled_by
 from dearkd_synth.engine.determinism import CUBLAS_WORKSPACE, rounding
+from dearkd_synth.feature_map import mapped_shards, shard_part
 from dearkd_synth.inversion import DeepInversion
 from dearkd_synth.quality import merge_quality, shard_quality
 from dearkd_synth.service import forecast_unit
 from dearkd_synth.service.card import dataset_card
 from dearkd_synth.service.early_end import delete_left_out, is_wanted, note_end
 from dearkd_synth.service.live import LivePreviews
-from dearkd_synth.service.preview import compose_preview, write_strip
+from dearkd_synth.service.pictures import side_key, store_map, store_preview, update_preview
+from dearkd_synth.service.preview import write_strip
 from dearkd_synth.service.stored_student import load_student
 from dearkd_synth.service.student_unit import UNIT, fetch_student, make_student
 from dearkd_synth.service.timelapse import Timelapse, store_timelapse, timelapse_key
@@ -56,8 +55,6 @@ from dearkd_synth.synthesised import Step, SynthesisedShard
 from dearkd_synth.watch import require_good, warnings
 
 log = logging.getLogger(__name__)
-
-MAX_STRIPS = 64
 
 
 def drain(job: str) -> None:
@@ -127,13 +124,15 @@ class ShardMaker:
                     said = {"quality": shard_quality(made), "made_with": made_by}
                     shard = write_samples(path, made, spec).model_copy(update=said)
                     check_contents(path, spec, index)
-                    strip = write_strip(made.images, made.labels)
+                    beside = {"png": (strip := write_strip(made.images, made.labels))}
+                    if index in mapped_shards(spec.num_shards):
+                        beside["safetensors"] = shard_part(made, spec.num_shards)
                 if index == 0:
                     self._watch(attempt, spec, teacher, made, strip, shard)
                 if self._timelapse is not None:
                     store_timelapse(attempt, self._timelapse)
                 with tracing.span("store shard", {"dearkd.bytes": shard.bytes}):
-                    shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, strip))
+                    shard = attempt.publish(lambda: _publish_shard(attempt, spec, index, path, shard, beside))
             attempt.measures.observe(SHARD_SECONDS, time.monotonic() - began)
         attempt.stop_reporting()
         attempt.publish(lambda: attempt.ledger.done(attempt.claim, shard))
@@ -154,7 +153,7 @@ class ShardMaker:
         try:
             require_good(made, spec)
         except PoorImages:
-            attempt.publish(lambda: _store_preview(attempt, spec, teacher, [(strip, shard)]))
+            attempt.publish(lambda: store_preview(attempt, spec, teacher, [(strip, shard)]))
             raise
 
     def _train_student(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
@@ -227,10 +226,12 @@ class ShardMaker:
         self._inversion = self._made_for = None
 
 
-def _publish_shard(attempt: Attempt, spec: SynthesisSpec, index: int, path: Path, shard: Shard, strip: bytes) -> Shard:
-    """Store a shard, after its description and its strip; adopt it if storage has it already."""
-    attempt.storage.put(_side_key(attempt, shard, "png"), strip)
-    attempt.storage.put(_side_key(attempt, shard, "json"), manifest_bytes(shard))
+def _publish_shard(
+    attempt: Attempt, spec: SynthesisSpec, index: int, path: Path, shard: Shard, beside: dict[str, bytes]
+) -> Shard:
+    """Store a shard, after its description and what lies `beside` it by suffix; adopt it if storage has it already."""
+    for suffix, data in (beside | {"json": manifest_bytes(shard)}).items():
+        attempt.storage.put(side_key(attempt, shard, suffix), data)
     key = f"datasets/{dataset_of(attempt.job.id)}/{path.name}"
     return attempt.storage.create_or_adopt(key, path, shard, lambda: adopt(attempt, spec, index))
 
@@ -276,7 +277,7 @@ def adopt(attempt: Attempt, spec: SynthesisSpec, index: int) -> Shard:
     attempt.note(f"shard {index} lies in storage already: verified and adopted")
     shard = Shard(**stored.model_dump(), samples=found.samples, classes=dict(sorted(found.classes.items())))
     try:
-        return Shard.model_validate_json(attempt.storage.read(_side_key(attempt, shard, "json")))
+        return Shard.model_validate_json(attempt.storage.read(side_key(attempt, shard, "json")))
     except (NotFound, ValidationError):  # or the note was damaged since
         return shard
 
@@ -333,6 +334,7 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
         delete_left_out(attempt, shards)
     note_end(attempt, spec, ended)
     update_preview(attempt, spec, teacher)
+    store_map(attempt, spec, shards)
     storage.put(f"datasets/{identifier}/_info.json", info_json(shards))
     timelapse = storage.exists(timelapse_key(job.id))
     storage.put(f"datasets/{identifier}/README.md", dataset_card(manifest, teacher, timelapse).encode())
@@ -346,55 +348,3 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     if foretold is not None:
         result |= {"forecast": forecast_unit.shown(foretold)}
     attempt.publish(lambda: attempt.ledger.complete(attempt.claim, result, total=manifest.num_samples))
-
-
-def update_preview(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, marked: int | None = None) -> None:
-    """Compose and store the grid of the shards done so far, from their strips.
-
-    It only serves people: a failure is noted, and does not fail the job.
-
-    Args:
-        attempt: the attempt at a unit of the job.
-        spec: the job's spec.
-        teacher: names the classes.
-        marked: index of the shard that was just finished; does nothing if it is beyond those that the grid shows.
-    """
-    if marked is not None and marked >= MAX_STRIPS:
-        return
-    try:
-        _store_preview(attempt, spec, teacher, _strips(attempt, range(min(spec.num_shards, MAX_STRIPS))))
-    except Unavailable:
-        raise  # storage or Redis is away, which ends no job
-    except Exception as error:
-        log.exception("the preview of %s", attempt.job.id)
-        attempt.note(f"the preview could not be made: {type(error).__name__}: {error}")
-
-
-def _store_preview(
-    attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, strips: Iterable[tuple[bytes, Shard]]
-) -> None:
-    names = [teacher.class_name(label) for label in range(teacher.num_classes)]
-    grid = compose_preview(strips, names, classes=len(spec.classes), images_per_class=spec.images_per_class)
-    if grid is not None:
-        attempt.storage.put(f"datasets/{dataset_of(attempt.job.id)}/preview.png", grid)
-        attempt.announce("preview", {"bytes": len(grid), "sha256": sha256(grid).hexdigest()})
-
-
-def _strips(attempt: Attempt, indices: range) -> Iterator[tuple[bytes, Shard]]:
-    """The strips of the finished ones among these shards, one at a time."""
-    for index in indices:
-        payload = attempt.ledger.payload(attempt.job.id, str(index))
-        if payload is None:
-            continue
-        shard = Shard.model_validate_json(payload)
-        with suppress(NotFound):  # of an adopted shard, whose maker left none
-            yield attempt.storage.read(_side_key(attempt, shard, "png")), shard
-
-
-def _side_key(attempt: Attempt, shard: Shard, suffix: str) -> str:
-    """The storage key of a shard's description (`json`) or strip (`png`): beside the job, not among the shards.
-
-    It holds the shard's hash, so that a worker that made other bytes, too late to store them, overwrites nothing.
-    """
-    stem = shard.name.removesuffix(".tar")
-    return f"jobs/{attempt.job.id}/shards/{stem}-{shard.sha256[:16]}.{suffix}"

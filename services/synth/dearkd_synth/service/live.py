@@ -5,7 +5,6 @@ waits, and the others are dropped. Where several workers make one job, one of th
 for as long as it goes on, so that the picture does not jump between their shards.
 """
 
-import io
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ from dearkd.jobs.deaths import holder
 from dearkd.jobs.model import live_key
 from dearkd.redis_client import job_key
 from dearkd.storage.catalog import Teacher
-from dearkd.vision.sample_grid import draw_grid
+from dearkd.vision.sample_grid import draw_grid, grid_file
 from dearkd.work.attempt import Attempt
 from dearkd_synth.snapshots import Camera, Snapshot
 from dearkd_synth.synthesised import Step
@@ -163,10 +162,16 @@ def draw(snapshot: Snapshot, teacher: Teacher) -> bytes:
     labels, names = snapshot.labels, [teacher.class_name(label) for label in range(teacher.num_classes)]
     if labels is None:
         labels, names = torch.arange(len(snapshot.images)) // EACH, []
-    grid = draw_grid(snapshot.images, labels, rows=CLASSES, columns=EACH, names=names, smallest_cell=SMALLEST_SIDE)
-    file = io.BytesIO()
-    (grid if teacher.in_chans == 3 else grid.convert("L")).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    grid = draw_grid(
+        snapshot.images,
+        labels,
+        rows=CLASSES,
+        columns=EACH,
+        names=names,
+        smallest_cell=SMALLEST_SIDE,
+        confidence=snapshot.confidence,
+    )
+    return grid_file(grid if teacher.in_chans == 3 else grid.convert("L"), compress_level=1)
 
 
 def confidence(step: Step) -> dict[str, float]:
