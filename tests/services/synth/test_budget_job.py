@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -389,11 +390,11 @@ def test_a_forecast_whose_student_fails_costs_the_job_nothing(
     settings: Settings, small_teacher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in fails the second of three forecasts: a device that is full cannot be had here."""
-    judged = iter([0.2, torch.OutOfMemoryError("CUDA out of memory"), 0.6])
+    judged: Iterator[float | Exception] = iter([0.2, torch.OutOfMemoryError("CUDA out of memory"), 0.6])
 
     def judge(*_: Any, **__: Any) -> float:
         found = next(judged)
-        if isinstance(found, Exception):
+        if not isinstance(found, float):
             raise found
         return found
 
