@@ -90,7 +90,7 @@ def live(identifier: str, request: Request, backend: Uses, caller: Caller) -> Re
 
 @router.get("/jobs/{identifier}/live.json")
 def live_layout(identifier: str, backend: Uses, caller: Caller) -> Response:
-    """Tell where the live grid shows which class, and the teacher's confidence in each image; null where that is unknown."""
+    """Tell where the live grid shows which class, and the teacher's confidence in each image; null where unknown."""
     found = previews.live_layout(identifier, backend, caller)
     return JSONResponse(found, headers={"Cache-Control": "no-cache"})
 

@@ -1,4 +1,4 @@
-"""Pictures that a job stores for people to look at, beside its shards: the grid of its images, and the map of their features.
+"""Pictures that a job stores for people, beside its shards: the grid of its images, and the map of their features.
 
 Either is joined of what each shard left when it was made. It only serves people: a failure is noted, and fails no job.
 """
