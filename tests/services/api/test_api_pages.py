@@ -332,7 +332,9 @@ def test_a_job_shows_terms_preview_quality_log_and_lineage(api: Api, tmp_path: P
     assert (moved.status_code, moved.headers["location"]) == (303, f"/runs/{run['id']}")
     failed = post_synthesis(api)
     ledger.fail(failed["id"], JobError(code="x", message="it <broke>", retryable=False))
-    assert "it &lt;broke&gt;" in get(api, f"/jobs/{failed['id']}").text
+    page = get(api, f"/jobs/{failed['id']}").text
+    assert "it &lt;broke&gt;" in page
+    assert "It left no picture" in page
 
 
 def test_a_run_shows_its_epochs_and_others_beside_it(api: Api, tmp_path: Path) -> None:

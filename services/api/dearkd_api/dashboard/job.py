@@ -49,6 +49,7 @@ def job_page(
         curves=partial(terms.curves, backend.store, identifier),
         quality=made.quality if made else None,
         class_names={str(one.index): one.name for one in made.classes} if made else {},
+        pictured=backend.storage.exists(f"datasets/{dataset_of(identifier)}/preview.png"),
         filmed=backend.storage.exists(f"datasets/{dataset_of(identifier)}/timelapse.webp"),
         made_is_gone=job.status == "succeeded" and made is None,
         log=partial(log_end, job, backend, caller),
