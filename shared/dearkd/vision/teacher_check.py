@@ -202,7 +202,7 @@ def _settings(bench: Bench, base: Setting) -> Iterator[tuple[Kind, str, str, Set
     """Kind, change in words, remedy and setting of every change that makes a difference."""
     spec = bench.spec
     if (side := _own_side(bench, base)) is not None:
-        remedy = f"`dearkd teacher add` with --image-size {side}"
+        remedy = _read_with(f"--image-size {side}")
         yield "image size", f"{side} px, as these images are", remedy, replace(base, own_size=True)
     usual = {**NORMALISATIONS[spec.in_chans], "mean and std of these images": bench.own_normalisation()}
     for words, (mean, std) in usual.items():
@@ -210,7 +210,7 @@ def _settings(bench: Bench, base: Setting) -> Iterator[tuple[Kind, str, str, Set
             yield (
                 "normalisation",
                 words,
-                f"`dearkd teacher add` with --mean {_flag(mean)} --std {_flag(std)}",
+                _read_with(f"--mean {_flag(mean)} --std {_flag(std)}"),
                 replace(base, mean=mean, std=std),
             )
     known = [bench.labels(base)]
@@ -225,7 +225,7 @@ def _settings(bench: Bench, base: Setting) -> Iterator[tuple[Kind, str, str, Set
         known.append(labels)
         remedy = f"`dearkd dataset add` with --class-order {order}"
         if spec.class_names:
-            remedy = "`dearkd teacher add` with --class-name for each class in that order"
+            remedy = _read_with("--class-name for each class in that order")
         yield "class order", f"classes {words}", remedy, setting
     if spec.in_chans == 3:
         yield (
@@ -242,7 +242,11 @@ def _settings(bench: Bench, base: Setting) -> Iterator[tuple[Kind, str, str, Set
             bench.network(twin)
         except InvalidInput:  # its namesake is another network
             return
-        yield "padding", f"{twin}, with the same weights", f"`dearkd teacher add` with --architecture {twin}", setting
+        yield "padding", f"{twin}, with the same weights", _read_with(f"--architecture {twin}"), setting
+
+
+def _read_with(flags: str) -> str:
+    return f"read the teacher with {flags} (`dearkd teacher add` and `dearkd distill` take it)"
 
 
 def _own_side(bench: Bench, base: Setting) -> int | None:

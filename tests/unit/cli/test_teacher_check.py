@@ -75,7 +75,7 @@ def test_what_would_explain_a_low_figure_is_printed_and_drawn(
     assert run(checkpoint, folder, *FLAGS, *wrong, "--out", tmp_path / "out") == 0
     said = capsys.readouterr()
     assert said.out.startswith(f"{COUNT} images, 12 classes\n")
-    assert "mean and std of ImageNet is clearly better: `dearkd teacher add` with --mean 0.485" in said.out
+    assert "mean and std of ImageNet is clearly better: read the teacher with --mean 0.485" in said.out
     written = json.loads((tmp_path / "out" / "check.json").read_text())
     assert f"{written['as_given']['top1']:.1%}" in said.out
     assert [trial["clearly_better"] for trial in written["trials"]].count(True) >= 1
