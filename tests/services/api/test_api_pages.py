@@ -143,7 +143,8 @@ def test_records_of_another_version_hide_nothing_else(api: Api, tmp_path: Path) 
     new = post_synthesis(api, name="new")
     for old in (job, run):
         api.store.redis.hset(f"dearkd:job:{old['id']}", "spec", "{}")
-    assert len(re.findall('id="open-', get(api, "/").text)) == 3
+    for view in ("list", "lineage"):
+        assert len(re.findall('id="open-', get(api, f"/?view={view}").text)) == 3
     assert re.findall('id="open-([^"]+)"', get(api, "/?q=new").text) == [new["id"]]
     for path, shown in ((f"/jobs/{job['id']}", job), (f"/runs/{run['id']}", run), ("/new/training", job)):
         assert shown["id"] in get(api, path).text
@@ -158,10 +159,10 @@ def test_a_result_may_hold_more_than_what_was_made(api: Api, tmp_path: Path) -> 
     ledger = Ledger(api.store)
     for _ in range(2):
         ledger.done(claim(api), Payload(samples=10))
-    ended = {"reason": "minutes", "planned": 40, "made": 20}
+    ended = {"reason": "minutes", "planned": 40, "made": 20}  # and `detail`, but of another version perhaps not
     ledger.complete(claim(api), {"dataset": dataset, "forecast": {"points": []}, "ended_early": ended})
     link = f'href="/datasets/{dataset}"'
-    for path in ("/", f"/jobs/{job['id']}"):
+    for path in ("/", "/?view=lineage", f"/jobs/{job['id']}"):
         assert link in get(api, path).text
     api.store.redis.flushdb()
     assert link in get(api, f"/jobs/{job['id']}", 404).text
