@@ -1,4 +1,4 @@
-"""One browser and one server for all tests of pages in a browser; what they show is made by what workers use."""
+"""One server for all tests of pages in a browser; what they show is made by what workers use."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,14 +13,15 @@ from tests.support.services import Api, database, redis_server, serving
 __all__ = ["redis_server"]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    # Not for longer than this package: while Playwright runs, no other test may start an event loop in this thread.
+    # Not for longer than a module: while Playwright runs, no other test may start an event loop in this thread, and the
+    # scope of a package, in folders without `__init__.py`, is that of the session.
     with chromium() as running:
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def api(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("dashboard")
     settings = Settings(
@@ -30,7 +31,7 @@ def api(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def contents(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Contents:
     return fill(api, tmp_path_factory.mktemp("contents"))
 

@@ -101,6 +101,7 @@ def test_all_weights_but_one_zero_cost_the_bare_network_and_that_term(small_teac
     bare = copy.deepcopy(model).requires_grad_(False)
     expected = operations(lambda x, labels: F.cross_entropy(features_and_logits(bare, x)[1], labels))
     assert sum(expected.values()) > 50
+    expected["aten.detach.default"] += 1  # a view: whoever shows the images asks for the logits that were made anyway
     weights = dict.fromkeys(ALL, 0.0)
     alone = objective(small_teacher, weights | {"cross_entropy": 1.0}, Refusing())
     assert operations(lambda x, labels: alone.losses(x, x, labels)["cross_entropy"]) == expected
