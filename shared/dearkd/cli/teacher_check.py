@@ -218,7 +218,7 @@ def _own_order(report: dict[str, Any]) -> str:
     order = report["own_order"]
     some = ", ".join(f"{name!r} is answered as class {label}" for name, label in [*order.items()][:4])
     besides = "".join(f" and {trial['change']}," for trial in report["together"])
-    flags = [trial["remedy"].partition(" with ")[2] for trial in report["together"] if trial["kind"] == "image size"]
+    flags = [trial["flags"] for trial in report["together"] if trial["kind"] == "image size"]
     remedy = "Give its class names in its order (--class-name)"
     if sorted(order.values()) == list(range(report["num_classes"])) and len(order) <= NAMED:
         names = sorted(order, key=order.__getitem__)

@@ -45,6 +45,8 @@ class Trial:
     change: str
     remedy: str
     """The thing to do if it is the right one."""
+    flags: str
+    """The flags of `dearkd teacher add` and `dearkd distill` that do it; empty where none does."""
     figures: Figures
     clearly_better: bool = False
 
@@ -155,7 +157,10 @@ def _changes(bench: Bench, base: Setting) -> list[tuple[Trial, Setting]]:
     found = []
     for kind, change, remedy, setting in _settings(bench, base):
         figures, better = bench.figures(setting), is_clearly_better(before, bench.is_right(setting))
-        trial = Trial(kind=kind, change=change, remedy=remedy, figures=figures, clearly_better=better)
+        flags = remedy if remedy.startswith("--") else ""
+        if flags:
+            remedy = f"read the teacher with {flags} (`dearkd teacher add` and `dearkd distill` take it)"
+        trial = Trial(kind=kind, change=change, remedy=remedy, flags=flags, figures=figures, clearly_better=better)
         found.append((trial, setting))
     return sorted(found, key=lambda tried: -tried[0].figures.top1)
 
@@ -199,18 +204,17 @@ def _with_channels(changes: Sequence[tuple[Trial, Setting]]) -> Iterator[tuple[l
 
 
 def _settings(bench: Bench, base: Setting) -> Iterator[tuple[Kind, str, str, Setting]]:
-    """Kind, change in words, remedy and setting of every change that makes a difference."""
+    """Kind, change in words, flags (or what to do without any) and setting of every change that makes a difference."""
     spec = bench.spec
     if (side := _own_side(bench, base)) is not None:
-        remedy = _read_with(f"--image-size {side}")
-        yield "image size", f"{side} px, as these images are", remedy, replace(base, own_size=True)
+        yield "image size", f"{side} px, as these images are", f"--image-size {side}", replace(base, own_size=True)
     usual = {**NORMALISATIONS[spec.in_chans], "mean and std of these images": bench.own_normalisation()}
     for words, (mean, std) in usual.items():
         if not (_close(mean, base.mean) and _close(std, base.std)):
             yield (
                 "normalisation",
                 words,
-                _read_with(f"--mean {_flag(mean)} --std {_flag(std)}"),
+                f"--mean {_flag(mean)} --std {_flag(std)}",
                 replace(base, mean=mean, std=std),
             )
     known = [bench.labels(base)]
@@ -225,7 +229,7 @@ def _settings(bench: Bench, base: Setting) -> Iterator[tuple[Kind, str, str, Set
         known.append(labels)
         remedy = f"`dearkd dataset add` with --class-order {order}"
         if spec.class_names:
-            remedy = _read_with("--class-name for each class in that order")
+            remedy = "--class-name for each class in that order"
         yield "class order", f"classes {words}", remedy, setting
     if spec.in_chans == 3:
         yield (
@@ -242,11 +246,7 @@ def _settings(bench: Bench, base: Setting) -> Iterator[tuple[Kind, str, str, Set
             bench.network(twin)
         except InvalidInput:  # its namesake is another network
             return
-        yield "padding", f"{twin}, with the same weights", _read_with(f"--architecture {twin}"), setting
-
-
-def _read_with(flags: str) -> str:
-    return f"read the teacher with {flags} (`dearkd teacher add` and `dearkd distill` take it)"
+        yield "padding", f"{twin}, with the same weights", f"--architecture {twin}", setting
 
 
 def _own_side(bench: Bench, base: Setting) -> int | None:
