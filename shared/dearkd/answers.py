@@ -198,12 +198,23 @@ class ClassProbability(BaseModel):
     probability: float
 
 
+class Attention(BaseModel):
+    """The share of each patch in a student's answer, by attention rollout."""
+
+    shares: list[list[float]]
+    """By row and column; they sum to 1."""
+    overlay: str
+    """The image as the student took it with the shares over it as a heat map: a PNG as a data URL."""
+
+
 class Prediction(BaseModel):
     """The five most probable classes, the first first."""
 
     student: list[ClassProbability]
     teacher: list[ClassProbability] | None
     """The answer of the model's teacher; null where that is gone."""
+    attention: Attention | None = None
+    """Where the student looked, if it was asked for and can be said."""
 
 
 class ApiKey(BaseModel):

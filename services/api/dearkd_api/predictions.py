@@ -33,8 +33,12 @@ _IMAGE = {"schema": {"type": "string", "format": "binary"}}
     response_model=Prediction,
     openapi_extra={"requestBody": {"required": True, "content": {"image/*": _IMAGE, CONTENT_TYPES[1]: _IMAGE}}},
 )
-async def predict(identifier: str, request: Request, backend: Uses, caller: Caller, viewer: Viewer) -> Response:
+async def predict(
+    identifier: str, request: Request, backend: Uses, caller: Caller, viewer: Viewer, attention: bool = False
+) -> Response:
     """Classify an image, which is the body as it is: PNG, WebP, JPEG or another format that datasets are made of.
+
+    With `attention=true` also where the student looked.
 
     503 `inspector_unavailable` where no synth worker is alive, `inspector_busy` where it has not come to it in time.
     """
@@ -42,7 +46,7 @@ async def predict(identifier: str, request: Request, backend: Uses, caller: Call
     await run_in_threadpool(backend.inspections.require_inspector)
     upload = Upload(request, backend, max_bytes=MAX_MEMBER_BYTES)
     await upload.begin()
-    ticket = _ticket(model, caller)
+    ticket = _ticket(model, caller, attention=attention)
     async with upload_place(backend):
         await anyio.to_thread.run_sync(_receive, upload.chunks(), ticket, backend, limiter=backend.upload_limiter)
     return JSONResponse(await _answer(request, backend, ticket))
@@ -51,9 +55,9 @@ async def predict(identifier: str, request: Request, backend: Uses, caller: Call
 async def predict_image(
     model: Model, image: Iterator[bytes], request: Request, backend: Backend, caller: str | None
 ) -> dict[str, Any]:
-    """The answers of a model and its teacher to an image that has come already; raises as the route does."""
+    """The answers of a model and its teacher to an image that has come already, with attention; raises as the route."""
     await run_in_threadpool(backend.inspections.require_inspector)
-    ticket = _ticket(model, caller)
+    ticket = _ticket(model, caller, attention=True)
     await run_in_threadpool(_receive, image, ticket, backend)
     return await _answer(request, backend, ticket)
 
@@ -75,8 +79,11 @@ async def _answer(request: Request, backend: Backend, ticket: Ticket) -> dict[st
     return closed.result
 
 
-def _ticket(model: Model, caller: str | None) -> Ticket:
-    return Ticket(id=new_id("prd"), request={"model": model.id, "bytes": _weights_bytes(model)}, owner=caller)
+def _ticket(model: Model, caller: str | None, *, attention: bool) -> Ticket:
+    request: dict[str, Any] = {"model": model.id, "bytes": _weights_bytes(model)}
+    if attention:
+        request["attention"] = True
+    return Ticket(id=new_id("prd"), request=request, owner=caller)
 
 
 def _receive(chunks: Iterator[bytes], ticket: Ticket, backend: Backend) -> None:

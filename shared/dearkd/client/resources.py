@@ -153,10 +153,18 @@ class ResourceCalls(Sender):
         url = f"{path_of('models', identifier)}/files/{segment(name)}"
         await download(self._transport, url, path, on_progress=on_progress, resume=resume)
 
-    async def predict(self, identifier: str, image: bytes) -> Prediction:
-        """Classify an image (the bytes of its file): `student`, and `teacher`, None where that is gone."""
+    async def predict(self, identifier: str, image: bytes, *, attention: bool = False) -> Prediction:
+        """Classify an image (the bytes of its file): `student`, and `teacher`, None where that is gone.
+
+        Args:
+            identifier: the model's.
+            image: PNG, WebP, JPEG or another format that datasets are made of.
+            attention: ask also where the student looked.
+        """
         kind = {"Content-Type": "application/octet-stream"}
-        return await self._post(Prediction, f"{path_of('models', identifier)}/predict", content=image, headers=kind)
+        asked = {"attention": "true"} if attention else {}
+        path = f"{path_of('models', identifier)}/predict"
+        return await self._post(Prediction, path, params=asked, content=image, headers=kind)
 
     async def _registered(self, kind: type[RegisteredT], value: dict[str, Any]) -> RegisteredT:
         """The resource once the inspector is done with it: what takes it longer than a minute is answered before."""

@@ -1,18 +1,20 @@
 """A model's prediction for one image, as the inspector answers it, and its teacher's beside it."""
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
 from dearkd.errors import InvalidInput, NotFound
 from dearkd.jobs.inspections import Ticket, upload_key
 from dearkd.storage.catalog import Model, fetch_weights, models, teachers
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage
+from dearkd.vision.attention_overlay import attention_overlay
 from dearkd.vision.image_sample import fitted, read_image
 from dearkd.vision.prediction import Classifier
 from dearkd.vision.students import load_student
@@ -24,10 +26,13 @@ CPU = torch.device("cpu")
 def answer_prediction(ticket: Ticket, storage: Storage, cache: FileCache, folder: Path) -> dict[str, Any]:
     """The best classes of an uploaded image: `student`, and `teacher`, which is null where that is gone.
 
+    Where it is asked for also `attention`: `shares` of the student's patches in its answer, which sum to 1, and
+    `overlay`, the image with them over it as a data URL; null where the student has no attention.
+
     The image is fitted as `dearkd evaluate` does it for the student, and for the teacher to its image size.
 
     Args:
-        ticket: its request holds `model`.
+        ticket: its request holds `model`, and may hold `attention`.
         storage: holds the image, the model and the teacher.
         cache: for verified copies.
         folder: for the image.
@@ -45,10 +50,23 @@ def answer_prediction(ticket: Ticket, storage: Storage, cache: FileCache, folder
     chans, size, _ = about.input_size
     pixels = fitted(_read(path, chans), size, about.crop_pct)
     network = Classifier(student.network, about.mean, about.std, student.config.class_names, CPU)
-    return {
+    answer: dict[str, Any] = {
         "student": network.answers(pixels[None])[0],
         "teacher": _teacher_answers(model, student.config.class_names, storage, cache, path),
     }
+    if ticket.request.get("attention"):
+        answer["attention"] = _attention(student.network, network.inputs(pixels[None]), pixels)
+    return answer
+
+
+def _attention(student: nn.Module, inputs: Tensor, pixels: Tensor) -> dict[str, Any] | None:
+    """Where a student looked; None where it cannot say."""
+    attention_maps = getattr(student, "attention_maps", None)
+    maps: Tensor | None = attention_maps(inputs) if attention_maps is not None else None
+    if maps is None:
+        return None
+    overlay = base64.b64encode(attention_overlay(pixels, maps[0])).decode()
+    return {"shares": maps[0].tolist(), "overlay": f"data:image/png;base64,{overlay}"}
 
 
 def _teacher_answers(

@@ -1,5 +1,6 @@
 """Questions that the inspector answers: a teacher's check on a dataset, a model's prediction for an image."""
 
+import base64
 import io
 import json
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -214,6 +216,18 @@ def test_an_image_gets_the_students_and_the_teachers_answer(
     names = spec.class_names or [f"digit {n}" for n in range(CLASSES)]
     assert_is(found.json()["teacher"], logits_of(spec, weights)[0][0], names)
     assert list(served.storage.objects("tmp")) == []
+    assert "attention" not in found.json()
+    looked = served.http.post(
+        f"/v1/models/{model}/predict?attention=true", content=as_png(image), headers={"content-type": "image/png"}
+    ).json()
+    shares = torch.tensor(looked["attention"]["shares"])
+    torch.testing.assert_close(shares[None], student.attention_maps((pixels - 0.3) / 0.4), rtol=1e-4, atol=1e-6)
+    kind, _, encoded = looked["attention"]["overlay"].partition(",")
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as overlay:
+        assert (kind, overlay.format, overlay.size) == ("data:image/png;base64", "PNG", (224, 224))
+        coarse = torch.from_numpy(np.array(overlay.resize(shares.T.shape, Image.Resampling.BOX))).float()
+    warmth = (coarse[..., 0] - coarse[..., 2]).flatten()
+    assert torch.corrcoef(torch.stack([warmth, shares.flatten()]))[0, 1] > 0.9
     # In colour, larger, as JPEG, and of a type that says nothing: it is the bytes that count.
     large = Image.fromarray(image[0].numpy()).convert("RGB").resize((96, 64))
     file = io.BytesIO()
@@ -226,11 +240,15 @@ def test_an_image_gets_the_students_and_the_teachers_answer(
     assert asked.status_code == 200
     best = found.json()["student"][0], found.json()["teacher"][0]
     assert all(f"<td>{100 * one['probability']:.1f} %" in asked.text for one in best)
+    assert looked["attention"]["overlay"] in asked.text
     assert served.http.delete(f"/v1/teachers/{teacher}").status_code == 204
     alone = predict(served, model, as_png(image)).json()
     assert (alone["student"], alone["teacher"]) == (found.json()["student"], None)
     with Client(served.url) as client:
-        assert client.predict(model, as_png(image)).model_dump(by_alias=True) == alone
+        assert client.predict(model, as_png(image)).model_dump(by_alias=True) == alone | {"attention": None}
+        answer = client.predict(model, as_png(image), attention=True)
+        assert answer.attention is not None
+        assert answer.attention.model_dump() == looked["attention"]
 
 
 def test_what_is_no_image_is_refused_and_leaves_nothing(served: Api, tmp_path: Path) -> None:

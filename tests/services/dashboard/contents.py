@@ -60,6 +60,11 @@ def digits(folder: Path, count: int, first: int = 0) -> list[Shard]:
     return shards
 
 
+def digit_png(index: int) -> bytes:
+    """A real digit, 32×32."""
+    return _png(load_digits(return_X_y=True)[0][index])
+
+
 def _png(pixels: Any) -> bytes:
     file = io.BytesIO()
     grey = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype("uint8"))
