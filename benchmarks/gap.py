@@ -14,8 +14,9 @@ A cell is a task and the teacher's family. In it each arm gives a student of the
 from the soft labels of the live teacher on every view: equally many images, steps and epochs, whatever the images are.
 
 - `real`: of the task's training part, as many of each class.
-- `ours`: the preset `auto`; `published`: DeepInversion's objective in as many passes; `boundary-3`: ours with that
-  weight of the boundary term. `ours-20` has 20 teacher passes an image, `--passes 200 20` gives every such arm both.
+- `ours`: the preset `auto`; `published`: DeepInversion's objective in as many passes; `boundary-3`, `statistics-20`,
+  `variation-1.0`: ours with that weight of the term; `restated`: ours, labelled by a teacher with their own statistics.
+  `ours-20` has 20 teacher passes an image, `--passes 200 20` gives every such arm both.
 - Controls (arXiv 2604.18811, 2406.10485), without which good students of soft labels say nothing of the images:
   `noise` (normal in the teacher's normalised space), `uniform` (of pixels), `shuffled` and `shuffled4` (ours, patches
   of 8 and 4 pixels in another order). Since no class is in them, the recorded hard label is what the teacher says of
