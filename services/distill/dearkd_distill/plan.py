@@ -63,7 +63,7 @@ class Plan:
             },
         )
 
-    def facts(self, num_samples: int, *, mirrored: bool) -> DatasetFacts:
+    def facts(self, num_samples: int, *, mirrored: bool | None) -> DatasetFacts:
         task = self.teacher.spec
         return DatasetFacts(
             num_samples=num_samples,

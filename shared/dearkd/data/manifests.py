@@ -86,8 +86,7 @@ class DatasetManifest(Manifest):
             image_size=self.image_size,
             in_chans=self.in_chans,
             synthetic=spec is not None,
-            # Made without mirroring: of things that a mirror changes. Of real sets, grey ones usually are such [R].
-            mirrored=spec["flip"] > 0 if spec is not None else self.in_chans == 3,
+            mirrored=True if spec is not None and spec["flip"] > 0 else None,
             teacher=self.teacher,
             stored_logits=spec is not None and spec.get("store_logits", False),
             class_samples=tuple(c.samples for c in self.classes),

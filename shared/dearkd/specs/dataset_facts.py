@@ -27,8 +27,8 @@ class DatasetFacts:
     """Side in pixels; None where images differ in size or are not square."""
     in_chans: int
     synthetic: bool
-    mirrored: bool
-    """True if a mirrored image still shows its class."""
+    mirrored: bool | None
+    """True if a mirrored image still shows its class; None: unknown, and for the teacher to say."""
     teacher: str | None = None
     stored_logits: bool = False
     """True if each sample has its teacher's logits."""

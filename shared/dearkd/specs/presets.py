@@ -72,7 +72,7 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
             boundary=1.0,
         ),
         jitter=max(1, size // 16),
-        flip=0.5 if teacher.in_chans == 3 else 0.0,
+        flip=0.0,  # colour says nothing about mirrors: letters and signs have it too
         crop_min_scale=0.3 if large else 1.0,
     )
 

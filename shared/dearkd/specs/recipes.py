@@ -79,7 +79,7 @@ def deit(dataset: DatasetFacts) -> TrainingSpec:
         augmentation=AugmentationSpec(
             scale=[0.08, 1.0],
             ratio=[3 / 4, 4 / 3],
-            hflip=0.5 if dataset.mirrored else 0.0,
+            hflip=None if dataset.mirrored is None else 0.5 * dataset.mirrored,
             aa="rand-m9-mstd0.5-inc1",
             color_jitter=0.3,
             reprob=0.25,
@@ -146,7 +146,7 @@ def small(dataset: DatasetFacts) -> TrainingSpec:
         augmentation=AugmentationSpec(
             scale=[1.0, 1.0],
             ratio=[1.0, 1.0],
-            hflip=0.5 if dataset.mirrored else 0.0,
+            hflip=None if dataset.mirrored is None else 0.5 * dataset.mirrored,
             aa=None,
             color_jitter=0.0,
             reprob=0.0,

@@ -101,7 +101,9 @@ class AugmentationSpec(Spec):
     scale: Annotated[list[float], FIRST_ERROR] = Field(min_length=2, max_length=2)
     """Range of the random crop's area; [1, 1] crops nothing."""
     ratio: Annotated[list[float], FIRST_ERROR] = Field(min_length=2, max_length=2)
-    hflip: Fraction
+    hflip: Fraction | None
+    """Probability of a mirrored view. None, where a teacher is used: 0.5 if it answers mirrored training images as it
+    does the others, 0 if it does not; measured before the first step [our choice]."""
     aa: Annotated[str, Field(max_length=200), AfterValidator(check_auto_augment)] | None = None
     """RandAugment and its kin, in timm's notation; where set, colour jitter is off."""
     color_jitter: float = Field(ge=0)

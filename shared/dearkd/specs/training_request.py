@@ -118,7 +118,17 @@ def _fit(spec: TrainingSpec, given: Mapping[str, Any], dataset: DatasetFacts) ->
         rate = spec.optimizer.lr * batch / recipe_batch
         spec = spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"lr": rate})})
     fitting = {name: value for name, value in fitting_schedule(spec).items() if name not in optimizer}
-    return spec.model_copy(update={"batch_size": batch, "optimizer": spec.optimizer.model_copy(update=fitting)})
+    augmentation = spec.augmentation
+    if augmentation.hflip is None and not spec.needs_teacher:  # nobody to ask; real photographs have colour, as a rule
+        photographs = dataset.in_chans == 3 and not dataset.synthetic
+        augmentation = augmentation.model_copy(update={"hflip": 0.5 if photographs else 0.0})
+    return spec.model_copy(
+        update={
+            "batch_size": batch,
+            "optimizer": spec.optimizer.model_copy(update=fitting),
+            "augmentation": augmentation,
+        }
+    )
 
 
 def _check_against(

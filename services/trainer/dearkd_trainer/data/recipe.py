@@ -106,7 +106,8 @@ def create_average(student: nn.Module, half_life: float | None, steps_per_epoch:
 def train_transform(spec: AugmentationSpec, *, image_size: int, mean: list[float], std: list[float]) -> Transform:
     """timm's training transform, after a random affine one where degrees, translate or shear are set.
 
-    Pixels that a rotation brings in from outside the image are black, as in torchvision.
+    Pixels that a rotation brings in from outside the image are black, as in torchvision. Where `hflip` is None, nothing
+    is mirrored: who trains with a teacher asks it first.
 
     Raises:
         InvalidInput: if `aa` is not timm's notation.
@@ -117,7 +118,7 @@ def train_transform(spec: AugmentationSpec, *, image_size: int, mean: list[float
             is_training=True,
             scale=(spec.scale[0], spec.scale[1]),
             ratio=(spec.ratio[0], spec.ratio[1]),
-            hflip=spec.hflip,
+            hflip=spec.hflip or 0.0,
             color_jitter=spec.color_jitter or None,  # type: ignore[arg-type]  # None means none
             auto_augment=spec.aa,
             interpolation="bicubic",

@@ -106,6 +106,18 @@ class FrozenTeacher:
             for index, (channels, height, width) in enumerate(shapes)
         ]
 
+    def mirror_agreement(self, images: Tensor) -> float:
+        """The share of images that get the same class in a mirror, in [0, 1].
+
+        Args:
+            images: (N, in_chans, H, W), normalised; they are taken in small batches.
+        """
+        same = [
+            self.forward(part, [])[0].argmax(1) == self.forward(part.flip(3), [])[0].argmax(1)
+            for part in images.split(32)
+        ]
+        return torch.cat(same).double().mean().item()
+
     def feature_moments(self, images: Tensor, stages: Collection[int]) -> dict[int, Moments]:
         """Mean and biased variance of each channel of some stages' feature maps, over images and places.
 
