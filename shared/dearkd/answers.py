@@ -202,7 +202,7 @@ class Attention(BaseModel):
     """The share of each patch in a student's answer, by attention rollout."""
 
     shares: list[list[float]]
-    """By row and column; they sum to 1."""
+    """The shares by row and column; they sum to 1."""
     overlay: str
     """The image as the student took it with the shares over it as a heat map: a PNG as a data URL."""
 
@@ -214,7 +214,7 @@ class Prediction(BaseModel):
     teacher: list[ClassProbability] | None
     """The answer of the model's teacher; null where that is gone."""
     attention: Attention | None = None
-    """Where the student looked, if it was asked for and can be said."""
+    """The places where the student looked, if they were asked for and can be told."""
 
 
 class ApiKey(BaseModel):

@@ -60,7 +60,7 @@ def answer_prediction(ticket: Ticket, storage: Storage, cache: FileCache, folder
 
 
 def _attention(student: nn.Module, inputs: Tensor, pixels: Tensor) -> dict[str, Any] | None:
-    """Where a student looked; None where it cannot say."""
+    """The places where a student looked; None where it cannot tell."""
     attention_maps = getattr(student, "attention_maps", None)
     maps: Tensor | None = attention_maps(inputs) if attention_maps is not None else None
     if maps is None:
