@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: browser demo check test test-all test-quick lint openapi screenshots format gpu imagenet-demo
+.PHONY: browser demo check test test-all test-quick lint openapi screenshots notebooks format gpu imagenet-demo
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -74,6 +74,10 @@ openapi: $(DEV)
 screenshots: $(DEV) browser
 	SCREENSHOTS_DIR=docs/screenshots SCREENSHOTS_OF="jobs lineage job dataset run model new-forecast" \
 		$(BIN)/python -m pytest tests/services/dashboard
+
+# The notebooks of the manual, with the outputs that its site shows.
+notebooks: $(DEV)
+	$(BIN)/python benchmarks/notebooks.py $(ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff format .
