@@ -70,11 +70,8 @@ def test_a_notebook_is_kept_in_one_form(name: str) -> None:
 def test_outputs_are_those_of_the_code(name: str) -> None:
     notebook = nbformat.read(FOLDER / name, as_version=4)
     code = "\n\n".join(cell.source for cell in cells(name)).encode()
-    if any(cell.outputs for cell in cells(name)):
-        assert notebook.metadata.outputs_of == hashlib.sha256(code).hexdigest(), "its code has changed: make notebooks"
-        assert any(is_picture(cell.outputs) for cell in cells(name))
-    else:
-        assert "outputs_of" not in notebook.metadata
+    assert notebook.metadata.outputs_of == hashlib.sha256(code).hexdigest(), "its code has changed: make notebooks"
+    assert any(is_picture(cell.outputs) for cell in cells(name))
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -57,7 +57,7 @@ def test_a_notebook_is_a_page_with_its_headings_and_pictures(site: Path, name: s
     pictures = re.findall(r'<img[^>]+src="([^":]+\.png)"', page)
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     assert len(pictures) == sum("image/png" in output.get("data", {}) for output in outputs)
-    assert pictures or name == "distil_with_and_without_data", "which is kept without outputs"
+    assert pictures
     for picture in pictures:
         with Image.open(site / "notebooks" / picture) as opened:
             opened.verify()
