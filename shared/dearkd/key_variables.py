@@ -5,9 +5,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Final
 
-CHECKED: Final = frozenset(
-    {"DEARKD_API_KEYS", "DEARKD_API_KEYS_FILE", "DEARKD_ADMIN_KEYS", "DEARKD_ADMIN_KEYS_FILE"}
-)
+CHECKED: Final = frozenset({"DEARKD_API_KEYS", "DEARKD_API_KEYS_FILE", "DEARKD_ADMIN_KEYS", "DEARKD_ADMIN_KEYS_FILE"})
 """Variables of keys that the API checks requests against."""
 ALL: Final = CHECKED | {"DEARKD_API_KEY", "DEARKD_API_KEY_FILE"}
 """The last is what clients send."""

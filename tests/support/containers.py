@@ -1,9 +1,9 @@
 """A stand-in for a container, where there is no engine: the same command on a read-only root, as another user.
 
 In a mount namespace of its own a new root is put together: the system's folders, this checkout and this Python
-environment, all read-only, with `/tmp` in memory (from where nothing is run) and what is mounted. In it the command runs
-as the image's user, without capabilities, and cannot gain any. What it lacks of a container: an own network and process
-table, limits, and the image itself.
+environment, all read-only, with `/tmp` in memory (from where nothing is run) and what is mounted. In it the command
+runs as the image's user, without capabilities, and cannot gain any. What it lacks of a container: an own network and
+process table, limits, and the image itself.
 """
 
 import os

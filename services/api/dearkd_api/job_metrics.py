@@ -100,7 +100,7 @@ class JobMetrics(Collector):
         return [*gauges, *_measured(sums)]
 
     def _wanted(self) -> Metric:
-        """Count the workers that could be at work now: of each job, as many as it lets work side by side and has units for.
+        """Count the workers that could be at work now: of each job as many as may work side by side and find a unit.
 
         Units of a later group count as well: they are next, and a worker that is there already is worth more than one
         that is started for them.

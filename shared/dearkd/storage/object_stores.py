@@ -70,7 +70,8 @@ def open_bucket(address: StorageAddress, settings: Settings, **limits: timedelta
     finds them; those of S3 may be in files (`AWS_SECRET_ACCESS_KEY_FILE` and so on).
 
     Raises:
-        InvalidInput: if something that the store needs is not set, an endpoint is no address, or a file holds no secret.
+        InvalidInput: if something that the store needs is not set, an endpoint is no address, or a file of a secret
+            holds none.
         Unavailable: if the store cannot be opened for another reason.
     """
     client: ClientConfig = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=REQUEST_SECONDS)}

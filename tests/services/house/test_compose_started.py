@@ -5,6 +5,7 @@ addresses are others (of a real Redis, a real S3 server and the API), and the na
 """
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ class Stack:
     def run(self, start: Start, name: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, as `docker compose exec` would."""
         line, environment = self.line(start, name)
-        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
 
     @contextmanager
     def up(self, service: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -121,14 +122,22 @@ def stack(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def check_of_health(stack: Stack) -> Start:
-    words = [word.replace(":8000/", f":{stack.addresses['DEARKD_PORT']}/") for word in SERVICES["api"]["healthcheck"]["test"]]
+    words = [
+        word.replace(":8000/", f":{stack.addresses['DEARKD_PORT']}/") for word in SERVICES["api"]["healthcheck"]["test"]
+    ]
     assert words[0] == "CMD"
     return replace(start_of("api"), command=words[1:])
 
 
 WRITES = """
-import errno, json, os
+import errno, json, os, shutil, subprocess
 told = {}
+for folder in ("/cache", "/tmp"):
+    shutil.copy(shutil.which("true"), f"{folder}/program")
+    try:
+        told[f"{folder}/program"] = subprocess.run([f"{folder}/program"]).returncode
+    except OSError as error:
+        told[f"{folder}/program"] = errno.errorcode[error.errno]
 for path in ("/x", "/etc/x", os.path.expanduser("~/x"), "./x", "/cache/x", "/tmp/x", "/run/secrets/admin_key"):
     try:
         open(path, "a").close()
@@ -151,13 +160,31 @@ def test_the_stand_in_refuses_what_a_container_would(stack: Stack) -> None:
         "./x": "EROFS",
         "/cache/x": "written",
         "/tmp/x": "written",
-        "/run/secrets/admin_key": "EROFS",
+        "/run/secrets/admin_key": "EACCES",
+        "/cache/program": 0,
+        "/tmp/program": "EACCES",
         "Uid": "10001",
         "Gid": "10001",
         "CapEff": "0000000000000000",
         "CapBnd": "0000000000000000",
         "NoNewPrivs": "1",
     }
+
+
+COMPILES = """
+import torch
+compiled = torch.compile(lambda x: x.sin() + x.cos() ** 2)
+print(float(compiled(torch.zeros(64)).sum()))
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the image has g++; here there is none")
+def test_what_torch_compiles_is_run_from_the_volume(stack: Stack) -> None:
+    """From /tmp nothing is run, so that a job with `compile` would fail there."""
+    done = stack.run(replace(start_of("synth"), command=["python", "-c", COMPILES]), "compiles")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["64.0"]
+    assert list((stack.folder / "cache" / "inductor").rglob("*.so"))
 
 
 def test_without_its_secret_the_api_does_not_start(stack: Stack) -> None:

@@ -1,14 +1,13 @@
 """The Kubernetes manifests, checked by schema and by reading: no cluster has run them.
 
-Built-in kinds are validated by `kubernetes-validate`. Those of KEDA have no schema here: their structure alone is looked
-at. Where `kubectl` is installed, its Kustomize puts the overlays together; elsewhere those tests are skipped, and the
-files are checked one by one.
+Built-in kinds are validated by `kubernetes-validate`. Those of KEDA have no schema here: their structure alone is
+looked at. Where `kubectl` is installed, its Kustomize puts the overlays together; elsewhere those tests are skipped,
+and the files are checked one by one.
 """
 
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +195,9 @@ def test_services_policies_and_budgets_select_pods_that_exist() -> None:
     def chosen(selector: dict[str, str]) -> int:
         return sum(selector.items() <= one.items() for one in labels)
 
-    found = {(resource["kind"], resource["metadata"]["name"]): resource["spec"] for resource in BASE if "spec" in resource}
+    found = {
+        (resource["kind"], resource["metadata"]["name"]): resource["spec"] for resource in BASE if "spec" in resource
+    }
     assert chosen(found["Service", "api"]["selector"]) == chosen(found["Service", "redis"]["selector"]) == 1
     assert found["StatefulSet", "redis"]["serviceName"] == "redis"
     policies = {name: spec for (kind, name), spec in found.items() if kind == "NetworkPolicy"}
@@ -250,7 +251,7 @@ def test_each_gpu_worker_has_a_gpu_of_its_own() -> None:
 
 
 @pytest.fixture(scope="module")
-def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifests with secrets, beside which overlays may be put."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl, whose Kustomize puts overlays together, is not installed")
@@ -260,7 +261,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / place / "secrets").mkdir()
         for name in names:
             (folder / place / "secrets" / name).write_text("secret-0123456789\n")
-    yield folder
+    return folder
 
 
 def built(folder: Path) -> list[Resource]:
