@@ -1,12 +1,13 @@
-"""The environment variables that hold API keys: who checks or sends one has it, and nothing else that is started."""
+"""The environment variables that hold API keys, or name their files: who checks or sends one has it, and nothing else
+that is started."""
 
 import os
 from collections.abc import Collection, Mapping
 from typing import Final
 
-CHECKED: Final = frozenset({"DEARKD_API_KEYS", "DEARKD_ADMIN_KEYS"})
+CHECKED: Final = frozenset({"DEARKD_API_KEYS", "DEARKD_API_KEYS_FILE", "DEARKD_ADMIN_KEYS", "DEARKD_ADMIN_KEYS_FILE"})
 """Variables of keys that the API checks requests against."""
-ALL: Final = CHECKED | {"DEARKD_API_KEY"}
+ALL: Final = CHECKED | {"DEARKD_API_KEY", "DEARKD_API_KEY_FILE"}
 """The last is what clients send."""
 
 

@@ -2,13 +2,18 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dearkd.addresses import StorageAddress, check_api_url, check_endpoint, check_redis_url, expand_folder
 from dearkd.redaction import without_credentials
+from dearkd.secret_files import read_secret
+
+SECRETS: Final = ("api_key", "redis_url", "api_keys", "admin_keys")
+"""Settings that a file may hold: see `dearkd.secret_files`."""
 
 
 class Settings(BaseSettings):
@@ -20,8 +25,11 @@ class Settings(BaseSettings):
     """The API's address, for the client."""
     api_key: str | None = None
     """The client's key."""
+    api_key_file: Path | None = None
+    """A file that holds `api_key`; so the other `…_file` hold the setting of their name."""
 
     redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url_file: Path | None = None
     storage_url: str = "file://./dearkd-data/storage"
     """`file:///absolute/path`, `file://./relative/path` or `s3://bucket/prefix`."""
     s3_endpoint: str | None = None
@@ -33,6 +41,8 @@ class Settings(BaseSettings):
     """The keys that the API asks for, by commas; `sha256:HEX` stands for the key of that hash. Empty: for none."""
     admin_keys: str = Field(default="", repr=False)
     """Further keys, in the same form, which may also delete what belongs to other keys, or to none."""
+    api_keys_file: Path | None = None
+    admin_keys_file: Path | None = None
     allowed_hosts: str = ""
     """Hosts besides loopback's names and `host` under which the API may be called, by commas; `*.example.com` stands
     for all names below, `*` for every host."""
@@ -100,6 +110,27 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     log_format: Literal["text", "json"] = "text"
     """`json`: each line of the log of API and workers is a JSON object."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secrets(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Take secrets from their files; what is wrong with one is an error of the variable that names it."""
+        found = dict(given)
+        wrong: list[InitErrorDetails] = []
+        for name in SECRETS:
+            path = given.get(f"{name}_file")
+            if path is None:
+                continue
+            try:
+                if given.get(name):
+                    raise ValueError(f"DEARKD_{name.upper()} is set too: unset one of them")
+                found[name] = read_secret(Path(path))
+            except ValueError as error:
+                broken = PydanticCustomError("secret_file", "{why}", {"why": str(error)})
+                wrong.append(InitErrorDetails(type=broken, loc=(f"{name}_file",), input=str(path)))
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return found
 
     @field_validator("url")
     @classmethod

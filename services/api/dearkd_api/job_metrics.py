@@ -21,18 +21,20 @@ from dearkd.errors import Unavailable
 from dearkd.jobs import measures
 from dearkd.jobs.inspections import OPEN
 from dearkd.jobs.model import STATUSES
-from dearkd.jobs.queue import QueueName, alive
+from dearkd.jobs.queue import QUEUES, QueueName, alive
 from dearkd.redis_client import Redis, job_index, job_key
 
 log = logging.getLogger(__name__)
 
 KINDS: Final[tuple[Kind, ...]] = ("synthesis", "training")
+MOST_COUNTED: Final = 1000
+"""The jobs of a kind and state that are asked how many workers they want: a scrape must not grow with the queue."""
 KEPT_SECONDS: Final = 1.0
 """The time for which an answer is kept: anybody may ask for it."""
 
 
 class JobMetrics(Collector):
-    """Reads Redis in three round trips and those of `alive`; without Redis it has `dearkd_redis_up` 0 alone.
+    """Reads Redis in five round trips and those of `alive`; without Redis it has `dearkd_redis_up` 0 alone.
 
     Args:
         redis: a client of its own, which does not wait long: Prometheus does not either.
@@ -94,7 +96,34 @@ class JobMetrics(Collector):
         for worker, name in self._workers.items():
             alive_ones.add_metric((worker,), alive(self._redis, name))
         sums = {name.decode(): float(value) for name, value in cast("dict[bytes, bytes]", next(found)).items()}
-        return [jobs, depth, self._ages(oldest), wakeups, leases, inspections, alive_ones, *_measured(sums)]
+        gauges = [jobs, depth, self._ages(oldest), wakeups, leases, inspections, alive_ones, self._wanted()]
+        return [*gauges, *_measured(sums)]
+
+    def _wanted(self) -> Metric:
+        """Count the workers that could be at work now: of each job as many as may work side by side and find a unit.
+
+        Units of a later group count as well: they are next, and a worker that is there already is worth more than one
+        that is started for them.
+        """
+        wanted = GaugeMetricFamily(
+            "dearkd_workers_wanted", "Workers that jobs could use now, those at work among them.", labels=("kind",)
+        )
+        for worker, name in self._workers.items():
+            for kind in (kind for kind, served in QUEUES.items() if served == name):
+                pipe = self._redis.pipeline(transaction=False)
+                for status in ("queued", "running"):
+                    pipe.zrange(job_index(kind, status), 0, MOST_COUNTED - 1)
+                keys = [job_key(identifier.decode()) for found in pipe.execute() for identifier in found]
+                pipe = self._redis.pipeline(transaction=False)
+                for key in keys:
+                    pipe.hget(key, "parallelism")
+                    pipe.hlen(f"{key}:claims")
+                    pipe.zcard(f"{key}:open")
+                answers = pipe.execute() if keys else []
+                jobs = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
+                # At least one, for a job whose units are not recorded yet.
+                wanted.add_metric((worker,), sum(max(1, min(int(most or 1), held + open)) for most, held, open in jobs))
+        return wanted
 
     def _ages(self, oldest: Mapping[Kind, bytes | None]) -> Metric:
         ages = GaugeMetricFamily(

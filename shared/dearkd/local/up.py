@@ -193,7 +193,7 @@ class UpTree:
         }
 
     def _start_redis(self) -> None:
-        if self._environment.get("DEARKD_REDIS_URL"):
+        if self._environment.get("DEARKD_REDIS_URL") or self._environment.get("DEARKD_REDIS_URL_FILE"):
             _require_redis(self._settings)
             return
         folder = self.data / "redis"

@@ -24,10 +24,11 @@ from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 from dearkd.addresses import StorageAddress, check_endpoint
 from dearkd.errors import Conflict, CorruptData, DiskFull, InvalidInput, NotFound, Unavailable
 from dearkd.redaction import without_credentials
+from dearkd.secret_files import secret_of_environment
 from dearkd.settings import Settings
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,12 @@ _RETRIES: "RetryConfig" = {"max_retries": 4, "retry_timeout": timedelta(seconds=
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+CREDENTIALS = {
+    "access_key_id": "AWS_ACCESS_KEY_ID",
+    "secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    "session_token": "AWS_SESSION_TOKEN",
+}
+"""obstore's options, and the variables that it reads itself; `…_FILE` of each names a file that holds it."""
 
 
 class AlreadyExists(Conflict):
@@ -60,10 +67,11 @@ def open_bucket(address: StorageAddress, settings: Settings, **limits: timedelta
     """The store of a bucket; `limits` are time limits, as obstore's client options. Nothing is sent yet.
 
     Credentials are those of the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`) or of the machine's role, as obstore
-    finds them.
+    finds them; those of S3 may be in files (`AWS_SECRET_ACCESS_KEY_FILE` and so on).
 
     Raises:
-        InvalidInput: if something that the store needs is not set, or an endpoint is no address.
+        InvalidInput: if something that the store needs is not set, an endpoint is no address, or a file of a secret
+            holds none.
         Unavailable: if the store cannot be opened for another reason.
     """
     client: ClientConfig = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=REQUEST_SECONDS)}
@@ -92,12 +100,22 @@ def _s3(address: StorageAddress, settings: Settings, client: "ClientConfig") -> 
         except ValueError as error:
             raise InvalidInput(f"{' or '.join(ENDPOINTS)} is {without_credentials(repr(named))}: {error}") from None
     region = settings.s3_region or _from_environment(REGIONS) or "us-east-1"
-    make = partial(S3Store, address.bucket, prefix=address.prefix, region=region, retry_config=_RETRIES)
+    # What is given goes before the environment.
+    given = {option: _from_file(name) for option, name in CREDENTIALS.items()}
+    keys = cast("S3Config", {option: secret for option, secret in given.items() if secret is not None})
+    make = partial(S3Store, address.bucket, config=keys, prefix=address.prefix, region=region, retry_config=_RETRIES)
     if endpoint is None:
         # AWS wants the bucket in the host's name; but its certificates do not cover one with dots.
         return make(virtual_hosted_style_request="." not in address.bucket, client_options=client)
     client["allow_http"] = endpoint.startswith("http://")
     return make(endpoint=endpoint, virtual_hosted_style_request=False, client_options=client)
+
+
+def _from_file(name: str) -> str | None:
+    try:
+        return secret_of_environment(name)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
 
 
 def _from_environment(names: tuple[str, ...]) -> str | None:

@@ -102,6 +102,30 @@ def test_jobs_and_queues_are_those_of_redis(api: Api) -> None:
     assert found.value("dearkd_queue_oldest_seconds", kind="synthesis") < 3600
 
 
+def test_as_many_workers_are_wanted_as_there_is_work_for(api: Api) -> None:
+    def wanted(kind: str) -> float:
+        return scrape(api.http).value("dearkd_workers_wanted", kind=kind)
+
+    teacher = put_teacher(api)
+    wide = post_synthesis(api, teacher=teacher, parallelism=64)
+    units = api.store.redis.zcard(f"dearkd:job:{wide['id']}:units")
+    assert 1 < units < 64
+    eventually(lambda: wanted("synth") == units)
+    narrow = post_synthesis(api, teacher=teacher)
+    eventually(lambda: wanted("synth") == units + 1)
+    # Who is at work counts on: a scaler that took it away would undo what it does.
+    assert claim(api).job == wide["id"]
+    eventually(lambda: scrape(api.http).value("dearkd_leases") == 1)
+    assert wanted("synth") == units + 1
+    # A run that is blocked can use none, nor can what is paused or has ended.
+    assert api.http.post("/v1/training-runs", json={"dataset": narrow["id"]}).status_code == 202
+    api.http.post(f"{JOBS}/{narrow['id']}/pause").raise_for_status()
+    eventually(lambda: wanted("synth") == units)
+    assert wanted("trainer") == 0
+    api.http.post(f"{JOBS}/{wide['id']}/cancel").raise_for_status()
+    eventually(lambda: wanted("synth") == 0)
+
+
 def test_a_damaged_record_hides_its_age_alone(api: Api) -> None:
     job = post_synthesis(api)
     api.store.redis.hset(f"dearkd:job:{job['id']}", "created_at", "yesterday")

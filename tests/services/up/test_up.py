@@ -19,7 +19,7 @@ import pytest
 from redis import Redis
 
 from dearkd.errors import Conflict, Unavailable
-from dearkd.local.embedded_redis import find_redis_server
+from dearkd.local.embedded_redis import embedded_redis, find_redis_server
 from dearkd.local.parts import Part, with_synth_workers
 from dearkd.local.up import UpTree
 
@@ -133,6 +133,18 @@ def test_a_part_that_dies_is_started_again_and_nothing_is_left_at_the_end(data: 
         assert {process.pid for process in running} > {pid for pair in pids(data)[1:] for pid in pair}
     assert in_folder(data) == []
     assert not any(alive(pid) for pair in pids(data) for pid in pair)
+
+
+def test_a_redis_that_a_file_names_is_used_and_none_is_started(data: Path, tmp_path: Path) -> None:
+    with embedded_redis(tmp_path / "redis") as url:
+        (tmp_path / "url").write_text(f"{url}\n")
+        given = {**os.environ, "DEARKD_REDIS_URL_FILE": str(tmp_path / "url")}
+        with UpTree(data, port=0, parts=parts(data)[:1], environment=given, grace_seconds=0.5) as tree:
+            assert "DEARKD_REDIS_URL" not in tree._environment
+            assert find_redis_server().name not in {process.name() for process in in_folder(data)}
+    (tmp_path / "url").write_text("redis://127.0.0.1:1/0\n")
+    with pytest.raises(Unavailable, match="does not answer"), UpTree(data, port=0, parts=(), environment=given):
+        pass
 
 
 def test_the_tree_ends_when_its_root_is_killed_and_can_be_started_again_at_once(data: Path) -> None:

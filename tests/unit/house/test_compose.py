@@ -1,75 +1,131 @@
-"""The compose files and Dockerfiles, checked by reading: there need be no Docker engine to run the tests."""
+"""The compose file and Dockerfiles, checked by reading: there need be no Docker engine to run the tests.
 
-import json
+What `tests/services/house/test_compose_started.py` starts are our own services; the images of others are read alone.
+"""
+
 import re
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import yaml
 
 from dearkd.cli import application
-from dearkd.settings import Settings
+from dearkd.key_variables import CHECKED
+from dearkd.settings import SECRETS, Settings
 from dearkd.work.worker import GRACE_SECONDS, WorkerKind
+from dearkd_api.serving import GRACE_SECONDS as API_GRACE_SECONDS
+from tests.support.compose import COMPOSE, IMAGES, SERVICES, image_of, instructions, interpolated, start_of
 from tests.support.documents import ROOT, read
 
-COMPOSE: dict[str, Any] = yaml.safe_load(read("docker-compose.yml"))
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("api", "synth", "trainer")
-
-
-def interpolated(value: str) -> str:
-    """Compose's `${NAME:-default}` and `${NAME:?message}`, in an environment without any of them."""
-    return re.sub(r"\$\{(\w+)(:-|:\?)([^}]*)\}", lambda match: match[3] if match[2] == ":-" else "given", value)
-
-
-def instructions(service: str) -> dict[str, list[str]]:
-    """A Dockerfile's instructions by name, continued lines joined."""
-    found: dict[str, list[str]] = {}
-    text = read(f"services/{service}/Dockerfile").replace("\\\n", " ")
-    for line in text.splitlines():
-        name, _, rest = line.partition(" ")
-        if name.isupper():
-            found.setdefault(name, []).append(" ".join(rest.split()))
-    return found
+WORKERS = ("synth", "trainer", "synth-gpu", "trainer-gpu")
+OURS = ("api", *WORKERS)
 
 
 def test_there_are_the_services_of_the_design() -> None:
-    assert {"redis", "s3", *OURS} <= set(SERVICES)
+    assert set(SERVICES) == {"redis", "s3", "prometheus", "grafana", *OURS}
+    assert {image_of(name) for name in OURS} == set(IMAGES)
     for name, service in SERVICES.items():
         assert service.get("image"), name
         assert ("build" in service) == (name in OURS)
-    for name in set(SERVICES) - set(OURS):
-        tag = SERVICES[name]["image"].partition(":")[2]
-        assert tag, f"{name} names no version"
-        assert tag != "latest"
+
+
+def test_images_of_others_are_pinned_to_one_version() -> None:
+    others = [SERVICES[name]["image"] for name in set(SERVICES) - set(OURS)]
+    for image in [*others, *(line for name in IMAGES for line in instructions(name)["FROM"])]:
+        assert re.fullmatch(r"[\w/.-]+:v?\d+\.\d+(\.\d+)?(-[\w.]+)*", image), image
+    assert len({instructions(name)["FROM"][0] for name in IMAGES}) == 1
+
+
+def test_profiles_choose_the_workers_and_nothing_that_they_need() -> None:
+    profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
+    assert [name for name, chosen in profiles.items() if not chosen] == ["redis", "s3", "api"]
+    for kind in ("synth", "trainer"):
+        cpu, gpu = dict(SERVICES[kind]), dict(SERVICES[f"{kind}-gpu"])
+        assert (cpu.pop("profiles"), gpu.pop("profiles")) == (["cpu"], ["gpu"])
+        (device,) = gpu.pop("deploy")["resources"]["reservations"]["devices"]
+        assert device["capabilities"] == ["gpu"]
+        assert cpu == gpu
+    assert profiles["prometheus"] == profiles["grafana"] == ["metrics"]
 
 
 def test_what_services_refer_to_exists() -> None:
+    mounted: set[str] = set()
     for name, service in SERVICES.items():
         assert set(service.get("depends_on", {})) <= set(SERVICES), name
         for needed, how in service.get("depends_on", {}).items():
             assert how["condition"] == "service_started" or "healthcheck" in SERVICES[needed]
-        volumes = {volume.partition(":")[0] for volume in service.get("volumes", [])}
-        assert volumes <= set(COMPOSE["volumes"]), name
-        if str(service.get("network_mode", "")).startswith("service:"):
-            assert service["network_mode"].removeprefix("service:") in SERVICES
-            assert not {"ports", "networks"} & service.keys(), "they belong to the one whose network it shares"
-    assert {volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])} == set(
-        COMPOSE["volumes"]
-    )
+        for source, *_ in (volume.split(":") for volume in service.get("volumes", [])):
+            if source.startswith("./"):
+                assert (ROOT / source).exists(), source
+                assert f"{source}:" in str(service["volumes"])
+            else:
+                mounted.add(source)
+        assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"])
+    assert mounted == set(COMPOSE["volumes"])
+    assert {secret for service in SERVICES.values() for secret in service.get("secrets", [])} == set(COMPOSE["secrets"])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_runs_without_rights_on_a_root_that_it_cannot_write(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] == "unless-stopped"
+    assert int(service["stop_grace_period"].removesuffix("s")) >= 20
+    user = service.get("user") or instructions(image_of(name))["USER"][-1]
+    assert re.fullmatch(r"[1-9]\d*:\d+", user), "a number, which is not root's"
+    assert ("healthcheck" in service) == (name not in WORKERS)
+    # What is mounted from the repository is not to be written.
+    assert all(volume.endswith(":ro") for volume in service.get("volumes", []) if volume.startswith("./"))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_a_service_writes_lies_on_a_volume_or_in_tmp(name: str) -> None:
+    volumes = [volume.split(":")[1] for volume in SERVICES[name]["volumes"]]
+    assert volumes == ["/cache"]
+    environment = start_of(name).environment
+    folders = {key: value for key, value in environment.items() if key.endswith(("_DIR", "_HOME"))}
+    assert folders["DEARKD_CACHE_DIR"] == "/cache"
+    assert all(value == "/cache" or value.startswith("/cache/") for value in folders.values())
+    made = [line for line in instructions(image_of(name))["RUN"] if "--owner=dearkd /cache" in line]
+    assert len(made) == 1
+    assert f"--uid {start_of(name).user} " in made[0]
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_the_environment_is_one_of_settings(name: str) -> None:
-    environment = {key: interpolated(value) for key, value in SERVICES[name]["environment"].items()}
+    environment = start_of(name).environment
     ours = {key.removeprefix("DEARKD_").lower(): value for key, value in environment.items() if "DEARKD_" in key}
     assert set(ours) <= set(Settings.model_fields)
-    settings = Settings.model_validate(ours)
+    settings = Settings.model_validate({key: value for key, value in ours.items() if not key.endswith("_file")})
     assert settings.storage_url.startswith("s3://")
-    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= environment.keys()
     assert f"-bucket={settings.storage_url.removeprefix('s3://')}" in SERVICES["s3"]["command"]
-    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        assert SERVICES["s3"]["environment"][key] == SERVICES[name]["environment"][key]
+    assert environment["AWS_ACCESS_KEY_ID"] == SERVICES["s3"]["environment"]["AWS_ACCESS_KEY_ID"]
+    assert f"cat {environment['AWS_SECRET_ACCESS_KEY_FILE']})" in SERVICES["s3"]["entrypoint"][-2]
+
+
+def test_secrets_are_files_and_in_no_environment() -> None:
+    for name, service in SERVICES.items():
+        environment = service.get("environment", {})
+        files = {key: value for key, value in environment.items() if key.endswith("_FILE")}
+        assert {f"/run/secrets/{secret}" for secret in service.get("secrets", [])} >= set(files.values())
+        secret = re.compile(r"SECRET|PASSWORD|TOKEN|API_KEY|ADMIN_KEY")
+        assert not {key for key in environment if secret.search(key)} - set(files), name
+        assert not service.get("env_file"), f"{name} would be given all of it"
+    for secret in COMPOSE["secrets"].values():
+        assert set(secret) == {"file"}, "another kind cannot be mounted in a container with a read-only root"
+        assert secret["file"].startswith("./secrets/")
+    assert "secrets/" in read(".gitignore").splitlines()
+
+
+def test_only_the_api_is_given_api_keys() -> None:
+    names = {f"DEARKD_{name.upper()}" for name in SECRETS if name.endswith(("key", "keys"))}
+    for name, service in SERVICES.items():
+        keys = {key for key in service.get("environment", {}) if key.removesuffix("_FILE") in names}
+        assert keys == ({"DEARKD_ADMIN_KEYS_FILE"} if name == "api" else set()), name
+        assert keys <= CHECKED
+        assert ("admin_key" in service.get("secrets", [])) == (name == "api")
 
 
 def test_the_endpoint_of_s3_means_the_same_inside_and_outside() -> None:
@@ -81,17 +137,14 @@ def test_the_endpoint_of_s3_means_the_same_inside_and_outside() -> None:
 
 def test_nothing_is_published_beyond_loopback() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert published
+    assert len(published) == 4
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
-def test_the_gateway_hands_on_to_where_the_api_listens() -> None:
-    api = SERVICES["api"]
-    assert api["network_mode"] == "service:gateway"
-    environment = api["environment"]
-    assert SERVICES["gateway"]["command"][-1] == f"{environment['DEARKD_HOST']}:{environment['DEARKD_PORT']}"
-    inside = SERVICES["gateway"]["command"][SERVICES["gateway"]["command"].index("--from") + 1]
-    assert interpolated(SERVICES["gateway"]["ports"][0]) == f"127.0.0.1:8000{inside}"
+def test_the_api_is_published_where_it_listens() -> None:
+    port = start_of("api").environment["DEARKD_PORT"]
+    assert interpolated(SERVICES["api"]["ports"][0]) == f"127.0.0.1:8000:{port}"
+    assert f"http://127.0.0.1:{port}/readyz" in SERVICES["api"]["healthcheck"]["test"][-1]
 
 
 def test_redis_keeps_what_it_is_given() -> None:
@@ -102,33 +155,41 @@ def test_redis_keeps_what_it_is_given() -> None:
     assert SERVICES["redis"]["volumes"] == ["redis:/data"]
 
 
-@pytest.mark.parametrize("name", ["synth", "trainer"])
-def test_workers_get_the_time_to_hand_back_and_can_be_scaled(name: str) -> None:
-    service = SERVICES[name]
-    assert int(service["stop_grace_period"].removesuffix("s")) >= GRACE_SECONDS + 10
-    assert not {"container_name", "ports"} & service.keys()
-
-
-def test_the_gpu_file_changes_workers_alone() -> None:
-    override = yaml.safe_load(read("docker-compose.gpu.yml"))["services"]
-    assert set(override) == {"synth", "trainer"}
-    for service in override.values():
-        assert service["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
-
-
 @pytest.mark.parametrize("name", OURS)
+def test_services_get_the_time_to_hand_back(name: str) -> None:
+    grace = API_GRACE_SECONDS if name == "api" else GRACE_SECONDS
+    assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) >= grace + 10
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_can_be_scaled(name: str) -> None:
+    assert not {"container_name", "ports"} & SERVICES[name].keys()
+
+
+def test_prometheus_scrapes_the_api_and_grafana_shows_it() -> None:
+    (scrape,) = yaml.safe_load(read("deploy/metrics/prometheus.yml"))["scrape_configs"]
+    port = start_of("api").environment["DEARKD_PORT"]
+    assert scrape["static_configs"] == [{"targets": [f"api:{port}"]}]
+    (source,) = yaml.safe_load(read("deploy/metrics/grafana/datasources/prometheus.yml"))["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load(read("deploy/metrics/grafana/dashboards/dearkd.yml"))["providers"]
+    mounts = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"])
+    shown = mounts["./docs/grafana-dashboard.json"]
+    assert shown.startswith(f"{provider['options']['path']}/")
+    assert mounts["./deploy/metrics/grafana"] == "/etc/grafana/provisioning"
+
+
+@pytest.mark.parametrize("name", IMAGES)
 def test_an_image_installs_its_extra_with_the_pins_and_runs_a_command_that_exists(name: str) -> None:
     build = SERVICES[name]["build"]
     assert (ROOT / build["context"]).resolve() == ROOT
-    assert build["dockerfile"] == f"services/{name}/Dockerfile"
     found = instructions(name)
     for line in found["COPY"]:
         assert all((ROOT / source).exists() for source in line.split()[:-1]), line
     assert [line for line in found["RUN"] if f"pip install --constraint constraints.txt '.[{name},otel]'" in line]
-    assert found["USER"] == ["dearkd"]
-    entrypoint = json.loads(found["ENTRYPOINT"][0])
-    assert entrypoint == ["tini", "--", "dearkd"]
-    command, *arguments = SERVICES[name].get("command") or json.loads(found["CMD"][0])
+    tini, dashes, program, command, *arguments = start_of(name).command
+    assert (tini, dashes, program) == ("tini", "--", "dearkd")
     assert command in {info.name for info in application().registered_commands}
     assert (command, arguments) == ("api", []) or (command == "worker" and arguments[0] in get_args(WorkerKind))
 
@@ -138,13 +199,6 @@ def test_the_build_context_holds_what_images_copy_and_no_more() -> None:
     allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert lines[0] == "*"
     copied = {
-        source.split("/")[0] for name in OURS for line in instructions(name)["COPY"] for source in line.split()[:-1]
+        source.split("/")[0] for name in IMAGES for line in instructions(name)["COPY"] for source in line.split()[:-1]
     }
     assert allowed == copied
-
-
-def test_only_the_api_is_given_api_keys() -> None:
-    for name, service in SERVICES.items():
-        keys = {key for key in service.get("environment", {}) if key.endswith(("API_KEY", "API_KEYS", "ADMIN_KEYS"))}
-        assert keys <= ({"DEARKD_API_KEYS", "DEARKD_ADMIN_KEYS"} if name == "api" else set()), name
-        assert not service.get("env_file"), f"{name} would be given all of it"

@@ -180,7 +180,7 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in plain}
 
 
-@pytest.mark.parametrize("paper", [*PAPERS, "docker-compose.yml", "docker-compose.gpu.yml"])
+@pytest.mark.parametrize("paper", [*PAPERS, "docker-compose.yml"])
 def test_links_and_paths_lead_somewhere(paper: str) -> None:
     text = read(paper)
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
@@ -190,7 +190,7 @@ def test_links_and_paths_lead_somewhere(paper: str) -> None:
         # Behind a picture it says in which colours the site shows it.
         known = anchors(path) if path.suffix == ".md" else {"only-light", "only-dark"}
         assert not fragment or fragment in known, target
-    for target in re.findall(r"`((?:services|shared|tests|docs|benchmarks)/[\w./-]+)`", text):
+    for target in re.findall(r"`((?:services|shared|tests|docs|benchmarks|deploy)/[\w./-]+)`", text):
         assert (ROOT / target).exists(), target
 
 
