@@ -50,9 +50,7 @@ def make_record_newer(ledger: Ledger, identifier: str) -> None:
 
 def test_records_and_manifests_are_read(store: JobStore, old: Names) -> None:
     statuses = {"half": "running", "blocked": "blocked", "ended": "succeeded", "failed": "failed"}
-    assert {name: store.get(old[name]).status for name in statuses} == {**statuses, "half": "queued"} or {
-        name: store.get(old[name]).status for name in statuses
-    } == statuses
+    assert {name: store.get(old[name]).status for name in statuses} == statuses
     unread: list[Unread] = []
     assert len(store.page("synthesis", unread=unread)[0]) == len(store.page("training", unread=unread)[0]) == 2
     storage = store.storage
@@ -153,7 +151,7 @@ def test_the_reaper_does_for_others_what_it_can(ledger: Ledger, store: JobStore)
     newer, ours = synthesis(store, parallelism=2), synthesis(store)
     ledger.redis.zadd("dearkd:open:synthesis", {newer.id: -2, ours.id: -1})
     held, other = claim(ledger), claim(ledger)
-    assert {held.job, other.job} == {newer.id, ours.id} or held.job == other.job == newer.id
+    assert {held.job, other.job} == {newer.id, ours.id}
     ended = synthesis(store)
     ledger.fail(ended.id, JobError(code="x", message="x", retryable=False))
     ledger.redis.sadd("dearkd:unsettled", newer.id, ended.id)
@@ -237,7 +235,7 @@ def test_what_is_written_says_its_schema(store: JobStore, old: Names) -> None:
 def test_nothing_is_collected_beside_a_newer_manifest(store: JobStore, old: Names) -> None:
     make_newer(store, f"datasets/{old['registered']}/dataset.json", shards=[])
     collector = Collector(store.storage, retention_seconds=0, now=datetime.now(UTC) + timedelta(days=365))
-    with pytest.raises(NewerSchema, match="dataset.json is of schema 4"):
+    with pytest.raises(NewerSchema, match=r"dataset\.json is of schema 4"):
         list(collector.find())
 
 
