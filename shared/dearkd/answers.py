@@ -28,7 +28,7 @@ class StoredPage(Page[ItemT], Generic[ItemT]):
     """One page of a collection of jobs or of what is stored."""
 
     unreadable: list[Unread] = Field(default_factory=list)
-    """Those from between the others that this server cannot read, damaged or written by a newer version: why, and what
+    """Documents from between the others that this server cannot read, damaged or of a newer version: why, and what
     to do. They are not among `data`, and may be more than `limit`."""
 
 

@@ -98,7 +98,7 @@ class Job(Document):
     retry_at: datetime | None = None
     """The time at which its next automatic try comes, while it waits for that."""
     waiting_for: str | None = None
-    """What it waits for, where there are workers and none of them can take it; None where none has said so."""
+    """The worker that it waits for, where there are some and none of them can take it; None where none has said so."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

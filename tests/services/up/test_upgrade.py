@@ -149,7 +149,7 @@ def test_both_versions_side_by_side_lose_nothing(site: Site, plain_teacher: tupl
             assert after.storage.exists(f"runs/{run}/checkpoints/checkpoint.json")
             with site.worker("new", "trainer"):
                 eventually(ended(before, run))
-            rows = []
+            rows: list[dict[str, Any]] = []
             while page := after.http.get(f"/v1/training-runs/{run}/metrics?limit=200&after={len(rows)}").json()["data"]:
                 rows += page
             assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
