@@ -1,4 +1,4 @@
-"""A store that a newer version has written to: what cannot be read is named on its page and in lists, and hides none."""
+"""A store that a newer version has written to: what cannot be read is named on its page and in lists and hides none."""
 
 import json
 from pathlib import Path
