@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dearkd.choices import Scope
 from dearkd.data.manifests import DatasetManifest
+from dearkd.documents import Unread
 from dearkd.jobs.model import Job
 from dearkd.specs import SynthesisSpec, TrainingSpec
 from dearkd.specs.requests import Quotas
@@ -21,6 +22,14 @@ class Page(BaseModel, Generic[ItemT]):
     data: list[ItemT]
     has_more: bool
     """True if there are more behind the last one."""
+
+
+class StoredPage(Page[ItemT], Generic[ItemT]):
+    """One page of a collection of jobs or of what is stored."""
+
+    unreadable: list[Unread] = Field(default_factory=list)
+    """Documents from between the others that this server cannot read, damaged or of a newer version: why, and what
+    to do. They are not among `data`, and may be more than `limit`."""
 
 
 class FieldProblem(BaseModel):

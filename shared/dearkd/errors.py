@@ -12,6 +12,7 @@
     │   └── DiskFull        no room is left, here or in storage; waiting alone does not help
     ├── CorruptData         stored bytes are not what their manifest says                   HTTP 500
     │   └── Unreadable      a manifest or record in storage that cannot be read itself      HTTP 409
+    │       └── NewerSchema it is whole, but a newer version of dearkd wrote it             HTTP 409
     ├── Diverged            an optimisation left the finite numbers, or all bounds
     ├── PoorImages          a teacher does not recognise the images that were made of it
     ├── OutOfMemory         a device has too little memory for what was asked of it
@@ -149,6 +150,15 @@ class Unreadable(CorruptData):
         else:
             found = str(problem)
         super().__init__(f"{key} cannot be read ({found:.200}), it was altered or cut short in storage: {remedy}")
+
+
+class NewerSchema(Unreadable):
+    """The thing is whole: a version that knows its schema can read it."""
+
+    default_code = "newer_version"
+
+    def __init__(self, message: str) -> None:
+        DearKDError.__init__(self, message)
 
 
 class Diverged(DearKDError):

@@ -55,10 +55,12 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def process(*command: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    *command: str, env: Mapping[str, str], log: Path, python: str | Path = sys.executable
+) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process for as long as the context lasts; ended by SIGTERM, after a while by SIGKILL."""
     with log.open("ab") as output:
-        started = subprocess.Popen([sys.executable, *command], env=dict(env), stdout=output, stderr=subprocess.STDOUT)
+        started = subprocess.Popen([str(python), *command], env=dict(env), stdout=output, stderr=subprocess.STDOUT)
     try:
         yield started
     finally:
@@ -93,13 +95,13 @@ class Api:
 
 
 @contextmanager
-def serving(settings: Settings, folder: Path) -> Iterator[Api]:
-    """`python -m dearkd_api` under these settings, on a free port of loopback."""
+def serving(settings: Settings, folder: Path, python: str | Path = sys.executable, **more: str) -> Iterator[Api]:
+    """`python -m dearkd_api` under these settings, on a free port of loopback; `more` is added to its environment."""
     port = free_port()
     settings = settings.model_copy(update={"port": port, "url": f"http://127.0.0.1:{port}"})
     log = folder / "api.log"
     with (
-        process("-m", "dearkd_api", env=environment(settings), log=log) as server,
+        process("-m", "dearkd_api", env=environment(settings, **more), log=log, python=python) as server,
         httpx.Client(base_url=settings.url, timeout=90, trust_env=False) as http,
     ):
 

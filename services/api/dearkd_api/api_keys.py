@@ -98,4 +98,4 @@ def revoke(identifier: str, backend: Uses) -> Response:
 
 
 def _render(record: KeyRecord) -> dict[str, Any]:
-    return record.model_dump(mode="json", exclude={"secrets"})
+    return record.model_dump(mode="json", exclude={"secrets", "schema_version"})

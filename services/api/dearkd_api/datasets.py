@@ -7,10 +7,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from dearkd.answers import Page, RegisteredDataset, Registering
+from dearkd.answers import RegisteredDataset, Registering, StoredPage
 from dearkd.data.feature_maps import FEATURE_MAP
 from dearkd.data.manifests import DatasetManifest
 from dearkd.data.unregistered import listed_shards
+from dearkd.documents import Unread
 from dearkd.errors import Conflict, InvalidInput, NotFound
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.idempotency import Turn
@@ -24,7 +25,7 @@ from dearkd_api.backend import Backend, Uses
 from dearkd_api.bodies import JsonRoute, ThisTurn
 from dearkd_api.files import FILE, send_verified
 from dearkd_api.idempotency import IdempotencyKey
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, require_id, stored_page
 from dearkd_api.verification import ServedFile
 
 BESIDE_SHARDS = ("_info.json", "preview.png", "README.md", "timelapse.webp", FEATURE_MAP, "class_names.json")
@@ -33,7 +34,7 @@ RESERVED = ("teachers", "models", "runs", "jobs", "tmp", "keys", "audit")
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
 
 
-class DatasetPage(Page[RegisteredDataset]):
+class DatasetPage(StoredPage[RegisteredDataset]):
     pass
 
 
@@ -58,8 +59,10 @@ async def create(
 
 @router.get("", response_model=DatasetPage)
 def list_newest_first(backend: Uses, viewer: Viewer, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
-    found, more = backend.datasets.page(limit=limit, after=require_id(after, "ds"), viewer=viewer)
-    return JSONResponse(page([registering.render(backend.datasets, dataset) for dataset in found], more))
+    unread: list[Unread] = []
+    after = require_id(after, "ds")
+    found, more = backend.datasets.page(limit=limit, after=after, viewer=viewer, unread=unread)
+    return JSONResponse(stored_page([registering.render(backend.datasets, dataset) for dataset in found], more, unread))
 
 
 @router.get("/{identifier}", response_model=RegisteredDataset | Registering)

@@ -91,6 +91,7 @@ def _job(kind: str, status: str, **fields: Any) -> Json:
         "result": None,
         "error": None,
         "retry_at": None,
+        "waiting_for": None,
         "created_at": _QUEUED,
         "started_at": None,
         "finished_at": None,
@@ -202,6 +203,10 @@ def _page(*members: Json) -> Json:
     return {"data": list(members), "has_more": False}
 
 
+def _stored_page(*members: Json) -> Json:
+    return _page(*members) | {"unreadable": []}
+
+
 _EVENT: Final = {"id": "1772357460000-0", "at": _STARTED, "type": "status", "data": {"status": "running"}}
 
 
@@ -222,7 +227,7 @@ def _of_jobs(collection: str, kind: str, posted: Json, plan: Json) -> tuple[dict
         f"{collection}.priority": {"priority": "high"},
     }
     answers = {
-        f"{collection}.list": _page(_ended(kind, "succeeded", result=_MADE[kind])),
+        f"{collection}.list": _stored_page(_ended(kind, "succeeded", result=_MADE[kind])),
         f"{collection}.create": _job(kind, "queued" if kind == "synthesis" else "blocked"),
         f"{collection}.create 200": plan,
         f"{collection}.get": _ended(kind, "failed", error=_LOST),
@@ -285,7 +290,7 @@ ANSWERS: Final[Mapping[str, Json]] = {
     "health.ready": {"status": "ready", "workers": {"synth": 1, "inspect": 1, "trainer": 1}},
     "teachers.create": _TEACHER,
     "teachers.create 202": _REGISTERING,
-    "teachers.list": _page(_TEACHER),
+    "teachers.list": _stored_page(_TEACHER),
     "teachers.get": _TEACHER,
     "teachers.checks.create": _CHECK,
     "teachers.checks.get": _CHECK | _FIGURES,
@@ -310,9 +315,9 @@ ANSWERS: Final[Mapping[str, Json]] = {
     "events.list": _page({**_EVENT, "job": SYNTHESIS_ID}),
     "datasets.create": _DATASET,
     "datasets.create 202": {**_REGISTERING, "id": IDS["ds"]},
-    "datasets.list": _page(_DATASET),
+    "datasets.list": _stored_page(_DATASET),
     "datasets.get": _DATASET,
-    "models.list": _page(_MODEL),
+    "models.list": _stored_page(_MODEL),
     "models.get": _MODEL,
     "models.predict": {"student": _LIKELY, "teacher": _LIKELY},
     **{

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, cast
 
@@ -116,13 +116,15 @@ class JobMetrics(Collector):
                 keys = [job_key(identifier.decode()) for found in pipe.execute() for identifier in found]
                 pipe = self._redis.pipeline(transaction=False)
                 for key in keys:
-                    pipe.hget(key, "parallelism")
+                    pipe.hmget(key, "at_once", "parallelism")  # an older version wrote the second alone
                     pipe.hlen(f"{key}:claims")
                     pipe.zcard(f"{key}:open")
                 answers = pipe.execute() if keys else []
                 jobs = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
                 # At least one, for a job whose units are not recorded yet.
-                wanted.add_metric((worker,), sum(max(1, min(int(most or 1), held + open)) for most, held, open in jobs))
+                wanted.add_metric(
+                    (worker,), sum(max(1, min(_most(bounds), held + open)) for bounds, held, open in jobs)
+                )
         return wanted
 
     def _ages(self, oldest: Mapping[Kind, bytes | None]) -> Metric:
@@ -135,6 +137,11 @@ class JobMetrics(Collector):
             accepted = self._redis.hget(job_key(identifier.decode()), "created_at") if identifier else None
             ages.add_metric((kind,), _age(cast("bytes | None", accepted)))
         return ages
+
+
+def _most(bounds: Sequence[bytes | None]) -> int:
+    """The most workers that may be at a job at once, by the first bound that its record has."""
+    return int(next((bound for bound in bounds if bound is not None), b"1"))
 
 
 def _up(reached: bool) -> Metric:

@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
 from dearkd import tracing
-from dearkd.answers import JobView, Page, SynthesisPlan, TrainingPlan
+from dearkd.answers import JobView, StoredPage, SynthesisPlan, TrainingPlan
 from dearkd.choices import Kind, Status
+from dearkd.documents import Unread
 from dearkd.errors import InvalidInput, NotFound, Unreadable, reason
 from dearkd.identifiers import earliest_id, sibling
 from dearkd.jobs.model import Event, Job
@@ -27,7 +28,7 @@ from dearkd_api.bodies import JsonRoute, Posted, ThisTurn
 from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.job_filters import LabelFilter, MomentFilter, labels_of
 from dearkd_api.keys import Identity
-from dearkd_api.pages import DEFAULT_LIMIT, ROW_ID, After, Limit, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, ROW_ID, After, Limit, page, require_id, stored_page
 from dearkd_api.steering import COLLECTIONS, find, require_kind
 from dearkd_api.submissions import complete_synthesis, complete_training
 
@@ -37,12 +38,12 @@ DryRun = Annotated[bool, Query(description="Only fill in and check the spec, and
 DRY = "What it would take; nothing was made."
 
 
-class JobPage(Page[JobView]):
+class JobPage(StoredPage[JobView]):
     pass
 
 
 def render(job: Job) -> dict[str, Any]:
-    return job.model_dump(mode="json", exclude={"owner", "traceparent"}) | {"links": _links(job)}
+    return job.model_dump(mode="json", exclude={"owner", "traceparent", "schema_version"}) | {"links": _links(job)}
 
 
 def _links(job: Job) -> dict[str, str]:
@@ -91,6 +92,7 @@ def _router(kind: Kind) -> APIRouter:
         prefix: Literal["syn", "run"] = "syn" if kind == "synthesis" else "run"
         require_id(after, prefix)
         before = earliest_id(prefix, created_before) if created_before is not None else None
+        unread: list[Unread] = []
         jobs, more = backend.store.page(
             kind,
             status=status,
@@ -99,8 +101,9 @@ def _router(kind: Kind) -> APIRouter:
             owner=caller,
             labels=labels_of(labels),
             since=earliest_id(prefix, created_after) if created_after is not None else None,
+            unread=unread,
         )
-        return JSONResponse(page([render(job) for job in jobs], more))
+        return JSONResponse(stored_page([render(job) for job in jobs], more, unread))
 
     @router.get("/{identifier}", response_model=JobView)
     async def get(

@@ -4,26 +4,29 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from dearkd.answers import Page, TrainedModel
+from dearkd.answers import StoredPage, TrainedModel
+from dearkd.documents import Unread
 from dearkd.errors import NotFound
 from dearkd_api import registering
 from dearkd_api.access import Asking, Viewer
 from dearkd_api.backend import Backend, Uses
 from dearkd_api.files import FILE, send_verified
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, require_id, stored_page
 from dearkd_api.verification import ServedFile
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-class ModelPage(Page[TrainedModel]):
+class ModelPage(StoredPage[TrainedModel]):
     pass
 
 
 @router.get("", response_model=ModelPage)
 def list_newest_first(backend: Uses, viewer: Viewer, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
-    found, more = backend.models.page(limit=limit, after=require_id(after, "mdl"), viewer=viewer)
-    return JSONResponse(page([registering.render(backend.models, model) for model in found], more))
+    unread: list[Unread] = []
+    after = require_id(after, "mdl")
+    found, more = backend.models.page(limit=limit, after=after, viewer=viewer, unread=unread)
+    return JSONResponse(stored_page([registering.render(backend.models, model) for model in found], more, unread))
 
 
 @router.get("/{identifier}", response_model=TrainedModel)

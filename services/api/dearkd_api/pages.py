@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import Query
 
+from dearkd.documents import Unread
 from dearkd.errors import InvalidInput
 from dearkd.identifiers import Kind, is_id
 
@@ -21,6 +22,11 @@ CHECKPOINT_ID = r"[0-9a-f]{16}"
 
 def page(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
     return {"data": list(data), "has_more": has_more}
+
+
+def stored_page(data: Sequence[dict[str, Any]], has_more: bool, unread: Sequence[Unread]) -> dict[str, Any]:
+    """A page of what is stored, with those that cannot be read."""
+    return page(data, has_more) | {"unreadable": [one.model_dump() for one in unread]}
 
 
 def require_id(after: str | None, kind: Kind) -> str | None:

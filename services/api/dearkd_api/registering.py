@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from dearkd.choices import Kind
-from dearkd.errors import Conflict, Forbidden, NotFound, Unreadable
+from dearkd.errors import Conflict, Forbidden, NewerSchema, NotFound, Unreadable
 from dearkd.identifiers import is_id
 from dearkd.jobs.inspections import Ticket
 from dearkd.jobs.references import uses
@@ -24,7 +24,7 @@ def render(catalog: Catalog[ManifestT], manifest: ManifestT) -> dict[str, Any]:
     """A resource as the API shows it."""
     status = {} if catalog.kind == "mdl" else {"status": "ready"}
     shared = manifest.owner is None or catalog.is_shared(manifest.id)
-    return status | manifest.model_dump(mode="json", exclude={"owner"}) | {"shared": shared}
+    return status | manifest.model_dump(mode="json", exclude={"owner", "schema_version"}) | {"shared": shared}
 
 
 async def answer(request: Request, backend: Backend, catalog: Catalog[ManifestT], identifier: str) -> Response:
@@ -107,9 +107,12 @@ def require_own(catalog: Catalog[ManifestT], identifier: str, identity: Identity
     Raises:
         NotFound: if there is none.
         Forbidden: if it is another key's, or nobody's. So is what he may not see: its id is hard enough to guess.
+        NewerSchema: if a newer version wrote it.
     """
     try:
         owner = catalog.get(identifier).owner
+    except NewerSchema:
+        raise  # nobody here knows whose it is, nor what belongs to it
     except Unreadable:
         owner = None
     if identity is not None and identity.owner != owner and not identity.is_admin:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dearkd.data.manifests import DatasetManifest
-from dearkd.errors import Conflict, InvalidInput, NotFound, Unreadable
+from dearkd.errors import Conflict, InvalidInput, NewerSchema, NotFound, Unreadable
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.model import Job, dataset_of
 from dearkd.specs import (
@@ -142,7 +142,7 @@ def _dataset(
             found = find(reference, "/dataset", backend.datasets, viewer)
             return found.facts if found else None, None
         except InvalidInput as error:
-            if error.code == Unreadable.default_code:
+            if error.code in (Unreadable.default_code, NewerSchema.default_code):
                 raise  # it is finished, but damaged
             maker = sibling(reference, "syn") if is_id(reference, "ds") else None
             if maker is None or not _job_exists(maker, backend, caller):

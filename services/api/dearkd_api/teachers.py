@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from dearkd.answers import Page, RegisteredTeacher, Registering
+from dearkd.answers import RegisteredTeacher, Registering, StoredPage
 from dearkd.data.unregistered import keys_under
+from dearkd.documents import Unread
 from dearkd.errors import InvalidInput
 from dearkd.identifiers import new_id, sibling
 from dearkd.jobs.idempotency import Turn
@@ -26,7 +27,7 @@ from dearkd_api.bodies import ErrorCollector, JsonRequest, parse_json
 from dearkd_api.idempotency import IdempotencyKey, answer_once, fingerprint_of
 from dearkd_api.keys import Identity
 from dearkd_api.multipart import parts
-from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, page, require_id
+from dearkd_api.pages import DEFAULT_LIMIT, After, Limit, require_id, stored_page
 from dearkd_api.uploads import Upload, upload_place
 from dearkd_api.weights import check_safetensors
 
@@ -49,7 +50,7 @@ _FORM = {
 }
 
 
-class TeacherPage(Page[RegisteredTeacher]):
+class TeacherPage(StoredPage[RegisteredTeacher]):
     pass
 
 
@@ -136,8 +137,10 @@ async def _inspect(
 
 @router.get("", response_model=TeacherPage)
 def list_newest_first(backend: Uses, viewer: Viewer, limit: Limit = DEFAULT_LIMIT, after: After = None) -> Response:
-    found, more = backend.teachers.page(limit=limit, after=require_id(after, "tch"), viewer=viewer)
-    return JSONResponse(page([registering.render(backend.teachers, teacher) for teacher in found], more))
+    unread: list[Unread] = []
+    after = require_id(after, "tch")
+    found, more = backend.teachers.page(limit=limit, after=after, viewer=viewer, unread=unread)
+    return JSONResponse(stored_page([registering.render(backend.teachers, teacher) for teacher in found], more, unread))
 
 
 @router.get("/{identifier}", response_model=RegisteredTeacher | Registering)

@@ -133,7 +133,10 @@ class JobDisplay:
             rate=rate(progress),
             left=time_left(progress),
         )
-        self._metrics = next_try(job) if job.retry_at else metrics_text(job.metrics)
+        if job.waiting_for:
+            self._metrics = f"waits for {job.waiting_for}"
+        else:
+            self._metrics = next_try(job) if job.retry_at else metrics_text(job.metrics)
 
     def __rich__(self) -> Group:
         below = Text(f"  {self._metrics}", style="dim", no_wrap=True, overflow="ellipsis")
@@ -141,12 +144,12 @@ class JobDisplay:
 
 
 def _line_printer(console: Console) -> Callable[[Job], None]:
-    last: tuple[str, int] | None = None
+    last: tuple[str, int, str | None] | None = None
 
     def show(job: Job) -> None:
         nonlocal last
         progress = job.progress
-        mark = (job.status, int(LINE_STEPS * progress.done / progress.total) if progress.total else 0)
+        mark = (job.status, int(LINE_STEPS * progress.done / progress.total) if progress.total else 0, job.waiting_for)
         if mark == last:
             return
         last = mark
@@ -155,6 +158,8 @@ def _line_printer(console: Console) -> Callable[[Job], None]:
             parts += [rate(progress), time_left(progress), metrics_text(job.metrics)]
         if job.retry_at:
             parts.append(next_try(job))
+        if job.waiting_for:
+            parts.append(f"waits for {job.waiting_for}")
         console.print(
             f"{title(job)} {job.status} {', '.join(part for part in parts if part)}",
             markup=False,

@@ -1,6 +1,7 @@
 """Requests to the API: tried again where they may be, and their answers read as what they are."""
 
 import json
+import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar
@@ -8,11 +9,14 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from dearkd.answers import Page
+from dearkd.answers import StoredPage
 from dearkd.client.problems import no_api, raise_for_status
 from dearkd.client.transport import Transport
 from dearkd.errors import DearKDError, LimitReached, Unavailable, json_pointer
 from dearkd.jobs.model import Event
+from dearkd.names import printable
+
+log = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -97,7 +101,9 @@ class Sender:
         """The items of a collection, a page at a time, for as long as the caller asks for more."""
         query = {key: value for key, value in params.items() if value is not None} | {"limit": str(PAGE)}
         while True:
-            page = self._read(Page[Any], await self._object("GET", path, params=query))
+            page = self._read(StoredPage[Any], await self._object("GET", path, params=query))
+            for unread in page.unreadable:
+                log.warning("%s is not listed: %s", printable(unread.id), printable(unread.reason))
             for item in page.data:
                 yield self._read(model, item)
             if not page.has_more:

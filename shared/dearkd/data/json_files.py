@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from dearkd.documents import FIELD, Document, claimed, require_known
 from dearkd.errors import InvalidInput, json_pointer
 
 T = TypeVar("T")
@@ -26,12 +27,17 @@ def read_json(kind: type[T], text: bytes, *, where: str, what: str, remedy: str)
 
     Raises:
         InvalidInput: if it is no JSON, or not of that kind; says the first thing that is wrong with it, and where.
+        NewerSchema: if it is a document that a newer version wrote.
     """
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InvalidInput(f"{where} is not {what}: it is UTF-16, and must be UTF-8; {remedy}")
+    # Windows editors begin files with the mark of UTF-8, which is no JSON.
+    text = text.removeprefix(codecs.BOM_UTF8)
+    if isinstance(kind, type) and issubclass(kind, Document):
+        schema = claimed(text, FIELD)
+        require_known(schema if isinstance(schema, int) else 1, kind.newest, where)
     try:
-        # Windows editors begin files with the mark of UTF-8, which is no JSON.
-        return TypeAdapter(kind).validate_json(text.removeprefix(codecs.BOM_UTF8))
+        return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = json_pointer(first["loc"])[:MAX_SHOWN]

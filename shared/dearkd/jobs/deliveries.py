@@ -108,7 +108,7 @@ class Deliveries:
             id=_identifier(job, int(number)),
             event=record.event,
             at=record.at,
-            job=parse(fields),
+            job=parse(job, fields),
             url=target["url"],
             secret=target["secret"],
             host=target["host"],

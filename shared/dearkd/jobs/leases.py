@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from dearkd.choices import Kind
+from dearkd.errors import Unreadable
 from dearkd.jobs.deaths import holder
-from dearkd.jobs.model import UNREADABLE, units_of
+from dearkd.jobs.model import UNREADABLE, Job, units_of
 from dearkd.jobs.records import at, parse
 from dearkd.jobs.scripts import Transition
 from dearkd.redis_client import Redis, job_key
@@ -35,9 +36,19 @@ class Leases:
         self._expire = Transition(redis, "expire")
 
     def claim(self, kind: Kind, lease_seconds: float, *, who: str | None = None) -> Claim | None:
-        """The best open unit of that kind, by priority and turn; None if there is nothing to do."""
+        """The best open unit of that kind, by priority and turn; None if there is nothing to do.
+
+        Jobs of a newer schema are left alone: they say what they wait for.
+        """
         who = who or holder(os.getppid(), os.getpid())
-        while found := self._claim(kind=kind, at=at(), now=milliseconds(), lease=int(lease_seconds * 1000), holder=who):
+        while found := self._claim(
+            kind=kind,
+            schema=Job.newest,
+            at=at(),
+            now=milliseconds(),
+            lease=int(lease_seconds * 1000),
+            holder=who,
+        ):
             if len(found) == 3:
                 return Claim(*found)
             self._record_units(*found)
@@ -46,8 +57,8 @@ class Leases:
     def _record_units(self, identifier: str) -> None:
         """Give a job that an earlier version accepted the units of its spec, as jobs have them from the beginning."""
         try:
-            groups = units_of(parse(cast("dict[bytes, bytes]", self.redis.hgetall(job_key(identifier)))))
-        except ValueError:
+            groups = units_of(parse(identifier, cast("dict[bytes, bytes]", self.redis.hgetall(job_key(identifier)))))
+        except Unreadable:
             groups = UNREADABLE
         self._plan(id=identifier, at=at(), groups=groups)
 

@@ -5,6 +5,7 @@ went to somebody else changes nothing any more.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -13,13 +14,13 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from dearkd.choices import Status
-from dearkd.errors import Conflict, LostLease, NotFound
+from dearkd.errors import Conflict, LostLease, NotFound, Unreadable
 from dearkd.jobs.deaths import holder as holder
 from dearkd.jobs.leases import Claim as Claim
 from dearkd.jobs.leases import Leases, milliseconds
 from dearkd.jobs.log import JobLog
 from dearkd.jobs.measures import Measures
-from dearkd.jobs.model import JobError, Progress, sources_of
+from dearkd.jobs.model import Job, JobError, Progress, sources_of
 from dearkd.jobs.queue import QUEUES, wake
 from dearkd.jobs.records import add_event, at
 from dearkd.jobs.scripts import Transition
@@ -29,6 +30,8 @@ from dearkd.redaction import public
 from dearkd.redis_client import job_index, job_key
 from dearkd.specs.base import MAX_RETRIES
 from dearkd.specs.budget import EndedEarly
+
+log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 10
 """The wait before the first automatic retry; each is twice as long as the one before. As Kubernetes' `backoffLimit`."""
@@ -209,9 +212,12 @@ class Ledger(Leases):
         self._step(claim.job, "succeeded", {"result": json.dumps(result), "progress": full.model_dump_json()}, claim)
         self.store.settle(self.store.get(claim.job))
 
-    def release(self, claim: Claim) -> None:
-        """Give a unit back without blame: on SIGTERM, on an outage, when canceled. A lost claim is no error."""
-        if self._release(**_named(claim), at=at()) == "canceled":
+    def release(self, claim: Claim, *, to_newer: bool = False) -> None:
+        """Give a unit back without blame: on SIGTERM, on an outage, when canceled. A lost claim is no error.
+
+        With `to_newer` no worker of this version, or an older one, claims of the job again.
+        """
+        if self._release(**_named(claim), at=at(), needs=Job.newest + 1 if to_newer else None) == "canceled":
             self.store.settle(self.store.get(claim.job))
 
     def set_rows(self, identifier: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -249,7 +255,7 @@ class Ledger(Leases):
                 continue
             status, deaths, who, cause = outcome
             self._take_back(identifier, unit, status, int(deaths), f"{who} {cause or SILENT}", max_deaths)
-            taken.append((Claim(identifier, unit, ""), self.store.get(identifier).status))
+            taken.append((Claim(identifier, unit, ""), self._status(identifier)))
         self._end_late()
         self._open_due(now=milliseconds())
         for kind, name in QUEUES.items():
@@ -259,7 +265,7 @@ class Ledger(Leases):
         # Last, since it needs storage: while that is away, the rest must go on.
         for ended in cast("set[bytes]", self.redis.smembers(UNSETTLED)):
             try:
-                self.store.settle(self.store.get(ended.decode()))
+                self._settle(ended.decode())
             except NotFound:
                 self.redis.srem(UNSETTLED, ended)
         return taken
@@ -331,8 +337,22 @@ class Ledger(Leases):
                 begins = f"at {moment}" if moment else "when the job is resumed"
                 return f"retry {retry} of {bound} begins {begins}, since the attempt failed"
         self._step(identifier, "failed", {"error": told}, claim)
-        self.store.settle(self.store.get(identifier))
+        self._settle(identifier)
         return "failed"
+
+    def _settle(self, identifier: str) -> None:
+        """Settle a job; of one that this version cannot read that is left to a reaper that can."""
+        try:
+            self.store.settle(self.store.get(identifier))
+        except Unreadable as error:
+            log.warning("%s is not settled here: %s", identifier, error)
+
+    def _status(self, identifier: str) -> str:
+        """The status of a job, whatever else is in its record."""
+        found = cast("bytes | None", self.redis.hget(job_key(identifier), "status"))
+        if found is None:
+            raise NotFound(f"there is no job {identifier!r}")
+        return found.decode()
 
     def _step(self, identifier: str, target: Status, fields: dict[str, str], claim: Claim | None) -> None:
         held = _named(claim) if claim else {"id": identifier}

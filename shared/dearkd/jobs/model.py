@@ -1,12 +1,13 @@
 """Job records, the states of a job, and the steps between them that are allowed."""
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from dearkd.choices import Kind, Status
+from dearkd.documents import Document
 from dearkd.identifiers import is_id, sibling
 from dearkd.specs import SynthesisSpec, TrainingSpec
 
@@ -73,10 +74,13 @@ class JobError(BaseModel):
     retryable: bool
 
 
-class Job(BaseModel):
+class Job(Document):
     """A job as clients see it, less its links."""
 
     model_config = ConfigDict(frozen=True)
+    newest: ClassVar[int] = 2
+    """1: before there were numbers. 2: workers that know none leave it alone. It rises too where the schema of a
+    manifest or a checkpoint does: jobs decide who works on them."""
 
     id: str
     kind: Kind
@@ -93,6 +97,8 @@ class Job(BaseModel):
     """The reason why it failed or, where it is `queued` and has a `retry_at`, why its last try did."""
     retry_at: datetime | None = None
     """The time at which its next automatic try comes, while it waits for that."""
+    waiting_for: str | None = None
+    """The worker that it waits for, where there are some and none of them can take it; None where none has said so."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -187,6 +193,14 @@ class Delivery(BaseModel):
     attempts: list[DeliveryAttempt]
     """Oldest first; the latest 25."""
     next_attempt_at: datetime | None
+
+
+def as_now(job: Job) -> Job:
+    """The job that a document of any schema describes: what older versions did unasked stands in its spec."""
+    if job.kind == "synthesis" and job.spec:
+        # A stored spec is complete: one without it is older, and was accepted on the terms that what comes out counts.
+        return job.model_copy(update={"spec": {"min_teacher_accuracy": 0.0} | job.spec})
+    return job
 
 
 def kind_of(identifier: str) -> Kind | None:

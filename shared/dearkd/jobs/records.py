@@ -1,14 +1,18 @@
 """Job records in Redis, to be read; what changes them is in `store` and `ledger`."""
 
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from typing import Any, cast
 
 from dearkd.choices import Kind, Status
-from dearkd.errors import NotFound
-from dearkd.jobs.model import ACTIVE, STATUSES, Event, EventType, Job, kind_of, now
+from dearkd.documents import FIELD, Unread, require_known
+from dearkd.errors import Conflict, NotFound, Unreadable
+from dearkd.jobs.model import ACTIVE, STATUSES, Event, EventType, Job, as_now, kind_of, now
 from dearkd.redis_client import Pipeline, Redis, job_index, job_key
+
+log = logging.getLogger(__name__)
 
 KINDS: tuple[Kind, ...] = ("synthesis", "training")
 LOOKED_AT = 200
@@ -21,7 +25,7 @@ class JobRecords:
     """Records of jobs, to be read.
 
     Every method raises `Unavailable` (`redis_unavailable`) when Redis cannot be reached, and those that name a job
-    `NotFound` when there is none of that id.
+    `NotFound` when there is none of that id, and `Unreadable` when its record is one that this version cannot read.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -29,11 +33,11 @@ class JobRecords:
 
     def get(self, identifier: str, *, owner: str | None = None) -> Job:
         """The job; one that `owner` may not see is as one that does not exist."""
-        values = self.redis.hgetall(job_key(identifier)) if kind_of(identifier) else {}
-        job = parse(cast("dict[bytes, bytes]", values)) if values else None
-        if job is None or not job.visible_to(owner):
+        found = self.redis.hgetall(job_key(identifier)) if kind_of(identifier) else {}
+        values = cast("dict[bytes, bytes]", found)
+        if not values or (owner is not None and values.get(b"owner", b"") not in (b"", owner.encode())):
             raise NotFound(f"there is no job {identifier!r}")
-        return job
+        return parse(identifier, values)
 
     def page(
         self,
@@ -45,6 +49,7 @@ class JobRecords:
         owner: str | None = None,
         labels: Collection[tuple[str, ...]] = (),
         since: str | None = None,
+        unread: list[Unread] | None = None,
     ) -> tuple[list[Job], bool]:
         """Up to `limit` jobs, newest first, older than `after`; and whether there are more.
 
@@ -55,6 +60,7 @@ class JobRecords:
             limit: the most jobs.
             after, since: ids, or what sorts among them, between which theirs lie.
             labels: keys and values that they have, all of them; then jobs are looked through until so many are found.
+            unread: as for `search`.
         """
         wanted = set(labels)
 
@@ -63,7 +69,15 @@ class JobRecords:
 
         where = labelled if wanted else None
         jobs, last = self.search(
-            kind, status=status, limit=limit, after=after, owner=owner, since=since, where=where, most=None
+            kind,
+            status=status,
+            limit=limit,
+            after=after,
+            owner=owner,
+            since=since,
+            where=where,
+            most=None,
+            unread=unread,
         )
         return jobs, last is not None
 
@@ -78,6 +92,7 @@ class JobRecords:
         since: str | None = None,
         where: Callable[[Job], bool] | None = None,
         most: int | None = 2000,
+        unread: list[Unread] | None = None,
     ) -> tuple[list[Job], str | None]:
         """Up to `limit` jobs as `page` has them, and the id to go on behind; None if there are no more.
 
@@ -85,6 +100,7 @@ class JobRecords:
             kind, status, limit, after, owner, since: as for `page`.
             where: tells which are wanted; None: all.
             most: the jobs that are looked through at most, or until the list is full; None: all.
+            unread: gets those whose records this version cannot read; they are on no list, and hide no other.
         """
         index, bottom = job_index(kind, status, owner), f"[{since}" if since else "-"
         jobs: list[Job] = []
@@ -96,7 +112,14 @@ class JobRecords:
             pipe = self.redis.pipeline(transaction=False)
             for identifier in found:
                 pipe.hgetall(job_key(identifier.decode()))
-            records = [parse(values) for values in pipe.execute() if values] if found else []
+            records = []
+            for identifier, values in zip(found, pipe.execute() if found else [], strict=True):
+                try:
+                    records += [parse(identifier.decode(), values)] if values else []
+                except Unreadable as error:
+                    log.warning("left out of the list: %s", error)
+                    if unread is not None:
+                        unread.append(Unread(id=identifier.decode(), reason=error.message))
             jobs += records if where is None else filter(where, records)
             if len(jobs) > limit:
                 return jobs[:limit], jobs[limit - 1].id
@@ -117,11 +140,14 @@ class JobRecords:
         return {status: sum(found[len(KINDS) * i : len(KINDS) * (i + 1)]) for i, status in enumerate(STATUSES)}
 
     def active(self, kind: Kind) -> Iterator[Job]:
-        """All jobs that have not ended."""
+        """All jobs that have not ended. Raises `Conflict` if there is one of which this version can tell nothing."""
+        unread: list[Unread] = []
         for status in sorted(ACTIVE):
             after = None
             while True:
-                jobs, more = self.page(kind, status=status, limit=200, after=after)
+                jobs, more = self.page(kind, status=status, limit=200, after=after, unread=unread)
+                if unread:
+                    raise Conflict(f"what {unread[0].id} uses cannot be told: {unread[0].reason}", code="in_use")
                 yield from jobs
                 if not more:
                     break
@@ -193,8 +219,24 @@ def at() -> str:
     return now().isoformat()
 
 
-def parse(values: dict[bytes, bytes]) -> Job:
-    texts = {name.decode(): value.decode() for name, value in values.items()}
+def parse(identifier: str, values: dict[bytes, bytes]) -> Job:
+    """The job of a record, of whatever schema this version reads.
+
+    Raises:
+        NewerSchema: if a newer version wrote it.
+        Unreadable: if it is damaged.
+    """
+    try:
+        schema = int(values.get(FIELD.encode(), b"1"))
+        require_known(schema, Job.newest, f"the record of {identifier}")
+        return as_now(_job(values))
+    except ValueError as error:
+        remedy = f"delete dearkd:job:{identifier} from Redis, and `dearkd retry {identifier}` writes it from storage"
+        raise Unreadable(f"the record of {identifier} in Redis", remedy, error) from None
+
+
+def _job(values: dict[bytes, bytes]) -> Job:
+    texts: dict[str, Any] = {name.decode(): value.decode() for name, value in values.items()}
     for name in ("spec", "progress", "metrics", "result", "error"):
         if name in texts:
             texts[name] = json.loads(texts[name])

@@ -2,10 +2,9 @@
 
 from contextlib import suppress
 
-from pydantic import ValidationError
-
-from dearkd.errors import Unavailable, Unreadable
-from dearkd.jobs.model import Job, live_key
+from dearkd.documents import as_written, read_document
+from dearkd.errors import Unavailable
+from dearkd.jobs.model import Job, as_now, live_key
 from dearkd.jobs.queue import QUEUES, wake
 from dearkd.jobs.records import JobRecords, at
 from dearkd.jobs.scripts import Transition
@@ -30,7 +29,7 @@ class Settlement(JobRecords):
         Idempotent.
         """
         while job.terminal:
-            self.storage.put(final_key(job.id), job.model_dump_json(indent=2).encode())
+            self.storage.put(final_key(job.id), as_written(job).model_dump_json(indent=2).encode())
             runs = self._settle(id=job.id, status=job.status, attempt=job.attempt, at=at())
             if runs is not None:
                 for run in map(self.get, runs):
@@ -59,10 +58,7 @@ def read_job(storage: Storage, key: str) -> Job:
 
     Raises:
         NotFound: if that is not there.
-        Unreadable: naming the object, if it is no such record.
+        Unreadable: naming the object, if it is no such record; `NewerSchema` if a newer version wrote it.
     """
-    try:
-        return Job.model_validate_json(storage.read(key))
-    except ValidationError as error:
-        remedy = "restore it from a backup, or remove it from storage and post the job anew"
-        raise Unreadable(key, remedy, error) from None
+    remedy = "restore it from a backup, or remove it from storage and post the job anew"
+    return as_now(read_document(Job, storage.read(key), key, remedy))

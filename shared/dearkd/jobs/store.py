@@ -164,8 +164,7 @@ class JobStore(Settlement):
             Conflict: if it has ended, or is being canceled.
         """
         self.get(identifier)
-        outcome = self._pause(id=identifier, at=at())
-        if isinstance(outcome, list):
+        if isinstance(outcome := self._pause(id=identifier, at=at()), list):
             raise Conflict(f"{identifier} is {outcome[1]}: only a job that waits or runs can be paused")
         return self.get(identifier)
 
@@ -256,6 +255,7 @@ class JobStore(Settlement):
             spec=spec.model_dump(mode="json"),
             progress=progress,
             created_at=now(),
+            schema_version=Job.newest,
             owner=owner,
             traceparent=tracing.traceparent(),
         )
@@ -295,7 +295,9 @@ class JobStore(Settlement):
             "created_at": job.created_at.isoformat(),
             "priority": priority,
             "rank": str(RANKS[priority]),
-            "parallelism": str(job.spec.get("parallelism", 1)),
+            "schema_version": str(Job.newest),
+            "at_once": str(job.spec.get("parallelism", 1)),
+            "parallelism": "0",  # workers of before there were schemas look here, and leave the job alone
             "timeout": str(job.spec.get("timeout_seconds") or ""),
             "stops_after": str(60 * minutes) if minutes else "",
             "max_retries": str(job.spec.get("max_retries") or 0),
@@ -319,8 +321,8 @@ class JobStore(Settlement):
         pipe.multi()  # said aloud, or rq would say it after our first command
         step.within(pipe, **args)
         # Of a job that is refused or blocked they are superfluous, which does no harm.
-        at_once = max(len(group) for group in units_of(job))
-        for _ in range(min(int(job.spec.get("parallelism", 1)), at_once, MAX_WAKES)):
+        largest = max(len(group) for group in units_of(job))
+        for _ in range(min(int(job.spec.get("parallelism", 1)), largest, MAX_WAKES)):
             wake(self.redis, QUEUES[job.kind], job.id, pipeline=pipe)
         return cast("list[str]", answer(pipe.execute()[0]))
 

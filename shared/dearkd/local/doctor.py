@@ -17,8 +17,9 @@ from redis import Redis
 
 from dearkd.addresses import StorageAddress
 from dearkd.client import Client
+from dearkd.data.manifests import datasets
 from dearkd.errors import DearKDError, InvalidInput, NotFound, Unavailable, Unreadable
-from dearkd.identifiers import new_id
+from dearkd.identifiers import is_id, new_id
 from dearkd.jobs.model import Job, kind_of, owner_of
 from dearkd.jobs.settlement import read_job
 from dearkd.local.embedded_redis import find_redis_server
@@ -26,6 +27,7 @@ from dearkd.redaction import without_credentials
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.storage.api_keys import KeyRecords
+from dearkd.storage.catalog import models, teachers
 from dearkd.storage.marker import KEY, KnownStorage
 from dearkd.storage.objects import AlreadyExists, Storage
 
@@ -81,6 +83,7 @@ def examine(settings: Settings, *, resubmit: bool = False) -> Iterator[Finding]:
     )
     for check in checks:
         yield from check(settings)
+    yield from check_documents(settings)
     yield from check_jobs(settings, resubmit=resubmit)
 
 
@@ -335,6 +338,27 @@ def check_jobs(settings: Settings, *, resubmit: bool) -> Iterator[Finding]:
         )
     else:
         yield Finding("jobs", "ok", f"{len(unended)} have not ended, and none is lost")
+
+
+def check_documents(settings: Settings) -> Iterator[Finding]:
+    """Documents in storage that this version cannot read: damaged ones, and those that a newer version wrote."""
+    try:
+        root = _local_root(settings)
+        if root is not None and not root.exists():
+            return
+        storage = Storage.open(settings, fresh=False)
+        seen = 0
+        for catalog in (teachers(storage), datasets(storage), models(storage)):
+            for identifier in storage.children(catalog.root):
+                try:
+                    seen += is_id(identifier, catalog.kind) and bool(catalog.get(identifier))
+                except NotFound:
+                    continue  # not finished, or just deleted
+                except Unreadable as error:
+                    yield Finding("documents", "problem", error.message)
+    except DearKDError:
+        return  # said already, by the check of storage
+    yield Finding("documents", "ok", f"{seen} teachers, datasets and models can be read")
 
 
 def _accepted(storage: Storage, identifier: str) -> Job:

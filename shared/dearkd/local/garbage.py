@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pydantic import ValidationError
-
-from dearkd.data.manifests import datasets
-from dearkd.errors import CorruptData, NotFound
+from dearkd.data.manifests import DatasetManifest, datasets
+from dearkd.documents import FIELD, require_known
+from dearkd.errors import CorruptData, NotFound, Unreadable
 from dearkd.identifiers import is_id, sibling
 from dearkd.jobs.inspections import TICKET_SECONDS
 from dearkd.jobs.model import Job, kind_of, live_key
-from dearkd.storage.catalog import models, teachers
+from dearkd.jobs.settlement import final_key, read_job
+from dearkd.storage.catalog import Model, models, teachers
 from dearkd.storage.marker import ROOTS
 from dearkd.storage.objects import Storage, StoredObject
 
@@ -109,8 +109,8 @@ class Collector:
     def _end(self, job: str) -> Job | None:
         """The final record of a job; None where it has not ended, or the record cannot be read."""
         try:
-            ended = Job.model_validate_json(self.storage.read(f"jobs/{job}/final.json"))
-        except (NotFound, ValidationError):
+            ended = read_job(self.storage, final_key(job))
+        except (NotFound, Unreadable):
             return None
         return ended if ended.terminal else None
 
@@ -118,9 +118,9 @@ class Collector:
         return (self.now - stored.modified).total_seconds() > ABANDONED_SECONDS
 
     def _named(self) -> set[str]:
-        """Keys that a manifest names, wherever they lie."""
+        """Keys that a manifest names, wherever they lie. Raises `NewerSchema` where a newer one may name others."""
         found: set[str] = set()
-        for root, manifest in (("datasets", "dataset.json"), ("models", "model.json")):
+        for root, manifest, kind in (("datasets", "dataset.json", DatasetManifest), ("models", "model.json", Model)):
             for identifier in self.storage.children(root):
                 try:
                     content = json.loads(self.storage.read(f"{root}/{identifier}/{manifest}"))
@@ -129,6 +129,7 @@ class Collector:
                 except ValueError:
                     key = f"{root}/{identifier}/{manifest}"
                     raise CorruptData(f"{key} cannot be read, nor what it names: mend or delete it first") from None
+                require_known(content.get(FIELD, 1), kind.newest, f"{root}/{identifier}/{manifest}")
                 prefix = content.get("prefix", f"{root}/{identifier}")
                 found |= {f"{prefix}/{file['name']}" for file in content.get("shards", content.get("files", []))}
         return found

@@ -11,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from dearkd.choices import Scope
+from dearkd.documents import Document, as_written, read_document
 from dearkd.errors import Conflict, NotFound, Unreadable
 from dearkd.identifiers import is_id, new_id
 from dearkd.specs.requests import Quotas
@@ -39,7 +40,7 @@ class Secret(BaseModel):
     until: AwareDatetime | None = None
 
 
-class KeyRecord(BaseModel):
+class KeyRecord(Document):
     """An API key, without its secret."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -102,7 +103,7 @@ class KeyRecords:
             expires_at=expires_at,
             secrets=[Secret(sha256=digest_of(secret))],
         )
-        self.storage.create(_place(record.id), manifest_bytes(record))
+        self.storage.create(_place(record.id), manifest_bytes(as_written(record)))
         return record, secret
 
     def rotate(self, identifier: str, *, grace: timedelta, at: datetime) -> tuple[KeyRecord, str]:
@@ -130,19 +131,18 @@ class KeyRecords:
 
     def _write(self, record: KeyRecord, **changes: object) -> KeyRecord:
         changed = record.model_copy(update=changes)
-        self.storage.put(_place(record.id), manifest_bytes(changed))
+        self.storage.put(_place(record.id), manifest_bytes(as_written(changed)))
         self._read.pop(_place(record.id), None)
         return changed
 
     def _load(self, key: str) -> KeyRecord:
         try:
-            return KeyRecord.model_validate_json(self.storage.read(key))
+            text = self.storage.read(key)
         except NotFound:
             raise NotFound(f"there is no {key.rpartition('/')[2].removesuffix('.json')!r} in keys") from None
-        except ValidationError as error:
-            raise Unreadable(
-                key, "restore it from a backup, or remove the file and create another key", error
-            ) from None
+        return read_document(
+            KeyRecord, text, key, "restore it from a backup, or remove the file and create another key"
+        )
 
 
 def new_secret() -> str:

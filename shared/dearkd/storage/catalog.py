@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
+from dearkd.documents import Document, Unread, as_written, claimed, read_document
 from dearkd.errors import CorruptData, NotFound, Unreadable
 from dearkd.identifiers import Kind, is_id
 from dearkd.specs import TeacherSpec
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 SHARED: Final = "shared"
 
 
-class Manifest(BaseModel):
+class Manifest(Document):
     """The fields that every manifest starts with. Unknown fields are ignored: a newer version may have written them."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -145,7 +146,7 @@ class Catalog(Generic[ManifestT]):
 
         Raises:
             NotFound: if there is none.
-            Unreadable: if it cannot be read.
+            Unreadable: if it cannot be read; `NewerSchema` if a newer version wrote it.
         """
         key = self.key(identifier, self.manifest)
         unknown = NotFound(f"there is no {identifier!r} in {self.root}")
@@ -154,11 +155,11 @@ class Catalog(Generic[ManifestT]):
         except NotFound:
             raise unknown from None
         try:
-            found = self.model.model_validate_json(text)
-        except ValidationError as error:
-            if viewer is not None and _claimed_owner(text) != viewer and not self.is_shared(identifier):
+            found = read_document(self.model, text, key, _remedy(identifier))
+        except Unreadable:
+            if viewer is not None and claimed(text, "owner") != viewer and not self.is_shared(identifier):
                 raise unknown from None
-            raise Unreadable(key, _remedy(identifier), error) from None
+            raise
         if not self.is_visible(found, viewer):
             raise unknown
         return found
@@ -181,10 +182,17 @@ class Catalog(Generic[ManifestT]):
     def exists(self, identifier: str) -> bool:
         return is_id(identifier, self.kind) and self.storage.exists(self.key(identifier, self.manifest))
 
-    def page(self, *, limit: int, after: str | None = None, viewer: str | None = None) -> tuple[list[ManifestT], bool]:
+    def page(
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        viewer: str | None = None,
+        unread: list[Unread] | None = None,
+    ) -> tuple[list[ManifestT], bool]:
         """Up to `limit` resources that `viewer` may see, newest first and older than `after`; whether there are more.
 
-        The viewer is as for `get`.
+        The viewer is as for `get`. Those among them that cannot be read are left out, and added to `unread`.
         """
         found: list[ManifestT] = []
         for identifier in reversed(self.storage.children(self.root)):
@@ -196,6 +204,8 @@ class Catalog(Generic[ManifestT]):
                 continue  # another's, not finished, or just deleted
             except CorruptData as error:
                 log.error("left out of the list: %s", error)  # one bad manifest must not hide the others
+                if unread is not None:
+                    unread.append(Unread(id=identifier, reason=error.message))
                 continue
             if len(found) == limit:
                 return found, True
@@ -208,7 +218,7 @@ class Catalog(Generic[ManifestT]):
         Raises:
             AlreadyExists: if another writer was first.
         """
-        self.storage.create(self.key(item.id, self.manifest), manifest_bytes(item))
+        self.storage.create(self.key(item.id, self.manifest), manifest_bytes(as_written(item)))
 
     def delete(self, identifier: str) -> None:
         """Delete the manifest first, whatever it holds, then the objects. Raises `NotFound`."""
@@ -216,15 +226,6 @@ class Catalog(Generic[ManifestT]):
             raise NotFound(f"there is no {identifier!r} in {self.root}")
         self.storage.delete(self.key(identifier, self.manifest))
         self.storage.delete_prefix(f"{self.root}/{identifier}")
-
-
-def _claimed_owner(text: bytes) -> str | None:
-    """The owner that a damaged manifest names, as far as it can be read."""
-    try:
-        owner = json.loads(text)["owner"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return owner if isinstance(owner, str) else None
 
 
 def _remedy(identifier: str) -> str:

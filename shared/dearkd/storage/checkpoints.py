@@ -6,9 +6,10 @@ The pointer is written after what it names, so a checkpoint that is listed is wh
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
-from dearkd.errors import NotFound, Unreadable
+from dearkd.documents import Document, read_document
+from dearkd.errors import NotFound
 from dearkd.storage.catalog import StoredFile
 from dearkd.storage.objects import Storage
 
@@ -31,7 +32,7 @@ class CheckpointFile(StoredFile):
         return self.sha256[:16]
 
 
-class StoredCheckpoint(BaseModel):
+class StoredCheckpoint(Document):
     """The pointer `checkpoint.json`, written last: the files of the checkpoint, with sizes and hashes."""
 
     files: list[CheckpointFile] = Field(default_factory=list)
@@ -47,16 +48,13 @@ def read_pointer(storage: Storage, run: str) -> StoredCheckpoint | None:
     """The checkpoints of a run; None where it has made none.
 
     Raises:
-        Unreadable: if what is stored is no such pointer.
+        Unreadable: if what is stored is no such pointer; `NewerSchema` if a newer version wrote it.
     """
     try:
         text = storage.read(pointer_key(run))
     except NotFound:
         return None
-    try:
-        return StoredCheckpoint.model_validate_json(text)
-    except ValidationError as error:
-        raise Unreadable(pointer_key(run), from_beginning(run), error) from None
+    return read_document(StoredCheckpoint, text, pointer_key(run), from_beginning(run))
 
 
 def pointer_key(run: str) -> str:

@@ -23,7 +23,8 @@ import psutil
 
 from dearkd import tracing
 from dearkd.choices import Kind
-from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, Unavailable
+from dearkd.documents import as_written
+from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, NewerSchema, Unavailable
 from dearkd.jobs.deaths import exit_clause as exit_clause
 from dearkd.jobs.deaths import holder
 from dearkd.jobs.inspections import uploaded_bytes
@@ -182,7 +183,7 @@ def _accepted(claim: Claim, ledger: Ledger) -> Job | None:
             return None
         log.warning("%s has lost its job.json in storage: it is written again from Redis", claim.job)
         with suppress(AlreadyExists):
-            storage.create(key, ledger.store.get(claim.job).model_dump_json(indent=2).encode())
+            storage.create(key, as_written(ledger.store.get(claim.job)).model_dump_json(indent=2).encode())
     return ledger.store.get(claim.job)
 
 
@@ -191,7 +192,7 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
     ledger, claim = attempt.ledger, attempt.claim
     failure: JobError | None = None
     death: str | None = None
-    marked = False
+    marked = to_newer = False
     attempt.note(f"unit {claim.unit} begins on {holder(os.getppid(), os.getpid())}")
     try:
         perform(attempt)
@@ -210,6 +211,9 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
         if isinstance(error, Unavailable) and not isinstance(error, DiskFull):
             attempt.note(f"unit {claim.unit} goes back: {error.message}")
             handing_back.wait(OUTAGE_SECONDS)
+        elif error.code == NewerSchema.default_code:
+            to_newer = True
+            attempt.note(f"unit {claim.unit} goes back, to workers of a newer version: {error.message}")
         else:
             failure = JobError(code=error.code, message=error.message, retryable=error.retryable)
     except Exception as error:
@@ -228,17 +232,17 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
         tracing.fail("worker_died", death)
         _outlast(partial(ledger.expire, holder(os.getppid(), os.getpid()), death), handing_back)
     elif not marked:
-        _outlast(lambda: _end_attempt(ledger, claim, failure), handing_back)
+        _outlast(lambda: _end_attempt(ledger, claim, failure, to_newer=to_newer), handing_back)
     try:
         ledger.log.keep(claim.job)
     except Unavailable as error:
         log.warning("the log of %s is not stored yet: %s", claim.job, error)
 
 
-def _end_attempt(ledger: Ledger, claim: Claim, failure: JobError | None) -> None:
+def _end_attempt(ledger: Ledger, claim: Claim, failure: JobError | None, *, to_newer: bool) -> None:
     """Fail the job, or give back what is not done; neither changes anything if the claim is not the current one."""
     if failure is None:
-        return ledger.release(claim)
+        return ledger.release(claim, to_newer=to_newer)
     try:
         outcome = ledger.fail(claim.job, failure, claim)
     except LostLease as lost:

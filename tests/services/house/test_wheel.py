@@ -1,13 +1,9 @@
 """The wheel alone is enough: built, installed into an empty environment, and run in a folder that is no checkout."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +13,7 @@ import httpx
 import pytest
 
 from tests.support.documents import ROOT
+from tests.support.wheels import build_wheel, clean_environ, install_wheel
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
@@ -29,12 +26,6 @@ PACKAGES = (
 )
 
 
-def pip(*arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of what git would hand on, with the build back end that is installed here."""
@@ -44,28 +35,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         else:
             shutil.copy(ROOT / name, source)
-    pip("wheel", source, "--wheel-dir", built, "--no-deps", "--no-index", "--no-build-isolation")
-    (found,) = built.glob("dearkd-*.whl")
-    return found
+    return build_wheel(source, built)
 
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel; what it depends on is found where this Python finds it."""
-    folder = tmp_path_factory.mktemp("environment") / "venv"
-    venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    pip("--python", python, "install", "--no-deps", "--no-index", wheel)
-    # As a line of a .pth file, this folder's own .pth files do not count: dearkd itself is not found by way of them.
-    (site_packages,) = folder.glob("lib/python*/site-packages")
-    (site_packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    return folder
-
-
-def clean_environ() -> dict[str, str]:
-    """The environment without what leads to the checkout or to another dearkd's settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DEARKD_", "PYTHON"))}
-    return kept | {"PYTHONUNBUFFERED": "1"}
+    return install_wheel(wheel, tmp_path_factory.mktemp("environment") / "venv")
 
 
 def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 
 from dearkd.choices import Kind, Status
+from dearkd.documents import Unread
 from dearkd.errors import InvalidInput
 from dearkd.jobs.model import kind_of
 from dearkd_api.access import Caller, Viewer
@@ -44,7 +45,8 @@ def list_jobs(
     )
     if after and kind_of(after) is None:
         raise InvalidInput.at("/after", f"{after!r:.80} is no id of a job: begin with the first page")
-    jobs, more = listing.list_jobs(backend.store, query, owner=caller, limit=SHOWN, after=after or None)
+    unread: list[Unread] = []
+    jobs, more = listing.list_jobs(backend.store, query, owner=caller, limit=SHOWN, after=after or None, unread=unread)
     given = {"q": q, "status": status, "kind": kind, "label": label}
     filters = {name: value for name, value in given.items() if value}
     asked = filters | ({"view": view} if view != "list" else {})
@@ -52,6 +54,7 @@ def list_jobs(
         request,
         "jobs.html",
         jobs=jobs,
+        unread=unread,
         actions_of=actions_of,
         counts=backend.store.counts(owner=caller),
         given=given,

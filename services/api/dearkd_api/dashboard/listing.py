@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dearkd.choices import Kind, Status
+from dearkd.documents import Unread
 from dearkd.identifiers import Kind as Sort
 from dearkd.identifiers import sibling
 from dearkd.jobs.model import Job
@@ -36,11 +37,18 @@ class Query:
 
 
 def list_jobs(
-    records: JobRecords, query: Query, *, owner: str | None, limit: int, after: str | None
+    records: JobRecords,
+    query: Query,
+    *,
+    owner: str | None,
+    limit: int,
+    after: str | None,
+    unread: list[Unread] | None = None,
 ) -> tuple[list[Job], str | None]:
     """Up to `limit` jobs that fulfil a query, and the id to go on behind, of either kind; None if there are no more.
 
     Where few do, the list may be short, or empty, though there are more: not all jobs are looked through at once.
+    `unread` is as for `JobRecords.search`.
     """
     jobs: list[Job] = []
     horizon = ""
@@ -54,6 +62,7 @@ def list_jobs(
             after=sibling(after, sort) if after else None,
             owner=owner,
             where=query.where(),
+            unread=unread,
         )
         jobs += found
         # What lies behind the place where one kind stopped is for the next page, of the other kind too.

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from dearkd.documents import Unread
 from dearkd.storage.catalog import Catalog, ManifestT
 from dearkd_api.access import Viewer
 from dearkd_api.backend import Uses
@@ -39,12 +40,15 @@ def teacher_page(identifier: str, request: Request, backend: Uses, viewer: Viewe
 
 
 def _list(request: Request, catalog: Catalog[ManifestT], viewer: str | None, after: str) -> Response:
-    found, more = catalog.page(limit=SHOWN, after=require_id(after or None, catalog.kind), viewer=viewer)
+    unread: list[Unread] = []
+    after_id = require_id(after or None, catalog.kind)
+    found, more = catalog.page(limit=SHOWN, after=after_id, viewer=viewer, unread=unread)
     here = f"/{catalog.root}"
     return show(
         request,
         f"{catalog.root}.html",
         found=found,
+        unread=unread,
         first=bool(after),
         start=here,
         more=f"{here}?after={found[-1].id}" if more else None,

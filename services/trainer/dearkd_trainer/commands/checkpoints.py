@@ -61,7 +61,8 @@ def write_model(checkpoint: Path, folder: Path, class_names: list[str] | None) -
 
     Raises:
         CorruptData: if it cannot be read, or is no checkpoint of a run.
-        InvalidInput: if another version of dearkd made it.
+        NewerSchema: if a newer version of dearkd made it.
+        InvalidInput: if a version of dearkd made it that is too old.
     """
     state = read_state(checkpoint, remedy="fetch it again", other="export with the version that trains")
     spec = TrainingSpec.stored(state["spec"])

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
+from dearkd.documents import require_known
 from dearkd.errors import CorruptData, InvalidInput
 from dearkd.specs import TrainingSpec
 from dearkd.vision.weight_files import separate_state
@@ -18,6 +20,9 @@ LAST = "last.pt"
 BEST = "best.safetensors"
 """The evaluated weights that did best on the held-out part of the training data; its header says which epoch."""
 VERSION = 4
+"""The schema of `last.pt`. With it rises `Job.newest`, so that no older worker opens one that it cannot read."""
+OLDEST = 3
+"""The oldest one that is read: its aligners foretell the teacher's features as they are, not in their own measure."""
 
 _JOB = " (of a job: `dearkd retry RUN --from beginning`)"
 
@@ -89,7 +94,7 @@ def load_checkpoint(directory: Path, spec: TrainingSpec, data: Mapping[str, Any]
     remedy = f"put {before.name} in its place" if before.exists() else f"remove it to start from the beginning{_JOB}"
     state = read_state(path, remedy=remedy, other=f"use an empty directory{_JOB}")
     for made, remedy, saved, asked in (
-        ("by another spec", "that spec", state["spec"], comparable(spec)),
+        ("by another spec", "that spec", _completed(state["spec"], spec), comparable(spec)),
         ("from other data", "those data", state["data"], data),
     ):
         if differing := _differences(saved, asked):
@@ -105,11 +110,12 @@ def read_state(path: Path, *, remedy: str, other: str) -> dict[str, Any]:
     Args:
         path: of the file.
         remedy: for one that is damaged, as a clause.
-        other: the remedy for one that another version made.
+        other: the remedy for one that is too old.
 
     Raises:
         CorruptData: if it cannot be read, or is no checkpoint of a run.
-        InvalidInput: if another version made it.
+        NewerSchema: if a newer version made it.
+        InvalidInput: if a version made it that is too old.
     """
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -118,8 +124,9 @@ def read_state(path: Path, *, remedy: str, other: str) -> dict[str, Any]:
     if not isinstance(found, dict) or "version" not in found:
         what = f"a dict of {', '.join(map(str, list(found)[:3]))}" if isinstance(found, dict) else type(found).__name__
         raise CorruptData(f"{path} is no checkpoint of a run, but {what}: {remedy}")
-    if found["version"] != VERSION:
-        raise InvalidInput(f"{path} is of version {found['version']}, this code reads {VERSION}: {other}")
+    require_known(found["version"], VERSION, str(path))
+    if found["version"] < OLDEST:
+        raise InvalidInput(f"{path} is of schema {found['version']}, this code reads {OLDEST} to {VERSION}: {other}")
     state: dict[str, Any] = found
     return state
 
@@ -127,6 +134,14 @@ def read_state(path: Path, *, remedy: str, other: str) -> dict[str, Any]:
 def comparable(spec: TrainingSpec) -> dict[str, Any]:
     """The part of a spec that must be the same for a run to go on."""
     return spec.model_dump(mode="json", exclude=MAY_CHANGE)
+
+
+def _completed(saved: Mapping[str, Any], spec: TrainingSpec) -> Mapping[str, Any]:
+    """A spec that a checkpoint holds, with the fields that came since; as it is where this code cannot read it."""
+    try:
+        return comparable(TrainingSpec.stored(spec.model_dump(mode="json", include=MAY_CHANGE) | dict(saved)))
+    except ValidationError:
+        return saved
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any], *, before: Callable[[], Any] = lambda: None) -> Path:

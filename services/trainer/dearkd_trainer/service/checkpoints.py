@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dearkd.documents import as_written
 from dearkd.errors import CorruptData, NotFound
 from dearkd.storage.catalog import describe_file
 from dearkd.storage.checkpoints import (
@@ -49,7 +50,7 @@ def store_checkpoint(
     made = {file.id for file in files}
     passed = [file for file in before.named(LAST) if file.id not in made]
     after = StoredCheckpoint(files=files, earlier=passed[: keep - 1])
-    storage.put(pointer_key(run), after.model_dump_json(indent=2).encode())
+    storage.put(pointer_key(run), as_written(after).model_dump_json(indent=2).encode())
     kept = {checkpoint_key(run, file) for file in (*after.files, *after.earlier)}
     for file in (*before.files, *before.earlier):
         if checkpoint_key(run, file) not in kept:

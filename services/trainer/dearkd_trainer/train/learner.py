@@ -170,7 +170,11 @@ class Learner:
         self.student.load_state_dict(state["student"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
-        self.aligners.load_state_dict(state["aligners"])
+        # Older ones know no measure: theirs are 0 and 1, which change nothing.
+        unmeasured = {
+            name: torch.full_like(buffer, name.endswith("std")) for name, buffer in self.aligners.named_buffers()
+        }
+        self.aligners.load_state_dict(unmeasured | state["aligners"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _enter(self, stage: int, aligners: nn.ModuleList, pairs: Sequence[Pair]) -> None:

@@ -1,17 +1,25 @@
 -- Claim the first open unit of the first job, by priority and turn.
--- args: kind, at, now (ms), lease (ms), holder. Returns {id, unit, token}, or {id} of a job that is to be planned
--- before, or nil.
+-- args: kind, schema (the newest that the worker reads), at, now (ms), lease (ms), holder.
+-- Returns {id, unit, token}, or {id} of a job that is to be planned before, or nil.
+-- Once a worker has claimed of a job, no older one does: it might not read what that one leaves. Those of before there
+-- were schemas look at `parallelism` alone.
 local index = 'dearkd:open:' .. args.kind
 for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
   local k = key(id)
   if not claimable(id) then
     redis.call('ZREM', index, id) -- it is listed again when one of its units ends
-  elseif claims(id) < tonumber(field(id, 'parallelism') or '1') then
+  elseif needs_schema(id) > args.schema then
+    redis.call('HSET', k, 'waiting_for', string.format('a worker of a newer version: it needs one that reads schema %d '
+      .. 'of jobs, and those that have looked at it read up to %d', needs_schema(id), args.schema))
+  elseif claims(id) < tonumber(field(id, 'at_once') or field(id, 'parallelism') or '1') then
     if redis.call('EXISTS', k .. ':units') == 0 then return {id} end
     local unit = redis.call('ZPOPMIN', k .. ':open')[1]
     -- Starts at the time, so that a Redis that was emptied gives no token that an old attempt may hold.
     redis.call('SET', 'dearkd:fence', string.format('%.0f', args.now * 1000), 'NX')
     local token = string.format('%.0f', redis.call('INCR', 'dearkd:fence'))
+    redis.call('HDEL', k, 'waiting_for')
+    redis.call('HSET', k, 'needs_schema', args.schema, 'parallelism', 0,
+      'at_once', field(id, 'at_once') or field(id, 'parallelism') or 1)
     redis.call('HSET', k .. ':claims', unit, token)
     redis.call('HSET', k .. ':holders', unit, args.holder)
     redis.call('ZADD', 'dearkd:leases', args.now + args.lease, id .. '#' .. unit)

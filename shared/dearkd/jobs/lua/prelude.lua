@@ -25,6 +25,10 @@ local function key(id) return 'dearkd:job:' .. id end
 local function field(id, name) return redis.call('HGET', key(id), name) end
 local function ended(status) return status == 'succeeded' or status == 'failed' or status == 'canceled' end
 local function claims(id) return redis.call('HLEN', key(id) .. ':claims') end
+-- What a worker must read to claim of a job: its record, and what workers have made of it so far.
+local function needs_schema(id)
+  return math.max(tonumber(field(id, 'schema_version') or 1), tonumber(field(id, 'needs_schema') or 1))
+end
 local function held(id, unit, token) return redis.call('HGET', key(id) .. ':claims', unit) == token end
 
 -- A job stands in the indexes of all jobs, and in those of its owner; without one these are the same.
@@ -97,6 +101,7 @@ local function set_status(id, status, told)
   redis.call('HSET', k, 'status', status)
   if status == 'running' then redis.call('HSETNX', k, 'started_at', args.at) end
   if ended(status) then
+    redis.call('HDEL', k, 'waiting_for')
     redis.call('HSET', k, 'finished_at', args.at)
     redis.call('ZREM', 'dearkd:open:' .. kind, id)
     drop_claims(id)

@@ -18,7 +18,8 @@ for _, unit in ipairs(args.gone) do redis.call('HDEL', k .. ':done', unit) end
 redis.call('HSET', k, 'done_samples', args.done_samples)
 if args.from_beginning then
   redis.call('DEL', k .. ':done', k .. ':rows')
-  redis.call('HDEL', k, 'metrics', 'ended_early')
+  redis.call('HDEL', k, 'metrics', 'ended_early', 'needs_schema')
+  redis.call('DEL', k .. ':units') -- an older version may have recorded others
   record_units(id, args.groups)
   redis.call('HSET', k, 'progress', args.progress)
   add_event(id, 'progress', args.progress)
