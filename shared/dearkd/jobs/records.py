@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from dearkd.choices import Kind, Status
 from dearkd.documents import FIELD, Unread, require_known
-from dearkd.errors import Conflict, NotFound, Unreadable
+from dearkd.errors import Conflict, NotFound, Unreadable, reason
 from dearkd.jobs.model import ACTIVE, STATUSES, Event, EventType, Job, as_now, kind_of, now
 from dearkd.redis_client import Pipeline, Redis, job_index, job_key
 
@@ -230,9 +230,10 @@ def parse(identifier: str, values: dict[bytes, bytes]) -> Job:
         schema = int(values.get(FIELD.encode(), b"1"))
         require_known(schema, Job.newest, f"the record of {identifier}")
         return as_now(_job(values))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        problem = error if isinstance(error, ValueError) else ValueError(reason(error))
         remedy = f"delete dearkd:job:{identifier} from Redis, and `dearkd retry {identifier}` writes it from storage"
-        raise Unreadable(f"the record of {identifier} in Redis", remedy, error) from None
+        raise Unreadable(f"the record of {identifier} in Redis", remedy, problem) from None
 
 
 def _job(values: dict[bytes, bytes]) -> Job:

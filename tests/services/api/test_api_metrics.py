@@ -60,9 +60,10 @@ def busy(api: Api) -> Scrape:
     lost(api)
     api.http.get("/nowhere")
     broken = post_synthesis(api)["id"]
-    api.store.redis.hset(f"dearkd:job:{broken}", "progress", "{")  # which no version can read
+    event = {"type": "log", "at": "2026-01-01T00:00:00Z", "data": "{"}  # which no version writes
+    api.store.redis.xadd(f"dearkd:job:{broken}:events", event)
     # The server closes the connection after such an answer: none may be open for the next request.
-    assert api.http.get(f"{JOBS}/{broken}", headers={"Connection": "close"}).status_code == 500
+    assert api.http.get(f"{JOBS}/{broken}/events", headers={"Connection": "close"}).status_code == 500
     found: list[Scrape] = []
 
     def complete() -> bool:
@@ -199,7 +200,9 @@ def test_requests_are_counted_by_template_and_never_by_path(api: Api) -> None:
 
 def test_an_error_of_the_server_is_counted_as_one(busy: Scrape) -> None:
     samples = busy.samples("dearkd_http_requests_total")
-    assert [s for s in samples if s.labels == {"method": "GET", "route": f"{JOBS}/{{identifier}}", "status": "500"}]
+    assert [
+        s for s in samples if s.labels == {"method": "GET", "route": f"{JOBS}/{{identifier}}/events", "status": "500"}
+    ]
 
 
 def test_redis_and_storage_are_timed_by_operation(api: Api) -> None:

@@ -141,9 +141,9 @@ def test_an_error_of_the_server_is_one_of_its_span_and_its_lines_bear_the_ids(
     traced: Api, collector: Collector
 ) -> None:
     job = post_synthesis(traced)["id"]
-    traced.store.redis.hset(f"dearkd:job:{job}", "progress", "{")
+    traced.store.redis.xadd(f"dearkd:job:{job}:events", {"type": "log", "at": "2026-01-01T00:00:00Z", "data": "{"})
     headers = {"X-Request-Id": "broken", "Connection": "close"}
-    assert traced.http.get(f"{JOBS}/{job}", headers=headers).status_code == 500
+    assert traced.http.get(f"{JOBS}/{job}/events", headers=headers).status_code == 500
     span = span_of(collector, "broken")
     assert span.error is not None
     assert span.attributes["http.response.status_code"] == 500

@@ -138,9 +138,12 @@ def test_a_newer_record_is_named_and_hides_no_other(ledger: Ledger, store: JobSt
         list(store.active("synthesis"))
 
 
-def test_a_damaged_record_is_named_too(ledger: Ledger, store: JobStore) -> None:
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "null", "[" * 100_000, b"\xff"], ids=["cut", "list", "null", "deep", "no UTF-8"]
+)
+def test_a_damaged_record_is_named_too(ledger: Ledger, store: JobStore, text: str | bytes) -> None:
     job = synthesis(store)
-    ledger.redis.hset(f"dearkd:job:{job.id}", "progress", "{")
+    ledger.redis.hset(f"dearkd:job:{job.id}", "progress", text)
     with pytest.raises(Unreadable, match=f"{job.id} in Redis cannot be read.*dearkd retry {job.id}") as raised:
         store.get(job.id)
     assert raised.value.code == "corrupt_data"
