@@ -55,8 +55,9 @@ def test_what_a_request_leaves_in_the_log_bears_its_id(logged: Api) -> None:
 
 def test_an_error_of_the_server_bears_it_too(logged: Api) -> None:
     job = post_synthesis(logged)["id"]
-    logged.store.redis.hset(f"dearkd:job:{job}", "progress", "{")
-    answer = logged.http.get(f"/v1/synthesis-jobs/{job}", headers={HEADER: "broken.1"})
+    event = {"type": "log", "at": "2026-01-01T00:00:00Z", "data": "{"}  # which no version writes
+    logged.store.redis.xadd(f"dearkd:job:{job}:events", event)
+    answer = logged.http.get(f"/v1/synthesis-jobs/{job}/events", headers={HEADER: "broken.1"})
     assert (answer.status_code, answer.headers[HEADER]) == (500, "broken.1")
     if logged.settings.log_format == "json":
         eventually(lambda: lines_of(logged, "broken.1"))

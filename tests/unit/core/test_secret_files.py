@@ -60,6 +60,7 @@ def test_a_file_that_holds_no_secret_is_refused_in_one_line_that_tells_nothing_o
 def test_an_empty_name_of_a_file_is_no_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEARKD_API_KEYS_FILE", "")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY_FILE", "")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)  # which a bucket of other tests has set
     with pytest.raises(ValidationError, match="directory"):
         Settings()
     with pytest.raises(InvalidInput, match="directory"):

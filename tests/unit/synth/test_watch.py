@@ -81,7 +81,9 @@ def test_the_variance_at_the_first_layer_is_that_of_a_plain_forward(small_teache
         model(torch.from_numpy((batch.images.numpy() / 255 - mean) / std).float())
     handle.remove()
     variance = seen[0].transpose(0, 1).flatten(1).var(1, correction=0) + layer.eps
-    assert batch.first_layer_variance == pytest.approx((variance / (layer.running_var + layer.eps)).median().item())
+    # In float32, and in another order of sums.
+    expected = (variance / (layer.running_var + layer.eps)).median().item()
+    assert batch.first_layer_variance == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
