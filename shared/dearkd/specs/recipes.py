@@ -103,8 +103,7 @@ MIN_EPOCHS, MAX_EPOCHS = 36, 300
 def small_epochs(num_samples: int) -> tuple[int, int]:
     """Epochs of both stages of `small` by the number of images; stage two has a twelfth [R].
 
-    2,000 real images of Fashion-MNIST, one seed: 72.4 % after 24 epochs, 84.3 % after 96; 2,000 digits made without
-    data: 95.9 % after 36, 98.0 % after 60 (benchmarks/LOG.md).
+    2,000 digits made without data, one seed: 95.9 % after 36 epochs, 98.0 % after 60 (benchmarks/LOG.md).
     """
     epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(SEEN_IMAGES / num_samples)))
     second = round(epochs / 12)
