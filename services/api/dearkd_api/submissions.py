@@ -189,7 +189,7 @@ def _facts_to_come(job: Job, backend: Backend) -> DatasetFacts:
         image_size=teacher.image_size,
         in_chans=teacher.in_chans,
         synthetic=True,
-        mirrored=True if spec.flip > 0 else None,
+        mirrored=spec.flip > 0 or None,
         teacher=teacher.id,
         stored_logits=spec.store_logits,
         class_samples=(certain,) * len(spec.classes),

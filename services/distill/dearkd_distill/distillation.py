@@ -116,7 +116,7 @@ def distill(
     plan = Plan(opened, images, evaluate_on, class_order, budget, seed, dict(synthesis or {}), dict(training or {}))
     # What breaks a rule is refused before anything is made.
     planned = plan.synthesis_spec()
-    plan.training_spec(plan.facts(planned.num_samples, mirrored=True if planned.flip > 0 else None))
+    plan.training_spec(plan.facts(planned.num_samples, mirrored=planned.flip > 0 or None))
     request = plan.request()
     state = _open(directory, request)
     with _alone(directory), progress_on(console) as progress:
@@ -188,7 +188,7 @@ def _synthesis(plan: Plan, state: dict[str, Any], device: torch.device, console:
         console.print(MEASURING, style="dim")
 
         def trained(images: int) -> TrainingSpec:
-            return plan.training_spec(plan.facts(images * len(spec.classes), mirrored=True if spec.flip > 0 else None))
+            return plan.training_spec(plan.facts(images * len(spec.classes), mirrored=spec.flip > 0 or None))
 
         per_image = measure_synthesis(plan.teacher, spec, device)
         usual = trained(spec.images_per_class)
@@ -236,7 +236,7 @@ def _training(
 
 def _facts_of(plan: Plan, state: Mapping[str, Any], data: ShardDataset) -> DatasetFacts:
     mirrored = plan.images is None and state["synthesis"]["flip"] > 0
-    return plan.facts(len(data), mirrored=True if mirrored else None)
+    return plan.facts(len(data), mirrored=mirrored or None)
 
 
 def _make_images(

@@ -86,7 +86,7 @@ class DatasetManifest(Manifest):
             image_size=self.image_size,
             in_chans=self.in_chans,
             synthetic=spec is not None,
-            mirrored=True if spec is not None and spec["flip"] > 0 else None,
+            mirrored=(spec is not None and spec["flip"] > 0) or None,
             teacher=self.teacher,
             stored_logits=spec is not None and spec.get("store_logits", False),
             class_samples=tuple(c.samples for c in self.classes),

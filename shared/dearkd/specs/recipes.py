@@ -50,6 +50,10 @@ def choose_recipe(image_size: int) -> Recipe:
     return "small" if image_size <= 64 else "deit"
 
 
+HFLIP = {True: 0.5, False: 0.0, None: None}
+"""The probability of mirrored views by whether a mirror leaves an image its class; None: for the teacher to say."""
+
+
 def deit(dataset: DatasetFacts) -> TrainingSpec:
     """DeiT's recipe [P] with DearKD's two stages: 250 + 50 epochs [R].
 
@@ -79,7 +83,7 @@ def deit(dataset: DatasetFacts) -> TrainingSpec:
         augmentation=AugmentationSpec(
             scale=[0.08, 1.0],
             ratio=[3 / 4, 4 / 3],
-            hflip=None if dataset.mirrored is None else 0.5 * dataset.mirrored,
+            hflip=HFLIP[dataset.mirrored],
             aa="rand-m9-mstd0.5-inc1",
             color_jitter=0.3,
             reprob=0.25,
@@ -145,7 +149,7 @@ def small(dataset: DatasetFacts) -> TrainingSpec:
         augmentation=AugmentationSpec(
             scale=[1.0, 1.0],
             ratio=[1.0, 1.0],
-            hflip=None if dataset.mirrored is None else 0.5 * dataset.mirrored,
+            hflip=HFLIP[dataset.mirrored],
             aa=None,
             color_jitter=0.0,
             reprob=0.0,

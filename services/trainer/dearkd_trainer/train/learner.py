@@ -38,7 +38,8 @@ class Learner:
         teacher: prepared for the task, on the device; None if stage one is over or uses none.
         epoch: epochs done.
         steps_per_epoch: turns epochs into steps.
-        sample: gives training images (N, in_chans, H, W), normalised, on which the teacher's features are measured.
+        sample: gives training images (N, in_chans, H, W), normalised, on the device: on them the teacher's features are
+            measured.
         initial: whose weights the student begins with; None: with random ones.
         device: where to compute.
         world: who learns together.
@@ -77,7 +78,7 @@ class Learner:
             shapes = self.student.hidden_shapes
             aligners = [Aligner(shapes[pair.block].channels, pair.stage).to(device) for pair in pairs]
         if teacher is not None and pairs:
-            moments = teacher.feature_moments(sample().to(device), [pair.stage.index for pair in pairs])
+            moments = teacher.feature_moments(sample(), [pair.stage.index for pair in pairs])
             for pair, aligner in zip(pairs, aligners, strict=True):
                 aligner.take(moments[pair.stage.index])
         self.optimizer = create_optimizer(self.student, nn.ModuleList(aligners), spec.optimizer)

@@ -4,6 +4,7 @@ trainer = DearKDTrainer(spec, ShardDataset(...), teacher=FrozenTeacher(network, 
 result = trainer.fit()
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -34,16 +35,13 @@ from dearkd_trainer.report.finished_run import FinishedRun
 from dearkd_trainer.report.run import write_run_report
 from dearkd_trainer.train.failures import explained
 from dearkd_trainer.train.learner import Learner
+from dearkd_trainer.train.mirrored_views import measured_hflip
 from dearkd_trainer.train.preconditions import check_class_names, check_data, checked_world, task_of
 from dearkd_trainer.train.teacher import FrozenTeacher
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, int | float]
-
-MIRROR_AGREEMENT = 0.75
-"""The share of mirrored images that a teacher must answer alike for views to be mirrored [R]: of images made without
-mirrors, teachers of clothes gave 0.70 to 0.99, those of digits and letters 0.06 to 0.44 (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +148,11 @@ class DearKDTrainer:
             if teacher is None:
                 raise InvalidInput.at("/teacher", "stage one distils, but there is no teacher: give one with its spec")
             wanted = teacher.prepared(task, self.device)
+        # Decoded once, for all that is measured on it.
+        sample = functools.cache(lambda: self._sample(dataset, self.train_indices).to(self.device))
         self.augmentation = spec.augmentation
         if spec.augmentation.hflip is None:
-            hflip = state["hflip"] if state else self._measured_hflip(wanted)
+            hflip = state["hflip"] if state else measured_hflip(wanted, sample())
             self.augmentation = spec.augmentation.model_copy(update={"hflip": hflip})
         self.learner = Learner(
             spec,
@@ -160,7 +160,7 @@ class DearKDTrainer:
             teacher=wanted,
             epoch=self.epoch,
             steps_per_epoch=self.steps_per_epoch,
-            sample=lambda: self._sample(dataset, self.train_indices),
+            sample=sample,
             initial=initial,
             device=self.device,
             world=self.world,
@@ -242,16 +242,6 @@ class DearKDTrainer:
             self._saved_at = time.monotonic()
             if self.on_checkpoint:
                 self.on_checkpoint(path)
-
-    def _measured_hflip(self, teacher: FrozenTeacher | None) -> float:
-        """The probability of mirrored views, by the teacher's answers to mirrored training images."""
-        if teacher is None:
-            raise InvalidInput.at(
-                "/augmentation/hflip", "null, which leaves it to the teacher, but stage one uses none: give a number"
-            )
-        agreement = teacher.mirror_agreement(self._sample(self.dataset, self.train_indices).to(self.device))
-        log.info("the teacher answers %.0f %% of mirrored training images as it does the others", 100 * agreement)
-        return 0.5 if agreement >= MIRROR_AGREEMENT else 0.0
 
     def _train(self) -> None:
         self.dataset.preload()
