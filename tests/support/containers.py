@@ -2,12 +2,14 @@
 
 In a mount namespace of its own a new root is put together: the system's folders, this checkout and this Python
 environment, all read-only, with `/tmp` in memory (from where nothing is run) and what is mounted. In it the command
-runs as the image's user, without capabilities, and cannot gain any. What it lacks of a container: an own network and
+runs as the image's user, without capabilities, and cannot gain any: but for the one to read every file, where this
+checkout or environment was made with a umask that shuts others out. What it lacks of a container: an own network and
 process table, limits, and the image itself.
 """
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,11 +22,17 @@ from tests.support.documents import ROOT
 
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "etc", "usr", "opt", "dev", "proc", "sys")
 
-# Arguments: the new root, its mounts (`source target mode` a line), user, group, folder; then the command.
+READ_EVERY_FILE = "dac_read_search"
+"""The capability of `capabilities(7)`, as `setpriv` names it."""
+
+# Arguments: the new root, its mounts (`source target mode` a line), user, group, folder, options of setpriv in a line;
+# then the command.
 _SCRIPT = """
 set -euo pipefail
 root=$1 mounts=$2 user=$3 group=$4 folder=$5
-shift 5
+read -ra capabilities <<< "$6"
+shift 6
+umask 022
 mount -t tmpfs -o mode=755 none "$root"
 mkdir -p "$root/tmp" "$root$folder"
 mount -t tmpfs -o mode=1777,noexec,nosuid,nodev none "$root/tmp"
@@ -38,7 +46,7 @@ while read -r source target mode; do
 done < "$mounts"
 mount -o remount,ro "$root"
 exec chroot "$root" setpriv --reuid "$user" --regid "$group" --clear-groups --no-new-privs \
-    --inh-caps=-all --bounding-set=-all -- env --chdir="$folder" "$@"
+    "${capabilities[@]}" -- env --chdir="$folder" "$@"
 """
 
 
@@ -51,6 +59,12 @@ def require_containers() -> None:
     tried = subprocess.run(["unshare", "--mount", "--propagation", "private", "true"], capture_output=True, text=True)
     if tried.returncode != 0:
         pytest.skip(f"no mount namespace can be had here: {tried.stderr.strip()}")
+
+
+def capabilities() -> list[str]:
+    """Name the capabilities that the stand-in's user is left with: none where others may read what is mounted."""
+    mounted = (ROOT, ROOT / "shared", Path(sys.prefix), Path(pytest.__file__))
+    return [] if all(path.stat().st_mode & stat.S_IROTH for path in mounted) else [READ_EVERY_FILE]
 
 
 def contained(
@@ -81,13 +95,16 @@ def contained(
     given = {"PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": start.folder}
     given |= {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
     given |= start.environment | dict(environment)
-    place = (str(root), str(folder / "mounts"), str(start.user), str(start.group), start.folder)
+    left = "".join(f",+{name}" for name in capabilities())
+    dropped = f"--inh-caps=-all{left} --ambient-caps=-all{left} --bounding-set=-all{left}"
+    place = (str(root), str(folder / "mounts"), str(start.user), str(start.group), start.folder, dropped)
     line = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _SCRIPT, "container", *place, *command]
     return line, given
 
 
 def _program(command: Sequence[str]) -> list[str]:
     """The command with programs of this environment in place of the image's."""
-    programs = {"dearkd": str(Path(sys.executable).parent / "dearkd"), "python": sys.executable}
+    # By the interpreter: no capability that is left lets another user run a script that its owner keeps to himself.
+    programs = {"dearkd": [sys.executable, str(Path(sys.executable).parent / "dearkd")], "python": [sys.executable]}
     words = list(command[2:] if list(command[:2]) == ["tini", "--"] else command)
-    return [programs[words[0]], *words[1:]]
+    return [*programs[words[0]], *words[1:]]
