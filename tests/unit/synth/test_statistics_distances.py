@@ -1,5 +1,7 @@
 """Distances of a batch's statistics that mean the same for every network, against other ways to compute them."""
 
+import copy
+
 import pytest
 import torch
 from scipy.stats import norm
@@ -89,6 +91,58 @@ def test_neither_scale_nor_width_changes_it(distance: str) -> None:
         parts = [(part + NEAREST).sqrt() for part in parts]
     torch.testing.assert_close(found, (parts[0] + parts[1]) / 2)
     torch.testing.assert_close(distance_of(network(), distance, x, first_weight=3.0), (3 * parts[0] + parts[1]) / 4)
+
+
+@pytest.mark.parametrize("distance", SCALE_FREE)
+def test_each_resolution_counts_alike_unless_layers_have_weights(distance: str) -> None:
+    """One layer of 8 px, three of 4 px, of which one is called twice, and one of a single pixel."""
+    twice = nn.BatchNorm2d(2)
+    model = nn.Sequential(
+        nn.BatchNorm2d(2),
+        nn.AvgPool2d(2),
+        nn.BatchNorm2d(2),
+        nn.ReLU(),
+        twice,
+        nn.Tanh(),
+        nn.BatchNorm2d(2),
+        nn.ELU(),
+        twice,
+        nn.AdaptiveAvgPool2d(1),
+        nn.BatchNorm2d(2),
+    )
+    model = model.double().eval().requires_grad_(False)
+    x = 2 + 3 * torch.randn(16, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    parts: dict[int, list[Tensor]] = {}
+    values = x
+    for layer in model:
+        if isinstance(layer, nn.BatchNorm2d):
+            mean, variance = values.mean((0, 2, 3)), values.var((0, 2, 3), correction=0) + layer.eps
+            part = SCALE_FREE[distance](mean, variance, layer.running_mean, layer.running_var + layer.eps).mean()
+            parts.setdefault(values.shape[-1], []).append((part + NEAREST).sqrt() if distance in ROOTED else part)
+        values = layer(values)
+    assert {side: len(found) for side, found in parts.items()} == {8: 1, 4: 4, 1: 1}
+    by_resolution = torch.stack([torch.stack(found).mean() for found in parts.values()]).mean()
+    by_layer = torch.stack([part for found in parts.values() for part in found]).mean()
+    torch.testing.assert_close(distance_of(copy.deepcopy(model), distance, x), by_resolution)
+    torch.testing.assert_close(distance_of(model, distance, x, layer_weights=[1.0] * 5), by_layer)
+
+
+def test_another_size_of_the_same_images_is_weighed_anew() -> None:
+    """Maps of 2 px and 1 px are two resolutions, those of the same images at half the size one."""
+    model = nn.Sequential(
+        nn.BatchNorm2d(3), nn.AvgPool2d(2, ceil_mode=True), nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3)
+    )
+    matching = StatisticsMatching(model.double().eval().requires_grad_(False), distance="gaussian")
+    x = torch.randn(16, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    for images, shares in ((x, [1 / 2, 1 / 4, 1 / 4]), (x[:, :, :1, :1], [1 / 3] * 3), (x, [1 / 2, 1 / 4, 1 / 4])):
+        matching.start()
+        model(images)
+        parts = [
+            SCALE_FREE["gaussian"](mean, variance + 1e-5, torch.zeros(3), torch.ones(3) + 1e-5).mean()
+            for mean, variance in matching.collected()
+        ]
+        expected = sum(share * part for share, part in zip(shares, parts, strict=True))
+        torch.testing.assert_close(matching.loss(), expected)
 
 
 def test_the_published_distance_grows_with_the_scale() -> None:

@@ -99,6 +99,8 @@ class MatchedBatchNorm(nn.Module):
         self.matching = True
         self.statistics: Statistics = []
         """The moments of the input, of each call since the list was cleared."""
+        self.places: list[int] = []
+        """Of the same calls, the pixels (H·W) of the input's maps."""
 
     def normalise(self, x: Tensor) -> Tensor:
         return torch.batch_norm(
@@ -106,6 +108,8 @@ class MatchedBatchNorm(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.matching:
+            self.places.append(x.numel() // (x.shape[0] * x.shape[1]))
         if self.matching and torch.compiler.is_compiling():
             # The compiler fuses these with their neighbours, forward and back; into an operator it cannot look.
             variance, mean = torch.var_mean(x.float(), dim=[0, *range(2, x.ndim)], correction=0)
@@ -163,7 +167,8 @@ class StatisticsMatching:
         teacher: changed in place, for good: each of its BatchNorm layers is replaced. Give it a copy.
         first_weight: weight of the first layer; the others weigh 1 (10 in DeepInversion's ImageNet recipe, else 1).
         layer_weights: a further factor for each layer, in the order of registration. The statistics of a layer that
-            weighs 0 are not computed.
+            weighs 0 are not computed. Without them layers count by the resolution of their maps, if the distance is
+            scale-free, else alike.
         distance: a name in `SCALE_FREE`, or `l2`, the published one.
 
     Raises:
@@ -180,7 +185,8 @@ class StatisticsMatching:
     ) -> None:
         self._distance = SCALE_FREE.get(distance)
         self._rooted = distance in ROOTED
-        self._running: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
+        self._by_resolution = layer_weights is None
+        self._running: dict[tuple[tuple[int, ...], ...], tuple[Tensor, ...]] = {}
         found: dict[nn.Module, MatchedBatchNorm] = {
             layer: MatchedBatchNorm(layer) for _, layer in batch_norm_layers(teacher)
         }
@@ -213,6 +219,7 @@ class StatisticsMatching:
         """Forget the last forward."""
         for layer in self.layers:
             layer.statistics.clear()
+            layer.places.clear()
 
     def collected(self) -> Statistics:
         """The statistics of all calls since `start`, without their graph."""
@@ -228,8 +235,10 @@ class StatisticsMatching:
         """The distance over the layers that ran since `start`, a float32 scalar.
 
         Scale-free: the mean over layers, weighted by w_l, of the means over their channels [R]; so it has the same
-        size for networks of any width, depth and scale of activations. Rooted: of the roots of these means, which, as
-        a norm does, pull as much when statistics nearly match as when they are far off.
+        size for networks of any width, depth and scale of activations. Without layer weights each resolution counts
+        as much as any other, and its layers alike: else in a network of many small maps the few layers that see an
+        image's texture count for nothing, and noise comes out [R]. Rooted: of the roots of these means, which, as a
+        norm does, pull as much when statistics nearly match as when they are far off.
 
         `l2`: Σ_l w_l·(‖μ_l − μ̂_l‖₂ + ‖σ²_l − σ̂²_l‖₂) (DeepInversion, eq. 4, with norms that are not squared, as in its
         code; the weights w_l are the code's too).
@@ -253,34 +262,48 @@ class StatisticsMatching:
 
     def _flat(self) -> list[Tensor]:
         """Means, variances, running means, running variances, their ε and weights of all channels of all calls."""
-        calls = tuple(len(layer.statistics) for layer in self.layers)
+        calls = tuple(tuple(layer.places) for layer in self.layers)
         means, variances = zip(*(moments for layer in self.layers for moments in layer.statistics), strict=True)
         if torch.compiler.is_compiling():
-            running = self._running_of(calls)  # what is kept from step to step would be compiled anew
+            running = self._running_of()  # what is kept from step to step would be compiled anew
         else:
-            running = self._running[calls] = self._running.get(calls) or self._running_of(calls)
+            running = self._running[calls] = self._running.get(calls) or self._running_of()
         return [torch.cat(means), torch.cat(variances), *running]
 
-    def _running_of(self, calls: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Running means, running variances, their ε and weights of all channels of so many calls of each layer."""
-        total = sum(weight * count for weight, count in zip(self.weights, calls, strict=True))
-        rows: list[tuple[Tensor, ...]] = []
-        for weight, count, layer in zip(self.weights, calls, self.layers, strict=True):
-            share = torch.full_like(layer.running_var, weight / total / len(layer.running_var))
-            floor = torch.full_like(layer.running_var, layer.eps)
-            rows += [(layer.running_mean, layer.running_var, floor, share)] * count
+    def _running_of(self) -> tuple[Tensor, ...]:
+        """Running means, running variances, their ε and weights of all channels of all calls."""
+        layers = [layer for layer in self.layers for _ in layer.statistics]
+        rows = [
+            (
+                layer.running_mean,
+                layer.running_var,
+                torch.full_like(layer.running_var, layer.eps),
+                torch.full_like(layer.running_var, weight / size),
+            )
+            for layer, size, weight in zip(layers, *self._calls(), strict=True)
+        ]
         return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 
     def _calls(self) -> tuple[list[int], list[float]]:
-        """Channels and weight of each call."""
-        calls = [(layer, w) for layer, w in zip(self.layers, self.weights, strict=True) for _ in layer.statistics]
-        return [len(layer.running_mean) for layer, _ in calls], [weight for _, weight in calls]
+        """Channels and weight of each call: w_l, of a scale-free distance its share of the mean."""
+        layers = [(layer, w) for layer, w in zip(self.layers, self.weights, strict=True) for _ in layer.statistics]
+        sizes, weights = [len(layer.running_mean) for layer, _ in layers], [weight for _, weight in layers]
+        if self._distance is None:
+            return sizes, weights
+        if self._by_resolution:
+            places = [count for layer in self.layers for count in layer.places]
+            sums = dict.fromkeys(places, 0.0)
+            for count, weight in zip(places, weights, strict=True):
+                sums[count] += weight
+            weights = [weight / sums[count] for count, weight in zip(places, weights, strict=True)]
+        total = sum(weights)
+        return sizes, [weight / total for weight in weights]
 
     def _sum_of_roots(self, distances: Tensor) -> Tensor:
-        """The mean over calls, weighted by w_l, of the root of the mean over channels."""
-        sizes, weights = self._calls()
+        """The mean over calls, weighted by their shares, of the root of the mean over channels."""
+        sizes, shares = self._calls()
         means = torch.stack([values.mean() for values in distances.split(sizes)])
-        return (means + NEAREST).sqrt() @ means.new_tensor(weights) / sum(weights)
+        return (means + NEAREST).sqrt() @ means.new_tensor(shares)
 
     def _sum_of_norms(self, means: Tensor, variances: Tensor) -> Tensor:
         """Σ_l w_l·(‖·‖₂ + ‖·‖₂) of differences of means and variances."""
