@@ -20,7 +20,8 @@ def sample_label(spec: SynthesisSpec, sample: int) -> int:
         raise IndexError(f"sample {sample}: there are {spec.num_samples}")
     start, group_samples = _groups(spec, sample)
     group, place = divmod(sample - start, group_samples)
-    classes = spec.classes[group * spec.classes_per_batch :][: spec.classes_per_batch]
+    first = group * spec.classes_per_batch
+    classes = spec.classes[first : first + spec.classes_per_batch]
     return classes[place % len(classes)]
 
 

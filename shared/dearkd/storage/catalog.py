@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # a client reads manifests, and has no storage
 log = logging.getLogger(__name__)
 
 SHARED: Final = "shared"
+MAX_PAGE_BYTES: Final = 2**24
+"""The most stored bytes of the manifests of a page, if it has more than one: that of a dataset of thousands of shards
+has megabytes."""
 
 
 class Manifest(Document):
@@ -148,6 +151,10 @@ class Catalog(Generic[ManifestT]):
             NotFound: if there is none.
             Unreadable: if it cannot be read; `NewerSchema` if a newer version wrote it.
         """
+        return self._read(identifier, viewer)[0]
+
+    def _read(self, identifier: str, viewer: str | None) -> tuple[ManifestT, int]:
+        """The manifest and its stored bytes. Raises as `get`."""
         key = self.key(identifier, self.manifest)
         unknown = NotFound(f"there is no {identifier!r} in {self.root}")
         try:
@@ -162,7 +169,7 @@ class Catalog(Generic[ManifestT]):
             raise
         if not self.is_visible(found, viewer):
             raise unknown
-        return found
+        return found, len(text)
 
     def is_visible(self, item: ManifestT, viewer: str | None) -> bool:
         """Tell whether an owner may see a resource; None sees all."""
@@ -192,14 +199,16 @@ class Catalog(Generic[ManifestT]):
     ) -> tuple[list[ManifestT], bool]:
         """Up to `limit` resources that `viewer` may see, newest first and older than `after`; whether there are more.
 
-        The viewer is as for `get`. Those among them that cannot be read are left out, and added to `unread`.
+        Fewer where their manifests have more than `MAX_PAGE_BYTES`, but one at least. The viewer is as for `get`. Those
+        among them that cannot be read are left out, and added to `unread`.
         """
         found: list[ManifestT] = []
+        read = 0
         for identifier in reversed(self.storage.children(self.root)):
             if not is_id(identifier, self.kind) or (after is not None and identifier >= after):
                 continue
             try:
-                item = self.get(identifier, viewer=viewer)
+                item, size = self._read(identifier, viewer)
             except NotFound:
                 continue  # another's, not finished, or just deleted
             except CorruptData as error:
@@ -207,7 +216,8 @@ class Catalog(Generic[ManifestT]):
                 if unread is not None:
                     unread.append(Unread(id=identifier, reason=error.message))
                 continue
-            if len(found) == limit:
+            read += size
+            if len(found) == limit or (found and read > MAX_PAGE_BYTES):
                 return found, True
             found.append(item)
         return found, False

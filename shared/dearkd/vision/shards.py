@@ -194,9 +194,12 @@ def split(labels: Indices, *, fraction: float, holdout: float, seed: int) -> tup
     """
     train: list[Indices] = []
     held: list[Indices] = []
-    for label in np.unique(labels):
+    # Sorted once: to look for each class among all samples would take classes times samples.
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    for label, ascending in zip(present, np.split(order, starts)[1:], strict=True):
         generator = np.random.default_rng([seed, int(label)])
-        members = generator.permutation(np.flatnonzero(labels == label))
+        members = generator.permutation(ascending)
         members = members[: kept_samples(len(members), fraction)]
         # A random phase, or else classes of fewer than 1/holdout samples would never hold any out.
         ticks = np.floor(np.arange(len(members) + 1) * holdout + generator.random())

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -15,9 +16,12 @@ from PIL import Image
 from dearkd.data.feature_maps import FEATURE_MAP, FeatureMap, MapPoint
 from dearkd.data.manifests import datasets
 from dearkd.data.shard_files import Sample, write_shard
+from dearkd.errors import CorruptData, TooLarge
 from dearkd.identifiers import new_id
 from dearkd.storage.file_cache import RESERVED
 from dearkd_api import sample_files
+from dearkd_api.dashboard import gallery
+from dearkd_api.sample_files import SampleFiles
 from tests.support.api_contents import png, put_dataset, shard
 from tests.support.pages import get
 from tests.support.services import Api
@@ -180,3 +184,20 @@ def test_a_feature_map_is_drawn_and_a_damaged_one_is_left_out(api: Api, tmp_path
     ):
         api.storage.put(key, damaged)
         assert "Feature map" not in get(api, path).text
+
+
+def test_a_class_that_is_scattered_over_many_large_shards_is_not_fetched_for_a_page(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shuffled shards of real images hold a sample or none of a class: a page of 48 would fetch 48 of them."""
+    dataset = put_dataset(api, tmp_path, num_classes=2, images=4)
+    catalog = datasets(api.storage)
+    (held,) = catalog.get(dataset).shards
+    many = [held.model_copy(update={"name": f"part-{n}.tar", "bytes": 2**27}) for n in range(40)]
+    page = partial(gallery.page, SampleFiles(api.storage, api.settings))
+    spread = catalog.get(dataset).model_copy(update={"shards": many})
+    with pytest.raises(TooLarge, match=r"lie in 24 shards of 3221225472 bytes .* look at all classes"):
+        page(spread, 0, 0)
+    small = spread.model_copy(update={"shards": [one.model_copy(update={"bytes": held.bytes}) for one in many]})
+    with pytest.raises(CorruptData, match=r"part-0\.tar"):  # it goes to read them: they are not there
+        page(small, 0, 0)

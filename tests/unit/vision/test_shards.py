@@ -227,3 +227,22 @@ def test_logits_that_are_none_are_named(tar: Callable[[Members], Path], damaged:
     )
     with pytest.raises(CorruptData, match=r"made-by-hand.tar: sample 'a': its logits.npy"):
         dataset.logits(0)
+
+
+def test_a_split_does_not_look_for_each_class_among_all_samples() -> None:
+    """A thousand classes of a million images would be 10^9 comparisons."""
+
+    class Counted(np.ndarray):
+        compared = 0
+
+        def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: object, **how: object) -> object:
+            plain = [np.asarray(one) if isinstance(one, Counted) else one for one in inputs]
+            if ufunc in (np.equal, np.not_equal):
+                Counted.compared += max(np.size(one) for one in plain)
+            return getattr(ufunc, method)(*plain, **how)
+
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(300), 4))
+    expected = split(labels, fraction=1.0, holdout=0.25, seed=0)
+    found = split(labels.view(Counted), fraction=1.0, holdout=0.25, seed=0)
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert Counted.compared <= 4 * len(labels)

@@ -6,7 +6,8 @@ from urllib.parse import quote
 
 from dearkd.data.manifests import DatasetManifest
 from dearkd.data.shard_files import Shard
-from dearkd_api.sample_files import SampleFiles
+from dearkd.errors import TooLarge
+from dearkd_api.sample_files import MAX_SHARD_BYTES, OPEN_SHARDS, SampleFiles
 
 SHOWN = 48
 """Samples of a page."""
@@ -46,12 +47,21 @@ class Page:
 def page(files: SampleFiles, dataset: DatasetManifest, label: int | None, number: int) -> Page:
     """The samples of a page, all classes or one, in the order of the shards: only those that it needs are read.
 
-    Raises as `SampleFiles.picture` does.
+    Raises:
+        TooLarge: if they lie in more shards than stay open, of more bytes than may be read for a page.
+        NotFound, CorruptData: as `SampleFiles.picture`.
     """
     total = sum(_count(shard, label) for shard in dataset.shards)
     number = max(0, min(number, -(-total // SHOWN) - 1))
+    parts = [*_parts(dataset, label, number * SHOWN, SHOWN)]
+    size = sum(dataset.shards[index].bytes for index, _, _ in parts)
+    if len(parts) > OPEN_SHARDS and size > MAX_SHARD_BYTES:
+        raise TooLarge(
+            f"the images of this page lie in {len(parts)} shards of {size} bytes together, and {MAX_SHARD_BYTES} are "
+            "read for a page: look at all classes, or fetch the shards and look there"
+        )
     cells = []
-    for index, first, last in _parts(dataset, label, number * SHOWN, SHOWN):
+    for index, first, last in parts:
         cells += [Cell(index, key) for key in files.keys(dataset, index, label)[first:last]]
     return Page(cells, number, total)
 

@@ -46,7 +46,7 @@ from dearkd_synth.service import forecast_unit
 from dearkd_synth.service.card import dataset_card
 from dearkd_synth.service.early_end import delete_left_out, is_wanted, note_end
 from dearkd_synth.service.live import LivePreviews
-from dearkd_synth.service.pictures import side_key, store_map, store_preview, update_preview
+from dearkd_synth.service.pictures import MAX_STRIPS, side_key, store_map, store_preview, update_preview
 from dearkd_synth.service.preview import write_strip
 from dearkd_synth.service.stored_student import load_student
 from dearkd_synth.service.student_unit import UNIT, fetch_student, make_student
@@ -124,11 +124,13 @@ class ShardMaker:
                     said = {"quality": shard_quality(made), "made_with": made_by}
                     shard = write_samples(path, made, spec).model_copy(update=said)
                     check_contents(path, spec, index)
-                    beside = {"png": (strip := write_strip(made.images, made.labels))}
+                    beside: dict[str, bytes] = {}
+                    if index < MAX_STRIPS:  # nobody looks at those of others: 12 MB each, at 224 px and 20 classes
+                        beside["png"] = write_strip(made.images, made.labels)
                     if index in mapped_shards(spec.num_shards):
                         beside["safetensors"] = shard_part(made, spec.num_shards)
                 if index == 0:
-                    self._watch(attempt, spec, teacher, made, strip, shard)
+                    self._watch(attempt, spec, teacher, made, beside["png"], shard)
                 if self._timelapse is not None:
                     store_timelapse(attempt, self._timelapse)
                 with tracing.span("store shard", {"dearkd.bytes": shard.bytes}):
@@ -291,9 +293,11 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
     rounds = spec.cut_in_rounds
     count = spec.num_shards if ended is None else rounds.shards_before(rounds.of_sample(ended.made))
     shards = [Shard.model_validate_json(payloads[str(i)]) for i in range(count)]
+    # One listing, not a request for each shard; only what it lacks, or has otherwise, is asked for by name.
+    listed = {stored.key: stored.size for stored in storage.objects(f"datasets/{identifier}")}
     for shard in shards:
-        stored = storage.size(f"datasets/{identifier}/{shard.name}")
-        if stored != shard.bytes:
+        key = f"datasets/{identifier}/{shard.name}"
+        if listed.get(key) != shard.bytes and (stored := storage.size(key)) != shard.bytes:
             raise CorruptData(
                 f"{shard.name} has {stored} bytes in storage, but {shard.bytes} were written: delete it, retry the job"
             )

@@ -21,6 +21,7 @@ from dearkd_synth.service.preview import compose_preview
 log = logging.getLogger(__name__)
 
 MAX_STRIPS = 64
+"""The first shards, which leave strips for the grid."""
 
 
 def update_preview(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, marked: int | None = None) -> None:
