@@ -34,7 +34,7 @@ from dearkd_distill.plan import Plan
 from dearkd_distill.progress import progress_on
 from dearkd_synth import DeepInversion
 from dearkd_synth.inversion import Step
-from dearkd_synth.quality import merge_quality, shard_quality
+from dearkd_synth.quality import merge_quality, shard_quality, without_parts
 from dearkd_synth.watch import require_good, warnings
 from dearkd_trainer import DearKDTrainer, FrozenTeacher, Student, TrainingResult
 from dearkd_trainer.record.facts import RunFacts
@@ -263,8 +263,7 @@ def _make_images(
     (folder / INFO).write_bytes(info_json(Shard.model_validate(one["shard"]) for one in kept))
     if plan.teacher.spec.class_names:
         (folder / CLASS_NAMES).write_text(json.dumps(plan.teacher.spec.class_names), encoding="utf-8")
-    merged = merge_quality([one["quality"] for one in kept])
-    state["quality"] = {name: value for name, value in merged.items() if name not in ("classes", "outliers")}
+    state["quality"] = without_parts(merge_quality([one["quality"] for one in kept]))
     return paths
 
 

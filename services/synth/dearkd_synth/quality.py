@@ -89,6 +89,11 @@ def merge_quality(shards: Sequence[Mapping[str, Any]]) -> Quality:
     }
 
 
+def without_parts(quality: Mapping[str, Any]) -> Quality:
+    """The figures as a whole, without those of classes and samples: of many shards these are most of a manifest."""
+    return {name: value for name, value in quality.items() if name not in ("classes", "outliers")}
+
+
 def _mean_pairwise_distance(features: Tensor) -> float | None:
     """1 − the mean cosine similarity over all pairs of L2-normalised features (n, D); None without a pair."""
     n = len(features)

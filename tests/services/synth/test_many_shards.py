@@ -59,6 +59,13 @@ def test_only_shards_that_the_grid_shows_leave_a_strip_and_the_end_asks_for_none
         drain("synthesis", maker.perform, settings)
     assert ledger.store.get(made.id).status == "succeeded"
     dataset = datasets(storage).get(dataset_of(made.id))
+    # The figures of classes and samples stand once: in each shard they would grow with shards times classes.
+    assert dataset.quality is not None
+    assert len(dataset.quality["classes"]) == 5
+    for shard in dataset.shards:
+        assert shard.quality is not None
+        assert shard.quality["samples"] == shard.samples
+        assert shard.quality.keys().isdisjoint({"classes", "outliers"})
     notes = Counter(stored.key.rpartition(".")[2] for stored in storage.objects(f"jobs/{made.id}/shards"))
     assert notes["png"] == 2
     assert notes["json"] == spec.num_shards

@@ -105,7 +105,7 @@ them. No image of its training data was used. The images carry what the teacher 
 |---|---|
 {figures}
 
-`dataset.json` has these for each shard and class, and names the samples of which the teacher is least sure.
+`dataset.json` has these for each shard and for each class, and names the samples of which the teacher is least sure.
 
 {_classes(dataset)}```python
 import webdataset as wds

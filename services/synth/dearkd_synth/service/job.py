@@ -41,7 +41,7 @@ from dearkd_synth.engine.compilation import compiled_by
 from dearkd_synth.engine.determinism import CUBLAS_WORKSPACE, rounding
 from dearkd_synth.feature_map import mapped_shards, shard_part
 from dearkd_synth.inversion import DeepInversion
-from dearkd_synth.quality import merge_quality, shard_quality
+from dearkd_synth.quality import merge_quality, shard_quality, without_parts
 from dearkd_synth.service import forecast_unit
 from dearkd_synth.service.card import dataset_card
 from dearkd_synth.service.early_end import delete_left_out, is_wanted, note_end
@@ -303,6 +303,10 @@ def finish(attempt: Attempt, spec: SynthesisSpec, teacher: Teacher) -> None:
             )
     judged = [shard.quality for shard in shards if shard.quality is not None]
     quality = merge_quality(judged) if judged else {}
+    shards = [
+        shard if shard.quality is None else shard.model_copy(update={"quality": without_parts(shard.quality)})
+        for shard in shards
+    ]
     if len(judged) < len(shards):
         attempt.note(f"of {len(shards) - len(judged)} shard(s) no quality figures are known: they were adopted")
     if UNIT in payloads:
