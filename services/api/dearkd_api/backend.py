@@ -93,7 +93,7 @@ class Backend:
             answers=Answers(redis),
             deliveries=Deliveries(redis),
             teachers=teachers(storage),
-            datasets=datasets(storage),
+            datasets=datasets(storage, remember=True),
             models=models(storage),
             verification=Verification(storage),
             samples=SampleFiles(storage, settings),

@@ -96,8 +96,8 @@ class DatasetManifest(Manifest):
         )
 
 
-def datasets(storage: Storage) -> Catalog[DatasetManifest]:
-    return Catalog(storage, "datasets", "ds", "dataset.json", DatasetManifest)
+def datasets(storage: Storage, *, remember: bool = False) -> Catalog[DatasetManifest]:
+    return Catalog(storage, "datasets", "ds", "dataset.json", DatasetManifest, remember=remember)
 
 
 def fetch_shard(storage: Storage, dataset: DatasetManifest, shard: Shard, cache: FileCache) -> Path:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
+from collections import OrderedDict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
@@ -116,19 +118,39 @@ class Model(Manifest):
     files: list[StoredFile] = Field(default_factory=list)
 
 
+LARGE_BYTES: Final = 2**18
+"""Manifests of so many stored bytes are worth remembering: reading them takes milliseconds, again for each shard of a
+dataset that is fetched, and for each picture of its page."""
+MAX_REMEMBERED_BYTES: Final = 2**24
+"""Stored bytes of what a catalog remembers; in memory a manifest has about six times as many."""
+
 ManifestT = TypeVar("ManifestT", bound=Manifest)
 
 
 class Catalog(Generic[ManifestT]):
     """All resources of one sort: `{root}/{id}/{manifest}` and what lies beside it, such as `shared`, an empty object
-    while all owners may see it."""
+    while all owners may see it. Usable from several threads.
 
-    def __init__(self, storage: Storage, root: str, kind: Kind, manifest: str, model: type[ManifestT]) -> None:
+    Args:
+        storage: where they are.
+        root: the folder of them all.
+        kind: the beginning of their ids.
+        manifest: the name of the file that is written last.
+        model: what that file holds.
+        remember: True to keep large manifests, for as long as storage says that they were not written anew.
+    """
+
+    def __init__(
+        self, storage: Storage, root: str, kind: Kind, manifest: str, model: type[ManifestT], *, remember: bool = False
+    ) -> None:
         self.storage = storage
         self.root = root
         self.kind: Kind = kind
         self.manifest = manifest
         self.model = model
+        self._remember = remember
+        self._remembered: OrderedDict[str, tuple[object, ManifestT, int]] = OrderedDict()
+        self._mutex = threading.Lock()
 
     def key(self, identifier: str, name: str) -> str:
         """The storage key of a file of a resource.
@@ -158,18 +180,45 @@ class Catalog(Generic[ManifestT]):
         key = self.key(identifier, self.manifest)
         unknown = NotFound(f"there is no {identifier!r} in {self.root}")
         try:
-            text = self.storage.read(key)
+            known = self._recall(key)
+            if known is None:
+                text = self.storage.read(key)
+                version = None
+                if self._remember and len(text) >= LARGE_BYTES:
+                    # Its version first: of what is written in between the next look then finds another one.
+                    version, text = self.storage.version(key), self.storage.read(key)
         except NotFound:
             raise unknown from None
-        try:
-            found = read_document(self.model, text, key, _remedy(identifier))
-        except Unreadable:
-            if viewer is not None and claimed(text, "owner") != viewer and not self.is_shared(identifier):
-                raise unknown from None
-            raise
-        if not self.is_visible(found, viewer):
+        if known is None:
+            try:
+                known = read_document(self.model, text, key, _remedy(identifier)), len(text)
+            except Unreadable:
+                if viewer is not None and claimed(text, "owner") != viewer and not self.is_shared(identifier):
+                    raise unknown from None
+                raise
+            if version is not None:
+                self._keep(key, version, *known)
+        if not self.is_visible(known[0], viewer):
             raise unknown
-        return found, len(text)
+        return known
+
+    def _recall(self, key: str) -> tuple[ManifestT, int] | None:
+        """A manifest that was remembered and has not been written anew. Raises `NotFound` if it is gone."""
+        with self._mutex:
+            held = self._remembered.get(key)
+        if held is None or self.storage.version(key) != held[0]:
+            return None
+        with self._mutex:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+        return held[1:]
+
+    def _keep(self, key: str, version: object, manifest: ManifestT, size: int) -> None:
+        with self._mutex:
+            self._remembered[key] = version, manifest, size
+            self._remembered.move_to_end(key)
+            while sum(size for _, _, size in self._remembered.values()) > MAX_REMEMBERED_BYTES:
+                self._remembered.popitem(last=False)
 
     def is_visible(self, item: ManifestT, viewer: str | None) -> bool:
         """Tell whether an owner may see a resource; None sees all."""

@@ -7,6 +7,7 @@ import pytest
 
 from dearkd.data.manifests import DatasetManifest, datasets
 from dearkd.data.shard_files import Shard
+from dearkd.errors import NotFound
 from dearkd.identifiers import new_id
 from dearkd.settings import Settings
 from dearkd.storage import catalog
@@ -63,3 +64,33 @@ def test_a_manifest_above_the_bound_is_a_page_of_its_own(tmp_path: Path, monkeyp
     assert ([one.id for one in first], more) == ([newer], True)
     last, more = datasets(storage).page(limit=5, after=newer)
     assert ([one.id for one in last], more) == ([older], False)
+
+
+def test_a_large_manifest_is_read_once_until_it_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the fetching of a dataset would read its manifest once for each of its shards."""
+    storage = Storage.open(Settings(storage_url=f"file://{tmp_path}"))
+    small, large, larger = put(storage, 1), put(storage, 30), put(storage, 40)
+    key = f"datasets/{large}/dataset.json"
+    text = storage.read(key)
+    monkeypatch.setattr(catalog, "LARGE_BYTES", len(text))
+    monkeypatch.setattr(catalog, "MAX_REMEMBERED_BYTES", 2 * len(text))
+    read: list[str] = []
+    monkeypatch.setattr(storage, "read", lambda key: (read.append(key), Storage.read(storage, key))[1])
+
+    def reads(identifier: str, times: int = 4) -> int:
+        read.clear()
+        assert [known.get(identifier).id for _ in range(times)] == [identifier] * times
+        return len(read)
+
+    known = datasets(storage, remember=True)
+    assert [reads(large), reads(large), reads(small)] == [2, 0, 4]
+    assert [reads(larger), reads(larger, 1), reads(large, 1)] == [2, 0, 2], "both together are above the bound"
+    storage.put(key, text.replace(b'"num_samples": 30', b'"num_samples": 31'))
+    assert known.get(large).num_samples == 31
+    known.delete(large)
+    with pytest.raises(NotFound):
+        known.get(large)
+    known = datasets(storage)
+    assert reads(larger) == 4
