@@ -35,6 +35,7 @@ from api_load import running
 from PIL import Image
 
 from dearkd.data.manifests import DatasetManifest, datasets
+from dearkd.data.shard_files import Shard
 from dearkd.identifiers import new_id
 from dearkd.jobs.model import dataset_of
 from dearkd.local.embedded_redis import embedded_redis, free_port
@@ -159,8 +160,11 @@ class Parts:
         return {"datasets": len(found)}
 
     def tables(self) -> dict[str, Any]:
+        """What the job's last unit makes of the shards' figures, which are in its notes."""
         dataset = self.dataset()
-        quality = merge_quality([shard.quality for shard in dataset.shards if shard.quality is not None])
+        notes = (stored.key for stored in self.storage.objects(f"jobs/{dataset.job}/shards"))
+        shards = [Shard.model_validate_json(self.storage.read(key)) for key in notes if key.endswith(".json")]
+        quality = merge_quality([shard.quality for shard in shards if shard.quality is not None])
         card = dataset_card(dataset, teachers(self.storage).get(str(dataset.teacher)))
         return {"classes": len(quality["classes"]), "card_bytes": len(card)}
 
