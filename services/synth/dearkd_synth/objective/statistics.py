@@ -100,7 +100,7 @@ class MatchedBatchNorm(nn.Module):
         self.statistics: Statistics = []
         """The moments of the input, of each call since the list was cleared."""
         self.places: list[int] = []
-        """Of the same calls, the pixels (H·W) of the input's maps."""
+        """The pixels (H·W) of the input's maps, of the same calls."""
 
     def normalise(self, x: Tensor) -> Tensor:
         return torch.batch_norm(
