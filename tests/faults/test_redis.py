@@ -8,7 +8,8 @@ import pytest
 
 from dearkd.answers import JobView
 from dearkd.errors import Unavailable
-from dearkd.local.doctor import Finding, check_jobs
+from dearkd.local.doctor import check_jobs
+from dearkd.local.findings import Finding
 from tests.support.services import eventually
 from tests.support.world import SYNTHESIS, TRAINING, World, workers
 

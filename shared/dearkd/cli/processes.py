@@ -142,7 +142,8 @@ def doctor(
     """Check what this machine lacks, and say how to mend it; exits 1 if something that is needed is missing."""
     from pydantic import ValidationError
 
-    from dearkd.local.doctor import Finding, adopt, examine
+    from dearkd.local.doctor import adopt, examine
+    from dearkd.local.findings import Finding
     from dearkd.settings import Settings, broken_settings
 
     findings: list[Finding] = []

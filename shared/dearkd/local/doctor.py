@@ -7,11 +7,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from redis import Redis
 
@@ -19,17 +18,19 @@ from dearkd.addresses import StorageAddress
 from dearkd.client import Client
 from dearkd.data.manifests import datasets
 from dearkd.errors import DearKDError, InvalidInput, NotFound, Unavailable, Unreadable
-from dearkd.identifiers import is_id, new_id
+from dearkd.identifiers import is_id
 from dearkd.jobs.model import Job, kind_of, owner_of
 from dearkd.jobs.settlement import read_job
 from dearkd.local.embedded_redis import find_redis_server
+from dearkd.local.findings import Finding
+from dearkd.local.store_rules import try_rules
 from dearkd.redaction import without_credentials
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.storage.api_keys import KeyRecords
 from dearkd.storage.catalog import models, teachers
 from dearkd.storage.marker import KEY, KnownStorage
-from dearkd.storage.objects import AlreadyExists, Storage
+from dearkd.storage.objects import Storage
 
 LOW_DISK_BYTES = 5 * 10**9
 NO_DISK_BYTES = 5 * 10**8
@@ -53,16 +54,6 @@ except Exception as error:
     report["error"] = f"{type(error).__name__}: {error}"
 print(json.dumps(report))
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`remark`: worth knowing, but everything works. `problem`: something needed is missing."""
-
-    subject: str
-    state: Literal["ok", "remark", "problem"]
-    detail: str
-    remedy: str = ""
 
 
 def examine(settings: Settings, *, resubmit: bool = False) -> Iterator[Finding]:
@@ -197,24 +188,27 @@ def _forgetful(redis: Redis) -> list[str]:
 
 def check_storage(settings: Settings) -> Iterator[Finding]:
     url = settings.storage_url
+    found: list[Finding] = []
     try:
         root = _local_root(settings)
         redis = connect(settings) if "redis_url" in settings.model_fields_set and _answers(settings) else None
         if root is None or (root.exists() and any(root.iterdir())):
-            _try_storage(Storage.open(settings, redis))
+            found = _try_storage(Storage.open(settings, redis))
         elif redis is not None and KnownStorage(redis).identifier() is not None:
             Storage.open(settings, redis).ping()  # which says what is wrong, and makes nothing
         else:
             # Nothing is there yet: try where it will be made, and leave nothing there.
             parent = next(folder for folder in (root, *root.parents) if folder.is_dir())
             with tempfile.TemporaryDirectory(prefix=".dearkd-doctor-", dir=parent) as trial:
-                _try_storage(Storage.open(settings.model_copy(update={"storage_url": f"file://{trial}"})))
+                found = _try_storage(Storage.open(settings.model_copy(update={"storage_url": f"file://{trial}"})))
     except (DearKDError, OSError) as error:
         cause = f" ({error.cause})" if isinstance(error, DearKDError) and error.cause else ""
         remedy = "set DEARKD_STORAGE_URL to a folder or bucket that can be written"
         yield Finding("storage", "problem", f"{without_credentials(url)}: {error}{cause}", remedy)
     else:
-        yield Finding("storage", "ok", f"{url} can be written, and creates an object only once")
+        if not any(finding.state == "problem" for finding in found):
+            yield Finding("storage", "ok", f"{url} can be written, and keeps the rules that dearkd needs")
+        yield from found
         if root is not None and (root / KEY).exists() and root.stat().st_mode & 0o077:
             yield Finding("storage", "remark", f"others on this machine can look into {root}", f"chmod 700 '{root}'")
 
@@ -246,20 +240,10 @@ def _local_root(settings: Settings) -> Path | None:
     return address.folder if address.scheme == "file" else None
 
 
-def _try_storage(storage: Storage) -> None:
-    key = f"tmp/{new_id('tmp')}"
-    storage.create(key, b"1")
-    try:
-        try:
-            storage.create(key, b"2")
-        except AlreadyExists:
-            pass
-        else:
-            raise DearKDError("it lets an object be created twice, and so cannot keep two workers apart")
-        if storage.read(key) != b"1":
-            raise DearKDError("it does not return what was written")
-    finally:
-        storage.delete(key)
+def _try_storage(storage: Storage) -> list[Finding]:
+    """Findings of the store's rules: of a bucket each, of a folder only those that it breaks."""
+    storage.ping()
+    return [finding for finding in try_rules(storage) if finding.state != "ok" or not storage.is_local]
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:

@@ -81,6 +81,7 @@ class Marker:
         self._known = known
         self._fresh = fresh
         self._id: str | None = None
+        self._creates_once = False
         self._proved_until = self._remembered_until = 0.0
 
     def prove(self, *, writing: bool = False, again: bool = False) -> None:
@@ -110,6 +111,29 @@ class Marker:
             self._known.replace(found)
         self._id = found
         return found
+
+    def require_creates_once(self) -> None:
+        """Refuse a store that lets what is there be created again: writers would replace each other's objects.
+
+        Tried once, on the marker: a store that lets it be created again has written the same bytes anew.
+
+        Raises:
+            Unavailable: `storage_unavailable` if the store is such a one, or cannot be reached.
+        """
+        if self._creates_once:
+            return
+        if (data := self._root.read_marker()) is not None:
+            try:
+                self._root.create_marker(data)
+            except AlreadyExists:
+                pass
+            else:
+                raise _outage(
+                    "its store lets an object be created twice (it ignores If-None-Match: * on PUT), so that writers "
+                    "would replace each other's objects: use one that honours it; `dearkd doctor` tries what a store "
+                    "must do"
+                )
+        self._creates_once = True
 
     def _read(self) -> str | None:
         data = self._root.read_marker()

@@ -136,6 +136,8 @@ class Storage:
             AlreadyExists: if the key exists; nothing was written.
         """
         with self._proven("create", key, writing=True):
+            if not self.is_local:  # a file system's own links see to it
+                self._marker.require_creates_once()
             obstore.put(self._for_upload(_size(data) or 0), key, data, mode="create", use_multipart=False)
 
     def create_or_adopt(self, key: str, data: bytes | Path, made: T, adopt: Callable[[], T]) -> T:

@@ -1,0 +1,78 @@
+"""The rules that `dearkd doctor` tries on a store: a real one keeps them, and each is seen to be broken where it is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dearkd.errors import Unavailable
+from dearkd.local.doctor import check_storage
+from dearkd.local.store_rules import RULES, try_rules
+from dearkd.settings import Settings
+from dearkd.storage.marker import KEY
+from dearkd.storage.objects import Storage
+from tests.support.s3 import S3Server
+from tests.support.stand_in_bucket import FAULTS, StandInBucket, stand_in_bucket
+
+ATOMIC = "lets one win of several that create an object at once"
+BROKEN_BY = dict(zip(FAULTS, RULES, strict=True))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInBucket]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    with stand_in_bucket() as found:
+        yield found
+
+
+def settings_of(bucket: StandInBucket) -> Settings:
+    return Settings(storage_url="s3://dearkd/rules", s3_endpoint=bucket.endpoint)
+
+
+def test_a_store_that_keeps_all_rules_is_told_so_rule_by_rule(bucket: StandInBucket) -> None:
+    (_, *found) = check_storage(settings_of(bucket))
+    assert [(one.state, one.detail) for one in found] == [("ok", rule.promise) for rule in RULES]
+    assert list(bucket.objects) == [f"rules/{KEY}"], "it leaves nothing but the marker of a storage"
+    assert not bucket.uploads
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_rule_is_seen_to_be_broken(bucket: StandInBucket, fault: str) -> None:
+    storage = Storage.open(settings_of(bucket))
+    storage.ping()
+    bucket.fault = fault
+    (found,) = try_rules(storage, (BROKEN_BY[fault],))
+    assert found.detail.startswith(f"{BROKEN_BY[fault].promise}: no; "), found
+    assert found.remedy
+    # Nothing is lost by a race that two win: leases come first, and both wrote the same.
+    assert found.state == ("remark" if fault == "looks before it writes" else "problem"), found
+
+
+def test_a_store_that_lets_objects_be_created_twice_is_refused_before_anything_is_lost(bucket: StandInBucket) -> None:
+    bucket.fault = "creates twice"
+    storage = Storage.open(settings_of(bucket))
+    with pytest.raises(Unavailable, match="If-None-Match") as refused:
+        storage.create("datasets/x/train-000000.tar", b"shard")
+    assert refused.value.code == "storage_unavailable"
+    assert list(bucket.objects) == [f"rules/{KEY}"]
+
+
+@pytest.mark.services
+def test_a_server_that_checks_signatures_keeps_the_rules_and_nothing_stays(s3: S3Server) -> None:
+    settings = s3.settings("rules", Settings())
+    (_, *found) = check_storage(settings)
+    assert [one.detail.partition(":")[0] for one in found] == [rule.promise for rule in RULES]
+    # Swift looks before it writes: how many win a race there is a matter of chance.
+    wrong = [
+        one for one in found if one.state != "ok" and not (one.state == "remark" and one.detail.startswith(ATOMIC))
+    ]
+    assert not wrong
+    assert [stored.key for stored in Storage.open(settings).objects("")] == [KEY]
+
+
+def test_a_folder_keeps_the_rules(tmp_path: Path) -> None:
+    storage = Storage.open(Settings(storage_url=f"file://{tmp_path}"))
+    found = list(try_rules(storage))
+    assert {one.state for one in found} == {"ok"}, found
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [KEY]
