@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: browser demo check test test-all test-quick lint openapi screenshots notebooks format gpu imagenet-demo
+.PHONY: azurite browser demo check test test-all test-quick lint openapi screenshots notebooks format gpu imagenet-demo
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -39,6 +39,10 @@ browser:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null; } || \
 		echo "no Chromium, and none can be installed by apt-get here: tests in a browser are skipped" >&2
+
+# A server of Azure's blobs, for the tests of that store; they are skipped without it.
+azurite:
+	npm install --silent --no-audit --no-fund --omit=optional --prefix $(VENV)/azurite azurite@3.35.0
 
 # Everything, as CI runs it. The fault tests come first: they take longest, and mostly wait for what must happen.
 test: $(DEV) browser

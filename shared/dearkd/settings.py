@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     """The address of an S3 server other than AWS: `http://host:port` or `https://host:port`."""
     s3_region: str | None = None
     """Default: AWS_REGION or AWS_DEFAULT_REGION, else us-east-1."""
+    s3_addressing: Literal["path", "virtual"] | None = None
+    """The place of the bucket: in the path, or in the host's name. Default: the host's name at AWS, unless the bucket's
+    has dots; the path elsewhere."""
 
     api_keys: str = Field(default="", repr=False)
     """The keys that the API asks for, by commas; `sha256:HEX` stands for the key of that hash. Empty: for none."""

@@ -71,6 +71,7 @@ connect_timeout = 0.05
 [filter:s3api]
 use = egg:swift#s3api
 location = us-east-1
+storage_domain = s3.test
 s3_acl = false
 [filter:tempauth]
 use = egg:swift#tempauth

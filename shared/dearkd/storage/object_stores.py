@@ -104,11 +104,16 @@ def _s3(address: StorageAddress, settings: Settings, client: "ClientConfig") -> 
     given = {option: _from_file(name) for option, name in CREDENTIALS.items()}
     keys = cast("S3Config", {option: secret for option, secret in given.items() if secret is not None})
     make = partial(S3Store, address.bucket, config=keys, prefix=address.prefix, region=region, retry_config=_RETRIES)
+    virtual = settings.s3_addressing == "virtual"
     if endpoint is None:
         # AWS wants the bucket in the host's name; but its certificates do not cover one with dots.
-        return make(virtual_hosted_style_request="." not in address.bucket, client_options=client)
+        virtual = virtual or (settings.s3_addressing is None and "." not in address.bucket)
+        return make(virtual_hosted_style_request=virtual, client_options=client)
     client["allow_http"] = endpoint.startswith("http://")
-    return make(endpoint=endpoint, virtual_hosted_style_request=False, client_options=client)
+    if virtual:  # obstore takes the endpoint to name the bucket then
+        scheme, _, host = endpoint.partition("://")
+        endpoint = f"{scheme}://{address.bucket}.{host}"
+    return make(endpoint=endpoint, virtual_hosted_style_request=virtual, client_options=client)
 
 
 def _from_file(name: str) -> str | None:
