@@ -99,9 +99,8 @@ def test_a_run_goes_on_from_its_checkpoint_on_the_node_that_is_left_and_a_cancel
     print(log)
     assert re.search(r"lost (rank \d of the run's 2 processes|the processes that Ray had started|the driver)", log)
     assert "trains in 1 processes instead of 2" in log
-    assert (
-        f"goes on after epoch 2, step {2 * STEPS + 1}" in log or f"goes on after epoch 2, step {2 * STEPS + 2}" in log
-    )
+    # What had come from the lost node before the loss was noticed counts.
+    assert re.search(r"goes on after epoch 2, step 1[1-4], from its last checkpoint", log)
 
     local = start(ledger, dataset)
     assert drain("training", perform, settings) == 1
