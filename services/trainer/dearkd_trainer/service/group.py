@@ -71,7 +71,7 @@ class Group(ABC):
         """Ranks and their messages; None: the connection of that rank is closed."""
         self._connections: dict[int, socket.socket] = {}
         self._processes: list[psutil.Process] = []
-        """Those of this machine that have to be ended: children of the launcher, unless that was killed."""
+        """The processes of this machine that have to be ended: children of the launcher, unless that was killed."""
         self._over = threading.Event()
         self._launcher_lost_at: float | None = None
         """The time at which the launcher was found to have failed."""
