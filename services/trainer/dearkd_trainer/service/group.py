@@ -239,6 +239,8 @@ class Group(ABC):
                 rank, word = self._inbox.get(timeout=left)
                 if word is None and rank not in self._reported:
                     raise Died(self._loss(rank))
+                if word is not None and word["what"] == "died":
+                    raise Died(word["why"])
                 if word is not None and word["what"] == "failed":
                     return rank, word
         return -1, {}
