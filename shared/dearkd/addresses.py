@@ -128,6 +128,16 @@ def check_redis_url(url: str) -> str:
     return url
 
 
+def check_ray_address(text: str) -> str:
+    """Raises ValueError if the address of a Ray cluster's head is no `host:port`."""
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"[\w.-]+|\[[0-9A-Fa-f:.]+\]", host) or not (
+        port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    ):
+        raise ValueError("use host:port, as for `ray start --address`")
+    return text
+
+
 def expand_folder(path: Path) -> Path:
     """A folder with `~` replaced by the home folder, as a shell would.
 

@@ -8,7 +8,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from dearkd.addresses import StorageAddress, check_api_url, check_endpoint, check_redis_url, expand_folder
+from dearkd.addresses import (
+    StorageAddress,
+    check_api_url,
+    check_endpoint,
+    check_ray_address,
+    check_redis_url,
+    expand_folder,
+)
 from dearkd.redaction import without_credentials
 from dearkd.secret_files import read_secret
 
@@ -103,6 +110,9 @@ class Settings(BaseSettings):
     """Seconds for which `dearkd gc` keeps what a failed or canceled job made, so that it can be retried."""
     torch_threads: int | None = Field(default=None, ge=1)
     """CPU threads of a job; recorded with its results. Default: torch's own choice."""
+    ray_address: str | None = None
+    """The head of the Ray cluster (`host:port`, as for `ray start --address`) on which runs with `engine: ray` are
+    trained; for the API and its trainers, whose machines are nodes of it. Default: there is none."""
     metrics_sinks: str | None = None
     """Trackers that training runs send their metrics to, besides the API: any of `tensorboard,mlflow,wandb,trackio`,
     separated by commas; empty: none. Default: TensorBoard if its package is installed."""
@@ -157,6 +167,11 @@ class Settings(BaseSettings):
     @classmethod
     def _check_endpoint(cls, value: str | None) -> str | None:
         return None if value is None else check_endpoint(value)
+
+    @field_validator("ray_address")
+    @classmethod
+    def _check_ray_address(cls, value: str | None) -> str | None:
+        return check_ray_address(value) if value else None
 
     @field_validator("cache_dir", "metrics_dir")
     @classmethod

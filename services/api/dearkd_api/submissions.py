@@ -124,7 +124,9 @@ def complete_training(
             initial = StudentSpec.check(model.spec.get("student"), prefix="/init")
     with errors:
         if facts is not None and posted.refusal is None and (teacher is not None or not errors):
-            spec = request.complete(facts, teacher.spec if teacher else None, initial)
+            spec = request.complete(
+                facts, teacher.spec if teacher else None, initial, on_ray=backend.settings.ray_address is not None
+            )
     errors.raise_if_any()
     assert spec is not None
     assert facts is not None

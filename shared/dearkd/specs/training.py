@@ -145,7 +145,10 @@ class TrainingSpec(Spec):
     """Parts in which each process computes the gradient of its share of the batch, where that does not fit into memory
     at once. The result is the same up to the order of sums, but for dropout and drop-path, which differ."""
     processes: int = Field(default=1, ge=1, le=1024)
+    """Processes that share each batch. With `engine` `ray` the most: as many take part as find room in the cluster."""
     engine: Literal["local", "ray"] = "local"
+    """`local`: the processes run on one worker's machine; `ray`: on the nodes of a Ray cluster, if the server has one
+    (DEARKD_RAY_ADDRESS)."""
     precision: Precision = "float32"
     holdout: float = Field(default=0.05, ge=0, lt=1)
     """Part of the training images on which `best` is chosen; they are not trained on [R]."""
@@ -176,7 +179,13 @@ class TrainingSpec(Spec):
 
     @classmethod
     def resolve(
-        cls, posted: Any, dataset: DatasetFacts, teacher: TeacherSpec | None, initial: StudentSpec | None = None
+        cls,
+        posted: Any,
+        dataset: DatasetFacts,
+        teacher: TeacherSpec | None,
+        initial: StudentSpec | None = None,
+        *,
+        on_ray: bool = False,
     ) -> "TrainingSpec":
         """Check a JSON object as a `TrainingRequest` and complete it.
 
@@ -186,7 +195,7 @@ class TrainingSpec(Spec):
         """
         from dearkd.specs.training_request import TrainingRequest  # which is made of this class
 
-        return TrainingRequest.check(posted).complete(dataset, teacher, initial)
+        return TrainingRequest.check(posted).complete(dataset, teacher, initial, on_ray=on_ray)
 
     @property
     def units(self) -> list[list[str]]:

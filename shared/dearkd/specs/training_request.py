@@ -61,7 +61,12 @@ class TrainingRequest(Spec):
     student: StudentRequest = Field(default_factory=StudentRequest)
 
     def complete(
-        self, dataset: DatasetFacts, teacher: TeacherSpec | None, initial: StudentSpec | None = None
+        self,
+        dataset: DatasetFacts,
+        teacher: TeacherSpec | None,
+        initial: StudentSpec | None = None,
+        *,
+        on_ray: bool = False,
     ) -> TrainingSpec:
         """The spec of the recipe, over it what is given, and defaults that fit to what is given.
 
@@ -69,6 +74,7 @@ class TrainingRequest(Spec):
             dataset: what is known of the one that is named.
             teacher: the teacher that the run will use: the one named, else the dataset's, else None.
             initial: the dimensions of the model that `init` names, if it names one.
+            on_ray: whether there is a Ray cluster for `engine: ray`.
 
         Raises:
             InvalidInput: with a pointer for every rule that the fields break together, or with dataset and teacher.
@@ -88,6 +94,13 @@ class TrainingRequest(Spec):
             defaults = overlay(defaults, NO_DISTILLATION)
         spec = _fit(TrainingSpec.check(overlay(defaults, given)), given, dataset)
         _check_against(spec, dataset, teacher, given=given)
+        if spec.engine == "ray" and not on_ray:
+            raise InvalidInput.at(
+                "/engine",
+                "ray, but this server knows no Ray cluster: use local, or name one by DEARKD_RAY_ADDRESS to the API "
+                "and its trainers",
+                code="engine_unavailable",
+            )
         if initial is not None:
             _check_begins_from(spec.student, initial)
         return spec
@@ -193,10 +206,6 @@ def _check_against(
         )
     if errors:
         raise InvalidInput.all_of(errors)
-    if spec.engine != "local":
-        raise InvalidInput.at(
-            "/engine", f"{spec.engine} is not built into this server: use local", code="engine_unavailable"
-        )
 
 
 def _check_begins_from(student: StudentSpec, initial: StudentSpec) -> None:

@@ -19,7 +19,7 @@ from dearkd.errors import CorruptData
 from dearkd.specs import TrainingSpec
 from dearkd.vision.images import encode
 from dearkd.work.attempt import Died
-from dearkd_trainer.service import process_group
+from dearkd_trainer.service import group as group_module
 from dearkd_trainer.service.inputs import RunInputs
 from dearkd_trainer.service.process_group import ProcessGroup
 from dearkd_trainer.train.trainer import Metrics, TrainingResult
@@ -135,11 +135,11 @@ def test_the_reason_that_a_process_tells_comes_before_that_of_one_that_only_lost
     ends_in: type[Exception],
     says: str,
 ) -> None:
-    monkeypatch.setattr(process_group, "CAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(group_module, "CAUSE_SECONDS", 0.2)
     group = ProcessGroup(
         make_inputs(make_spec(processes=2), "run"), device="cpu", threads=1, check=lambda: None, note=print
     )
-    monkeypatch.setattr(group, "_torchrun", Torchrun(), raising=False)
+    monkeypatch.setattr(group, "_launched", Torchrun(), raising=False)
     for told in [(0, first), *others]:
         group._inbox.put(told)
     with pytest.raises(ends_in, match=says) as caught:

@@ -365,10 +365,12 @@ def test_timms_notation_is_kept_as_it_came(notation: str | None) -> None:
     assert training_spec("ds", augmentation={"aa": notation}).augmentation.aa == notation
 
 
-def test_an_engine_that_is_not_built_in_says_so_by_code() -> None:
-    with pytest.raises(InvalidInput) as error:
+def test_a_server_without_a_ray_cluster_says_so_by_code_and_names_the_setting() -> None:
+    with pytest.raises(InvalidInput, match="no Ray cluster: use local, or name one by DEARKD_RAY_ADDRESS") as error:
         training_spec("ds", engine="ray")
-    assert error.value.code == "engine_unavailable"
+    assert (error.value.code, [e.pointer for e in error.value.errors]) == ("engine_unavailable", ["/engine"])
+    spec = TrainingSpec.resolve({"dataset": "ds", "engine": "ray"}, FACTS, TEACHER, on_ray=True)
+    assert spec == training_spec("ds").model_copy(update={"engine": "ray"})
 
 
 @pytest.mark.parametrize(

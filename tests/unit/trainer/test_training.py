@@ -484,6 +484,17 @@ def test_processes_that_did_not_join_are_missed(make_spec: MakeSpec, make_traine
         make_trainer(make_spec(processes=2))
 
 
+def test_fewer_processes_of_a_ray_cluster_compute_more_parts_of_the_same_batches(
+    make_spec: MakeSpec, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    asked = make_spec(processes=2, grad_accum_steps=2).model_copy(update={"engine": "ray"})
+    found = make_trainer(asked, directory=tmp_path / "found").fit()
+    parts = make_trainer(make_spec(grad_accum_steps=4), directory=tmp_path / "parts").fit()
+    assert curve(found.history) == curve(parts.history)
+    spec = make_spec(grad_accum_steps=2)
+    assert curve(make_trainer(spec, directory=tmp_path / "two").fit().history) != curve(parts.history)
+
+
 def test_bfloat16_trains(make_spec: MakeSpec, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(make_spec(precision="bfloat16"))
     rows = trainer.fit().history

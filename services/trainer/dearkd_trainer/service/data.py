@@ -7,15 +7,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dearkd.data.manifests import DatasetManifest, fetch_shard
+from dearkd.data.manifests import DatasetManifest, datasets, fetch_shard
 from dearkd.errors import InvalidInput
+from dearkd.jobs.model import dataset_of, kind_of
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage.file_cache import FileCache
 from dearkd.storage.objects import Storage
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.stored_shards import StoredShards
-from dearkd.work.attempt import Attempt
 
 Source = list[Path] | DatasetManifest
 """Verified files that stay, or a stored dataset whose shards are fetched when they are needed."""
@@ -24,21 +24,35 @@ PLACES = {"storage_url", "s3_endpoint", "s3_region", "cache_dir", "cache_bytes"}
 """The settings that `open_shards` reads."""
 
 
+def manifests_of(storage: Storage, spec: TrainingSpec) -> tuple[DatasetManifest, DatasetManifest | None]:
+    """The manifests of the dataset to train on and of that to evaluate on. Raises `NotFound` for one that is gone."""
+    identifier = dataset_of(spec.dataset) if kind_of(spec.dataset) == "synthesis" else spec.dataset
+    known = datasets(storage)
+    return known.get(identifier), known.get(spec.eval_dataset) if spec.eval_dataset else None
+
+
 def fetch_datasets(
-    attempt: Attempt, spec: TrainingSpec, dataset: DatasetManifest, evaluated: DatasetManifest | None
+    storage: Storage,
+    cache: FileCache,
+    spec: TrainingSpec,
+    dataset: DatasetManifest,
+    evaluated: DatasetManifest | None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Source, Source | None]:
     """Fetch and hold the shards to train on and those to evaluate on, as far as all of either fit into the cache.
 
     Raises:
         InvalidInput: if those to train on need more than the cache may hold.
         CorruptData: naming the shard and what differs from the manifest.
+        BaseException: what `check` raises, which is called before each shard.
     """
-    room = attempt.settings.cache_bytes
+    room = cache.max_bytes
     need = _need(spec, dataset, room)
-    shards = _fetch(attempt, dataset) if _bytes(dataset) <= room else dataset
+    shards = _fetch(storage, cache, dataset, check) if _bytes(dataset) <= room else dataset
     if evaluated is None:
         return shards, None
-    return shards, _fetch(attempt, evaluated) if need + _bytes(evaluated) <= room else evaluated
+    fits = need + _bytes(evaluated) <= room
+    return shards, _fetch(storage, cache, evaluated, check) if fits else evaluated
 
 
 def open_shards(
@@ -91,7 +105,7 @@ def _need(spec: TrainingSpec, dataset: DatasetManifest, room: int) -> int:
     return need
 
 
-def _fetch(attempt: Attempt, manifest: DatasetManifest) -> list[Path]:
+def _fetch(storage: Storage, cache: FileCache, manifest: DatasetManifest, check: Callable[[], None]) -> list[Path]:
     """A dataset's shards, each fetched and verified before anything reads it.
 
     Raises:
@@ -99,8 +113,8 @@ def _fetch(attempt: Attempt, manifest: DatasetManifest) -> list[Path]:
     """
     paths = []
     for shard in manifest.shards:
-        attempt.check()
-        paths.append(fetch_shard(attempt.storage, manifest, shard, attempt.cache))
+        check()
+        paths.append(fetch_shard(storage, manifest, shard, cache))
     return paths
 
 

@@ -1,5 +1,6 @@
 """The inputs of a run as files of this machine, from which a trainer is made: here, or in each process of a group."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -9,15 +10,81 @@ from pydantic import BaseModel, Field
 
 from dearkd.settings import Settings
 from dearkd.specs import Task, TeacherSpec, TrainingSpec
+from dearkd.storage.catalog import fetch_model_file, fetch_weights, models, teachers
+from dearkd.storage.checkpoints import StoredCheckpoint
+from dearkd.storage.file_cache import FileCache
+from dearkd.storage.objects import Storage
 from dearkd.vision.shards import ShardDataset
 from dearkd.vision.teachers import load_teacher
-from dearkd_trainer.model.export import load_model
+from dearkd_trainer.evaluate.report import ATTENTION, EVALUATION, METRICS
+from dearkd_trainer.model.export import CARD, CONFIG, REPORT, SAMPLES, WEIGHTS, load_model
 from dearkd_trainer.model.student import Student
 from dearkd_trainer.record.facts import RunFacts
+from dearkd_trainer.service.checkpoints import fetch_checkpoint
 from dearkd_trainer.service.data import Source, open_shards
 from dearkd_trainer.train.failures import explained
 from dearkd_trainer.train.teacher import FrozenTeacher
 from dearkd_trainer.train.trainer import DearKDTrainer, Metrics
+
+FILES = (WEIGHTS, CONFIG, CARD, SAMPLES, REPORT, METRICS, EVALUATION, ATTENTION)
+"""The files of a model, as far as its run has left them."""
+
+
+class StoredInputs(BaseModel):
+    """The inputs of a run by their ids, from which any machine that reaches the storage makes its `RunInputs`."""
+
+    run: str
+    spec: TrainingSpec
+    task: Task
+    settings: dict[str, Any]
+    """The settings (`data.PLACES`) by which storage and cache are found."""
+    about: RunFacts
+
+    def fetch(
+        self,
+        storage: Storage,
+        cache: FileCache,
+        shards: tuple[Source, Source | None],
+        directory: Path,
+        note: Callable[[str], None],
+    ) -> tuple["RunInputs", StoredCheckpoint]:
+        """Fetch weights and the last checkpoint to this machine; they stay until the cache is closed.
+
+        Args:
+            storage: where they are.
+            cache: of this machine.
+            shards: what `fetch_datasets` returned.
+            directory: for the run's own files.
+            note: called with lines for the job's log, such as of a checkpoint that is damaged.
+
+        Returns:
+            The inputs, and the checkpoint as `fetch_checkpoint` tells of it.
+
+        Raises:
+            NotFound: if the teacher or the model to begin from is gone.
+            CorruptData: if one of the files is not what was stored.
+        """
+        spec, train, evaluated = self.spec, *shards
+        inputs = RunInputs(
+            spec=spec,
+            directory=directory,
+            shards=train,
+            eval_shards=evaluated,
+            settings=self.settings,
+            task=self.task,
+            teacher=None,
+            teacher_weights=None,
+            about=self.about,
+        )
+        if spec.teacher is not None and spec.needs_teacher:
+            teacher = teachers(storage).get(spec.teacher)
+            inputs.teacher, inputs.teacher_weights = teacher.spec, fetch_weights(storage, teacher, cache)
+        if spec.init is not None:
+            model = models(storage).get(spec.init)
+            config = fetch_model_file(storage, model, CONFIG, cache)
+            inputs.initial = json.loads(config.read_text(encoding="utf-8"))
+            inputs.initial_weights = fetch_model_file(storage, model, WEIGHTS, cache)
+        return inputs, fetch_checkpoint(storage, self.run, directory / "checkpoints", note)
 
 
 class RunInputs(BaseModel):

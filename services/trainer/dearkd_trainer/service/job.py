@@ -4,7 +4,6 @@ Checkpoints go to `runs/{id}/checkpoints/` as soon as they are committed locally
 model goes to `models/{id}/`, its manifest last.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any, Literal, cast
 import torch
 
 from dearkd import tracing
-from dearkd.data.manifests import DatasetManifest, datasets
+from dearkd.data.manifests import DatasetManifest
 from dearkd.errors import Unavailable
 from dearkd.jobs.measures import STEP_SECONDS, TRAINED_IMAGES
-from dearkd.jobs.model import Job, dataset_of, kind_of, model_of, now
+from dearkd.jobs.model import Job, model_of, now
 from dearkd.settings import Settings
 from dearkd.specs import Task, TrainingSpec
 from dearkd.storage.catalog import (
@@ -25,8 +24,6 @@ from dearkd.storage.catalog import (
     StoredFile,
     Teacher,
     describe_file,
-    fetch_model_file,
-    fetch_weights,
     models,
     teachers,
 )
@@ -35,20 +32,18 @@ from dearkd.storage.objects import AlreadyExists, Storage
 from dearkd.vision.devices import choose_device
 from dearkd.work.attempt import Attempt, Died, HandBack
 from dearkd.work.worker import drain as drain_units
-from dearkd_trainer.evaluate.report import ATTENTION, EVALUATION, METRICS, json_lines
-from dearkd_trainer.model.export import CARD, CONFIG, REPORT, SAMPLES, WEIGHTS
+from dearkd_trainer.evaluate.report import METRICS, json_lines
+from dearkd_trainer.model.export import REPORT
 from dearkd_trainer.record.facts import RunFacts
 from dearkd_trainer.record.meter import json_row
-from dearkd_trainer.service.checkpoints import fetch_checkpoint, store_checkpoint
-from dearkd_trainer.service.data import PLACES, fetch_datasets, open_shards, pixel_statistics
-from dearkd_trainer.service.inputs import RunInputs
+from dearkd_trainer.service.checkpoints import store_checkpoint
+from dearkd_trainer.service.data import PLACES, Source, fetch_datasets, manifests_of, open_shards, pixel_statistics
+from dearkd_trainer.service.inputs import FILES, RunInputs, StoredInputs
 from dearkd_trainer.service.process_group import ProcessGroup
+from dearkd_trainer.service.ray_group import RayGroup, require_ray
 from dearkd_trainer.service.sinks import RunInfo, Sinks
 from dearkd_trainer.train.failures import LoaderLost
 from dearkd_trainer.train.trainer import Metrics, TrainingResult
-
-FILES = (WEIGHTS, CONFIG, CARD, SAMPLES, REPORT, METRICS, EVALUATION, ATTENTION)
-"""The files of a model, as far as its run has left them."""
 
 
 def drain(job: str) -> None:
@@ -63,12 +58,14 @@ def perform(attempt: Attempt) -> None:
     """Perform a run, from its last checkpoint to its model. Whatever it raises ends the attempt or fails the run."""
     spec = attempt.job.training_spec
     storage = attempt.storage
-    identifier = dataset_of(spec.dataset) if kind_of(spec.dataset) == "synthesis" else spec.dataset
-    manifest = datasets(storage).get(identifier)
+    if spec.engine == "ray":
+        require_ray(attempt.settings)
+    manifest, evaluated = manifests_of(storage, spec)
     teacher = teachers(storage).get(spec.teacher) if spec.teacher else None
-    evaluated = datasets(storage).get(spec.eval_dataset) if spec.eval_dataset else None
-    with tracing.span("fetch datasets"):
-        shards, eval_shards = fetch_datasets(attempt, spec, manifest, evaluated)
+    shards: tuple[Source, Source | None] = (manifest, evaluated)
+    if spec.engine == "local":
+        with tracing.span("fetch datasets"):
+            shards = fetch_datasets(storage, attempt.cache, spec, manifest, evaluated, attempt.check)
     in_chans = cast(Literal[1, 3], manifest.in_chans if teacher is None else teacher.in_chans)
     for role, data in (("dataset", manifest), ("eval_dataset", evaluated)):
         for line in data.conversions(in_chans) if data is not None else ():
@@ -77,45 +74,36 @@ def perform(attempt: Attempt) -> None:
         mean, std = teacher.mean, teacher.std
     else:
         images = open_shards(
-            shards, attempt.settings, num_classes=manifest.num_classes, in_chans=in_chans, check=attempt.check
+            shards[0], attempt.settings, num_classes=manifest.num_classes, in_chans=in_chans, check=attempt.check
         )
         mean, std = pixel_statistics(images, attempt.check)
+    inputs = StoredInputs(
+        run=attempt.job.id,
+        spec=spec,
+        task=Task.stored(
+            {
+                "num_classes": manifest.num_classes,
+                "in_chans": in_chans,
+                "image_size": spec.student.image_size,
+                "mean": mean,
+                "std": std,
+                "class_names": [c.name for c in manifest.classes],
+            }
+        ),
+        settings=attempt.settings.model_dump(mode="json", include=PLACES),
+        about=facts_of(attempt.job, manifest, teacher),
+    )
     with attempt.cache.scratch("run") as directory:
-        inputs = RunInputs(
-            spec=spec,
-            directory=directory,
-            shards=shards,
-            eval_shards=eval_shards,
-            settings=attempt.settings.model_dump(mode="json", include=PLACES),
-            task=Task.stored(
-                {
-                    "num_classes": manifest.num_classes,
-                    "in_chans": in_chans,
-                    "image_size": spec.student.image_size,
-                    "mean": mean,
-                    "std": std,
-                    "class_names": [c.name for c in manifest.classes],
-                }
-            ),
-            teacher=teacher.spec if teacher is not None and spec.needs_teacher else None,
-            teacher_weights=(
-                fetch_weights(storage, teacher, attempt.cache) if teacher is not None and spec.needs_teacher else None
-            ),
-            about=facts_of(attempt.job, manifest, teacher),
-        )
-        if spec.init is not None:
-            model = models(storage).get(spec.init)
-            config = fetch_model_file(storage, model, CONFIG, attempt.cache)
-            weights = fetch_model_file(storage, model, WEIGHTS, attempt.cache)
-            inputs = inputs.model_copy(
-                update={"initial": json.loads(config.read_text(encoding="utf-8")), "initial_weights": weights}
-            )
-        stored = fetch_checkpoint(storage, attempt.job.id, inputs.directory / "checkpoints", attempt.note)
+        placed, stored = inputs.fetch(storage, attempt.cache, shards, directory, attempt.note)
         reporter = RunReporter(attempt, spec, stored)
         try:
             with tracing.span("train"):
-                alone = spec.processes == 1
-                result = train_here(inputs, reporter) if alone else train_in_group(attempt, inputs, reporter)
+                if spec.engine == "ray":
+                    result = train_in_cluster(attempt, inputs, directory, reporter)
+                elif spec.processes == 1:
+                    result = train_here(placed, reporter)
+                else:
+                    result = train_in_group(attempt, placed, reporter)
         finally:
             reporter.sinks.close()
         with tracing.span("store model"):
@@ -175,6 +163,14 @@ def train_in_group(attempt: Attempt, inputs: RunInputs, reporter: "RunReporter")
     threads = max(1, torch.get_num_threads() // inputs.spec.processes)
     device = cast(Literal["cpu", "cuda"], choose_device().type)
     with ProcessGroup(inputs, device=device, threads=threads, check=attempt.check, note=attempt.note) as group:
+        return group.run(reporter)
+
+
+def train_in_cluster(
+    attempt: Attempt, inputs: StoredInputs, directory: Path, reporter: "RunReporter"
+) -> TrainingResult:
+    """Run the training on a Ray cluster."""
+    with RayGroup(inputs, directory, attempt.settings, check=attempt.check, note=attempt.note) as group:
         return group.run(reporter)
 
 

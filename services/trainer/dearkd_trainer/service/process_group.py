@@ -1,56 +1,20 @@
-"""A run of several processes on this machine: torchrun starts them, this process watches over them.
+"""A run of several processes on this machine, which torchrun starts."""
 
-Only this process holds the attempt: it reports the group's progress to Redis and storage, and ends the group. The
-group's processes (`dearkd_trainer.service.rank`) each have a connection to it, and exit when that closes, so they never
-outlive it. Rank 0 reports progress; each reports why it fails. One that is gone without a report was killed or crashed:
-then the others are ended too, and the attempt counts as a death, after which the run goes on from its last checkpoint.
-"""
-
-import json
 import os
-import queue
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import psutil
 from pydantic import BaseModel
 
-from dearkd import errors
 from dearkd.specs.base import STORED
-from dearkd.work.attempt import Died, HandBack
-from dearkd.work.worker import GRACE_SECONDS, exit_clause
-from dearkd_trainer.evaluate.evaluation import Evaluation
+from dearkd_trainer.service.group import Group
 from dearkd_trainer.service.inputs import RunInputs
-from dearkd_trainer.train.failures import LoaderLost
-from dearkd_trainer.train.trainer import Metrics, TrainingResult
-
-POLL_SECONDS = 0.2
-CHECKPOINT_SECONDS = GRACE_SECONDS - 2
-"""The time in which a group that has to end makes a last checkpoint: less than its worker waits before it kills."""
-CAUSE_SECONDS = 2.0
-"""The time to wait, after an error, for the news that another process died: that may have caused the error."""
-EXIT_SECONDS = 60.0
-
-Message = dict[str, Any]
-
-
-class Reporter(Protocol):
-    """A listener to the run's progress."""
-
-    def begin(self, history: list[Metrics], step: int, images: int) -> None: ...
-    def on_step(self, step: int, steps: int) -> None: ...
-    def on_epoch(self, row: Metrics) -> None: ...
-    def on_checkpoint(self, path: Path) -> None: ...
 
 
 class RankConfig(BaseModel):
@@ -68,8 +32,8 @@ class RankConfig(BaseModel):
         return cls.model_validate_json(path.read_text(encoding="utf-8"), context=STORED)
 
 
-class ProcessGroup:
-    """The processes of a run; they live while the block runs.
+class ProcessGroup(Group):
+    """The processes of a run on this machine; they live while the block runs.
 
     Args:
         inputs: of the run; its spec has the number of processes.
@@ -78,6 +42,8 @@ class ProcessGroup:
         check: called while no message comes; what it raises ends the run (`HandBack`: after a last checkpoint).
         note: called with lines for the job's log, such as the traceback of a failed process.
     """
+
+    launcher = "torchrun"
 
     def __init__(
         self,
@@ -88,220 +54,34 @@ class ProcessGroup:
         check: Callable[[], None],
         note: Callable[[str], None],
     ) -> None:
+        super().__init__(inputs.spec.processes, inputs.directory, check=check, note=note)
         self.inputs = inputs
-        self.check, self.note = check, note
         self.device: Literal["cpu", "cuda"] = device
         self.threads = threads
-        self._inbox: queue.Queue[tuple[int, Message | None]] = queue.Queue()
-        """Ranks and their messages; None: the connection of that rank is closed."""
-        self._connections: dict[int, socket.socket] = {}
-        self._processes: list[psutil.Process] = []
-        """The process of each rank: a child of torchrun, unless torchrun was killed."""
-        self._over = threading.Event()
-        self._torchrun_lost_at: float | None = None
-        """The time at which torchrun was found to have failed."""
-        self._reported: set[int] = set()
-        """Ranks that reported their result or failure."""
-        self._begun = False
-        self._deadline: float | None = None
-        """The time by which the last checkpoint must be there; 0 once it is; None if the run is not handed back."""
 
-    def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="group-")  # ours alone, and of a short name
-        address = Path(self._folder.name) / "socket"
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(address))
-        self._listener.listen(self.inputs.spec.processes)
-        config = RankConfig(inputs=self.inputs, device=self.device, threads=self.threads, socket=address)
-        path = Path(self._folder.name) / "rank.json"
+    def _listen(self, folder: Path) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(folder / "socket"))
+        listener.listen(self.processes)
+        return listener
+
+    def _launch(self, folder: Path) -> subprocess.Popen[bytes]:
+        config = RankConfig(inputs=self.inputs, device=self.device, threads=self.threads, socket=folder / "socket")
+        path = folder / "rank.json"
         path.write_text(config.model_dump_json(), encoding="utf-8")
-        threading.Thread(target=self._accept, name="process-group", daemon=True).start()
-        count = str(self.inputs.spec.processes)
-        self._torchrun = subprocess.Popen(
+        return subprocess.Popen(
             [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count),
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc-per-node", str(self.processes)),
                 *("-m", "dearkd.imports", "dearkd_trainer.service.rank", str(path)),
             ],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONSAFEPATH": "1"},
             start_new_session=True,
         )
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            with suppress(subprocess.TimeoutExpired):
-                self._torchrun.wait(EXIT_SECONDS)
-        self._over.set()
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with suppress(psutil.NoSuchProcess):
-            self._processes.insert(0, psutil.Process(self._torchrun.pid))
-        for head in list(self._processes):
-            with suppress(psutil.NoSuchProcess):
-                for process in [head, *head.children(recursive=True)]:
-                    with suppress(psutil.NoSuchProcess):
-                        process.kill()
-        self._torchrun.wait()
-        self._folder.cleanup()
-        for connection in list(self._connections.values()):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-
-    def run(self, reporter: Reporter) -> TrainingResult:
-        """Wait for the result, and pass on the reports of progress until then.
-
-        Raises:
-            Died: if a process was killed or crashed.
-            HandBack: if this process has to end, after a last checkpoint where there was time for one.
-            DearKDError: the one that ended a process of the group, or the attempt.
-            RuntimeError: any other error of a process of the group.
-        """
-        while True:
-            try:
-                rank, message = self._next()
-                if message is None:
-                    if rank not in self._reported:
-                        raise Died(self._loss(rank))
-                elif message["what"] == "failed":
-                    self._fail(rank, message)
-                elif message["what"] == "ended":
-                    self._reported.add(rank)
-                    if rank == 0:
-                        return _result(message["result"])
-                else:
-                    self._pass_on(message, reporter)
-            except HandBack:
-                self._hand_back()
-            except Died:
-                if self._deadline is not None:
-                    raise HandBack from None
-                raise
-
-    def _next(self) -> tuple[int, Message | None]:
-        while True:
-            self._require_torchrun()
-            try:
-                return self._inbox.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                self.check()
-
-    def _require_torchrun(self) -> None:
-        """Raise `Died` if torchrun failed; after 2 s, since it also fails after a death, which is reported first."""
-        if not (code := self._torchrun.poll()):
-            return
-        self._torchrun_lost_at = self._torchrun_lost_at or time.monotonic()
-        if code < 0 or time.monotonic() - self._torchrun_lost_at > CAUSE_SECONDS:
-            raise Died(f"lost torchrun, which answers for the run's processes: it {exit_clause(code)}")
-
-    def _pass_on(self, message: Message, reporter: Reporter) -> None:
-        match message["what"]:
-            case "begins":
-                self._begun = True
-                reporter.begin(message["history"], message["step"], message["images"])
-            case "step":
-                reporter.on_step(message["step"], message["steps"])
-                return
-            case "epoch":
-                reporter.on_epoch(message["row"])
-            case "checkpoint":
-                try:
-                    reporter.on_checkpoint(Path(message["path"]))
-                except HandBack:
-                    self._deadline = 0.0
-                    raise
-                if self._deadline is not None:
-                    self._deadline = 0.0
-                    raise HandBack
-        # Rank 0 waits for this, so that what it reported does not change meanwhile.
-        self._send("heard")
-
-    def _hand_back(self) -> None:
-        if not self._begun or (self._deadline is not None and time.monotonic() > self._deadline):
-            raise HandBack
-        if self._deadline is None:
-            self._deadline = time.monotonic() + CHECKPOINT_SECONDS
-            self._send("save")
-
-    def _send(self, word: str) -> None:
-        with suppress(OSError):  # rank 0 is gone, as the inbox will show
-            self._connections[0].sendall(json.dumps(word).encode() + b"\n")
-
-    def _fail(self, rank: int, message: Message) -> None:
-        """Raise the error that ended the group: any process's `DearKDError`, else a process's death, else this failure.
-
-        The failure that comes first need not be the cause: a process also fails because another died, or because
-        torchrun ended its loader with the group.
-        """
-        failed = {rank: message}
-        until = time.monotonic() + CAUSE_SECONDS
-        while True:
-            self._reported.add(rank)
-            _raise_if_known(message)
-            rank, message = self._next_failure(until)
-            if not message:
-                break
-            failed[rank] = message
-        for rank, message in failed.items():
-            if message["type"] == LoaderLost.__name__:
-                raise Died(f"lost a process that read the images of rank {rank}: {message['message']}")
-        rank, message = next(iter(failed.items()))
-        self.note(f"rank {rank} failed:\n{message['traceback'].rstrip()}")
-        raise RuntimeError(f"rank {rank} failed: {message['type']}: {message['message']}")
-
-    def _next_failure(self, until: float) -> tuple[int, Message]:
-        """The next rank that reports a failure, and its report; (-1, {}) at `until`. Raises `Died` if one just died."""
-        while (left := until - time.monotonic()) > 0:
-            with suppress(queue.Empty):
-                rank, word = self._inbox.get(timeout=left)
-                if word is None and rank not in self._reported:
-                    raise Died(self._loss(rank))
-                if word is not None and word["what"] == "failed":
-                    return rank, word
-        return -1, {}
-
-    def _loss(self, rank: int) -> str:
-        return f"lost rank {rank} of the run's {self.inputs.spec.processes} processes, which was killed or crashed"
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # the block has ended
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._read, args=(connection,), name="rank", daemon=True).start()
-
-    def _read(self, connection: socket.socket) -> None:
-        rank = -1
-        with suppress(OSError, ValueError), connection.makefile("rb") as lines:
-            rank, pid = json.loads(lines.readline())
-            with suppress(psutil.NoSuchProcess):  # gone already, as the end of its connection will show
-                self._processes.append(psutil.Process(pid))
-            self._connections[rank] = connection
-            if self._over.is_set():  # too late to be among those that were ended
-                connection.shutdown(socket.SHUT_RDWR)
-            for line in lines:
-                self._inbox.put((rank, json.loads(line)))
-        self._inbox.put((rank, None))
-
-
-def _raise_if_known(message: Message) -> None:
-    known = getattr(errors, message["type"], None)
-    if isinstance(known, type) and issubclass(known, errors.DearKDError):
-        found = [errors.FieldError(**error) for error in message["errors"]]
-        raise known(message["message"], code=message["code"], errors=found)
-
-
-def _result(found: dict[str, Any]) -> TrainingResult:
-    evaluation = found.pop("evaluation")
-    return TrainingResult(
-        **{**found, "weights": Path(found["weights"])},
-        evaluation=Evaluation(**evaluation) if evaluation is not None else None,
-    )
-
-
-def as_json(result: TrainingResult) -> dict[str, Any]:
-    """The result as JSON, from which `ProcessGroup.run` rebuilds it."""
-    return {**asdict(result), "weights": str(result.weights)}
+    def _admit(self, connection: socket.socket, hello: list[Any]) -> int:
+        rank, pid = hello
+        with suppress(psutil.NoSuchProcess):  # gone already, as the end of its connection will show
+            self._processes.append(psutil.Process(pid))
+        return int(rank)

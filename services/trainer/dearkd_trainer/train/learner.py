@@ -130,7 +130,8 @@ class Learner:
         images, target = self.mixing(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
-        parts = min(self.spec.grad_accum_steps, len(images))
+        # Where fewer processes learn than the spec has, each takes more parts, not larger ones.
+        parts = min(-(-self.spec.grad_accum_steps * self.spec.processes // self.world.size), len(images))
         stored = [None] * parts if logits is None else logits.to(self.device, non_blocking=True).tensor_split(parts)
         batch_parts = zip(images.tensor_split(parts), target.tensor_split(parts), stored, strict=True)
         for place, some in enumerate(batch_parts, 1):

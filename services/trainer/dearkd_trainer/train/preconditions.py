@@ -90,11 +90,13 @@ def check_class_names(
 def checked_world(spec: TrainingSpec, images: int) -> World:
     """The processes that have joined, if they are as many as the spec's and each batch of `images` has one for each.
 
+    On a Ray cluster they may be fewer: as many as find room.
+
     Raises:
         InvalidInput: at `/processes`.
     """
     world = World.current()
-    if world.size != spec.processes:
+    if world.size != spec.processes and not (spec.engine == "ray" and world.size < spec.processes):
         raise InvalidInput.at(
             "/processes",
             f"{spec.processes}, but {world.size} joined: start them by torchrun --nproc-per-node {spec.processes}, and "

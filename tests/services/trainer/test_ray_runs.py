@@ -1,0 +1,149 @@
+"""Runs on a Ray cluster of two nodes on this machine's loopback, beside runs of two processes without it."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+
+from dearkd.data.manifests import DatasetManifest
+from dearkd.errors import Unavailable
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import Job
+from dearkd.settings import Settings
+from dearkd.specs import TrainingSpec
+from dearkd.storage.catalog import models
+from dearkd.work.attempt import STOP_SECONDS
+from dearkd.work.worker import drain, open_ledger
+from dearkd_trainer.service.job import RunReporter, perform
+from dearkd_trainer.service.ray_group import own_address
+from tests.services.trainer.test_windowed_jobs import PLAIN, dataset, settings
+from tests.support.bars import curve
+
+__all__ = ["dataset", "settings"]
+
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed: pip install 'dearkd[ray]'")
+
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8, for two nodes' addresses"),
+]
+
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+SPEC: dict[str, Any] = {
+    **PLAIN,
+    "workers": 0,
+    "processes": 2,
+    "checkpoint_seconds": 1e-9,
+    "student": {**PLAIN["student"], "drop_path_rate": 0.0},
+    "stage_two": {"epochs": 3},
+}
+STEPS = 5
+"""Of an epoch: 54 images by 12."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 by itself: beside other tests they would starve
+        # Ray takes 127.0.0.1 for this machine's outer address, but not those beside it.
+        found = cluster_utils.Cluster(initialize_head=True, head_node_args={**NODE, "node_ip_address": "127.0.0.2"})
+        try:
+            yield found
+        finally:
+            found.shutdown()
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Ledger:
+    return open_ledger(settings)
+
+
+def start(ledger: Ledger, dataset: DatasetManifest, **posted: Any) -> Job:
+    body = {"dataset": dataset.id, "eval_dataset": dataset.id, **SPEC, **posted}
+    spec = TrainingSpec.resolve(body, dataset.facts, None, on_ray=True)
+    return ledger.store.create_training(spec, epochs=spec.epochs, waits_for=None)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
+    """Have `act` called once, when a run has done that step."""
+    on_step, done = RunReporter.on_step, list[bool]()
+
+    def watched(self: RunReporter, now: int, steps: int) -> None:
+        if now == step and not done:
+            done.append(True)
+            act(self.attempt.job)
+        on_step(self, now, steps)
+
+    monkeypatch.setattr(RunReporter, "on_step", watched)
+
+
+def lose(cluster: Any, node: Any) -> None:
+    """Kill all of a node at once; its processes by themselves would only end when they miss their raylet."""
+    (raylet,) = node.all_processes["raylet"]
+    below = psutil.Process(raylet.process.pid).children(recursive=True)
+    cluster.remove_node(node, allow_graceful=False)
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_a_run_goes_on_from_its_checkpoint_on_the_node_that_is_left_and_a_canceled_one_ends(
+    settings: Settings, dataset: DatasetManifest, ledger: Ledger, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = cluster.add_node(**NODE, node_ip_address="127.0.0.3")
+    settings = settings.model_copy(
+        update={"ray_address": cluster.address, "cache_bytes": 2**30, "torch_threads": 1, "lease_seconds": 60.0}
+    )
+    at_step(monkeypatch, 2 * STEPS + 2, lambda _: lose(cluster, second))
+    disturbed = start(ledger, dataset, engine="ray")
+    assert drain("training", perform, settings) == 1
+    ((lost, _),) = ledger.reap(max_deaths=settings.max_deaths)
+    assert lost.job == disturbed.id
+    assert drain("training", perform, settings) == 1
+    log = ledger.log.read(disturbed.id)
+    assert re.search(r"lost (rank \d of the run's 2 processes|the processes that Ray had started|the driver)", log)
+    assert "trains in 1 processes instead of 2" in log
+    # What had come from the lost node before the loss was noticed counts.
+    assert re.search(r"goes on after epoch 2, step 1[1-4], from its last checkpoint", log)
+
+    local = start(ledger, dataset)
+    assert drain("training", perform, settings) == 1
+    ended = [ledger.store.get(job.id) for job in (local, disturbed)]
+    assert [job.status for job in ended] == ["succeeded"] * 2, [job.error for job in ended]
+    mine, theirs = (models(ledger.store.storage).get(job.result["model"]) for job in ended)
+    own = {"id", "name", "created_at", "run", "files", "accuracy", "spec"}
+    assert mine.model_dump(exclude=own) == theirs.model_dump(exclude=own)
+    assert [file.name for file in mine.files] == [file.name for file in theirs.files]
+    assert (mine.accuracy is None, theirs.accuracy is None) == (False, False)
+    rows = [curve(ledger.store.rows(job.id)[0]) for job in ended]
+    assert rows[0][:2] == rows[1][:2], "two processes do the same wherever they are"
+    for here, there in zip(*rows, strict=True):
+        assert here == {
+            name: value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-6)
+            for name, value in there.items()
+        }
+
+    monkeypatch.undo()
+    began: list[float] = []
+
+    def cancel(job: Job) -> None:
+        ledger.store.cancel(job.id)
+        began.append(time.monotonic())
+
+    at_step(monkeypatch, 3, cancel)
+    canceled = start(ledger, dataset, engine="ray", stage_two={"epochs": 3000})
+    assert drain("training", perform, settings) == 1
+    assert time.monotonic() - began[0] < STOP_SECONDS
+    assert ledger.store.get(canceled.id).status == "canceled"
+
+
+def test_a_cluster_that_does_not_answer_is_an_outage() -> None:
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9 does not answer .* DEARKD_RAY_ADDRESS"):
+        own_address("127.0.0.1:9")
