@@ -8,8 +8,9 @@
 --   `:units` (sorted set of all, by place: group * 2^32 + number in it), `:open` (sorted set of units, by place),
 --   `:claims` (hash unit -> token), `:holders` (hash unit -> process that claimed it), `:done` (hash unit -> payload),
 --   `:deaths` (hash unit -> count), `:causes` (hash unit -> what ended its last holder), `:partial` (hash unit ->
---   progress), `:rows` (list of a run's metrics), `:waiting` (set of runs blocked on it), `:events` (stream),
---   `:log` (list of lines), `:deliveries` (hash number -> delivery to its webhook; `deliveries` of the job counts them).
+--   progress), `:told` (set for a moment: see `report`), `:rows` (list of a run's metrics), `:waiting` (set of runs
+--   blocked on it), `:events` (stream), `:log` (list of lines), `:deliveries` (hash number -> delivery to its webhook;
+--   `deliveries` of the job counts them).
 -- Keys of all: `dearkd:events` (stream of the events of all jobs), `dearkd:open:{kind}` (jobs of which a unit can be
 --   claimed, by priority and turn), `dearkd:leases`
 --   (unit -> expiry in ms), `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences
