@@ -43,7 +43,7 @@ LOOKED_AT = 100
 """Jobs that it looks at: the first by priority and turn."""
 
 SILENCE_SECONDS = 45
-"""A live rq worker says every 15 s that it is there."""
+"""A live rq worker says every 10 s that it is there (`listener.SIGN_SECONDS`)."""
 
 
 def queue(redis: Redis, name: QueueName) -> Queue:
