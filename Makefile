@@ -15,7 +15,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where make can, what runs side by side prints its output in one piece.
 BESIDE := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: azurite browser demo check test test-all test-quick lint openapi screenshots notebooks format gpu imagenet-demo
+.PHONY: azurite browser programs demo check test test-all test-quick lint openapi screenshots notebooks format gpu
+.PHONY: imagenet-demo
 
 # One resolver run, so that the pins in constraints.txt decide which torch everything else is resolved against.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -34,18 +35,24 @@ check test: export OMP_NUM_THREADS = 1
 check: $(DEV)
 	$(MAKE) $(BESIDE) lint test-quick
 
-# The browser that pages are tested in, where it is missing and can be installed. Without one those tests are skipped.
+# What tests need besides: a program, its package in Debian, and which tests are skipped where it can be had in no way.
+packaged = @command -v $(1) >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(2) >/dev/null; } || \
+	echo "no $(1), and none can be installed by apt-get here: tests $(3) are skipped" >&2
+
 browser:
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null; } || \
-		echo "no Chromium, and none can be installed by apt-get here: tests in a browser are skipped" >&2
+	$(call packaged,chromium,chromium,in a browser)
+
+# Also hosts of their own within this one.
+programs: browser
+	$(call packaged,ip,iproute2,of several hosts)
 
 # A server of Azure's blobs, for the tests of that store; they are skipped without it.
 azurite:
 	npm install --silent --no-audit --no-fund --omit=optional --prefix $(VENV)/azurite azurite@3.35.0
 
 # Everything, as CI runs it. The fault tests come first: they take longest, and mostly wait for what must happen.
-test: $(DEV) browser
+test: $(DEV) programs
 	$(MAKE) $(BESIDE) lint test-all
 
 test-all: $(DEV)

@@ -11,12 +11,16 @@ CHUNK = 65536
 class FaultProxy:
     """Forwards connections to `upstream` until told otherwise.
 
+    Args:
+        upstream: host and port of the server.
+        listener: where it is reached; by default a free port of loopback.
+
     Attributes:
         held: set once a request that matches what `hold` was given has come; it is not forwarded before `release`.
         faults: how many connections were broken on purpose.
     """
 
-    def __init__(self, upstream: tuple[str, int]) -> None:
+    def __init__(self, upstream: tuple[str, int], listener: socket.socket | None = None) -> None:
         self.upstream = upstream
         self.held = threading.Event()
         self.faults = 0
@@ -30,7 +34,7 @@ class FaultProxy:
         self._break: Callable[[bytes], bytes | None] | None = None
         self._alter: Callable[[bytes], bytes] | None = None
         self._open: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,11 +56,19 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 @contextmanager
 def process(
-    *command: str, env: Mapping[str, str], log: Path, python: str | Path = sys.executable
+    *command: str,
+    env: Mapping[str, str],
+    log: Path,
+    python: str | Path = sys.executable,
+    within: Sequence[str] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process for as long as the context lasts; ended by SIGTERM, after a while by SIGKILL."""
+    """A Python process for as long as the context lasts; ended by SIGTERM, after a while by SIGKILL.
+
+    The words of `within` stand before its command line: a program that becomes it.
+    """
     with log.open("ab") as output:
-        started = subprocess.Popen([str(python), *command], env=dict(env), stdout=output, stderr=subprocess.STDOUT)
+        line = [*within, str(python), *command]
+        started = subprocess.Popen(line, env=dict(env), stdout=output, stderr=subprocess.STDOUT)
     try:
         yield started
     finally:

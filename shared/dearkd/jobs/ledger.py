@@ -21,7 +21,7 @@ from dearkd.jobs.leases import Leases, milliseconds
 from dearkd.jobs.log import JobLog
 from dearkd.jobs.measures import Measures
 from dearkd.jobs.model import Job, JobError, Progress, sources_of
-from dearkd.jobs.queue import QUEUES, wake
+from dearkd.jobs.queue import QUEUES, wake_missing
 from dearkd.jobs.records import add_event, at
 from dearkd.jobs.scripts import Transition
 from dearkd.jobs.settlement import UNSETTLED
@@ -38,6 +38,8 @@ RETRY_SECONDS = 10
 MAX_RETRY_SECONDS = 360
 LAST_LINES = 8
 """Lines of a job's log that stand in the error of one that killed its workers."""
+FEW_WORKERS = 4
+"""The workers at a job of whom each makes its progress and events anew each second; more of them do so as often."""
 CLOCK = ("ran", "running_since")
 """Fields of a record by which it is known how long the job has run."""
 SILENT = "fell silent: it was stopped, or its machine or its connection to Redis was lost"
@@ -56,6 +58,7 @@ class Ledger(Leases):
         self.measures = Measures()
         self.log = JobLog(store.redis, store.storage)
         self._beat = Transition(store.redis, "beat")
+        self._report = Transition(store.redis, "report")
         self._done = Transition(store.redis, "done")
         self._conclude = Transition(store.redis, "conclude")
         self._release = Transition(store.redis, "release")
@@ -88,6 +91,9 @@ class Ledger(Leases):
     ) -> None:
         """Progress of a claimed unit, added to that of the job's other units. Of a lost claim nothing stays.
 
+        Where many work on a job, what they tell is kept, and a few of them each second add it up: else the work of each
+        would grow with their number.
+
         Args:
             claim: the unit at work.
             done: images or epochs of this unit so far.
@@ -96,17 +102,11 @@ class Ledger(Leases):
             base: what was done before, where finished units do not say so themselves.
         """
         key = job_key(claim.job)
-        pipe = self.redis.pipeline(transaction=True)
-        pipe.hset(f"{key}:partial", claim.unit, json.dumps({"done": done, "per_second": per_second}))
-        pipe.hvals(f"{key}:partial")
-        # Counted as units end: a job may have a hundred thousand of them, and this runs each second.
-        pipe.hmget(key, "progress", "done_samples", "stops_after", *CLOCK)
-        pipe.time()
-        pipe.hget(f"{key}:claims", claim.unit)
-        _, partial, (progress, finished, stops_after, *clock), now, token = pipe.execute()
-        if token != claim.token.encode():  # whoever holds the unit now reports again within a second
-            self.redis.hdel(f"{key}:partial", claim.unit)
+        mine = json.dumps({"done": done, "per_second": per_second})
+        found = self._report(**_named(claim), partial=mine, few=FEW_WORKERS, pause=1000 // FEW_WORKERS)
+        if found is None:
             return
+        partial, (progress, finished, stops_after, *clock), now = found
         if progress is None:
             return
         parts = [json.loads(value) for value in partial]
@@ -117,7 +117,7 @@ class Ledger(Leases):
         rate = sum(part["per_second"] or 0.0 for part in parts) or None
         left = None if rate is None or before.total is None else (before.total - count) / rate
         if left is not None and stops_after:
-            left = max(0.0, min(left, float(stops_after) - _spent(clock, now)))
+            left = max(0.0, min(left, float(stops_after) - _spent(clock, (int(now[0]), int(now[1])))))
         after = before.model_copy(update={"done": count, "per_second": rate, "eta_seconds": left})
         pipe = self.redis.pipeline(transaction=True)
         pipe.hset(key, "progress", after.model_dump_json())
@@ -258,10 +258,8 @@ class Ledger(Leases):
             taken.append((Claim(identifier, unit, ""), self._status(identifier)))
         self._end_late()
         self._open_due(now=milliseconds())
-        for kind, name in QUEUES.items():
-            waiting = cast("list[bytes]", self.redis.zrange(f"dearkd:open:{kind}", 0, 0))
-            if waiting and not self.redis.llen(f"rq:queue:{name}"):
-                wake(self.redis, name, waiting[0].decode())
+        for kind in QUEUES:
+            wake_missing(self.redis, kind)
         # Last, since it needs storage: while that is away, the rest must go on.
         for ended in cast("set[bytes]", self.redis.smembers(UNSETTLED)):
             try:
@@ -362,7 +360,7 @@ class Ledger(Leases):
             raise Conflict(f"{identifier} is {details[0]} and cannot become {target}")
 
 
-def _spent(clock: Sequence[bytes | None], now: tuple[int, int]) -> float:
+def _spent(clock: Sequence[bytes | str | None], now: tuple[int, int]) -> float:
     """The seconds that a job has run, of its `CLOCK` and Redis' time."""
     ran, since = clock
     seconds, microseconds = now

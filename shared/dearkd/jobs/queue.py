@@ -7,12 +7,13 @@ argument, one queue a worker, an explicit timeout, and no use of rq's results, d
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from rq import Queue, Worker
+from rq import Queue, worker_registration
 from rq.serializers import JSONSerializer
+from rq.utils import utcparse
 
 from dearkd.choices import Kind
 from dearkd.errors import Unavailable
-from dearkd.redis_client import Pipeline, Redis
+from dearkd.redis_client import Pipeline, Redis, job_key
 
 QueueName = Literal["synth", "train", "inspect"]
 
@@ -35,8 +36,14 @@ CODE: dict[QueueName, str] = {
 # A task that outlives its worker's interest is ended by cancel or lease; these bounds are the last resort.
 TIMEOUT_SECONDS: dict[QueueName, int] = {"synth": 7 * 86400, "train": 30 * 86400, "inspect": 3600}
 
+WAKES_A_ROUND = 128
+"""The most wake-ups that `wake_missing` adds at once. The reaper calls it every two seconds: a thousand workers begin
+within a quarter of a minute."""
+LOOKED_AT = 100
+"""Jobs that it looks at: the first by priority and turn."""
+
 SILENCE_SECONDS = 45
-"""A live rq worker says every 15 s that it is there."""
+"""A live rq worker says every 10 s that it is there (`listener.SIGN_SECONDS`)."""
 
 
 def queue(redis: Redis, name: QueueName) -> Queue:
@@ -56,6 +63,42 @@ def wake(redis: Redis, name: QueueName, argument: str, *, pipeline: Pipeline | N
     )
 
 
+def wake_missing(redis: Redis, kind: Kind) -> None:
+    """Enqueue as many wake-ups as open jobs could use, but for those that wait already and beyond `WAKES_A_ROUND`.
+
+    It makes good what lost tasks cost, and brings a job that many workers may share more than it was accepted with.
+    """
+    name = QUEUES[kind]
+    pipe = redis.pipeline(transaction=False)
+    pipe.zrange(f"dearkd:open:{kind}", 0, LOOKED_AT - 1)
+    pipe.llen(f"rq:queue:{name}")
+    listed, waiting = pipe.execute()
+    if not listed or waiting >= WAKES_A_ROUND:
+        return
+    pipe = redis.pipeline(transaction=False)
+    for identifier in listed:
+        key = job_key(identifier.decode())
+        pipe.hmget(key, "at_once", "parallelism", "waiting_for")
+        pipe.hlen(f"{key}:claims")
+        pipe.zcard(f"{key}:open")
+    found = pipe.execute()
+    wanted: list[str] = []
+    for identifier, (at_once, parallelism, waits), claimed, units in zip(
+        listed, found[::3], found[1::3], found[2::3], strict=True
+    ):
+        # One, where those that look at it leave it alone, or its units are not recorded yet.
+        free = 1 if waits or not units else min(int(at_once or parallelism or 1) - claimed, units)
+        wanted += [identifier.decode()] * min(free, WAKES_A_ROUND)
+    if not wanted and len(listed) == LOOKED_AT:
+        wanted = [listed[-1].decode()]  # behind these there may be others
+    woken = wanted[:WAKES_A_ROUND][waiting:]
+    pipe = redis.pipeline(transaction=True)
+    pipe.multi()
+    for identifier in woken:
+        wake(redis, name, identifier, pipeline=pipe)
+    pipe.execute()
+
+
 def step_key(argument: str) -> str:
     """The key that a task with a time limit for each step changes at each step: see `dearkd.work.listener`."""
     return f"dearkd:step:{argument}"
@@ -65,8 +108,11 @@ def alive(redis: Redis, name: QueueName) -> int:
     """Count the workers that listen on a queue and were heard of lately."""
     # rq keeps the name of a worker that was killed until another one tidies up.
     since = datetime.now(UTC) - timedelta(seconds=SILENCE_SECONDS)
-    heard = [worker.last_heartbeat for worker in Worker.all(queue=queue(redis, name))]
-    return sum(moment is not None and moment.replace(tzinfo=UTC) > since for moment in heard)
+    pipe = redis.pipeline(transaction=False)  # rq's own list of workers costs three round trips for each of them
+    for key in worker_registration.get_keys(queue(redis, name)):
+        pipe.hget(key, "last_heartbeat")
+    heard = [utcparse(moment.decode()) for moment in pipe.execute() if moment is not None]
+    return sum(moment.replace(tzinfo=UTC) > since for moment in heard)
 
 
 def require_worker(redis: Redis, name: QueueName) -> None:

@@ -225,7 +225,7 @@ class Attempt:
                 if latest is not None and self._interrupt is None:
                     done, per_second, metrics = latest
                     self.ledger.report(self.claim, done=done, per_second=per_second, metrics=metrics)
-                elif not going and self.ledger.measures:
+                if not going and self.ledger.measures:
                     self.ledger.tell_measures()
             except Unavailable as error:
                 # Work goes on through an outage; the fence decides at the next publication whether it counts.

@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 BROKEN_SECONDS = 1.0
 WATCH_SECONDS = 1
 """Time between two looks after the supervisor, and after an inspection's time."""
+SIGN_SECONDS = 10.0
+"""Time between two signs of life to Redis, of which each is several commands: rq would give one with each look."""
 
 
 class Doubt(Protocol):
@@ -73,6 +75,8 @@ class ListeningWorker(Worker):
     """The time that a task may take for each of its steps; None: as long as its lease lives."""
     overdue = False
     """True if the horse was killed for taking longer."""
+    next_sign = 0.0
+    """When the next sign of life is due, by the monotonic clock."""
 
     @property
     def dequeue_timeout(self) -> int:
@@ -99,6 +103,10 @@ class ListeningWorker(Worker):
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         if not self.is_horse:
             require_parent(self.supervisor)
+        if timeout is None and pipeline is None:
+            if time.monotonic() < self.next_sign:
+                return
+            self.next_sign = time.monotonic() + SIGN_SECONDS
         super().heartbeat(timeout, pipeline)
         # A Redis that was emptied knows this worker no more, and nobody would believe that there is one.
         if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
@@ -116,7 +124,9 @@ class ListeningWorker(Worker):
     def maintain_heartbeats(self, job: Any, execution: Any) -> None:
         require_parent(self.supervisor)
         try:
-            super().maintain_heartbeats(job, execution)
+            if time.monotonic() >= self.next_sign:
+                super().maintain_heartbeats(job, execution)
+                self.next_sign = time.monotonic() + SIGN_SECONDS
             if self.step_seconds is not None:
                 self._end_overdue(str(job.args[0]), self.step_seconds)
         except RedisError as error:

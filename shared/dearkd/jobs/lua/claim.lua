@@ -13,12 +13,12 @@ for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
       .. 'of jobs, and those that have looked at it read up to %d', needs_schema(id), args.schema))
   elseif claims(id) < tonumber(field(id, 'at_once') or field(id, 'parallelism') or '1') then
     if redis.call('EXISTS', k .. ':units') == 0 then return {id} end
-    local unit = redis.call('ZPOPMIN', k .. ':open')[1]
+    local unit, place = unpack(redis.call('ZPOPMIN', k .. ':open'))
     -- Starts at the time, so that a Redis that was emptied gives no token that an old attempt may hold.
     redis.call('SET', 'dearkd:fence', string.format('%.0f', args.now * 1000), 'NX')
     local token = string.format('%.0f', redis.call('INCR', 'dearkd:fence'))
     redis.call('HDEL', k, 'waiting_for')
-    redis.call('HSET', k, 'needs_schema', args.schema, 'parallelism', 0,
+    redis.call('HSET', k, 'needs_schema', args.schema, 'parallelism', 0, 'group', group(place),
       'at_once', field(id, 'at_once') or field(id, 'parallelism') or 1)
     redis.call('HSET', k .. ':claims', unit, token)
     redis.call('HSET', k .. ':holders', unit, args.holder)

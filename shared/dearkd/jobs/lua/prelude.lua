@@ -4,12 +4,14 @@
 -- A unit is open, claimed under a lease, or done. A claim carries a fencing token that grows: whoever holds an older
 -- one is told so and publishes nothing.
 --
--- Keys of a job: `{job}` (hash; `done_samples` counts those of the units that are done), and beside it
+-- Keys of a job: `{job}` (hash; `done_samples` counts those of the units that are done, `group` is that of the units
+--   that are claimed, where there are any), and beside it
 --   `:units` (sorted set of all, by place: group * 2^32 + number in it), `:open` (sorted set of units, by place),
 --   `:claims` (hash unit -> token), `:holders` (hash unit -> process that claimed it), `:done` (hash unit -> payload),
 --   `:deaths` (hash unit -> count), `:causes` (hash unit -> what ended its last holder), `:partial` (hash unit ->
---   progress), `:rows` (list of a run's metrics), `:waiting` (set of runs blocked on it), `:events` (stream),
---   `:log` (list of lines), `:deliveries` (hash number -> delivery to its webhook; `deliveries` of the job counts them).
+--   progress), `:told` (set for a moment: see `report`), `:rows` (list of a run's metrics), `:waiting` (set of runs
+--   blocked on it), `:events` (stream), `:log` (list of lines), `:deliveries` (hash number -> delivery to its webhook;
+--   `deliveries` of the job counts them).
 -- Keys of all: `dearkd:events` (stream of the events of all jobs), `dearkd:open:{kind}` (jobs of which a unit can be
 --   claimed, by priority and turn), `dearkd:leases`
 --   (unit -> expiry in ms), `dearkd:fence`, `dearkd:turn` (counters), `dearkd:unsettled` (jobs that ended, consequences
@@ -24,6 +26,7 @@ local GROUP = 2^32
 local function key(id) return 'dearkd:job:' .. id end
 local function field(id, name) return redis.call('HGET', key(id), name) end
 local function ended(status) return status == 'succeeded' or status == 'failed' or status == 'canceled' end
+local function group(place) return math.floor(tonumber(place) / GROUP) end
 local function claims(id) return redis.call('HLEN', key(id) .. ':claims') end
 -- What a worker must read to claim of a job: its record, and what workers have made of it so far.
 local function needs_schema(id)
@@ -119,11 +122,13 @@ local function claimable(id)
   if redis.call('ZSCORE', 'dearkd:retries', id) then return false end
   if redis.call('EXISTS', k .. ':units') == 0 then return true end
   local first = redis.call('ZRANGE', k .. ':open', 0, 0, 'WITHSCORES')
-  local claimed = redis.call('HKEYS', k .. ':claims')
-  if #first == 0 or #claimed == 0 then return #first > 0 end
-  local function group(place) return math.floor(tonumber(place) / GROUP) end
-  local place = redis.call('ZSCORE', k .. ':units', claimed[1])
-  return place and group(first[2]) == group(place)
+  if #first == 0 or claims(id) == 0 then return #first > 0 end
+  local now = field(id, 'group')
+  if not now then -- claimed by a version that kept none
+    local place = redis.call('ZSCORE', k .. ':units', redis.call('HKEYS', k .. ':claims')[1])
+    now = place and group(place)
+  end
+  return now and group(first[2]) == tonumber(now)
 end
 
 -- Where its turn is over, a job goes behind the others of its priority; where it was not listed, before them.
