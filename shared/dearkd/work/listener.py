@@ -76,7 +76,7 @@ class ListeningWorker(Worker):
     overdue = False
     """True if the horse was killed for taking longer."""
     next_sign = 0.0
-    """When the next sign of life is due, by the monotonic clock."""
+    """The time, by the monotonic clock, at which the next sign of life is due."""
 
     @property
     def dequeue_timeout(self) -> int:
