@@ -95,7 +95,7 @@ def test_the_design_says_why_of_every_dependency() -> None:
 def test_the_pins_are_for_what_is_required() -> None:
     pins = [Requirement(line) for line in read("constraints.txt").splitlines() if line and not line.startswith("#")]
     extras = PROJECT["optional-dependencies"]
-    admitted = {Requirement(text).name: Requirement(text) for text in extras["vision"] + extras["dev"]}
+    admitted = {Requirement(text).name: Requirement(text) for name in ("vision", "ray", "dev") for text in extras[name]}
     assert {"torch", "torchvision"} <= {pin.name for pin in pins} <= admitted.keys()
     for pin in pins:
         (version,) = (specifier.version for specifier in pin.specifier)
