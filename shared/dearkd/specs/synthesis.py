@@ -79,8 +79,7 @@ class SynthesisSpec(Spec):
     """Weight of the first BatchNorm layer's statistics; the others weigh 1."""
     batch_norm_layer_weights: Annotated[list[Annotated[float, Field(ge=0)]], FIRST_ERROR] | None = None
     """A further factor for the statistics of each BatchNorm layer, in the teacher's order; 0 leaves a layer out. With
-    none, `l2` is the sum over all layers [P]; of the other distances each resolution of the teacher's maps counts as
-    much as any other, and its layers alike [R]."""
+    none, `l2` is the sum over all layers [P]; of the other distances each resolution of maps counts alike [R]."""
     statistics_memory: int = Field(default=0, ge=0)
     """A batch is matched to the statistics together with up to so many images that its shard already holds [R]; 0 is
     DeepInversion's way, each batch for itself."""
