@@ -60,7 +60,7 @@ SMALLER: dict[str, dict[str, Any]] = {"vgg11_bn": {"mlp_ratio": 0.1}, "densenet1
 """Arguments of architectures whose parts are of interest here, not their size."""
 
 WITH_ADAM = ("efficientnet_lite0", "regnety_002")
-"""Networks that SGD does not bring far in so few steps; on glyphs VGG too."""
+"""Networks that SGD does not bring far in so few steps."""
 
 
 def train_network(task: Task, architecture: str, seed: int, epochs: int, kept: Path | None = None) -> Network:
@@ -94,7 +94,7 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int, kept: P
     if place is not None and place.exists():
         model.load_state_dict(torch.load(place, weights_only=True))
         return Network(model.eval().requires_grad_(False), spec)
-    with_adam = architecture in WITH_ADAM or (task.name, architecture) == ("glyphs", "vgg11_bn")
+    with_adam = architecture in WITH_ADAM
     size, rate = (32, 1e-3) if with_adam else (64, 0.1)
     steps = len(task.labels) // size
     optimizer: torch.optim.Optimizer = (
@@ -133,7 +133,6 @@ MORE_PASSES = {
     ("glyphs", "efficientnet_lite0"): 150_000,
     ("glyphs", "mobilenetv3_small_050"): 250_000,
     ("glyphs", "regnety_002"): 250_000,
-    ("glyphs", "vgg11_bn"): 60_000,
 }
 """More, where so few leave it knowing a sixth of the classes."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import httpx
 
@@ -66,8 +67,8 @@ def try_rules(storage: Storage, rules: tuple[Rule, ...] | None = None) -> Iterat
                 storage.delete_prefix(prefix)
         except DearKDError as error:
             cause = f" ({error.cause})" if error.cause else ""
-            state = "remark" if isinstance(error, LooseRule) else "problem"
-            yield Finding("storage", state, f"{rule.promise}: no; {error.message}{cause}", rule.remedy)  # type: ignore[arg-type]
+            state: Literal["remark", "problem"] = "remark" if isinstance(error, LooseRule) else "problem"
+            yield Finding("storage", state, f"{rule.promise}: no; {error.message}{cause}", rule.remedy)
         else:
             yield Finding("storage", "ok", rule.promise)
 

@@ -1,4 +1,4 @@
-"""Files that come from another machine over a run's connection."""
+"""Files, errors and settings that pass between a run and the machines that train it."""
 
 import io
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from dearkd.errors import CorruptData, DiskFull, FieldError
+from dearkd.settings import Settings
+from dearkd_trainer.service.data import PLACES
 from dearkd_trainer.service.link import failure, receive_file
 
 
@@ -32,3 +34,18 @@ def test_a_failure_is_told_as_it_was_raised() -> None:
     assert (told["type"], told["message"]) == ("CorruptData", "a.tar is cut off")
     assert told["errors"] == [{"pointer": "/dataset", "detail": "cut off"}]
     assert failure(OSError(28, "No space left on device"))["type"] == DiskFull.__name__
+
+
+def test_who_trains_elsewhere_finds_storage_as_it_was_found_here() -> None:
+    """Whatever the settings of storage: each is another one than by default."""
+    here = Settings(
+        storage_url="s3://bucket/prefix",
+        s3_endpoint="http://127.0.0.1:9",
+        s3_region="eu-central-1",
+        s3_addressing="virtual",
+        cache_bytes=2**31,
+    )
+    there = Settings(**here.model_dump(mode="json", include=PLACES))
+    named = [name for name in Settings.model_fields if name.startswith(("storage", "s3", "cache"))]
+    assert "s3_addressing" in named
+    assert {name: getattr(there, name) for name in named} == {name: getattr(here, name) for name in named}

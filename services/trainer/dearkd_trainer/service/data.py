@@ -20,7 +20,7 @@ from dearkd.vision.stored_shards import StoredShards
 Source = list[Path] | DatasetManifest
 """Verified files that stay, or a stored dataset whose shards are fetched when they are needed."""
 
-PLACES = {"storage_url", "s3_endpoint", "s3_region", "cache_dir", "cache_bytes"}
+PLACES = {name for name in Settings.model_fields if name.startswith(("storage_", "s3_", "cache_"))}
 """The settings that `open_shards` reads."""
 
 
