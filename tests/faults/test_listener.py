@@ -6,8 +6,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -21,6 +23,8 @@ from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import Job
 from dearkd.jobs.queue import QueueName, require_worker
 from dearkd.settings import Settings
+from dearkd.vision import inspector as vision_inspector
+from dearkd.work import listener
 from dearkd.work.worker import WorkerKind
 from tests.services.core.conftest import ledger, redis_url, settings
 from tests.support.ledger_steps import synthesis
@@ -72,14 +76,14 @@ def listeners(supervisor: psutil.Process) -> list[psutil.Process]:
 def horses(supervisor: psutil.Process) -> list[psutil.Process]:
     return [
         horse
-        for listener in listeners(supervisor)
-        for horse in listener.children()
+        for listening in listeners(supervisor)
+        for horse in listening.children()
         if horse.status() != psutil.STATUS_ZOMBIE
     ]
 
 
-def has_one_thread(listener: psutil.Process) -> bool:
-    return listener.num_threads() == 1
+def has_one_thread(listening: psutil.Process) -> bool:
+    return listening.num_threads() == 1
 
 
 def post(ledger: Ledger, queue: QueueName) -> Job:
@@ -217,6 +221,33 @@ def test_nobody_need_ask_for_an_upload_to_go_when_its_inspector_died(ledger: Led
     assert ledger.redis.smembers(OPEN) == set()
 
 
+class Panic(BaseException):
+    """Raised by native code that cannot start a thread."""
+
+
+@pytest.mark.parametrize(("allowed", "code"), [(400 * 2**20, "too_large_to_inspect"), (2**40, "worker_died")])
+def test_an_end_near_the_limit_of_memory_is_put_down_to_it(
+    ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch, allowed: int, code: str
+) -> None:
+    monkeypatch.setattr(listener, "BROKEN_SECONDS", 0.0)
+    inspections = Inspections(ledger.redis, ledger.store.storage)
+    ticket = Ticket(id=new_id("ds"), request={"prefix": "there"})
+    inspections.open(ticket)
+    resident = np.ones(400 * 2**20, np.uint8)  # so much at least this process has had
+    limited = settings.model_copy(update={"inspect_memory_bytes": allowed})
+    task = SimpleNamespace(args=[ticket.id])
+    listener._blame_task("inspect", ledger.redis, limited, task, Panic, Panic("thread: EAGAIN"), None)
+    assert resident.all()
+    closed = inspections.get(ticket.id)
+    assert closed is not None
+    assert closed.refusal is not None
+    assert closed.refusal.code == code
+    assert "Panic: thread: EAGAIN" in closed.refusal.message
+
+    error = vision_inspector._refusal_of(RuntimeError("odd"), ticket, limited)
+    assert error.code == ("too_large_to_inspect" if code == "too_large_to_inspect" else "internal_error")
+
+
 def test_only_one_inspector_takes_a_ticket(ledger: Ledger, settings: Settings) -> None:
     inspections = Inspections(ledger.redis, ledger.store.storage)
     ticket = Ticket(id=new_id("tch"), request={})
@@ -239,7 +270,7 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
     ledger: Ledger, hasty: Settings, tmp_path: Path
 ) -> None:
     limited = hasty.model_copy(
-        update={"inspect_memory_bytes": 410 * 2**20, "inspect_timeout_seconds": 45.0, "lease_seconds": 300.0}
+        update={"inspect_memory_bytes": 440 * 2**20, "inspect_timeout_seconds": 45.0, "lease_seconds": 300.0}
     )
     with inspector(limited, tmp_path) as (api, supervisor):
         put_shard(api, tmp_path, "small", 3)
@@ -249,7 +280,7 @@ def test_what_takes_too_much_memory_or_time_is_refused_and_the_next_works(
             eventually(lambda: api.http.get(place).json()["status"] == "failed")
             shown = api.http.get(place).json()
             error = shown["error"]
-            assert [field["pointer"] for field in error["errors"]] == ["/prefix"]
+            assert [field["pointer"] for field in error["errors"]] == ["/prefix"], error
             assert list(api.storage.objects(f"datasets/{shown['id']}")) == []
             return error["code"], error["message"]
 

@@ -79,3 +79,11 @@ def peak_clause(usage: Any) -> str:
 def peak_bytes(usage: Any) -> int:
     """The most memory that a process had, in bytes."""
     return int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+def is_near_limit(usage: Any, limit: int) -> bool:
+    """Tell whether a process had so much memory that its end, whatever it says of it, is put down to the limit.
+
+    Who is refused memory seldom says so: native code ends its process, and a runtime that cannot start a thread panics.
+    """
+    return usage is not None and peak_bytes(usage) > 0.8 * limit

@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import re
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from rq.timeouts import JobTimeoutException
 
 from dearkd.errors import DearKDError, Unavailable
 from dearkd.identifiers import is_id
+from dearkd.jobs.deaths import is_near_limit
 from dearkd.jobs.inspections import Inspections, Ticket, too_large_to_inspect, upload_prefix
 from dearkd.jobs.queue import TIMEOUT_SECONDS
 from dearkd.redis_client import connect
@@ -25,6 +28,9 @@ from dearkd.vision.prediction_inspection import answer_prediction
 from dearkd.vision.registration import register_dataset, register_teacher
 
 log = logging.getLogger(__name__)
+
+_NO_MEMORY = re.compile(r"allocate memory|out of memory|memory allocation|start new thread", re.IGNORECASE)
+"""Words of torch, Pillow, the C library, Rust and Python."""
 
 
 def inspect(identifier: str) -> None:
@@ -49,7 +55,7 @@ def inspect(identifier: str) -> None:
             with _ending_cleanly():
                 result = _perform(ticket, storage, settings, partial(inspections.step, ticket))
         except Exception as error:
-            refusal = _refusal_of(error, ticket)
+            refusal = _refusal_of(error, ticket, settings)
     inspections.close(ticket, refusal, result=result)
 
 
@@ -69,9 +75,12 @@ def _perform(ticket: Ticket, storage: Storage, settings: Settings, step: Callabl
     return None
 
 
-def _refusal_of(error: Exception, ticket: Ticket) -> DearKDError:
+def _refusal_of(error: Exception, ticket: Ticket, settings: Settings) -> DearKDError:
     """The error as it is told to who asked."""
-    if _ran_out_of_memory(error):
+    unexpected = not isinstance(error, DearKDError | JobTimeoutException)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    if _ran_out_of_memory(error) or (unexpected and is_near_limit(usage, settings.inspect_memory_bytes)):
+        log.info("inspecting %s", ticket.id, exc_info=error)
         return too_large_to_inspect(ticket, "inspecting it takes more memory than is allowed")
     if isinstance(error, JobTimeoutException):
         return too_large_to_inspect(ticket, f"inspecting it takes longer than {TIMEOUT_SECONDS['inspect']} s")
@@ -87,7 +96,7 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
     """Tell whether an error is one of missing memory, or its consequence."""
     while error is not None:
         full = isinstance(error, OSError) and error.errno == errno.ENOMEM
-        if full or isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        if full or isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -12,6 +12,7 @@ worker leaves that to its horses, whose deaths fail a job with the cause, until 
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -34,8 +35,8 @@ from dearkd.jobs.deaths import (
     end_this_process,
     exit_clause,
     holder,
+    is_near_limit,
     note_inspector_death,
-    peak_bytes,
     peak_clause,
 )
 from dearkd.jobs.leases import Leases
@@ -162,7 +163,7 @@ def listen(name: QueueName, supervisor: int, doubt: Doubt) -> None:
         worker_ttl=30,
         maintenance_interval=30,
         job_monitoring_interval=WATCH_SECONDS,
-        exception_handlers=[partial(_blame_task, name, redis)],
+        exception_handlers=[partial(_blame_task, name, redis, settings)],
     )
     worker._work_horse_killed_handler = partial(_expire_horse, name, worker, settings)
     worker.supervisor = supervisor
@@ -218,8 +219,7 @@ def _expire_horse(
     too_large = worker.overdue
     if worker.overdue:
         cause = f"took longer than {settings.inspect_timeout_seconds:g} s (DEARKD_INSPECT_TIMEOUT_SECONDS)"
-    elif name == "inspect" and usage is not None and peak_bytes(usage) > 0.8 * settings.inspect_memory_bytes:
-        # Native code that is refused memory often ends its process.
+    elif name == "inspect" and is_near_limit(usage, settings.inspect_memory_bytes):
         too_large = os.waitstatus_to_exitcode(status) != -signal.SIGKILL
     _blame(
         name,
@@ -231,12 +231,16 @@ def _expire_horse(
     )
 
 
-def _blame_task(name: QueueName, redis: Redis, job: Any, kind: type[BaseException], error: Any, trace: Any) -> bool:
+def _blame_task(
+    name: QueueName, redis: Redis, settings: Settings, job: Any, kind: type[BaseException], error: Any, trace: Any
+) -> bool:
     """rq calls this, in the work-horse, when a task raised: its code does not import, or it has an error of its own."""
     if issubclass(kind, AbandonedJobError):
         return True  # rq, tidying up, found the task of a worker that was killed: whoever saw that has ended its leases
     cause = f"could not do its task: {kind.__name__}: {error}"
-    _blame(name, redis, job, holder(os.getppid(), os.getpid()), cause)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    too_large = name == "inspect" and is_near_limit(usage, settings.inspect_memory_bytes)
+    _blame(name, redis, job, holder(os.getppid(), os.getpid()), cause, too_large=too_large)
     # The next one would meet the same at once: a pause leaves the jobs to workers that can.
     time.sleep(BROKEN_SECONDS)
     return True
