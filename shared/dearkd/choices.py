@@ -11,6 +11,8 @@ PresetName = Literal["auto", "published-imagenet", "published-cifar"]
 """Preset of a synthesis job."""
 Recipe = Literal["deit", "small"]
 """Recipe of a training run."""
+Device = Literal["cpu", "cuda"]
+"""Device that a worker works on."""
 Scope = Literal["read", "submit", "admin"]
 """Permission of an API key; each includes those before it."""
 ClassOrder = Literal["name", "natural", "number", "given"]

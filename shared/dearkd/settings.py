@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     """Deaths in a row without progress after which a job fails."""
     retention: float = Field(default=7 * 86400.0, ge=0)
     """Seconds for which `dearkd gc` keeps what a failed or canceled job made, so that it can be retried."""
+    memory_bytes: int | None = Field(default=None, ge=1)
+    """The memory that workers here say they have, for jobs with `resources`. Default: that of the GPU, or of the
+    machine or container; several workers that share it may say less."""
     torch_threads: int | None = Field(default=None, ge=1)
     """CPU threads of a job; recorded with its results. Default: torch's own choice."""
     ray_address: str | None = None

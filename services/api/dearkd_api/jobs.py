@@ -29,7 +29,7 @@ from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.job_filters import LabelFilter, MomentFilter, labels_of
 from dearkd_api.keys import Identity
 from dearkd_api.pages import DEFAULT_LIMIT, ROW_ID, After, Limit, page, require_id, stored_page
-from dearkd_api.steering import COLLECTIONS, find, require_kind
+from dearkd_api.steering import COLLECTIONS, find, require_kind, seen
 from dearkd_api.submissions import complete_synthesis, complete_training
 
 POLL_SECONDS = 0.25
@@ -114,14 +114,14 @@ def _router(kind: Kind) -> APIRouter:
         wait: Annotated[float, Query(ge=0, le=60, allow_inf_nan=False)] = 0,
     ) -> Response:
         """The job; with `wait`, answered when its status changes, at the latest after so many seconds."""
-        first = job = await run_in_threadpool(find, kind, identifier, backend, caller)
+        first = job = await run_in_threadpool(seen, kind, identifier, backend, caller)
         until = asyncio.get_running_loop().time() + wait
         while not job.terminal and job.status == first.status and not backend.stopping.is_set():
             left = until - asyncio.get_running_loop().time()
             if left <= 0 or await request.is_disconnected():
                 break
             await asyncio.sleep(min(left, POLL_SECONDS))
-            job = await run_in_threadpool(find, kind, identifier, backend, caller)
+            job = await run_in_threadpool(seen, kind, identifier, backend, caller)
         return JSONResponse(render(job))
 
     @router.post("/{identifier}/cancel", status_code=202, response_model=JobView)

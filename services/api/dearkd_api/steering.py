@@ -7,6 +7,7 @@ from typing import Final
 from dearkd.choices import Kind
 from dearkd.errors import NotFound, Unavailable
 from dearkd.jobs.model import Job, kind_of
+from dearkd.jobs.queue import awaited_worker
 from dearkd_api.backend import Backend
 
 COLLECTIONS: Final[Mapping[Kind, str]] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
@@ -22,6 +23,14 @@ def find(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> J
     """The job. Raises `NotFound` if there is none of that kind that the caller may see."""
     require_kind(kind, identifier)
     return backend.store.get(identifier, owner=caller)
+
+
+def seen(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
+    """The job as it is shown: one that is queued where no worker is there says that it waits for one."""
+    job = find(kind, identifier, backend, caller)
+    if job.status != "queued" or job.waiting_for is not None or job.retry_at is not None:
+        return job
+    return job.model_copy(update={"waiting_for": awaited_worker(backend.store.redis, kind)})
 
 
 def cancel(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:

@@ -9,6 +9,7 @@ from dearkd.choices import Kind
 from dearkd.errors import Unreadable
 from dearkd.jobs.deaths import holder
 from dearkd.jobs.model import UNREADABLE, Job, units_of
+from dearkd.jobs.offers import Offer
 from dearkd.jobs.records import at, parse
 from dearkd.jobs.scripts import Transition
 from dearkd.redis_client import Redis, job_key
@@ -31,6 +32,8 @@ class Leases:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
+        self.offer: Offer | None = None
+        """The device and memory of the worker that claims; without it jobs that need something are left alone."""
         self._claim = Transition(redis, "claim")
         self._plan = Transition(redis, "plan")
         self._expire = Transition(redis, "expire")
@@ -38,7 +41,8 @@ class Leases:
     def claim(self, kind: Kind, lease_seconds: float, *, who: str | None = None) -> Claim | None:
         """The best open unit of that kind, by priority and turn; None if there is nothing to do.
 
-        Jobs of a newer schema are left alone: they say what they wait for.
+        Jobs of a newer schema are left alone: they say what they wait for. So are those that need what this worker
+        does not have.
         """
         who = who or holder(os.getppid(), os.getpid())
         while found := self._claim(
@@ -48,6 +52,7 @@ class Leases:
             now=milliseconds(),
             lease=int(lease_seconds * 1000),
             holder=who,
+            offer=self.offer and self.offer.model_dump(),
         ):
             if len(found) == 3:
                 return Claim(*found)

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from dearkd.choices import Status
+from dearkd.choices import Kind, Status
 from dearkd.errors import Conflict, LostLease, NotFound, Unreadable
 from dearkd.jobs.deaths import holder as holder
 from dearkd.jobs.leases import Claim as Claim
@@ -21,6 +21,7 @@ from dearkd.jobs.leases import Leases, milliseconds
 from dearkd.jobs.log import JobLog
 from dearkd.jobs.measures import Measures
 from dearkd.jobs.model import Job, JobError, Progress, sources_of
+from dearkd.jobs.offers import Needs, offers
 from dearkd.jobs.queue import QUEUES, wake_missing
 from dearkd.jobs.records import add_event, at
 from dearkd.jobs.scripts import Transition
@@ -212,13 +213,24 @@ class Ledger(Leases):
         self._step(claim.job, "succeeded", {"result": json.dumps(result), "progress": full.model_dump_json()}, claim)
         self.store.settle(self.store.get(claim.job))
 
-    def release(self, claim: Claim, *, to_newer: bool = False) -> None:
+    def release(self, claim: Claim, *, to_newer: bool = False, memory_bytes: int | None = None) -> None:
         """Give a unit back without blame: on SIGTERM, on an outage, when canceled. A lost claim is no error.
 
-        With `to_newer` no worker of this version, or an older one, claims of the job again.
+        With `to_newer` no worker of this version, or an older one, claims of the job again; with `memory_bytes` none
+        of less memory.
         """
-        if self._release(**_named(claim), at=at(), needs=Job.newest + 1 if to_newer else None) == "canceled":
+        needs = Job.newest + 1 if to_newer else None
+        if self._release(**_named(claim), at=at(), needs=needs, memory_bytes=memory_bytes) == "canceled":
             self.store.settle(self.store.get(claim.job))
+
+    def memory_beyond(self, kind: Kind) -> int | None:
+        """The least memory that is more than this worker's, if another one that is there has so much; else None."""
+        own = self.offer
+        if own is None:
+            return None
+        more = own.model_copy(update={"memory_bytes": own.memory_bytes + 1})
+        needs = Needs(device=more.device, memory_bytes=more.memory_bytes)
+        return more.memory_bytes if any(one.fits(needs) for one in offers(self.redis, QUEUES[kind])) else None
 
     def set_rows(self, identifier: str, rows: Sequence[dict[str, Any]]) -> None:
         """Replace a run's metrics: what a resumed run starts from."""

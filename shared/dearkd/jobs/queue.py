@@ -13,11 +13,15 @@ from rq.utils import utcparse
 
 from dearkd.choices import Kind
 from dearkd.errors import Unavailable
+from dearkd.jobs.offers import NEEDS, WAITS, Needs, Offer, offers
+from dearkd.jobs.scripts import Transition
 from dearkd.redis_client import Pipeline, Redis, job_key
 
 QueueName = Literal["synth", "train", "inspect"]
 
 QUEUES: dict[Kind, QueueName] = {"synthesis": "synth", "training": "train"}
+WORKERS: dict[Kind, str] = {"synthesis": "synth", "training": "trainer"}
+"""Kinds of workers, as `dearkd worker` takes them."""
 
 # Functions go by name, so that who enqueues imports neither torch nor the service.
 TASKS: dict[QueueName, str] = {
@@ -78,14 +82,19 @@ def wake_missing(redis: Redis, kind: Kind) -> None:
     pipe = redis.pipeline(transaction=False)
     for identifier in listed:
         key = job_key(identifier.decode())
-        pipe.hmget(key, "at_once", "parallelism", "waiting_for")
+        pipe.hmget(key, "at_once", "parallelism", "waiting_for", *NEEDS)
         pipe.hlen(f"{key}:claims")
         pipe.zcard(f"{key}:open")
     found = pipe.execute()
     wanted: list[str] = []
-    for identifier, (at_once, parallelism, waits), claimed, units in zip(
+    there: list[Offer] | None = None
+    for identifier, (at_once, parallelism, waits, *needs), claimed, units in zip(
         listed, found[::3], found[1::3], found[2::3], strict=True
     ):
+        if any(needs):
+            there = offers(redis, name) if there is None else there
+            if not _can_be_taken(redis, identifier.decode(), Needs.of_record(needs), there, waits or b""):
+                continue
         # One, where those that look at it leave it alone, or its units are not recorded yet.
         free = 1 if waits or not units else min(int(at_once or parallelism or 1) - claimed, units)
         wanted += [identifier.decode()] * min(free, WAKES_A_ROUND)
@@ -97,6 +106,15 @@ def wake_missing(redis: Redis, kind: Kind) -> None:
     for identifier in woken:
         wake(redis, name, identifier, pipeline=pipe)
     pipe.execute()
+
+
+def _can_be_taken(redis: Redis, identifier: str, needs: Needs, there: list[Offer], waits: bytes) -> bool:
+    """Tell whether a worker that is there has what a job needs; if none has, the job says what it `waits` for."""
+    fits = any(offer.fits(needs) for offer in there)
+    what = None if fits else needs.waiting_for(there)
+    if waits.decode() != what if what else waits.startswith(WAITS.encode()):
+        Transition(redis, "wait_for")(id=identifier, what=what)
+    return fits
 
 
 def step_key(argument: str) -> str:
@@ -113,6 +131,14 @@ def alive(redis: Redis, name: QueueName) -> int:
         pipe.hget(key, "last_heartbeat")
     heard = [utcparse(moment.decode()) for moment in pipe.execute() if moment is not None]
     return sum(moment.replace(tzinfo=UTC) > since for moment in heard)
+
+
+def awaited_worker(redis: Redis, kind: Kind) -> str | None:
+    """The clause that tells what a queued job waits for where no worker is there at all; None where one is."""
+    name = QUEUES[kind]
+    if offers(redis, name) or alive(redis, name):
+        return None
+    return f"a worker: none listens on the {name!r} queue (`dearkd worker {WORKERS[kind]}` or `dearkd up` starts one)"
 
 
 def require_worker(redis: Redis, name: QueueName) -> None:

@@ -20,6 +20,8 @@ from dearkd.data.manifests import datasets
 from dearkd.errors import DearKDError, InvalidInput, NotFound, Unavailable, Unreadable
 from dearkd.identifiers import is_id
 from dearkd.jobs.model import Job, kind_of, owner_of
+from dearkd.jobs.offers import offers
+from dearkd.jobs.queue import QUEUES
 from dearkd.jobs.settlement import read_job
 from dearkd.local.embedded_redis import find_redis_server
 from dearkd.local.findings import Finding
@@ -135,6 +137,7 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
             with connect(settings) as redis:
                 version = redis.info("server")["redis_version"]
                 forgets = _forgetful(redis)
+                there = {name: sorted(map(str, offers(redis, name))) for name in QUEUES.values()}
         except (Unavailable, ValueError) as error:
             why = error.cause if isinstance(error, Unavailable) else error
             yield Finding(
@@ -145,6 +148,9 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
             )
         else:
             yield Finding("Redis", "ok", f"{version}, the one at DEARKD_REDIS_URL")
+            for name, found in there.items():
+                if found:
+                    yield Finding("workers", "ok", f"on the queue {name!r}: {'; or '.join(found)}")
             if forgets:
                 yield Finding(
                     "Redis",

@@ -11,6 +11,7 @@ from dearkd.specs.base import FIRST_ERROR, MAX_RETRIES, Labels, Limits, Name, Pr
 from dearkd.specs.budget import BudgetSpec
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.forecasting import forecast_rounds, groups_with_forecasts
+from dearkd.specs.resources import ResourcesSpec
 from dearkd.specs.rounds import Rounds
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.terms import with_plugged_in
@@ -139,6 +140,8 @@ class SynthesisSpec(Spec):
     parallelism: int = Field(default=1, ge=1, le=1024)
     """The most workers that may work on the job at once."""
     priority: Priority = "normal"
+    resources: ResourcesSpec | None = None
+    """The worker that the job needs; null: any."""
     timeout_seconds: float | None = Field(default=None, gt=0)
     """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable); of all
     automatic tries together."""

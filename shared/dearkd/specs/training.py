@@ -8,6 +8,7 @@ from dearkd.choices import Recipe
 from dearkd.specs.auto_augment import check_auto_augment
 from dearkd.specs.base import FIRST_ERROR, MAX_RETRIES, Labels, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
+from dearkd.specs.resources import ResourcesSpec
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.webhook import WebhookSpec
 
@@ -164,6 +165,8 @@ class TrainingSpec(Spec):
     workers: int = Field(default=1, ge=0, le=64)
     """Loader workers of each process; no result depends on it."""
     priority: Priority = "normal"
+    resources: ResourcesSpec | None = None
+    """The worker that the job needs; null: any."""
     timeout_seconds: float | None = Field(default=None, gt=0)
     """Seconds of running, without what it waited or was paused, after which it fails (`timed_out`, retryable); of all
     automatic tries together."""

@@ -101,6 +101,12 @@ class TrainingRequest(Spec):
                 "and its trainers",
                 code="engine_unavailable",
             )
+        if spec.engine == "ray" and spec.resources is not None and spec.resources.memory_bytes is not None:
+            raise InvalidInput.at(
+                "/resources/memory_bytes",
+                f"{spec.resources.memory_bytes}, but a Ray cluster is not asked for memory: leave it out, or use the "
+                "engine local",
+            )
         if initial is not None:
             _check_begins_from(spec.student, initial)
         return spec

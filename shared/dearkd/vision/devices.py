@@ -1,5 +1,6 @@
 """The device that the work runs on, and the record of what made a result."""
 
+import json
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +14,15 @@ from dearkd.data.shard_files import SHARD_FORMAT
 def choose_device() -> torch.device:
     """CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_offer() -> dict[str, Any]:
+    """The fields of an `Offer` that say what `choose_device` gives: device, name and, of a GPU, its memory in bytes."""
+    device = choose_device()
+    if device.type != "cuda":
+        return {"device": "cpu"}
+    properties = torch.cuda.get_device_properties(device)
+    return {"device": "cuda", "name": properties.name, "memory_bytes": properties.total_memory}
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
@@ -37,3 +47,7 @@ def made_with(device: torch.device) -> dict[str, Any]:
         ),
         "threads": torch.get_num_threads(),
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(device_offer()))

@@ -40,10 +40,12 @@ from dearkd.jobs.deaths import (
     peak_clause,
 )
 from dearkd.jobs.leases import Leases
+from dearkd.jobs.offers import Offer, advertise
 from dearkd.jobs.queue import CODE, QUEUES, QueueName, queue, step_key
 from dearkd.log_lines import log_to_stderr
 from dearkd.redis_client import Redis, connect
 from dearkd.settings import Settings
+from dearkd.work.own_offer import own_offer
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ class ListeningWorker(Worker):
     """The time that a task may take for each of its steps; None: as long as its lease lives."""
     overdue = False
     """True if the horse was killed for taking longer."""
+    offer: Offer | None = None
+    """The device that its jobs run on; None where no job of its queue needs one."""
     next_sign = 0.0
     """The time, by the monotonic clock, at which the next sign of life is due."""
 
@@ -115,6 +119,8 @@ class ListeningWorker(Worker):
                 again.hset(self.key, mapping=self.serialize())
                 worker_registration.register(self, again)
                 again.execute()
+        if pipeline is None and self.offer is not None:
+            self._advertise(self.offer)
 
     def monitor_work_horse(self, job: Any, queue: Any, execution: Any) -> None:
         self.overdue = False
@@ -127,11 +133,16 @@ class ListeningWorker(Worker):
         try:
             if time.monotonic() >= self.next_sign:
                 super().maintain_heartbeats(job, execution)
+                if self.offer is not None:
+                    self._advertise(self.offer)
                 self.next_sign = time.monotonic() + SIGN_SECONDS
             if self.step_seconds is not None:
                 self._end_overdue(str(job.args[0]), self.step_seconds)
         except RedisError as error:
             log.warning("no sign of life could be given: %s", error)
+
+    def _advertise(self, offer: Offer) -> None:
+        advertise(cast(Redis, self.connection), self.queues[0].name, offer)
 
     def _end_overdue(self, ticket: str, step_seconds: float) -> None:
         """Kill a horse that is still at the same step after so long; from outside, since nothing in it need run."""
@@ -167,6 +178,7 @@ def listen(name: QueueName, supervisor: int, doubt: Doubt) -> None:
     )
     worker._work_horse_killed_handler = partial(_expire_horse, name, worker, settings)
     worker.supervisor = supervisor
+    worker.offer = None if name == "inspect" else own_offer(settings)
     worker.step_seconds = settings.inspect_timeout_seconds if name == "inspect" else None
     worker.work(logging_level=settings.log_level)
 
@@ -252,6 +264,8 @@ def _blame(name: QueueName, redis: Redis, job: Any, who: str, cause: str, *, too
         if name == "inspect":
             note_inspector_death(redis, str(job.args[0]), InspectorDeath(cause=cause, too_large=too_large))
         else:
-            Leases(redis).blame(next(kind for kind, queue in QUEUES.items() if queue == name), who, cause)
+            leases = Leases(redis)
+            leases.offer = own_offer(Settings())
+            leases.blame(next(kind for kind, queue in QUEUES.items() if queue == name), who, cause)
     except Unavailable as error:
         log.warning("%s; the leases of %s will run out", error, who)

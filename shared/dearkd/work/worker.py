@@ -24,7 +24,7 @@ import psutil
 from dearkd import tracing
 from dearkd.choices import Kind
 from dearkd.documents import as_written
-from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, NewerSchema, Unavailable
+from dearkd.errors import Canceled, DearKDError, DiskFull, LostLease, NewerSchema, OutOfMemory, Unavailable
 from dearkd.jobs.deaths import exit_clause as exit_clause
 from dearkd.jobs.deaths import holder
 from dearkd.jobs.inspections import uploaded_bytes
@@ -42,6 +42,7 @@ from dearkd.storage.objects import AlreadyExists, Storage, is_disk_full
 from dearkd.work.attempt import OUTAGE_SECONDS, Attempt, Died, HandBack
 from dearkd.work.listener import import_code, is_there_work, listen
 from dearkd.work.memory_limit import limit_memory
+from dearkd.work.own_offer import own_offer
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def drain(kind: Kind, perform: Perform, settings: Settings | None = None) -> int
 
 def _perform_units(kind: Kind, perform: Perform, settings: Settings, handing_back: threading.Event) -> int:
     ledger = open_ledger(settings)
+    ledger.offer = own_offer(settings)
     until = time.monotonic() + settings.drain_seconds
     performed = 0
     while not handing_back.is_set():
@@ -193,6 +195,7 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
     failure: JobError | None = None
     death: str | None = None
     marked = to_newer = False
+    roomier: int | None = None
     attempt.note(f"unit {claim.unit} begins on {holder(os.getppid(), os.getpid())}")
     try:
         perform(attempt)
@@ -214,6 +217,8 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
         elif error.code == NewerSchema.default_code:
             to_newer = True
             attempt.note(f"unit {claim.unit} goes back, to workers of a newer version: {error.message}")
+        elif isinstance(error, OutOfMemory) and (roomier := _outlast(partial(_memory_beyond, attempt), handing_back)):
+            attempt.note(f"unit {claim.unit} goes back, to workers with more memory: {error.message}")
         else:
             failure = JobError(code=error.code, message=error.message, retryable=error.retryable)
     except Exception as error:
@@ -232,17 +237,23 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
         tracing.fail("worker_died", death)
         _outlast(partial(ledger.expire, holder(os.getppid(), os.getpid()), death), handing_back)
     elif not marked:
-        _outlast(lambda: _end_attempt(ledger, claim, failure, to_newer=to_newer), handing_back)
+        _outlast(lambda: _end_attempt(ledger, claim, failure, to_newer=to_newer, memory_bytes=roomier), handing_back)
     try:
         ledger.log.keep(claim.job)
     except Unavailable as error:
         log.warning("the log of %s is not stored yet: %s", claim.job, error)
 
 
-def _end_attempt(ledger: Ledger, claim: Claim, failure: JobError | None, *, to_newer: bool) -> None:
+def _memory_beyond(attempt: Attempt) -> int | None:
+    return attempt.ledger.memory_beyond(attempt.job.kind)
+
+
+def _end_attempt(
+    ledger: Ledger, claim: Claim, failure: JobError | None, *, to_newer: bool, memory_bytes: int | None
+) -> None:
     """Fail the job, or give back what is not done; neither changes anything if the claim is not the current one."""
     if failure is None:
-        return ledger.release(claim, to_newer=to_newer)
+        return ledger.release(claim, to_newer=to_newer, memory_bytes=memory_bytes)
     try:
         outcome = ledger.fail(claim.job, failure, claim)
     except LostLease as lost:

@@ -36,7 +36,7 @@ def job_page(
         return RedirectResponse(page_of(identifier), 303)
     steering.require_kind("synthesis", identifier)
     try:
-        job = steering.find("synthesis", identifier, backend, caller)
+        job = steering.seen("synthesis", identifier, backend, caller)
     except NotFound:
         return lost_job(request, identifier, backend, caller)
     made = _made(job, backend, viewer)

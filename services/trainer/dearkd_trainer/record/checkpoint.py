@@ -29,6 +29,7 @@ _JOB = " (of a job: `dearkd retry RUN --from beginning`)"
 MAY_CHANGE = {
     "name",
     "priority",
+    "resources",
     "workers",
     "eval_every",
     "checkpoint_every",

@@ -36,7 +36,10 @@ def main() -> None:
         )
         parent.report(**failure(refused))
         raise SystemExit(1) from error
+    resources = config.inputs.spec.resources
     on_gpus = any(node["Resources"].get("GPU") for node in _nodes())
+    if resources is not None and resources.device is not None:
+        on_gpus = resources.device == "cuda"
     each = {"CPU": float(config.threads)} | ({"GPU": 1.0} if on_gpus else {})
     try:
         while not run(config, each, settled_room(config.inputs.spec.processes, each), path.parent):

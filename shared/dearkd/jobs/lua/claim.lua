@@ -1,5 +1,5 @@
 -- Claim the first open unit of the first job, by priority and turn.
--- args: kind, schema (the newest that the worker reads), at, now (ms), lease (ms), holder.
+-- args: kind, schema (the newest that the worker reads), at, now (ms), lease (ms), holder, offer (of the worker).
 -- Returns {id, unit, token}, or {id} of a job that is to be planned before, or nil.
 -- Once a worker has claimed of a job, no older one does: it might not read what that one leaves. Those of before there
 -- were schemas look at `parallelism` alone.
@@ -11,6 +11,8 @@ for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
   elseif needs_schema(id) > args.schema then
     redis.call('HSET', k, 'waiting_for', string.format('a worker of a newer version: it needs one that reads schema %d '
       .. 'of jobs, and those that have looked at it read up to %d', needs_schema(id), args.schema))
+  elseif not fits(id, args.offer) then
+    -- left to those that can: where there are none, the reaper says so
   elseif claims(id) < tonumber(field(id, 'at_once') or field(id, 'parallelism') or '1') then
     if redis.call('EXISTS', k .. ':units') == 0 then return {id} end
     local unit, place = unpack(redis.call('ZPOPMIN', k .. ':open'))

@@ -1,0 +1,119 @@
+"""Offers: what workers have that jobs may need, as they say it in Redis; and the needs of jobs, in its words.
+
+Workers of one make say the same, so that a fleet of thousands leaves a few members of one sorted set. `claim.lua`
+decides who may claim of a job; what is here tells people, and workers that may find one better than themselves.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from dearkd.choices import Device
+from dearkd.redis_client import Redis
+
+OFFER_SECONDS = 45
+"""For so long an offer counts; a live worker repeats it every 10 s."""
+NEEDS = ("device", "memory_bytes", "compiler")
+"""Fields of a job's record; one that is missing needs nothing."""
+WAITS = "a worker with "
+"""The beginning of what a job says that waits for what no worker has."""
+
+
+class Offer(BaseModel):
+    """The device of a worker, and what there is beside it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: Device
+    name: str
+    """The device's own name, for people."""
+    memory_bytes: int
+    """The memory of a GPU, or of the machine or container."""
+    compiler: bool
+    """True if what `compile` needs is there: a C++ compiler; on a GPU Triton and a C compiler."""
+
+    def fits(self, needs: "Needs") -> bool:
+        """Tell whether a worker with it may claim of a job; `claim.lua` does the same."""
+        return (
+            needs.device in (None, self.device)
+            and needs.memory_bytes <= self.memory_bytes
+            and (self.compiler or not needs.compiler)
+        )
+
+    def __str__(self) -> str:
+        what = "a GPU" if self.device == "cuda" else "no GPU"
+        return f"{what}, {gibibytes(self.memory_bytes)} and {'a' if self.compiler else 'no'} compiler"
+
+
+class Needs(BaseModel):
+    """The things that a worker must have to claim of a job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: Device | None = None
+    memory_bytes: int = 0
+    compiler: bool = False
+
+    @classmethod
+    def of_spec(cls, spec: dict[str, Any]) -> "Needs":
+        """The needs of a stored spec. A Ray cluster is no worker: its nodes are chosen by the driver."""
+        resources = (spec.get("resources") or {}) if spec.get("engine") != "ray" else {}
+        return cls(
+            device=resources.get("device"),
+            memory_bytes=resources.get("memory_bytes") or 0,
+            compiler=bool(spec.get("compile")),
+        )
+
+    @classmethod
+    def of_record(cls, values: Iterable[bytes | None]) -> "Needs":
+        """The needs of a record, from the values of the fields `NEEDS`."""
+        device, memory_bytes, compiler = values
+        return cls(
+            device=cast("Device | None", device.decode() if device else None),
+            memory_bytes=int(memory_bytes or 0),
+            compiler=bool(compiler),
+        )
+
+    def as_record(self) -> dict[str, str]:
+        """The fields of a record."""
+        given = {
+            "device": self.device or "",
+            "memory_bytes": str(self.memory_bytes or ""),
+            "compiler": "1" if self.compiler else "",
+        }
+        return {name: text for name, text in given.items() if text}
+
+    def waiting_for(self, offers: Iterable[Offer]) -> str:
+        """The clause that tells what a job waits for, since none of these offers fits."""
+        wanted = ["a GPU"] if self.device == "cuda" else ["no GPU"] if self.device == "cpu" else []
+        wanted += [f"at least {gibibytes(self.memory_bytes)}"] if self.memory_bytes else []
+        wanted += ["a compiler, for `compile`"] if self.compiler else []
+        there = sorted(str(offer) for offer in offers)
+        told = f"those there are have {'; or '.join(there[:3])}" if there else "none is there that says what it has"
+        return f"{WAITS}{' and '.join(wanted)}: {told}"
+
+
+def advertise(redis: Redis, queue: str, offer: Offer) -> None:
+    """Say that a worker of a queue is there and has this; forget offers that nobody repeats."""
+    now = time.time()
+    pipe = redis.pipeline(transaction=False)
+    pipe.zadd(_key(queue), {offer.model_dump_json(): now})
+    pipe.zremrangebyscore(_key(queue), "-inf", now - OFFER_SECONDS)
+    pipe.execute()
+
+
+def offers(redis: Redis, queue: str) -> list[Offer]:
+    """The offers of the workers of a queue that were heard of lately, each once."""
+    found = cast("list[bytes]", redis.zrangebyscore(_key(queue), time.time() - OFFER_SECONDS, "+inf"))
+    return [Offer.model_validate_json(text) for text in found]
+
+
+def gibibytes(count: int) -> str:
+    """A number of bytes, for people."""
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _key(queue: str) -> str:
+    return f"dearkd:offers:{queue}"

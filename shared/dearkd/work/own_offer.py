@@ -1,0 +1,65 @@
+"""The offer of this machine's workers. No torch here: a process that forks asks for it."""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dearkd.jobs.offers import Offer
+from dearkd.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 300
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Files in which Linux says what a container may take: of control groups of today, and of before."""
+
+
+def own_offer(settings: Settings) -> Offer:
+    """The device that jobs of this machine run on (`dearkd.vision.devices.choose_device`), and what is beside it."""
+    device = dict(_device())
+    if settings.memory_bytes is not None:
+        device["memory_bytes"] = settings.memory_bytes
+    return Offer(compiler=_has_compiler(device["device"]), **device)
+
+
+@cache
+def _device() -> dict[str, Any]:
+    """The fields of an offer that torch knows; it is asked, in a process of its own, only where there is a GPU."""
+    if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists():  # dxg: of Windows, to its Linux
+        try:
+            probe = [sys.executable, "-P", "-m", "dearkd.vision.devices"]
+            done = subprocess.run(probe, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)
+            found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+            log.warning("this machine has a GPU, but torch did not say whether it can use it: %s", error)
+        else:
+            if found["device"] == "cuda":
+                return found
+    return {"device": "cpu", "name": platform.processor() or platform.machine(), "memory_bytes": _memory_bytes()}
+
+
+def _memory_bytes() -> int:
+    """The memory of this machine, or of the container that this process is in."""
+    limits = [psutil.virtual_memory().total]
+    for path in CONTAINER_LIMITS:
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):  # no such file, or `max`
+            continue
+    return min(limits)
+
+
+def _has_compiler(device: str) -> bool:
+    if device == "cuda":
+        return find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang")))
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))

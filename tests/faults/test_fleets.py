@@ -1,0 +1,44 @@
+"""Real workers of which none has what a job needs: who posted it is told, and it goes on once one has."""
+
+from pathlib import Path
+
+import pytest
+
+from dearkd.jobs.ledger import Ledger
+from dearkd.local.doctor import check_redis
+from dearkd.settings import Settings
+from tests.faults.test_listener import worker
+from tests.services.core.conftest import ledger, redis_url, settings
+from tests.support.ledger_steps import synthesis
+from tests.support.services import eventually, serving
+
+__all__ = ["ledger", "redis_url", "settings"]
+
+pytestmark = [pytest.mark.faults, pytest.mark.services, pytest.mark.timeout(300)]
+
+
+def test_a_job_says_which_worker_it_waits_for_until_there_is_one(
+    ledger: Ledger, settings: Settings, tmp_path: Path
+) -> None:
+    job = synthesis(ledger.store, 1, resources={"memory_bytes": 2**40})
+    small = settings.model_copy(update={"memory_bytes": 2**30})
+    with serving(settings, tmp_path) as api:
+
+        def shown(field: str) -> str:
+            return api.http.get(f"/v1/synthesis-jobs/{job.id}").json()[field] or ""
+
+        assert "none listens on the 'synth' queue" in shown("waiting_for")
+        with worker("synth", small, tmp_path / "small"):
+            eventually(lambda: "at least 1024.0 GiB: those there are have" in shown("waiting_for"))
+            assert ", 1.0 GiB and" in shown("waiting_for")
+            assert shown("status") == "queued"
+            page = api.http.get(f"/jobs/{job.id}").text
+            assert "It waits for a worker with at least 1024.0 GiB" in page
+            told = [finding.detail for finding in check_redis(settings) if finding.subject == "workers"]
+            assert len(told) == 1
+            assert told[0].startswith("on the queue 'synth': ")
+            assert ", 1.0 GiB and" in told[0]
+            with worker("synth", settings.model_copy(update={"memory_bytes": 2**40}), tmp_path / "large"):
+                eventually(lambda: shown("status") == "failed")  # as its work ends here
+                assert ledger.store.get(job.id).error.code == "done"
+                assert shown("waiting_for") == ""

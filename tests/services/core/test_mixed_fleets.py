@@ -1,0 +1,229 @@
+"""Workers of several kinds at one queue: each takes what it can, and a job that none can take says so."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dearkd.errors import InvalidInput, OutOfMemory
+from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.offers import OFFER_SECONDS, Needs, Offer, advertise, offers
+from dearkd.jobs.queue import queue, wake_missing
+from dearkd.settings import Settings
+from dearkd.specs import SynthesisSpec, TrainingSpec
+from dearkd.specs.dataset_facts import DatasetFacts
+from dearkd.vision.devices import device_offer
+from dearkd.work import own_offer as own
+from dearkd.work.attempt import Attempt
+from dearkd.work.own_offer import own_offer
+from dearkd.work.worker import drain
+from tests.support.ledger_steps import expire_all, make_shard, mark, synthesis
+from tests.support.specs import TEACHER
+
+GIB = 2**30
+SMALL_CPU = Offer(device="cpu", name="small", memory_bytes=8 * GIB, compiler=False)
+LARGE_CPU = Offer(device="cpu", name="large", memory_bytes=64 * GIB, compiler=True)
+GPU = Offer(device="cuda", name="card", memory_bytes=24 * GIB, compiler=True)
+FLEET = (SMALL_CPU, LARGE_CPU, GPU)
+RESOURCES: tuple[dict[str, Any] | None, ...] = (
+    None,
+    {},
+    {"device": "cpu"},
+    {"device": "cuda"},
+    {"memory_bytes": 8 * GIB},
+    {"memory_bytes": 8 * GIB + 1},
+    {"device": "cuda", "memory_bytes": 24 * GIB},
+    {"device": "cuda", "memory_bytes": 40 * GIB},
+    {"device": "cpu", "memory_bytes": 65 * GIB},
+)
+
+
+def waiting(ledger: Ledger, identifier: str) -> str | None:
+    return ledger.store.get(identifier).waiting_for
+
+
+def wakes(ledger: Ledger) -> int:
+    return queue(ledger.redis, "synth").count
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_worker_takes_the_first_job_that_it_can(ledger: Ledger, seed: int) -> None:
+    chance = random.Random(seed)
+    posted = [(chance.choice(RESOURCES), chance.random() < 0.3) for _ in range(12)]
+    left = [(synthesis(ledger.store, 1, resources=asked, compile=compiled).id, asked or {}, compiled)
+            for asked, compiled in posted]  # fmt: skip
+    for _ in range(40):
+        ledger.offer = chance.choice((None, *FLEET))
+        expected = None
+        for identifier, wanted, compiled in left:
+            has = ledger.offer
+            if has is None:
+                can = not wanted and not compiled
+            else:
+                can = wanted.get("device", has.device) == has.device
+                can = can and wanted.get("memory_bytes", 0) <= has.memory_bytes and (has.compiler or not compiled)
+            if can:
+                expected = identifier
+                break
+        found = ledger.claim("synthesis", 60.0)
+        assert (found and found.job) == expected
+        left = [job for job in left if job[0] != expected]
+    for offer in FLEET:
+        for asked, compiled in posted:
+            needs = Needs.of_spec({"resources": asked, "compile": compiled})
+            one = synthesis(ledger.store, 1, resources=asked, compile=compiled, priority="high")
+            ledger.offer = offer
+            found = ledger.claim("synthesis", 60.0)
+            assert (found is not None and found.job == one.id) == offer.fits(needs), "Redis and Python agree"
+            ledger.store.cancel(one.id)
+
+
+def test_a_job_that_no_worker_can_take_says_so_and_wakes_nobody(ledger: Ledger) -> None:
+    job = synthesis(ledger.store, 1, resources={"device": "cuda", "memory_bytes": 20 * GIB})
+    queue(ledger.redis, "synth").empty()
+    ledger.reap(max_deaths=3)
+    assert waiting(ledger, job.id) == "a worker with a GPU and at least 20.0 GiB: none is there that says what it has"
+    advertise(ledger.redis, "synth", SMALL_CPU)
+    advertise(ledger.redis, "train", GPU)  # of another queue
+    ledger.reap(max_deaths=3)
+    told = waiting(ledger, job.id)
+    assert told == ("a worker with a GPU and at least 20.0 GiB: those there are have no GPU, 8.0 GiB and no compiler")
+    assert wakes(ledger) == 0
+    advertise(ledger.redis, "synth", GPU)
+    ledger.reap(max_deaths=3)
+    assert waiting(ledger, job.id) is None
+    assert wakes(ledger) == 1
+    ledger.offer = GPU
+    assert ledger.claim("synthesis", 60.0) is not None
+
+
+def test_a_job_that_waits_in_vain_hides_no_other(ledger: Ledger) -> None:
+    synthesis(ledger.store, 1, compile=True, priority="high")
+    ours = synthesis(ledger.store, 1)
+    queue(ledger.redis, "synth").empty()
+    advertise(ledger.redis, "synth", SMALL_CPU)
+    wake_missing(ledger.redis, "synthesis")
+    assert wakes(ledger) == 1
+    ledger.offer = SMALL_CPU
+    found = ledger.claim("synthesis", 60.0)
+    assert found is not None
+    assert found.job == ours.id
+
+
+def test_an_offer_that_nobody_repeats_is_none(ledger: Ledger) -> None:
+    advertise(ledger.redis, "synth", GPU)
+    advertise(ledger.redis, "synth", GPU)
+    assert offers(ledger.redis, "synth") == [GPU], "alike ones stand once"
+    (member,) = ledger.redis.zrange("dearkd:offers:synth", 0, -1)
+    ledger.redis.zincrby("dearkd:offers:synth", -OFFER_SECONDS - 1, member)
+    assert offers(ledger.redis, "synth") == []
+    advertise(ledger.redis, "synth", SMALL_CPU)
+    assert ledger.redis.zcard("dearkd:offers:synth") == 1, "it is forgotten"
+
+
+def test_a_unit_too_large_for_a_worker_goes_to_one_with_more_memory(ledger: Ledger, settings: Settings) -> None:
+    held: list[tuple[str, int]] = []
+
+    def work(memory_bytes: int) -> None:
+        offer = own_offer(settings.model_copy(update={"memory_bytes": memory_bytes}))
+        advertise(ledger.redis, "synth", offer)
+
+        def perform(attempt: Attempt) -> None:
+            held.append((attempt.claim.unit, memory_bytes))
+            if memory_bytes < 20 * GIB:
+                raise OutOfMemory("a batch does not fit: set batch_size to at most 2")
+            if attempt.claim.unit != "finish":
+                mark(attempt.ledger, attempt.claim)
+            else:
+                attempt.ledger.complete(attempt.claim, {"dataset": "ds"})
+
+        drain("synthesis", perform, settings.model_copy(update={"memory_bytes": memory_bytes}))
+
+    job = synthesis(ledger.store, 2)
+    advertise(ledger.redis, "synth", own_offer(settings.model_copy(update={"memory_bytes": 24 * GIB})))
+    work(8 * GIB)
+    assert held == [("0", 8 * GIB)], "it is left alone after that, also by that worker"
+    assert ledger.store.get(job.id).status == "queued"
+    assert "to workers with more memory" in ledger.log.read(job.id)
+    work(16 * GIB)
+    work(24 * GIB)
+    assert held[1:] == [("0", 16 * GIB), *((unit, 24 * GIB) for unit in ("0", "1", "finish"))]
+    assert ledger.store.get(job.id).status == "succeeded"
+
+
+def test_the_largest_worker_that_is_there_says_that_it_is_too_large(ledger: Ledger, settings: Settings) -> None:
+    def perform(attempt: Attempt) -> None:
+        raise OutOfMemory("a batch does not fit: set batch_size to at most 2")
+
+    advertise(ledger.redis, "synth", GPU.model_copy(update={"memory_bytes": 80 * GIB}))  # another sort of memory
+    job = synthesis(ledger.store, 1)
+    drain("synthesis", perform, settings.model_copy(update={"memory_bytes": 8 * GIB}))
+    error = ledger.store.get(job.id).error
+    assert error is not None
+    assert error.code == "out_of_memory"
+    assert "set batch_size" in error.message
+
+
+def test_a_worker_that_dies_early_is_no_death_of_a_job_that_it_could_not_take(ledger: Ledger) -> None:
+    job = synthesis(ledger.store, 1, resources={"device": "cuda"})
+    ledger.offer = SMALL_CPU
+    ledger.blame("synthesis", "host/1", "was killed by SIGKILL")
+    expire_all(ledger)
+    ledger.reap(max_deaths=1)
+    assert ledger.store.get(job.id).status == "queued"
+
+
+def test_what_a_job_needs_survives_its_retry_and_the_loss_of_redis(ledger: Ledger) -> None:
+    job = synthesis(ledger.store, 1, resources={"device": "cuda"})
+    ledger.redis.flushall()
+    ledger.store.retry(job.id)
+    ledger.offer = LARGE_CPU
+    assert ledger.claim("synthesis", 60.0) is None
+    ledger.offer = GPU
+    found = ledger.claim("synthesis", 60.0)
+    assert found is not None
+    ledger.done(found, make_shard(0))
+
+
+def test_the_own_offer_says_what_the_machine_has(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(own, "CONTAINER_LIMITS", (str(limit), str(tmp_path / "absent")))
+    for text, expected in (("max\n", None), (f"{3 * 10**8}\n", 3 * 10**8)):
+        limit.write_text(text)
+        own._device.cache_clear()
+        found = own_offer(settings)
+        if found.device == "cpu":
+            assert found.memory_bytes == (expected or psutil.virtual_memory().total)
+    assert found.device == device_offer()["device"]
+    assert own_offer(settings.model_copy(update={"memory_bytes": 5})).memory_bytes == 5
+    own._device.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not own_offer(settings).compiler
+
+
+@pytest.mark.parametrize(
+    ("resources", "pointer"),
+    [
+        ({"device": "tpu"}, "/resources/device"),
+        ({"device": 1}, "/resources/device"),
+        ({"memory_bytes": 0}, "/resources/memory_bytes"),
+        ({"memory_bytes": "8GiB"}, "/resources/memory_bytes"),
+        ({"memory_bytes": 2**53}, "/resources/memory_bytes"),
+        ({"gpus": 1}, "/resources/gpus"),
+        ("cuda", "/resources"),
+        (["cuda"], "/resources"),
+    ],
+)
+def test_resources_that_are_none_are_refused(resources: object, pointer: str) -> None:
+    facts = DatasetFacts(num_samples=100, num_classes=10, in_chans=3, image_size=32, synthetic=True, mirrored=True)
+    for refused in (
+        lambda: SynthesisSpec.resolve({"teacher": "t", "resources": resources}, TEACHER),
+        lambda: TrainingSpec.resolve({"dataset": "d", "resources": resources}, facts, TEACHER),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            refused()
+        assert [error.pointer for error in caught.value.errors] == [pointer]
