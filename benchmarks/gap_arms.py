@@ -58,7 +58,7 @@ ARMS: dict[str, dict[str, Any]] = {
     **{f"boundary-{w}": {"images": "ours", "synthesis": {"weights": {"boundary": float(w)}}} for w in (0, 1, 3, 10)},
     **{
         f"statistics-{w}": {"images": "ours", "synthesis": {"weights": {"batch_norm": float(w)}}}
-        for w in (3, 5, 20, 30)
+        for w in (3, 5, 20, 30, 100)
     },
     **{f"variation-{w}": {"images": "ours", "synthesis": {"weights": {"total_variation_l2": w}}} for w in (0.1, 1.0)},
     "restated": {"images": "ours", "teacher_statistics": "images"},
