@@ -35,8 +35,7 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
     Two things follow from sizes. The finer the tensor, the less two neighbours of a real image differ: for one q
     times as large as 16 px the variation weighs q times as much, and the learning rate is divided by √q. Teachers of
     64 px and more see random crops (`crop_min_scale`), as such networks did in their training; smaller ones, whose
-    things fill the image, do not. Mirrored images are taken for
-    images of the same thing where they have colours.
+    things fill the image, do not. No image is mirrored: letters and signs would become others.
 
     Cost: 200 teacher passes an image up to 63 px, 125 from 64 px on.
 
