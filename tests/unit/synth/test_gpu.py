@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from dearkd.errors import Diverged, OutOfMemory
+from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec, TeacherSpec
+from dearkd.work.own_offer import own_offer
 from dearkd_synth import inversion as module
 from dearkd_synth.inversion import DeepInversion, Step
 
@@ -123,3 +125,10 @@ def test_memory_that_runs_out_is_told_or_lived_with(small_teacher) -> None:
         made = inversion.shard(0)
     assert made.halved > 0
     assert len(made.images) == 2000
+
+
+def test_a_worker_says_which_gpu_it_has() -> None:
+    """Asked of torch in a process of its own, since who asks forks."""
+    offer = own_offer(Settings())
+    properties = torch.cuda.get_device_properties(0)
+    assert (offer.device, offer.name, offer.memory_bytes) == ("cuda", properties.name, properties.total_memory)
