@@ -5,7 +5,6 @@ uvicorn itself limits only the silence between two requests. The time for a requ
 """
 
 import asyncio
-import resource
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dearkd.open_files import allow_open_files
 from dearkd.settings import Settings
 from dearkd_api.problems import problem
 
@@ -142,10 +142,5 @@ async def _refuse_crowd(scope: Scope, receive: Receive, send: Send) -> None:
 
 def connection_class(limits: ConnectionLimits) -> type[Connection]:
     """The protocol class for uvicorn under these limits; raises the process's limit on open files to fit."""
-    wanted = limits.max_connections + SPARE + OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
-        )
+    allow_open_files(limits.max_connections + SPARE + OTHER_FILES)
     return type("BoundConnection", (Connection,), {"limits": limits})

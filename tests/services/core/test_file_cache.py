@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,34 @@ def fetch(cache: FileCache, storage: Storage, number: int) -> Path:
 
 
 def held(root: Path) -> int:
-    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in (root / "files").rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders whose entries were read, one after another."""
+    found: list[str] = []
+    scandir = os.scandir
+
+    def noted(path: Any = ".") -> Any:
+        found.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    return found
+
+
+def fetch_each(root: Path, room: int, copies: range) -> None:
+    """Fetch these copies one after another, each by a user of its own, as the shards of a dataset are."""
+    for number in copies:
+        data = number.to_bytes(2, "big") * (SIZE // 2)
+        with FileCache(root, room * SIZE) as cache:
+            cache.obtain(
+                lambda path, data=data: path.write_bytes(data),
+                name="x.tar",
+                sha256=hashlib.sha256(data).hexdigest(),
+                size=SIZE,
+            )
 
 
 def test_least_recently_used_copies_go_and_those_in_use_stay(storage: Storage, tmp_path: Path) -> None:
@@ -59,6 +87,40 @@ def test_least_recently_used_copies_go_and_those_in_use_stay(storage: Storage, t
     with FileCache(root, SIZE) as cache:
         assert fetch(cache, storage, 5).read_bytes() == content(5)
     assert held(root) == SIZE
+
+
+def test_a_copy_costs_no_more_looks_where_there_are_many(looks: list[str], tmp_path: Path) -> None:
+    """With a look at every copy for each that comes, a dataset of twice the shards takes four times as long."""
+    for number in (50, 100, 200):
+        fetch_each(tmp_path / str(number), 1000, range(number))
+    few, more, many = (sum(f"{tmp_path}/{number}/" in look for look in looks) for number in (50, 100, 200))
+    assert many - more <= 2.2 * (more - few)
+
+
+def test_a_full_cache_costs_no_more_looks_where_it_is_large(looks: list[str], tmp_path: Path) -> None:
+    for room in (40, 160):
+        fetch_each(tmp_path / str(room), room, range(room))
+        del looks[:]
+        fetch_each(tmp_path / str(room), room, range(room, room + 100))
+        assert len(looks) <= 100 * 30
+        # The last that came are all there, but for what went so that not each that comes needs a look.
+        assert room * 0.9 * SIZE <= held(tmp_path / str(room)) <= room * SIZE
+
+
+def test_what_is_gone_though_it_was_counted_takes_no_room(storage: Storage, tmp_path: Path) -> None:
+    """Removed by hand, or by a crash while it came; and no number, or none that is one, is made anew."""
+    root = tmp_path / "cache"
+    with FileCache(root, 3 * SIZE) as cache:
+        paths = [fetch(cache, storage, number) for number in range(3)]
+    for path in paths[1:]:
+        path.unlink()
+    for number, tally in ((3, None), (4, b""), (5, b"3k")):
+        if tally is not None:
+            (root / "room.lock").write_bytes(tally)
+        with FileCache(root, 3 * SIZE) as cache:
+            fetch(cache, storage, number)
+        assert held(root) == min(number - 1, 3) * SIZE
+    assert not paths[0].exists()
 
 
 def test_what_is_in_use_may_exceed_the_bound_until_it_is_not(

@@ -161,7 +161,7 @@ def sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     verify = file_cache.verify_copy
 
     def measure(*args: Any, **kwargs: Any) -> None:
-        found.append(file_cache._bytes(tmp_path / "cache"))
+        found.append(sum(file_cache._bytes(tmp_path / "cache" / part) for part in ("files", "scratch")))
         verify(*args, **kwargs)
 
     monkeypatch.setattr(file_cache, "verify_copy", measure)

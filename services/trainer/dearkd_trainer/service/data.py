@@ -10,6 +10,7 @@ import torch
 from dearkd.data.manifests import DatasetManifest, datasets, fetch_shard
 from dearkd.errors import InvalidInput
 from dearkd.jobs.model import dataset_of, kind_of
+from dearkd.open_files import allow_open_files
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage.file_cache import FileCache
@@ -22,6 +23,8 @@ Source = list[Path] | DatasetManifest
 
 PLACES = {name for name in Settings.model_fields if name.startswith(("storage_", "s3_", "cache_"))}
 """The settings that `open_shards` reads."""
+OTHER_FILES = 1024
+"""Open files of a run, with those of its loaders, beside the one by which it holds each shard of the cache."""
 
 
 def manifests_of(storage: Storage, spec: TrainingSpec) -> tuple[DatasetManifest, DatasetManifest | None]:
@@ -42,16 +45,17 @@ def fetch_datasets(
     """Fetch and hold the shards to train on and those to evaluate on, as far as all of either fit into the cache.
 
     Raises:
-        InvalidInput: if those to train on need more than the cache may hold.
+        InvalidInput: if those to train on need more than the cache may hold, or more open files than there may be.
         CorruptData: naming the shard and what differs from the manifest.
         BaseException: what `check` raises, which is called before each shard.
     """
     room = cache.max_bytes
     need = _need(spec, dataset, room)
-    shards = _fetch(storage, cache, dataset, check) if _bytes(dataset) <= room else dataset
+    whole = _fits(dataset, room)
+    shards = _fetch(storage, cache, dataset, check) if whole else dataset
     if evaluated is None:
         return shards, None
-    fits = need + _bytes(evaluated) <= room
+    fits = _fits(evaluated, room - need, beside=len(dataset.shards) if whole else 0)
     return shards, _fetch(storage, cache, evaluated, check) if fits else evaluated
 
 
@@ -80,14 +84,26 @@ def _bytes(dataset: DatasetManifest) -> int:
     return sum(shard.bytes for shard in dataset.shards)
 
 
+def _fits(dataset: DatasetManifest, room: int, beside: int = 0) -> bool:
+    """Tell whether all shards of a dataset can be held in so many bytes, when so many others are held."""
+    return _bytes(dataset) <= room and allow_open_files(beside + len(dataset.shards) + OTHER_FILES)
+
+
 def _need(spec: TrainingSpec, dataset: DatasetManifest, room: int) -> int:
     """The bytes of a dataset that a run holds at a time: all of it, or two windows of its largest shards.
 
     With several processes, one may already be in the third window while another still reads the first.
     """
     whole, window = _bytes(dataset), spec.shuffle_shards
-    if whole <= room:
+    if _fits(dataset, room):
         return whole
+    if window is None and whole <= room:
+        raise InvalidInput.at(
+            "/shuffle_shards",
+            f"{dataset.id} has {len(dataset.shards)} shards, and all are shuffled together, but a process may have no "
+            f"{len(dataset.shards) + OTHER_FILES} open files on this worker: raise that limit (ulimit -Hn, "
+            "LimitNOFILE=), or set shuffle_shards, so that so many shards are shuffled at a time",
+        )
     if window is None:
         raise InvalidInput.at(
             "/shuffle_shards",
