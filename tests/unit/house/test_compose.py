@@ -1,6 +1,7 @@
 """The compose file and Dockerfiles, checked by reading: there need be no Docker engine to run the tests.
 
-What `tests/services/house/test_compose_started.py` starts are our own services; the images of others are read alone.
+What `tests/services/house/test_compose_started.py` starts are our own services, and `test_compose_s3.py` the S3 server;
+the other images are read alone.
 """
 
 import re
