@@ -1,6 +1,7 @@
 """Many small jobs of both kinds through workers that are killed at random; at the end nothing may be lost.
 
     python benchmarks/soak.py --jobs 200 --json
+    PYTHONPATH=. python benchmarks/soak.py --s3 swift --jobs 80 --json
 
 Half of the jobs are syntheses, half are training runs that wait for them. Two synth workers and one trainer worker run
 under `dearkd up`'s process tree; every few seconds a horse, its rq worker, both, or a supervisor with all below it gets
@@ -10,7 +11,6 @@ killing stops, and after half as much again the waiting does.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -20,33 +20,31 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from safetensors.torch import save_file
+from soak_accounts import Report, account_for_jobs, compare_storage, look_for_leases, redone
 
 from dearkd.client import Client
-from dearkd.data.manifests import datasets
-from dearkd.errors import DearKDError, NotFound
+from dearkd.errors import DearKDError
 from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger
-from dearkd.jobs.model import TERMINAL, Job, dataset_of, model_of
-from dearkd.local.garbage import ABANDONED_SECONDS, Collector
+from dearkd.jobs.model import TERMINAL
 from dearkd.local.parts import PARTS, Part
 from dearkd.local.up import UpTree
 from dearkd.settings import Settings
 from dearkd.specs import TeacherSpec
-from dearkd.storage.catalog import models
-from dearkd.storage.objects import Storage
 from dearkd.vision.teachers import build_teacher
 from dearkd.work.worker import open_ledger
 
 MARK = "DEARKD_SOAK_MARK"
+S3 = ("swift", "seaweedfs")
+"""The servers of the tests that `--s3` starts."""
 TEACHER = TeacherSpec(
     name="untrained", architecture="resnet10t", num_classes=4, in_chans=1, image_size=32, mean=[0.5], std=[0.5]
 )
@@ -56,8 +54,9 @@ SYNTHESIS: dict[str, Any] = {
     "shard_samples": 8,
     "parallelism": 2,
     "phases": [{"resolution": 8, "iterations": 2}],
+    "min_teacher_accuracy": 0,
 }
-"""Two shards of 8 images, and the manifest: three units."""
+"""Two shards of 8 images, and the manifest: three units; of an untrained teacher, who recognises nothing."""
 TRAINING: dict[str, Any] = {
     "student": {"embed_dim": 16, "depth": 1, "num_heads": 1, "mhca_blocks": 1},
     "stage_one": {"epochs": 1},
@@ -66,22 +65,6 @@ TRAINING: dict[str, Any] = {
     "checkpoint_every": 1,
 }
 WORKERS = 3
-BESIDE = {
-    "datasets": {"dataset.json", "_info.json", "preview.png", "timelapse.webp", "README.md"},
-    "models": {"model.json"},
-}
-"""What lies beside the files that a manifest names."""
-
-
-@dataclass
-class Report:
-    """What went wrong; nothing, if all is well."""
-
-    wrong: list[str] = field(default_factory=list)
-
-    def expect(self, holds: bool, otherwise: str) -> None:
-        if not holds:
-            self.wrong.append(otherwise)
 
 
 class Killer:
@@ -206,102 +189,35 @@ def wait(ledger: Ledger, accepted: list[str], killer: Killer, minutes: float, tr
         time.sleep(1.0)
 
 
-def account_for_jobs(ledger: Ledger, accepted: list[str], found: Report) -> tuple[list[Job], Counter[str]]:
-    """Every accepted job has one end, with a cause where it failed, and storage says the same."""
-    jobs: list[Job] = []
-    outcomes: Counter[str] = Counter()
-    storage = ledger.store.storage
-    for identifier in accepted:
-        try:
-            job = ledger.store.get(identifier)
-        except NotFound:
-            found.wrong.append(f"{identifier} is lost")
-            continue
-        jobs.append(job)
-        outcomes[job.status if job.error is None else f"{job.status}: {job.error.code}"] += 1
-        found.expect(job.terminal, f"{identifier} has not ended: it is {job.status}")
-        if not job.terminal:
-            continue
-        found.expect(job.status != "canceled", f"{identifier} was canceled by nobody")
-        found.expect((job.status == "failed") == (job.error is not None), f"{identifier} is {job.status}: {job.error}")
-        if job.error is not None:
-            stated = job.error.code in ("worker_died", "dataset_failed") and bool(job.error.message)
-            found.expect(stated, f"{identifier} failed for another reason: {job.error}")
-        final = f"jobs/{identifier}/final.json"
-        found.expect(storage.exists(final), f"{identifier} has no final.json")
-        if storage.exists(final):
-            said = Job.model_validate_json(storage.read(final)).status
-            found.expect(said == job.status, f"{identifier} is {job.status}, its final.json says {said}")
-        made = _made(job)
-        catalog = datasets(storage) if job.kind == "synthesis" else models(storage)
-        there = catalog.exists(made)
-        found.expect(
-            there == (job.status == "succeeded"), f"{identifier} {job.status}: the manifest of {made} is {there}"
-        )
-    return jobs, outcomes
+@contextmanager
+def storage(s3: str | None, folder: Path) -> Iterator[dict[str, str]]:
+    """The environment that names the storage: none, or a bucket of a server that lasts as long as the context."""
+    if s3 is None:
+        yield {}
+        return
+    # Not for who soaks files: these want the root of the repository in PYTHONPATH.
+    from tests.support.s3 import ACCESS_KEY, SECRET_KEY, swift
+    from tests.support.seaweedfs import seaweedfs
+
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    os.environ |= keys  # this program looks into the bucket too
+    (folder / "s3").mkdir()
+    with (swift if s3 == "swift" else seaweedfs)(folder / "s3") as server:
+        yield keys | {"DEARKD_STORAGE_URL": server.url("soak"), "DEARKD_S3_ENDPOINT": server.endpoint}
 
 
-def _made(job: Job) -> str:
-    return dataset_of(job.id) if job.kind == "synthesis" else model_of(job.id)
-
-
-def compare_storage(storage: Storage, jobs: list[Job], found: Report) -> int:
-    """After the clean-up, exactly what the manifests name, byte for byte; how many objects went."""
-    now = datetime.now(UTC) + timedelta(seconds=2 * ABANDONED_SECONDS)
-    collector = Collector(storage, retention_seconds=0, now=now)
-    removed = sum(collector.remove(garbage) for garbage in list(collector.find()))
-    for root, kind in (("datasets", "synthesis"), ("models", "training")):
-        expected: dict[str, tuple[int, str] | None] = {}
-        for job in jobs:
-            if job.kind != kind or job.status != "succeeded":
-                continue
-            made = _made(job)
-            expected |= {f"{root}/{made}/{name}": None for name in BESIDE[root]}
-            named: Any = datasets(storage).get(made).shards if root == "datasets" else models(storage).get(made).files
-            expected |= {f"{root}/{made}/{file.name}": (file.bytes, file.sha256) for file in named}
-        stored = {one.key for one in storage.objects(root)}
-        for key in sorted(stored - expected.keys()):
-            found.wrong.append(f"{key} is in storage, but no manifest names it")
-        for key in sorted(expected.keys() - stored):
-            found.wrong.append(f"{key} is not in storage")
-        for key, facts in expected.items():
-            if facts is not None and key in stored:
-                data = storage.read(key)
-                same = (len(data), hashlib.sha256(data).hexdigest()) == facts
-                found.expect(same, f"{key} is not what its manifest says")
-    for root in ("tmp",):
-        found.expect(not list(storage.objects(root)), f"{root}/ is not empty")
-    return removed
-
-
-def look_for_leases(ledger: Ledger, found: Report) -> None:
-    redis = ledger.redis
-    for key in ("dearkd:leases", "dearkd:open:synthesis", "dearkd:open:training"):
-        left: Any = redis.zrange(key, 0, -1)
-        found.expect(not left, f"{key} still holds {left}")
-    unsettled: Any = redis.smembers("dearkd:unsettled")
-    found.expect(not unsettled, f"unsettled: {unsettled}")
-
-
-def redone(ledger: Ledger, jobs: list[Job]) -> tuple[int, int, Counter[str]]:
-    """Attempts that began, units there were, and how often each sort of end of an attempt was noted."""
-    begun = 0
-    causes: Counter[str] = Counter()
-    for job in jobs:
-        for line in ledger.log.read(job.id).splitlines():
-            begun += " begins on " in line
-            if " lost its worker: " in line:
-                causes["fell silent" if "fell silent" in line else "seen by who watched it"] += 1
-            causes["came back too late"] += "published nothing more" in line
-            causes["adopted"] += "verified and adopted" in line
-    units = sum(3 if job.kind == "synthesis" else 1 for job in jobs if job.status == "succeeded")
-    return begun, units, causes
-
-
-def soak(folder: Path, *, jobs: int, seed: int, kill_every: tuple[float, float], minutes: float) -> dict[str, Any]:
+def soak(
+    folder: Path,
+    *,
+    jobs: int,
+    seed: int,
+    kill_every: tuple[float, float],
+    minutes: float,
+    stored_in: dict[str, str],
+) -> dict[str, Any]:
     mark = new_id("tmp")
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DEARKD_")}
-    environment = clean | {"DEARKD_TORCH_THREADS": "1", MARK: mark}
+    environment = clean | stored_in | {"DEARKD_TORCH_THREADS": "1", MARK: mark}
     second = Part("synth-2", next(part.command for part in PARTS if part.name == "synth"), queues=("synth",))
     found = Report()
     killer = Killer(seed, kill_every, mark)
@@ -309,8 +225,11 @@ def soak(folder: Path, *, jobs: int, seed: int, kill_every: tuple[float, float],
     began = time.monotonic()
     try:
         with tree, Client(tree.url) as client:
-            environment_of_parts = tree._environment
-            settings = Settings(redis_url=environment_of_parts["DEARKD_REDIS_URL"], storage_url=tree.storage_url)
+            settings = Settings(
+                redis_url=tree._environment["DEARKD_REDIS_URL"],
+                storage_url=tree.storage_url,
+                s3_endpoint=stored_in.get("DEARKD_S3_ENDPOINT"),
+            )
             ledger = open_ledger(settings)
             teacher = client.create_teacher(TEACHER, make_teacher(folder)).id
             accepted = post(client, jobs, teacher)
@@ -338,6 +257,7 @@ def soak(folder: Path, *, jobs: int, seed: int, kill_every: tuple[float, float],
     return {
         "jobs": jobs,
         "seed": seed,
+        "storage": stored_in.get("DEARKD_STORAGE_URL", "files"),
         "seconds": round(ran, 1),
         "seconds_with_start": round(time.monotonic() - began, 1),
         "kill_every_seconds": list(kill_every),
@@ -359,6 +279,7 @@ def main() -> int:
     parser.add_argument(
         "--kill-every", type=float, nargs=2, default=(4.0, 10.0), metavar=("FROM", "TO"), help="seconds"
     )
+    parser.add_argument("--s3", choices=S3, help="in a bucket of this server, which is started, rather than in files")
     parser.add_argument("--minutes", type=float, default=40.0, help="after which the killing stops")
     parser.add_argument("--keep", type=Path, help="a folder for everything, rather than one that is removed")
     parser.add_argument("--json", action="store_true")
@@ -367,13 +288,15 @@ def main() -> int:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            report = soak(
-                folder,
-                jobs=options.jobs,
-                seed=options.seed,
-                kill_every=tuple(options.kill_every),
-                minutes=options.minutes,
-            )
+            with storage(options.s3, folder) as stored_in:
+                report = soak(
+                    folder,
+                    jobs=options.jobs,
+                    seed=options.seed,
+                    kill_every=tuple(options.kill_every),
+                    minutes=options.minutes,
+                    stored_in=stored_in,
+                )
         except DearKDError as error:
             print(f"the soak could not run: {error.message}", file=sys.stderr)
             return 2

@@ -9,9 +9,10 @@ from hypothesis import settings
 
 from dearkd.imports import import_large
 from dearkd.specs import TeacherSpec
-from tests.support.s3 import s3
+from tests.support.s3 import S3Server, s3
+from tests.support.seaweedfs import seaweed
 
-__all__ = ["s3"]
+__all__ = ["s3", "seaweed"]
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 settings.register_profile("dearkd", deadline=None)
@@ -43,11 +44,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             if "s3.py" in file or "[s3]" in nodeid:
                 return "s3"
+            if "[seaweed]" in nodeid:
+                return "seaweed"
             if file.startswith("tests/services/dashboard/"):
                 return "tests/services/dashboard"
             return "tests/faults" if file.startswith("tests/faults/") and "test_listener" not in file else file
 
     return Worlds(config, log)
+
+
+@pytest.fixture(params=["s3", "seaweed"])
+def each_s3(request: pytest.FixtureRequest) -> S3Server:
+    """Each S3 server in turn: Swift, and SeaweedFS."""
+    server: S3Server = request.getfixturevalue(request.param)
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -56,3 +56,12 @@ def start_of(service: str) -> Start:
     environment |= {name: interpolated(value) for name, value in told["environment"].items()}
     user, _, group = str(told.get("user", found["USER"][-1])).partition(":")
     return Start([*entrypoint, *command], environment, int(user), int(group), found["WORKDIR"][-1])
+
+
+def start_of_foreign(service: str, folder: str) -> Start:
+    """What the engine would start for a service of another's image, of which the file replaces the entrypoint."""
+    told = SERVICES[service]
+    words = [interpolated(word) for word in [*told["entrypoint"], *told["command"]]]
+    environment = {name: interpolated(value) for name, value in told["environment"].items()}
+    user, _, group = str(told["user"]).partition(":")
+    return Start(words, environment, int(user), int(group), folder)

@@ -73,7 +73,8 @@ def contained(
     """The command line, and the environment of all of it, that runs `start` as in its container.
 
     Args:
-        start: what an engine would start; its `tini` is left out, and `dearkd` is this environment's.
+        start: what an engine would start; its `tini` is left out, and `dearkd` is this environment's. Another program
+            is the system's.
         folder: an empty one, for the root and its list of mounts.
         secrets: the folder of secrets, by file.
         volumes: where folders of the host are mounted, to be written.
@@ -107,4 +108,4 @@ def _program(command: Sequence[str]) -> list[str]:
     # By the interpreter: no capability that is left lets another user run a script that its owner keeps to himself.
     programs = {"dearkd": [sys.executable, str(Path(sys.executable).parent / "dearkd")], "python": [sys.executable]}
     words = list(command[2:] if list(command[:2]) == ["tini", "--"] else command)
-    return [*programs[words[0]], *words[1:]]
+    return [*programs.get(words[0], words[:1]), *words[1:]]

@@ -139,7 +139,7 @@ def swift(folder: Path) -> Iterator[S3Server]:
         port = stack.enter_context(reserved_port())
         stack.enter_context(_server(folder, "proxy", _SERVER.format(port=port, folder=folder) + _PROXY))
         server = S3Server(f"http://127.0.0.1:{port}")
-        _make_bucket(server, folder)
+        make_bucket(server, folder)
         yield server
 
 
@@ -188,8 +188,11 @@ def _server(folder: Path, kind: str, configuration: str) -> Iterator[None]:
             process.wait()
 
 
-def _make_bucket(server: S3Server, folder: Path) -> None:
-    """Wait for the server, and make the bucket: obstore has no call for that, but signs a PUT of the empty key."""
+def make_bucket(server: S3Server, folder: Path) -> None:
+    """Wait for a server that logs in `folder`, and make the bucket.
+
+    obstore has no call for that, but signs a PUT of the empty key.
+    """
     store = S3Store(
         BUCKET,
         endpoint=server.endpoint,
@@ -203,7 +206,7 @@ def _make_bucket(server: S3Server, folder: Path) -> None:
     while True:
         try:
             answer = httpx.put(url, timeout=READY_SECONDS, trust_env=False)
-            if answer.status_code == 200:
+            if answer.status_code == 200 or "BucketAlready" in answer.text:
                 return
             said = f"{answer.status_code}: {answer.text}"
         except httpx.HTTPError as error:

@@ -138,6 +138,14 @@ def _lists_at_once(storage: Storage, prefix: str) -> None:
     with suppress(NotFound):
         storage.read(keys[0])
         raise BrokenRule("what was deleted can be read")
+    storage.delete_prefix(f"{prefix}/a")  # of a file system's own folders only so
+    folders = storage.children(prefix)
+    _require("b" in folders, "a listing by folders lacks one that holds an object")
+    if folders != ["b"]:
+        raise LooseRule(
+            "a listing by folders names one whose objects were all deleted. Nothing is taken to be in it, but every "
+            "list asks for it again until the store forgets it"
+        )
 
 
 def _reads_ranges(storage: Storage, prefix: str) -> None:

