@@ -29,7 +29,7 @@ from dearkd_api.idempotency import IdempotencyKey
 from dearkd_api.job_filters import LabelFilter, MomentFilter, labels_of
 from dearkd_api.keys import Identity
 from dearkd_api.pages import DEFAULT_LIMIT, ROW_ID, After, Limit, page, require_id, stored_page
-from dearkd_api.steering import COLLECTIONS, find, require_kind, seen
+from dearkd_api.steering import COLLECTIONS, find, require_kind, seen, shown
 from dearkd_api.submissions import complete_synthesis, complete_training
 
 POLL_SECONDS = 0.25
@@ -67,8 +67,8 @@ def _links(job: Job) -> dict[str, str]:
     return links | {name: f"/v1/{name}s/{identifier}" for name, identifier in job.made.items()}
 
 
-def _accepted(job: Job) -> Response:
-    body = render(job)
+def _accepted(job: Job, backend: Backend) -> Response:
+    body = render(shown([job], backend)[0])
     tracing.annotate({"dearkd.job.id": job.id})
     return JSONResponse(body, status_code=202, headers={"Location": body["links"]["self"]})
 
@@ -103,7 +103,7 @@ def _router(kind: Kind) -> APIRouter:
             since=earliest_id(prefix, created_after) if created_after is not None else None,
             unread=unread,
         )
-        return JSONResponse(stored_page([render(job) for job in jobs], more, unread))
+        return JSONResponse(stored_page([render(job) for job in shown(jobs, backend)], more, unread))
 
     @router.get("/{identifier}", response_model=JobView)
     async def get(
@@ -127,23 +127,23 @@ def _router(kind: Kind) -> APIRouter:
     @router.post("/{identifier}/cancel", status_code=202, response_model=JobView)
     def cancel(identifier: str, backend: Uses, caller: Caller) -> Response:
         """Cancel a job: at once if it does not run yet; a running one is `canceling` until it stops."""
-        return _accepted(steering.cancel(kind, identifier, backend, caller))
+        return _accepted(steering.cancel(kind, identifier, backend, caller), backend)
 
     @router.post("/{identifier}/pause", status_code=202, response_model=JobView)
     def pause(identifier: str, backend: Uses, caller: Caller) -> Response:
         """Let a job stand still: it holds no worker, and loses nothing. 409 where it has ended."""
-        return _accepted(steering.pause(kind, identifier, backend, caller))
+        return _accepted(steering.pause(kind, identifier, backend, caller), backend)
 
     @router.post("/{identifier}/resume", status_code=202, response_model=JobView)
     def resume(identifier: str, backend: Uses, caller: Caller) -> Response:
         """Let a paused job go on. 409 where it is not paused."""
-        return _accepted(steering.resume(kind, identifier, backend, caller))
+        return _accepted(steering.resume(kind, identifier, backend, caller), backend)
 
     @router.post("/{identifier}/priority", status_code=202, response_model=JobView)
     def set_priority(identifier: str, asked: PriorityRequest, backend: Uses, caller: Caller) -> Response:
         """Change the place of a job among those that wait. 409 where it has ended."""
         find(kind, identifier, backend, caller)
-        return _accepted(backend.store.set_priority(identifier, asked.priority))
+        return _accepted(backend.store.set_priority(identifier, asked.priority), backend)
 
     @router.post("/{identifier}/retry", status_code=202, response_model=JobView)
     def retry(
@@ -159,7 +159,7 @@ def _router(kind: Kind) -> APIRouter:
         checkpoint are damaged.
         """
         from_beginning = asked.start == "beginning"
-        return _accepted(steering.retry(kind, identifier, backend, caller, from_beginning=from_beginning))
+        return _accepted(steering.retry(kind, identifier, backend, caller, from_beginning=from_beginning), backend)
 
     @router.get("/{identifier}/events", response_model=EventPage)
     async def list_events(
@@ -256,7 +256,7 @@ def synthesise(
             owner=caller,
             webhook=posted.request.webhook,
         )
-    return _accepted(job)
+    return _accepted(job, backend)
 
 
 def _most_queued(backend: Backend, identity: Identity | None) -> int:
@@ -313,7 +313,8 @@ def train(
             max_queued=_most_queued(backend, identity),
             owner=caller,
             webhook=posted.request.webhook,
-        )
+        ),
+        backend,
     )
 
 

@@ -1,7 +1,8 @@
 """Jobs as a caller may look at and steer them, over `/v1` and from its pages alike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import cache, partial
 from typing import Final
 
 from dearkd.choices import Kind
@@ -25,12 +26,22 @@ def find(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> J
     return backend.store.get(identifier, owner=caller)
 
 
-def seen(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
-    """The job as it is shown: one that is queued where no worker is there says that it waits for one."""
-    job = find(kind, identifier, backend, caller)
-    if job.status != "queued" or job.waiting_for is not None or job.retry_at is not None:
+def shown(jobs: Iterable[Job], backend: Backend) -> list[Job]:
+    """The jobs as they are shown: one that is queued where no worker is there says that it waits for one."""
+    awaited = cache(partial(awaited_worker, backend.store.redis))
+
+    def told(job: Job) -> Job:
+        if job.status == "queued" and job.waiting_for is None and job.retry_at is None:
+            with suppress(Unavailable):  # of a job that was accepted just now that must be the answer
+                return job.model_copy(update={"waiting_for": awaited(job.kind)})
         return job
-    return job.model_copy(update={"waiting_for": awaited_worker(backend.store.redis, kind)})
+
+    return [told(job) for job in jobs]
+
+
+def seen(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
+    """The job as it is shown. Raises `NotFound` likewise."""
+    return shown([find(kind, identifier, backend, caller)], backend)[0]
 
 
 def cancel(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> Job:
