@@ -59,8 +59,8 @@ class Network:
 SMALLER: dict[str, dict[str, Any]] = {"vgg11_bn": {"mlp_ratio": 0.1}, "densenet121": {"block_config": [2, 2, 2, 2]}}
 """Arguments of architectures whose parts are of interest here, not their size."""
 
-WITH_ADAM: tuple[str | tuple[str, str], ...] = ("efficientnet_lite0", "regnety_002", ("glyphs", "vgg11_bn"))
-"""Networks, or a network on a task, that SGD does not bring far in so few steps."""
+WITH_ADAM = ("efficientnet_lite0", "regnety_002")
+"""Networks that SGD does not bring far in so few steps."""
 
 
 def train_network(task: Task, architecture: str, seed: int, epochs: int, kept: Path | None = None) -> Network:
@@ -94,7 +94,7 @@ def train_network(task: Task, architecture: str, seed: int, epochs: int, kept: P
     if place is not None and place.exists():
         model.load_state_dict(torch.load(place, weights_only=True))
         return Network(model.eval().requires_grad_(False), spec)
-    with_adam = architecture in WITH_ADAM or (task.name, architecture) in WITH_ADAM
+    with_adam = architecture in WITH_ADAM
     size, rate = (32, 1e-3) if with_adam else (64, 0.1)
     steps = len(task.labels) // size
     optimizer: torch.optim.Optimizer = (
