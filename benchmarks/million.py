@@ -141,7 +141,7 @@ def made(images: int, settings: Settings) -> dict[str, Any]:
         finish(*arguments)
         ends.append(round(time.process_time() - began, 2))
 
-    synthesis.finish, synthesis.check_contents = timed, Rehearsal.verify_first  # type: ignore[assignment]
+    synthesis.finish, synthesis.check_contents = timed, Rehearsal.verify_first  # type: ignore[assignment]  # these, in place of the service's own
     began, spent = time.perf_counter(), time.process_time()
     with Rehearsal() as worker:
         drain("synthesis", worker.perform, settings)

@@ -112,7 +112,7 @@ def train(settings: Settings, dataset: str) -> dict[str, Any]:
         seen.append((step, mib(), time.process_time()))
         report(self, step, steps)
 
-    training.RunReporter.on_step = noted  # type: ignore[method-assign]
+    training.RunReporter.on_step = noted  # type: ignore[method-assign]  # the service's own, and a note
     began, before = time.process_time(), mib()
     drain("training", training.perform, settings)
     ended = ledger.store.get(job.id)

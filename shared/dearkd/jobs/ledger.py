@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from dearkd.choices import Kind, Status
+from dearkd.choices import Status
 from dearkd.errors import Conflict, LostLease, NotFound, Unreadable
 from dearkd.jobs.deaths import holder as holder
 from dearkd.jobs.leases import Claim as Claim
@@ -223,14 +223,17 @@ class Ledger(Leases):
         if self._release(**_named(claim), at=at(), needs=needs, memory_bytes=memory_bytes) == "canceled":
             self.store.settle(self.store.get(claim.job))
 
-    def memory_beyond(self, kind: Kind) -> int | None:
-        """The least memory that is more than this worker's, if another one that is there has so much; else None."""
+    def memory_beyond(self, job: Job) -> int | None:
+        """The least memory that is more than this worker's, if another one that could take the job has so much.
+
+        Else None; so too of a run on a Ray cluster, whose nodes ran out of memory, and no worker.
+        """
         own = self.offer
-        if own is None:
+        if own is None or job.spec.get("engine") == "ray":
             return None
-        more = own.model_copy(update={"memory_bytes": own.memory_bytes + 1})
-        needs = Needs(device=more.device, memory_bytes=more.memory_bytes)
-        return more.memory_bytes if any(one.fits(needs) for one in offers(self.redis, QUEUES[kind])) else None
+        more = {"device": own.device, "memory_bytes": own.memory_bytes + 1}
+        needs = Needs.of_spec(job.spec).model_copy(update=more)
+        return needs.memory_bytes if any(one.fits(needs) for one in offers(self.redis, QUEUES[job.kind])) else None
 
     def set_rows(self, identifier: str, rows: Sequence[dict[str, Any]]) -> None:
         """Replace a run's metrics: what a resumed run starts from."""

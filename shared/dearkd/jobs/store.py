@@ -289,24 +289,21 @@ class JobStore(Settlement):
         """Write the record; the one of a `new` job that is there already is its own, of which the answer was lost."""
         priority = str(job.spec["priority"])
         minutes = (job.spec.get("budget") or {}).get("minutes")
-        fields = (
-            {
-                "attempt": str(job.attempt),
-                "spec": json.dumps(job.spec),
-                "progress": job.progress.model_dump_json(),
-                "created_at": job.created_at.isoformat(),
-                "priority": priority,
-                "rank": str(RANKS[priority]),
-                "schema_version": str(Job.newest),
-                "at_once": str(job.spec.get("parallelism", 1)),
-                "parallelism": "0",  # workers of before there were schemas look here, and leave the job alone
-                "timeout": str(job.spec.get("timeout_seconds") or ""),
-                "stops_after": str(60 * minutes) if minutes else "",
-                "max_retries": str(job.spec.get("max_retries") or 0),
-            }
-            | Needs.of_spec(job.spec).as_record()
-            | more
-        )
+        fields = {
+            "attempt": str(job.attempt),
+            "spec": json.dumps(job.spec),
+            "progress": job.progress.model_dump_json(),
+            "created_at": job.created_at.isoformat(),
+            "priority": priority,
+            "rank": str(RANKS[priority]),
+            "schema_version": str(Job.newest),
+            "at_once": str(job.spec.get("parallelism", 1)),
+            "parallelism": "0",  # workers of before there were schemas look here, and leave the job alone
+            "timeout": str(job.spec.get("timeout_seconds") or ""),
+            "stops_after": str(60 * minutes) if minutes else "",
+            "max_retries": str(job.spec.get("max_retries") or 0),
+            **Needs.of_spec(job.spec).as_record(),
+        } | more
         if job.traceparent is not None:
             fields["traceparent"] = job.traceparent
         answered = self._woken(self._create_record, job, asked | {"fields": fields, "groups": units_of(job)})

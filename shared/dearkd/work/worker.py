@@ -217,7 +217,9 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
         elif error.code == NewerSchema.default_code:
             to_newer = True
             attempt.note(f"unit {claim.unit} goes back, to workers of a newer version: {error.message}")
-        elif isinstance(error, OutOfMemory) and (roomier := _outlast(partial(_memory_beyond, attempt), handing_back)):
+        elif isinstance(error, OutOfMemory) and (
+            roomier := _outlast(partial(ledger.memory_beyond, attempt.job), handing_back)
+        ):
             attempt.note(f"unit {claim.unit} goes back, to workers with more memory: {error.message}")
         else:
             failure = JobError(code=error.code, message=error.message, retryable=error.retryable)
@@ -242,10 +244,6 @@ def _perform(attempt: Attempt, perform: Perform, handing_back: threading.Event) 
         ledger.log.keep(claim.job)
     except Unavailable as error:
         log.warning("the log of %s is not stored yet: %s", claim.job, error)
-
-
-def _memory_beyond(attempt: Attempt) -> int | None:
-    return attempt.ledger.memory_beyond(attempt.job.kind)
 
 
 def _end_attempt(

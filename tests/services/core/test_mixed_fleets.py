@@ -166,6 +166,17 @@ def test_the_largest_worker_that_is_there_says_that_it_is_too_large(ledger: Ledg
     assert "set batch_size" in error.message
 
 
+def test_more_memory_is_looked_for_among_those_that_could_take_the_job(ledger: Ledger) -> None:
+    plain, compiled = (synthesis(ledger.store, 1, compile=compiled) for compiled in (False, True))
+    on_ray = plain.model_copy(update={"spec": plain.spec | {"engine": "ray"}})
+    ledger.offer = SMALL_CPU.model_copy(update={"compiler": True})
+    advertise(ledger.redis, "synth", LARGE_CPU.model_copy(update={"compiler": False}))
+    found = [ledger.memory_beyond(job) for job in (plain, compiled, on_ray)]
+    assert found == [8 * GIB + 1, None, None]
+    advertise(ledger.redis, "synth", LARGE_CPU)
+    assert ledger.memory_beyond(compiled) == 8 * GIB + 1
+
+
 def test_a_worker_that_dies_early_is_no_death_of_a_job_that_it_could_not_take(ledger: Ledger) -> None:
     job = synthesis(ledger.store, 1, resources={"device": "cuda"})
     ledger.offer = SMALL_CPU

@@ -45,7 +45,7 @@ def run_page(
         return RedirectResponse(page_of(identifier), 303)
     steering.require_kind("training", identifier)
     try:
-        job = steering.find("training", identifier, backend, caller)
+        job = steering.seen("training", identifier, backend, caller)
     except NotFound:
         return lost_job(request, identifier, backend, caller)
     others = _others(compared, backend, caller)

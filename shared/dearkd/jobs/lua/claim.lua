@@ -3,6 +3,15 @@
 -- Returns {id, unit, token}, or {id} of a job that is to be planned before, or nil.
 -- Once a worker has claimed of a job, no older one does: it might not read what that one leaves. Those of before there
 -- were schemas look at `parallelism` alone.
+
+-- Whether a worker with this offer (nil: one that makes none) may claim of a job; `offers.Offer.fits` does the same.
+local function fits(id, offer)
+  local device, memory, compiler = unpack(redis.call('HMGET', key(id), 'device', 'memory_bytes', 'compiler'))
+  if not (device or memory or compiler) then return true end
+  return offer and (not device or device == offer.device) and tonumber(memory or 0) <= offer.memory_bytes
+    and (not compiler or offer.compiler)
+end
+
 local index = 'dearkd:open:' .. args.kind
 for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
   local k = key(id)

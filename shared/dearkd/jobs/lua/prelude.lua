@@ -114,14 +114,6 @@ local function set_status(id, status, told)
   announce(id, status)
 end
 
--- Whether a worker with this offer (nil: one that makes none) may claim of a job; `offers.Offer.fits` does the same.
-local function fits(id, offer)
-  local device, memory, compiler = unpack(redis.call('HMGET', key(id), 'device', 'memory_bytes', 'compiler'))
-  if not (device or memory or compiler) then return true end
-  return offer and (not device or device == offer.device) and tonumber(memory or 0) <= offer.memory_bytes
-    and (not compiler or offer.compiler)
-end
-
 -- Whether the first open unit may be claimed: what is claimed must be of its group. (An earlier one is then done.)
 -- A job accepted by an earlier version has no `:units`: whoever claims of it records them first (see `plan`).
 local function claimable(id)
