@@ -1,12 +1,14 @@
 """Time of a step of the trainer over time of its limit, in both stages.
 
     python benchmarks/train_step.py --json
+    python benchmarks/train_step.py --json --ready
     python benchmarks/train_step.py --architecture dearkd_tiny_patch16_224 --image-size 224 --teacher resnet50
 
 The limit of stage one is the bare student's forward, backward and optimiser step plus the bare teacher's forward; that
 of stage two is the student's alone. After every step of the trainer (reading, augmentation, mixing, aligners, clipping
 and averaging included) a bare one runs on a copy of the same student, in the same process and precision, so that a
-noisy machine slows both alike; the medians are compared. Images are read ahead meanwhile.
+noisy machine slows both alike; the medians are compared. Images are read ahead meanwhile, or with `--ready` before the
+first step, so that a loader's process takes nothing from either.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Generator
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -26,13 +29,21 @@ from torch.nn import functional as F
 from dearkd.data.shard_files import Sample, write_shard
 from dearkd.specs import DatasetFacts, TeacherSpec, TrainingSpec
 from dearkd.vision.images import encode
-from dearkd.vision.shards import ShardDataset
+from dearkd.vision.shards import Held, ShardDataset
 from dearkd.vision.teachers import build_teacher
 from dearkd_trainer import DearKDTrainer, FrozenTeacher
+from dearkd_trainer.data.loader import Batch
 from dearkd_trainer.data.recipe import autocast, create_optimizer
 
 WARM_UP = 3
 CLASSES = 10
+
+
+class ReadBefore(DearKDTrainer):
+    """A trainer that has all its batches in memory before its first step."""
+
+    def _read_ahead(self, held: Held) -> Generator[Batch, None, None]:
+        yield from list(super()._read_ahead(held))
 
 
 class Stopwatch:
@@ -116,7 +127,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     teacher = build_teacher(teacher_spec)
     stopwatch = Stopwatch(spec, teacher, device)
-    trainer = DearKDTrainer(
+    trainer = (ReadBefore if arguments.ready else DearKDTrainer)(
         spec,
         ShardDataset([folder / "train.tar"], num_classes=CLASSES, in_chans=3),
         directory=folder / "run",
@@ -136,6 +147,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "workers": arguments.workers,
+        "batches": "ready" if arguments.ready else "read ahead",
         "torch": torch.__version__,
         "stage_one": compare(one, "student", "teacher"),
         "stage_two": compare(two, "student"),
@@ -160,6 +172,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--ready", action="store_true", help="read all batches before the first step")
     parser.add_argument("--steps", type=int, default=20, help="of each stage")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

@@ -128,7 +128,7 @@ class MHCA(nn.Module):
             raise ValueError("MHCA takes no attention mask: every token attends to all others")
         batch, tokens, _ = x.shape
         q, k, v = self._project(x)
-        attended = self._attend(q, k, v) if self.fused_attn else self.attn_drop(self._weights(q, k)) @ v
+        attended = self._attend(q, k, v) if self._fuses(q) else self.attn_drop(self._weights(q, k)) @ v
         x = attended.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim)
         return cast(Tensor, self.proj_drop(self.proj(x)))
 
@@ -143,6 +143,12 @@ class MHCA(nn.Module):
         q, k, v = qkv.unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
+    def _fuses(self, q: Tensor) -> bool:
+        """False also where torch would not fuse: on a CPU no kernel gives a mask its gradient, and torch's way around
+        that is slower than plain products (benchmarks/RESULTS.md)."""
+        learns_position = torch.is_grad_enabled() and self.position_weight.requires_grad
+        return self.fused_attn and not (self.mix == "logits" and q.device.type == "cpu" and learns_position)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         position = self.position_logits().to(q.dtype)
         dropout = self.attn_drop.p if self.training else 0.0
@@ -155,10 +161,11 @@ class MHCA(nn.Module):
         return torch.cat([attended[:, :, :first], joined], dim=2)
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
-        content = q @ k.transpose(-2, -1) / self.head_dim**0.5
+        content = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
         position = self.position_logits().to(q.dtype)
         if self.mix == "logits":
-            return cast(Tensor, (content + position).softmax(-1))
+            content += position  # in place: the largest tensor here
+            return content.softmax(-1)
         first = self.num_prefix_tokens
         weights = content.softmax(-1)
         joined = (weights[:, :, first:] + position[:, first:].softmax(-1)) / 2
