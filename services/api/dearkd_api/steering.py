@@ -5,10 +5,13 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import Final
 
+from pydantic import ValidationError
+
 from dearkd.choices import Kind
 from dearkd.errors import NotFound, Unavailable
 from dearkd.jobs.model import Job, kind_of
-from dearkd.jobs.queue import awaited_worker
+from dearkd.jobs.offers import Needs
+from dearkd.jobs.queue import awaited_worker, listening
 from dearkd_api.backend import Backend
 
 COLLECTIONS: Final[Mapping[Kind, str]] = {"synthesis": "synthesis-jobs", "training": "training-runs"}
@@ -27,13 +30,19 @@ def find(kind: Kind, identifier: str, backend: Backend, caller: str | None) -> J
 
 
 def shown(jobs: Iterable[Job], backend: Backend) -> list[Job]:
-    """The jobs as they are shown: one that is queued where no worker is there says that it waits for one."""
-    awaited = cache(partial(awaited_worker, backend.store.redis))
+    """The jobs as they are shown: one that is queued where no worker is there that could take it says so.
+
+    The reaper writes that into records, but of what was just accepted it has not yet, and it looks at the first hundred
+    alone.
+    """
+    there = cache(partial(listening, backend.store.redis))
 
     def told(job: Job) -> Job:
-        if job.status == "queued" and job.waiting_for is None and job.retry_at is None:
-            with suppress(Unavailable):  # of a job that was accepted just now that must be the answer
-                return job.model_copy(update={"waiting_for": awaited(job.kind)})
+        if job.status == "queued" and job.retry_at is None:
+            # A job that was accepted just now must be the answer; a spec that was altered is its worker's to refuse.
+            with suppress(Unavailable, ValidationError):
+                awaited = awaited_worker(job.kind, Needs.of_spec(job.spec), there(job.kind))
+                return job if awaited is None else job.model_copy(update={"waiting_for": awaited})
         return job
 
     return [told(job) for job in jobs]

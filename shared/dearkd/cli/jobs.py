@@ -26,6 +26,7 @@ COLUMNS = {
     "LEFT": "left",
     "NAME": "name",
     "CREATED": "created_at",
+    "WAITS FOR": "waiting_for",
 }
 
 
@@ -148,6 +149,8 @@ def submitted(client: Client, job: JobView, *, wait: bool, as_json: bool) -> Non
         return
     _report(job, as_json=as_json)
     if not as_json:
+        if job.waiting_for:
+            note(f"it waits for {job.waiting_for}")
         note(f"follow it with `dearkd watch {job.id}`")
 
 

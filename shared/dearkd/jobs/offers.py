@@ -58,8 +58,13 @@ class Needs(BaseModel):
 
     @classmethod
     def of_spec(cls, spec: dict[str, Any]) -> "Needs":
-        """The needs of a stored spec. A Ray cluster is no worker: its nodes are chosen by the driver."""
-        resources = (spec.get("resources") or {}) if spec.get("engine") != "ray" else {}
+        """The needs of a stored spec. A Ray cluster is no worker: its nodes are chosen by the driver.
+
+        Raises:
+            ValidationError: if the spec was altered into none.
+        """
+        given = spec.get("resources") if spec.get("engine") != "ray" else None
+        resources = given if isinstance(given, dict) else {}
         return cls(
             device=resources.get("device"),
             memory_bytes=resources.get("memory_bytes") or 0,

@@ -133,12 +133,20 @@ def alive(redis: Redis, name: QueueName) -> int:
     return sum(moment.replace(tzinfo=UTC) > since for moment in heard)
 
 
-def awaited_worker(redis: Redis, kind: Kind) -> str | None:
-    """The clause that tells what a queued job waits for where no worker is there at all; None where one is."""
-    name = QUEUES[kind]
-    if offers(redis, name) or alive(redis, name):
-        return None
-    return f"a worker: none listens on the {name!r} queue (`dearkd worker {WORKERS[kind]}` or `dearkd up` starts one)"
+def listening(redis: Redis, kind: Kind) -> list[Offer] | None:
+    """The offers of the workers of a kind that are there, each once; None where no worker is there at all."""
+    found = offers(redis, QUEUES[kind])
+    return found if found or alive(redis, QUEUES[kind]) else None
+
+
+def awaited_worker(kind: Kind, needs: Needs, there: list[Offer] | None) -> str | None:
+    """The clause that tells what a queued job waits for; None where a worker of those that are `listening` fits."""
+    if there is None:
+        return (
+            f"a worker: none listens on the {QUEUES[kind]!r} queue (`dearkd worker {WORKERS[kind]}` or `dearkd up` "
+            "starts one)"
+        )
+    return None if needs == Needs() or any(offer.fits(needs) for offer in there) else needs.waiting_for(there)
 
 
 def require_worker(redis: Redis, name: QueueName) -> None:

@@ -16,7 +16,7 @@ from dearkd_api.dashboard import lineage, listing
 from dearkd_api.dashboard.forms import PageRoute
 from dearkd_api.dashboard.frame import show
 from dearkd_api.job_filters import LABEL, labels_of
-from dearkd_api.steering import actions_of
+from dearkd_api.steering import actions_of, shown
 
 SHOWN = 50
 
@@ -47,6 +47,7 @@ def list_jobs(
         raise InvalidInput.at("/after", f"{after!r:.80} is no id of a job: begin with the first page")
     unread: list[Unread] = []
     jobs, more = listing.list_jobs(backend.store, query, owner=caller, limit=SHOWN, after=after or None, unread=unread)
+    jobs = shown(jobs, backend)
     given = {"q": q, "status": status, "kind": kind, "label": label}
     filters = {name: value for name, value in given.items() if value}
     asked = filters | ({"view": view} if view != "list" else {})

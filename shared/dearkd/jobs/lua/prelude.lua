@@ -103,8 +103,8 @@ local function set_status(id, status, told)
   enter(id, 'dearkd:jobs:' .. kind .. ':' .. status)
   redis.call('HSET', k, 'status', status)
   if status == 'running' then redis.call('HSETNX', k, 'started_at', args.at) end
+  redis.call('HDEL', k, 'waiting_for') -- of a status before; where it is queued again, who looks at it says it again
   if ended(status) then
-    redis.call('HDEL', k, 'waiting_for')
     redis.call('HSET', k, 'finished_at', args.at)
     redis.call('ZREM', 'dearkd:open:' .. kind, id)
     drop_claims(id)
