@@ -46,18 +46,21 @@ def require_possible(layers: Sequence[tuple[str, BatchNorm]]) -> None:
 
 
 NEVER_UPDATED = (
-    "the BatchNorm statistics of the teacher are those that every network begins with (means 0, variances 1): it was "
-    "trained in eval mode, or not at all, and there is next to nothing in it that images could be made to match; run "
-    "its training images through it in training mode, and save it again"
+    "the BatchNorm statistics of the teacher are those that every network begins with (means 0, or variances all "
+    "alike): it was trained in eval mode, or not at all, or they were reset, and there is next to nothing in it that "
+    "images could be made to match; run its training images through it in training mode, and save it again"
 )
 
 
 def never_updated(layers: Sequence[tuple[str, BatchNorm]]) -> bool:
-    """Tell whether no layer has ever seen an image in training mode. It may know its task all the same."""
-    return all(
-        not cast(Tensor, layer.running_mean).any() and bool((cast(Tensor, layer.running_var) == 1).all())
-        for _, layer in layers
-    )
+    """Tell whether no layer has ever seen an image in training mode. It may know its task all the same.
+
+    Of images no network has means of exactly 0 in all layers, nor variances alike in all channels of each: so a half of
+    the statistics that was reset tells it too, and variances of 1 − ε, with which a layer changes nothing.
+    """
+    means = [cast(Tensor, layer.running_mean) for _, layer in layers]
+    variances = [cast(Tensor, layer.running_var) for _, layer in layers]
+    return not any(mean.any() for mean in means) or all(bool((one == one[0]).all()) for one in variances)
 
 
 def check_statistics(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]], spec: TeacherSpec) -> None:
@@ -76,6 +79,8 @@ def check_statistics(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]]
     probes = [probe.to(parameter) for probe in _noises(spec)]
     found = [_activations(teacher, layers, probe) for probe in probes]
     for name, layer in layers:
+        if name not in found[0]:  # only training runs it, as the auxiliary classifiers of GoogLeNet
+            continue
         variance = cast(Tensor, layer.running_var)
         for channel in (variance == 0).nonzero()[:, 0].tolist():
             varies = found[0][name].variance[channel].item()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import TeacherSpec
+from dearkd.vision.teacher_statistics import never_updated
 from dearkd.vision.teachers import (
     batch_norm_layers,
     build_teacher,
@@ -187,6 +188,35 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     path = saved(tmp_path, spec(), lambda state: state[name].view(-1)[0].fill_(value))
     pointer, detail = refusal(lambda: describe_teacher(spec(), path))
     assert (pointer, detail) == ("/weights", f"{name} holds values that are not finite")
+
+
+@pytest.mark.parametrize(
+    ("means", "variances", "untouched"),
+    [(None, None, False), (0.0, 1.0, True), (0.0, None, True), (None, 1.0, True), (0.0, 1 - 1e-5, True)],
+)
+def test_statistics_that_no_image_has_touched(means: float | None, variances: float | None, untouched: bool) -> None:
+    """Also where one half alone is as at the beginning, or a tool made the layers change nothing."""
+    model = build_teacher(spec())
+    with torch.no_grad():
+        model(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    layers = batch_norm_layers(model.eval())
+    for _, layer in layers:
+        if means is not None:
+            layer.running_mean.fill_(means)
+        if variances is not None:
+            layer.running_var.fill_(variances)
+    assert never_updated(layers) == untouched
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_batch_norm_that_only_training_runs_is_not_asked_for(dead: bool) -> None:
+    """As in the auxiliary classifiers of torchvision's GoogLeNet, whose layers stand in the file all the same."""
+    model = build_teacher(spec()).eval()
+    idle = nn.BatchNorm2d(4).eval()
+    if dead:
+        idle.running_var[0] = 0.0
+    model.add_module("aux", idle)
+    check_teacher(model, spec(), 32)
 
 
 @pytest.mark.parametrize(
