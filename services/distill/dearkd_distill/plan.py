@@ -12,6 +12,7 @@ from dearkd.choices import FolderOrder
 from dearkd.errors import InvalidInput
 from dearkd.specs import DatasetFacts, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import overlay
+from dearkd.vision.teachers import refused_input_sizes
 from dearkd_distill.inputs import Teacher
 from dearkd_trainer.record.facts import RunFacts
 
@@ -83,7 +84,8 @@ class Plan:
         posted = overlay({"teacher": self.teacher.spec.name, "seed": self.seed}, self.synthesis)
         if images_per_class is not None:
             posted["images_per_class"] = images_per_class
-        spec = SynthesisSpec.resolve(posted, self.teacher.spec)
+        refused = refused_input_sizes(self.teacher.module, self.teacher.spec)
+        spec = SynthesisSpec.resolve(posted, self.teacher.spec, refused_input_sizes=refused)
         if spec.budget is not None and spec.budget.ends_early:
             raise InvalidInput.at(
                 "/budget",

@@ -6,9 +6,10 @@ decides who may claim of a job; what is here tells people, and workers that may 
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dearkd.choices import Device
 from dearkd.redis_client import Redis
@@ -110,9 +111,16 @@ def advertise(redis: Redis, queue: str, offer: Offer) -> None:
 
 
 def offers(redis: Redis, queue: str) -> list[Offer]:
-    """The offers of the workers of a queue that were heard of lately, each once."""
+    """The offers of the workers of a queue that were heard of lately, each once.
+
+    Those that this version cannot read, as of newer workers, are left out: they say themselves what they take.
+    """
     found = cast("list[bytes]", redis.zrangebyscore(_key(queue), time.time() - OFFER_SECONDS, "+inf"))
-    return [Offer.model_validate_json(text) for text in found]
+    read = []
+    for text in found:
+        with suppress(ValidationError):
+            read.append(Offer.model_validate_json(text))
+    return read
 
 
 def gibibytes(count: int) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from dearkd.identifiers import is_id
 from dearkd.jobs.model import Job, kind_of, owner_of
 from dearkd.jobs.offers import offers
 from dearkd.jobs.queue import QUEUES
-from dearkd.jobs.settlement import read_job
+from dearkd.jobs.settlement import final_key, read_job
 from dearkd.local.embedded_redis import find_redis_server
 from dearkd.local.findings import Finding
 from dearkd.local.store_rules import try_rules
@@ -31,12 +32,14 @@ from dearkd.redis_client import connect
 from dearkd.settings import Settings
 from dearkd.storage.api_keys import KeyRecords
 from dearkd.storage.catalog import models, teachers
+from dearkd.storage.checkpoints import read_pointer
 from dearkd.storage.marker import KEY, KnownStorage
 from dearkd.storage.objects import Storage
 
 LOW_DISK_BYTES = 5 * 10**9
 NO_DISK_BYTES = 5 * 10**8
 IMPORT_SECONDS = 300
+NEWEST_JOBS = 200
 
 INSTALL = "pip install --constraint constraints.txt 'dearkd[all]'"
 
@@ -338,17 +341,31 @@ def check_documents(settings: Settings) -> Iterator[Finding]:
             return
         storage = Storage.open(settings, fresh=False)
         seen = 0
-        for catalog in (teachers(storage), datasets(storage), models(storage)):
-            for identifier in storage.children(catalog.root):
-                try:
-                    seen += is_id(identifier, catalog.kind) and bool(catalog.get(identifier))
-                except NotFound:
-                    continue  # not finished, or just deleted
-                except Unreadable as error:
-                    yield Finding("documents", "problem", error.message)
+        for read in _readers(storage):
+            try:
+                seen += read() is not None
+            except NotFound:
+                continue  # not finished, or just deleted
+            except Unreadable as error:
+                yield Finding("documents", "problem", error.message)
     except DearKDError:
         return  # said already, by the check of storage
-    yield Finding("documents", "ok", f"{seen} teachers, datasets and models can be read")
+    yield Finding("documents", "ok", f"{seen} can be read: teachers, datasets, models, keys, the newest jobs")
+
+
+def _readers(storage: Storage) -> Iterator[Callable[[], object]]:
+    """Reads of each document, but of jobs only the newest: what a newer version wrote is among them."""
+    for catalog in (teachers(storage), datasets(storage), models(storage)):
+        for identifier in storage.children(catalog.root):
+            if is_id(identifier, catalog.kind):
+                yield partial(catalog.get, identifier)
+    keys = KeyRecords(storage)
+    yield from (partial(keys.get, Path(stored.key).stem) for stored in storage.objects("keys"))
+    by_time = sorted(storage.children("jobs"), key=lambda identifier: identifier.partition("-")[2])
+    for identifier in by_time[-NEWEST_JOBS:]:
+        yield partial(read_job, storage, f"jobs/{identifier}/job.json")
+        yield partial(read_job, storage, final_key(identifier))
+        yield partial(read_pointer, storage, identifier)
 
 
 def _accepted(storage: Storage, identifier: str) -> Job:

@@ -121,12 +121,16 @@ def describe_teacher(spec: TeacherSpec, weights: Path) -> TeacherDescription:
     return TeacherDescription(
         parameters=sum(parameter.numel() for parameter in teacher.parameters()),
         batch_norm_layers=len(batch_norm_layers(teacher)),
-        refused_input_sizes=_refused_input_sizes(teacher, spec),
+        refused_input_sizes=refused_input_sizes(teacher, spec),
     )
 
 
-def _refused_input_sizes(teacher: nn.Module, spec: TeacherSpec) -> list[int]:
-    """Attention over a map has weights for each place in it, so that such a network takes one size alone."""
+def refused_input_sizes(teacher: nn.Module, spec: TeacherSpec) -> list[int]:
+    """The half of the image size, if the teacher does not take such images.
+
+    Attention over a map has weights for each place in it, so that such a network takes one size alone; others are left
+    with no place.
+    """
     half = half_size(spec.image_size)
     try:
         check_teacher(teacher, spec, half)

@@ -1,6 +1,7 @@
 """Workers of several kinds at one queue: each takes what it can, and a job that none can take says so."""
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,19 @@ def test_an_offer_that_nobody_repeats_is_none(ledger: Ledger) -> None:
     assert offers(ledger.redis, "synth") == []
     advertise(ledger.redis, "synth", SMALL_CPU)
     assert ledger.redis.zcard("dearkd:offers:synth") == 1, "it is forgotten"
+
+
+def test_an_offer_that_is_not_understood_hides_no_other(ledger: Ledger) -> None:
+    """As of a newer worker, beside this version."""
+    for text in ('{"device": "tpu", "name": "x", "memory_bytes": 1, "compiler": false}', '{"speed": 3}', "x"):
+        ledger.redis.zadd("dearkd:offers:synth", {text: time.time()})
+    advertise(ledger.redis, "synth", GPU)
+    assert offers(ledger.redis, "synth") == [GPU]
+    job = synthesis(ledger.store, 1, resources={"device": "cuda"})
+    queue(ledger.redis, "synth").empty()
+    ledger.reap(max_deaths=3)
+    assert waiting(ledger, job.id) is None
+    assert wakes(ledger) == 1
 
 
 def test_a_unit_too_large_for_a_worker_goes_to_one_with_more_memory(ledger: Ledger, settings: Settings) -> None:

@@ -164,8 +164,7 @@ class MHCA(nn.Module):
         content = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
         position = self.position_logits().to(q.dtype)
         if self.mix == "logits":
-            content += position  # in place: the largest tensor here
-            return content.softmax(-1)
+            return cast(Tensor, content.add_(position).softmax(-1))  # in place: the largest tensor here
         first = self.num_prefix_tokens
         weights = content.softmax(-1)
         joined = (weights[:, :, first:] + position[:, first:].softmax(-1)) / 2
