@@ -73,11 +73,17 @@ def check_statistics(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]]
 
     Raises:
         InvalidInput: at `/weights`, naming the first layer whose running variance is zero for a channel that is not
-            dead, or whose statistics are off by orders of magnitude.
+            dead, or whose statistics are off by orders of magnitude; or if the teacher answers all noise alike.
     """
     parameter = next(teacher.parameters())
     probes = [probe.to(parameter) for probe in _noises(spec)]
-    found = [_activations(teacher, layers, probe) for probe in probes]
+    found, answers = zip(*(_activations(teacher, layers, probe) for probe in probes), strict=True)
+    if all(torch.equal(logits, logits[:1].expand_as(logits)) for logits in answers):
+        raise InvalidInput.at(
+            "/weights",
+            f"the teacher gives {sum(map(len, answers))} different images of noise the same logits, as if it saw none "
+            "of them: are its classifier's or its BatchNorm layers' weights zero?",
+        )
     for name, layer in layers:
         if name not in found[0]:  # only training runs it, as the auxiliary classifiers of GoogLeNet
             continue
@@ -120,7 +126,10 @@ class _Activations:
         self.square = square[alive].median().item()
 
 
-def _activations(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]], x: Tensor) -> dict[str, _Activations]:
+def _activations(
+    teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]], x: Tensor
+) -> tuple[dict[str, _Activations], Tensor]:
+    """What each layer sees of some images, and the logits."""
     found: dict[str, _Activations] = {}
 
     def look(name: str, layer: BatchNorm, values: Tensor) -> None:
@@ -132,11 +141,11 @@ def _activations(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]], x:
     ]
     try:
         with torch.no_grad():
-            teacher(x)
+            logits: Tensor = teacher(x)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return found, logits
 
 
 def _noises(spec: TeacherSpec) -> list[Tensor]:

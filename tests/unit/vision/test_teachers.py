@@ -241,6 +241,22 @@ def test_running_variances(tmp_path: Path, change: str, refused: bool) -> None:
         assert describe_teacher(spec(), path).batch_norm_layers > 0
 
 
+@pytest.mark.parametrize("zero", ["fc.weight", "bn1.weight", "layer4.0.bn2.weight"])
+def test_a_teacher_that_sees_no_difference_is_refused(tmp_path: Path, zero: str) -> None:
+    """One layer before a residual may well be zero, as zero-initialised ones are."""
+
+    def spoil(state: dict[str, Tensor]) -> None:
+        state[zero].zero_()
+
+    path = saved(tmp_path, spec(), spoil)
+    if zero == "layer4.0.bn2.weight":
+        assert describe_teacher(spec(), path).batch_norm_layers > 0
+        return
+    pointer, detail = refusal(lambda: describe_teacher(spec(), path))
+    assert pointer == "/weights"
+    assert "the same logits" in detail
+
+
 def test_images_too_small_for_the_network_are_refused(tmp_path: Path) -> None:
     vgg = spec("vgg11_bn", image_size=16, model_args={"mlp_ratio": 0.01})
     pointer, detail = refusal(lambda: describe_teacher(vgg, saved(tmp_path, vgg)))
