@@ -47,6 +47,11 @@ class Arm:
 
 
 PUBLISHED = {"preset": "published-cifar", "phases": [{"resolution": 32, "input_size": 32, "iterations": 200}]}
+STILL = {"degrees": 0.0, "shear": 0.0, "translate": 0.0}
+FINE = [
+    {"resolution": 16, "input_size": 32, "iterations": 150},
+    {"resolution": 32, "input_size": 32, "iterations": 50},
+]
 ARMS: dict[str, dict[str, Any]] = {
     "real": {"images": "real"},
     "ours": {"images": "ours"},
@@ -62,6 +67,11 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     **{f"variation-{w}": {"images": "ours", "synthesis": {"weights": {"total_variation_l2": w}}} for w in (0.1, 1.0)},
     "restated": {"images": "ours", "teacher_statistics": "images"},
+    "still": {"images": "ours", "training": {"augmentation": STILL}},
+    "real-still": {"images": "real", "training": {"augmentation": STILL}},
+    "strong": {"images": "ours", "training": {"augmentation": {"degrees": 30.0, "shear": 10.0, "translate": 0.2}}},
+    "crops": {"images": "ours", "training": {"augmentation": {"scale": [0.5, 1.0], "ratio": [0.75, 1.333]}}},
+    "fine": {"images": "ours", "synthesis": {"phases": FINE}},
 }
 
 
