@@ -108,7 +108,8 @@ def test_the_address_and_the_ports_are_those_of_the_cluster() -> None:
     values = dict(literal.split("=", 1) for literal in generator["literals"])
     assert values.keys() == {"DEARKD_RAY_ADDRESS"}
     # The operator's name for the head's Service.
-    address = f"{CLUSTER['metadata']['name']}-head-svc:{HEAD['rayStartParams']['port']}"
+    name, namespace = CLUSTER["metadata"]["name"], CLUSTER["metadata"]["namespace"]
+    address = f"{name}-head-svc.{namespace}.svc.cluster.local:{HEAD['rayStartParams']['port']}"
     assert values["DEARKD_RAY_ADDRESS"] == address == check_ray_address(address)
     assert given(NODE)["DEARKD_RAY_ADDRESS"] == {"configMapKeyRef": {"name": "dearkd", "key": "DEARKD_RAY_ADDRESS"}}
     for group, option in ((HEAD, "port"), (WORKERS, "node-manager-port")):
@@ -211,7 +212,7 @@ def test_what_kustomize_makes_of_an_overlay_with_a_ray_cluster(copied: Path, ove
         if kind not in ("ScaledObject", "RayCluster"):
             kubernetes_validate.validate(resource, VERSION, strict=True)
     (values,) = [resource["data"] for (kind, _), resource in found.items() if kind == "ConfigMap"]
-    assert values["DEARKD_RAY_ADDRESS"] == "ray-head-svc:6379"
+    assert values["DEARKD_RAY_ADDRESS"] == "ray-head-svc.dearkd.svc.cluster.local:6379"
     assert values["DEARKD_STORAGE_URL"]
     spec, trainer = found["RayCluster", "ray"]["spec"], found["Deployment", "trainer"]
     (workers,) = spec["workerGroupSpecs"]
