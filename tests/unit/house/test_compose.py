@@ -5,6 +5,7 @@ the other images are read alone.
 """
 
 import re
+import subprocess
 from typing import get_args
 
 import pytest
@@ -189,6 +190,12 @@ def test_prometheus_scrapes_the_api_and_grafana_shows_it() -> None:
     assert mounts["./deploy/metrics/grafana"] == "/etc/grafana/provisioning"
 
 
+def expanded(word: str, **arguments: str) -> str:
+    """What the shell of a build makes of a word, with these build arguments."""
+    done = subprocess.run(["sh", "-c", f"printf %s {word}"], env=arguments, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_image_installs_its_extra_with_the_pins_and_runs_a_command_that_exists(name: str) -> None:
     build = SERVICES[name]["build"]
@@ -196,7 +203,12 @@ def test_an_image_installs_its_extra_with_the_pins_and_runs_a_command_that_exist
     found = instructions(name)
     for line in found["COPY"]:
         assert all((ROOT / source).exists() for source in line.split()[:-1]), line
-    assert [line for line in found["RUN"] if f"pip install --constraint constraints.txt '.[{name},otel]'" in line]
+    (install,) = [line for line in found["RUN"] if "pip install --constraint constraints.txt" in line]
+    word = install.split("constraints.txt ")[1].split(" --cache-dir")[0]
+    assert expanded(word) == f".[{name},otel]"
+    if name == "trainer":
+        assert "EXTRAS" in found["ARG"]
+        assert expanded(word, EXTRAS="ray,mlflow") == ".[trainer,otel,ray,mlflow]"
     tini, dashes, program, command, *arguments = start_of(name).command
     assert (tini, dashes, program) == ("tini", "--", "dearkd")
     assert command in {info.name for info in application().registered_commands}

@@ -1,8 +1,8 @@
 """The Kubernetes manifests, checked by schema and by reading: no cluster has run them.
 
 Built-in kinds are validated by `kubernetes-validate`. Those of KEDA have no schema here: their structure alone is
-looked at. Where `kubectl` is installed, its Kustomize puts the overlays together; elsewhere those tests are skipped,
-and the files are checked one by one.
+looked at (and KubeRay's in `test_kuberay`). Where `kubectl` is installed, its Kustomize puts the overlays together;
+elsewhere those tests are skipped, and the files are checked one by one.
 """
 
 import re
@@ -89,7 +89,9 @@ def test_every_file_is_part_of_a_kustomization() -> None:
     named = set()
     for folder in sorted(path.parent for path in FILES if path.name == "kustomization.yaml"):
         found = kustomization(folder.name)
-        for entry in [*found.get("resources", []), *(patch.get("path") for patch in found.get("patches", []))]:
+        lists = ("resources", "components", "configurations")
+        entries = [entry for name in lists for entry in found.get(name, [])]
+        for entry in [*entries, *(patch.get("path") for patch in found.get("patches", []))]:
             if entry is not None:
                 assert (folder / entry).exists(), entry
                 named.add((folder / entry).resolve())
