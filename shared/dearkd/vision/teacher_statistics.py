@@ -129,7 +129,7 @@ class _Activations:
 def _activations(
     teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]], x: Tensor
 ) -> tuple[dict[str, _Activations], Tensor]:
-    """What each layer sees of some images, and the logits."""
+    """Figures of each layer's input for some images, and the logits."""
     found: dict[str, _Activations] = {}
 
     def look(name: str, layer: BatchNorm, values: Tensor) -> None:
