@@ -78,12 +78,6 @@ def check_statistics(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]]
     parameter = next(teacher.parameters())
     probes = [probe.to(parameter) for probe in _noises(spec)]
     found, answers = zip(*(_activations(teacher, layers, probe) for probe in probes), strict=True)
-    if all(torch.equal(logits, logits[:1].expand_as(logits)) for logits in answers):
-        raise InvalidInput.at(
-            "/weights",
-            f"the teacher gives {sum(map(len, answers))} different images of noise the same logits, as if it saw none "
-            "of them: are its classifier's or its BatchNorm layers' weights zero?",
-        )
     for name, layer in layers:
         if name not in found[0]:  # only training runs it, as the auxiliary classifiers of GoogLeNet
             continue
@@ -112,6 +106,12 @@ def check_statistics(teacher: nn.Module, layers: Sequence[tuple[str, BatchNorm]]
                 "about 1 is what trained networks have: the statistics are not those of these weights (were they "
                 "quantised, scaled, or taken from another file?)",
             )
+    if all(torch.equal(logits, logits[:1].expand_as(logits)) for logits in answers):
+        raise InvalidInput.at(
+            "/weights",
+            f"the teacher gives {sum(map(len, answers))} different images of noise the same logits, as if it saw none "
+            "of them: are its classifier's or its BatchNorm layers' weights zero?",
+        )
 
 
 class _Activations:
