@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -24,18 +25,23 @@ from dearkd.teacher_files.hub import fetch, is_hub_name
 from dearkd.teacher_files.intake import read_teacher
 from dearkd.vision.image_sample import require_classes
 from dearkd.vision.module_teachers import as_teacher
-from dearkd.vision.teachers import load_teacher
+from dearkd.vision.teachers import load_teacher, refused_input_sizes
 
 WANTED = ("image_size", "mean", "std")
 """Fields of a network in memory that only its maker knows, unless it says them as timm's do (`pretrained_cfg`)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Teacher:
     """A frozen CNN in eval mode, with timm's interface, and its spec."""
 
     module: nn.Module
     spec: TeacherSpec
+
+    @cached_property
+    def refused_input_sizes(self) -> list[int]:
+        """Sides of images that it does not take, found by trying it once."""
+        return refused_input_sizes(self.module, self.spec)
 
 
 def open_teacher(source: nn.Module | str | Path, given: Mapping[str, Any], state_dict: str | None = None) -> Teacher:

@@ -12,7 +12,6 @@ from dearkd.choices import FolderOrder
 from dearkd.errors import InvalidInput
 from dearkd.specs import DatasetFacts, SynthesisSpec, TrainingSpec
 from dearkd.specs.base import overlay
-from dearkd.vision.teachers import refused_input_sizes
 from dearkd_distill.inputs import Teacher
 from dearkd_trainer.record.facts import RunFacts
 
@@ -84,8 +83,8 @@ class Plan:
         posted = overlay({"teacher": self.teacher.spec.name, "seed": self.seed}, self.synthesis)
         if images_per_class is not None:
             posted["images_per_class"] = images_per_class
-        refused = refused_input_sizes(self.teacher.module, self.teacher.spec)
-        spec = SynthesisSpec.resolve(posted, self.teacher.spec, refused_input_sizes=refused)
+        teacher = self.teacher
+        spec = SynthesisSpec.resolve(posted, teacher.spec, refused_input_sizes=teacher.refused_input_sizes)
         if spec.budget is not None and spec.budget.ends_early:
             raise InvalidInput.at(
                 "/budget",

@@ -40,6 +40,7 @@ LOW_DISK_BYTES = 5 * 10**9
 NO_DISK_BYTES = 5 * 10**8
 IMPORT_SECONDS = 300
 NEWEST_JOBS = 200
+"""The jobs whose documents are read; there may be any number of older ones."""
 
 INSTALL = "pip install --constraint constraints.txt 'dearkd[all]'"
 
