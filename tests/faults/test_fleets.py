@@ -1,10 +1,12 @@
 """Real workers of which none has what a job needs: who posted it is told, and it goes on once one has."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.queue import alive
 from dearkd.local.doctor import check_redis
 from dearkd.settings import Settings
 from tests.faults.test_listener import worker
@@ -42,3 +44,22 @@ def test_a_job_says_which_worker_it_waits_for_until_there_is_one(
                 eventually(lambda: shown("status") == "failed")  # as its work ends here
                 assert ledger.store.get(job.id).error.code == "done"
                 assert shown("waiting_for") == ""
+
+
+def test_those_that_cannot_take_a_job_do_not_keep_it_from_the_one_that_can(
+    ledger: Ledger, settings: Settings, tmp_path: Path
+) -> None:
+    """Redis wakes whoever has waited longest: with one wake-up a round that might be one of the three each time."""
+    small = settings.model_copy(update={"memory_bytes": 2**30})
+    large = settings.model_copy(update={"memory_bytes": 2**40})
+    with ExitStack() as fleet:
+        for number in range(3):
+            fleet.enter_context(worker("synth", small, tmp_path / f"small-{number}"))
+        fleet.enter_context(worker("synth", large, tmp_path / "large"))
+        eventually(lambda: alive(ledger.redis, "synth") == 4)
+        for _ in range(3):
+            job = synthesis(ledger.store, 1, resources={"memory_bytes": 2**40})
+            eventually(lambda job=job: ledger.store.get(job.id).terminal)
+            error = ledger.store.get(job.id).error
+            assert error is not None
+            assert error.code == "done"

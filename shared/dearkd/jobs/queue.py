@@ -71,6 +71,8 @@ def wake_missing(redis: Redis, kind: Kind) -> None:
     """Enqueue as many wake-ups as open jobs could use, but for those that wait already and beyond `WAKES_A_ROUND`.
 
     It makes good what lost tasks cost, and brings a job that many workers may share more than it was accepted with.
+    For a job that not every worker can take, all that are there are woken: Redis gives a wake-up to whoever has waited
+    longest, and those that cannot use it might do so each time.
     """
     name = QUEUES[kind]
     pipe = redis.pipeline(transaction=False)
@@ -88,6 +90,7 @@ def wake_missing(redis: Redis, kind: Kind) -> None:
     found = pipe.execute()
     wanted: list[str] = []
     there: list[Offer] | None = None
+    workers: int | None = None
     for identifier, (at_once, parallelism, waits, *needs), claimed, units in zip(
         listed, found[::3], found[1::3], found[2::3], strict=True
     ):
@@ -97,6 +100,9 @@ def wake_missing(redis: Redis, kind: Kind) -> None:
                 continue
         # One, where those that look at it leave it alone, or its units are not recorded yet.
         free = 1 if waits or not units else min(int(at_once or parallelism or 1) - claimed, units)
+        if free > 0 and (waits or any(needs)):
+            workers = alive(redis, name) if workers is None else workers
+            free = max(free, workers)
         wanted += [identifier.decode()] * min(free, WAKES_A_ROUND)
     if not wanted and len(listed) == LOOKED_AT:
         wanted = [listed[-1].decode()]  # behind these there may be others

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import socket
 import threading
 import time
@@ -17,10 +18,12 @@ log = logging.getLogger(__name__)
 LOCK = "dearkd:reaper"
 LOCK_SECONDS = 10
 EVERY_SECONDS = 2.0
+"""Time between two rounds, in the mean: a quarter more or less, for idle workers wait in steps of a second, and rounds
+in step with them would wake the same ones each time."""
 
 
 class Reaper:
-    """Call `step` often: it acts at most every two seconds, and only while it holds the lock."""
+    """Call `step` often: it acts about every two seconds, and only while it holds the lock."""
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self.ledger = ledger
@@ -34,7 +37,7 @@ class Reaper:
         """One round, if it is time; an outage is logged and waited out."""
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + EVERY_SECONDS
+        self._next = time.monotonic() + EVERY_SECONDS * random.uniform(0.75, 1.25)
         try:
             leads = self._leads()
             self._reached_since = self._reached_since or time.monotonic()
@@ -65,7 +68,7 @@ class Reaper:
 
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop` is set; for a thread of the API."""
-        while not stop.wait(EVERY_SECONDS):
+        while not stop.wait(EVERY_SECONDS / 10):
             self.step()
 
     def _leads(self) -> bool:

@@ -7,11 +7,15 @@ from typing import Any
 
 import psutil
 import pytest
+from rq import Worker
+from rq.serializers import JSONSerializer
 
 from dearkd.errors import InvalidInput, OutOfMemory
 from dearkd.jobs.ledger import Ledger
+from dearkd.jobs.model import Job
 from dearkd.jobs.offers import OFFER_SECONDS, Needs, Offer, advertise, offers
 from dearkd.jobs.queue import queue, wake_missing
+from dearkd.redis_client import job_key
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec, TrainingSpec
 from dearkd.specs.dataset_facts import DatasetFacts
@@ -98,6 +102,36 @@ def test_a_job_that_no_worker_can_take_says_so_and_wakes_nobody(ledger: Ledger) 
     assert wakes(ledger) == 1
     ledger.offer = GPU
     assert ledger.claim("synthesis", 60.0) is not None
+
+
+def test_all_workers_are_woken_for_a_job_that_not_each_can_take(ledger: Ledger) -> None:
+    """Else those that cannot, if they have waited longest, would take each wake-up of a job that another can do."""
+    workers = [
+        Worker([queue(ledger.redis, "synth")], connection=ledger.redis, serializer=JSONSerializer) for _ in range(5)
+    ]
+    for worker in workers:
+        worker.register_birth()
+        worker.heartbeat()
+    advertise(ledger.redis, "synth", SMALL_CPU)
+    advertise(ledger.redis, "synth", GPU)
+
+    def woken(job: Job) -> int:
+        queue(ledger.redis, "synth").empty()
+        wake_missing(ledger.redis, "synthesis")
+        count = wakes(ledger)
+        ledger.store.cancel(job.id)
+        return count
+
+    assert woken(synthesis(ledger.store, 1)) == 1
+    assert woken(synthesis(ledger.store, 1, resources={"device": "cuda"})) == 5
+    assert woken(synthesis(ledger.store, 8, parallelism=7, compile=True)) == 7
+    taken = synthesis(ledger.store, 3, resources={"device": "cuda"})
+    ledger.offer = GPU
+    assert ledger.claim("synthesis", 60.0) is not None
+    assert woken(taken) == 0, "no more may work on it at once"
+    newer = synthesis(ledger.store, 1)
+    ledger.redis.hset(job_key(newer.id), "waiting_for", "a worker of a newer version: it needs one that reads schema 9")
+    assert woken(newer) == 5
 
 
 def test_a_job_that_waits_in_vain_hides_no_other(ledger: Ledger) -> None:
