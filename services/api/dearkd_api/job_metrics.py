@@ -103,7 +103,7 @@ class JobMetrics(Collector):
         """Count the workers that could be at work now: of each job as many as may work side by side and find a unit.
 
         Units of a later group count as well: they are next, and a worker that is there already is worth more than one
-        that is started for them.
+        that is started for them. A job that waits for its next try counts once that is due.
         """
         wanted = GaugeMetricFamily(
             "dearkd_workers_wanted", "Workers that jobs could use now, those at work among them.", labels=("kind",)
@@ -113,7 +113,10 @@ class JobMetrics(Collector):
                 pipe = self._redis.pipeline(transaction=False)
                 for status in ("queued", "running"):
                     pipe.zrange(job_index(kind, status), 0, MOST_COUNTED - 1)
-                keys = [job_key(identifier.decode()) for found in pipe.execute() for identifier in found]
+                pipe.zrange("dearkd:retries", 0, -1)
+                *indexes, retries = pipe.execute()
+                due_later = set(retries)
+                keys = [job_key(one.decode()) for found in indexes for one in found if one not in due_later]
                 pipe = self._redis.pipeline(transaction=False)
                 for key in keys:
                     pipe.hmget(key, "at_once", "parallelism")  # an older version wrote the second alone

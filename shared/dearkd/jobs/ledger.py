@@ -69,6 +69,7 @@ class Ledger(Leases):
         self._schedule_retry = Transition(store.redis, "schedule_retry")
         self._open_due = Transition(store.redis, "open_due")
         self._discard = Transition(store.redis, "discard")
+        self._wait_for = Transition(store.redis, "wait_for")
 
     def beat(self, claim: Claim, lease_seconds: float) -> Status:
         """Prolong a lease; returns the job's status.
@@ -234,6 +235,10 @@ class Ledger(Leases):
         more = {"device": own.device, "memory_bytes": own.memory_bytes + 1}
         needs = Needs.of_spec(job.spec).model_copy(update=more)
         return needs.memory_bytes if any(one.fits(needs) for one in offers(self.redis, QUEUES[job.kind])) else None
+
+    def wait_for(self, claim: Claim, what: str | None) -> None:
+        """Say what a running job waits for, as a clause; None: nothing more. Nothing happens if the claim is lost."""
+        self._wait_for(**_named(claim), what=what)
 
     def set_rows(self, identifier: str, rows: Sequence[dict[str, Any]]) -> None:
         """Replace a run's metrics: what a resumed run starts from."""

@@ -16,7 +16,7 @@ from dearkd.redis_client import Redis
 
 OFFER_SECONDS = 45
 """For so long an offer counts; a live worker repeats it every 10 s."""
-NEEDS = ("device", "memory_bytes", "compiler")
+NEEDS = ("device", "memory_bytes", "compiler", "processes")
 """Fields of a job's record; one that is missing needs nothing."""
 WAITS = "a worker with "
 """The beginning of what a job says that waits for what no worker has."""
@@ -34,6 +34,8 @@ class Offer(BaseModel):
     """The memory of a GPU, or of the machine or container."""
     compiler: bool
     """True if what `compile` needs is there: a C++ compiler; on a GPU Triton and a C compiler."""
+    devices: int = 1
+    """The number of GPUs, of which each process of a run takes one; processes of one machine's CPU share it."""
 
     def fits(self, needs: "Needs") -> bool:
         """Tell whether a worker with it may claim of a job; `claim.lua` does the same."""
@@ -41,10 +43,11 @@ class Offer(BaseModel):
             needs.device in (None, self.device)
             and needs.memory_bytes <= self.memory_bytes
             and (self.compiler or not needs.compiler)
+            and (self.device == "cpu" or needs.processes <= self.devices)
         )
 
     def __str__(self) -> str:
-        what = "a GPU" if self.device == "cuda" else "no GPU"
+        what = gpus(self.devices if self.device == "cuda" else 0)
         return f"{what}, {gibibytes(self.memory_bytes)} and {'a' if self.compiler else 'no'} compiler"
 
 
@@ -56,6 +59,8 @@ class Needs(BaseModel):
     device: Device | None = None
     memory_bytes: int = 0
     compiler: bool = False
+    processes: int = 1
+    """Processes that run on the worker's machine side by side, each on a GPU of its own where there are any."""
 
     @classmethod
     def of_spec(cls, spec: dict[str, Any]) -> "Needs":
@@ -64,22 +69,25 @@ class Needs(BaseModel):
         Raises:
             ValidationError: if the spec was altered into none.
         """
-        given = spec.get("resources") if spec.get("engine") != "ray" else None
+        on_ray = spec.get("engine") == "ray"
+        given = spec.get("resources") if not on_ray else None
         resources = given if isinstance(given, dict) else {}
         return cls(
             device=resources.get("device"),
             memory_bytes=resources.get("memory_bytes") or 0,
             compiler=bool(spec.get("compile")),
+            processes=(spec.get("processes") if not on_ray else None) or 1,
         )
 
     @classmethod
     def of_record(cls, values: Iterable[bytes | None]) -> "Needs":
         """The needs of a record, from the values of the fields `NEEDS`."""
-        device, memory_bytes, compiler = values
+        device, memory_bytes, compiler, processes = values
         return cls(
             device=cast("Device | None", device.decode() if device else None),
             memory_bytes=int(memory_bytes or 0),
             compiler=bool(compiler),
+            processes=int(processes or 1),
         )
 
     def as_record(self) -> dict[str, str]:
@@ -88,12 +96,15 @@ class Needs(BaseModel):
             "device": self.device or "",
             "memory_bytes": str(self.memory_bytes or ""),
             "compiler": "1" if self.compiler else "",
+            "processes": str(self.processes) if self.processes > 1 else "",
         }
         return {name: text for name, text in given.items() if text}
 
     def waiting_for(self, offers: Iterable[Offer]) -> str:
         """The clause that tells what a job waits for, since none of these offers fits."""
-        wanted = ["a GPU"] if self.device == "cuda" else ["no GPU"] if self.device == "cpu" else []
+        wanted = {"cuda": [gpus(self.processes)], "cpu": ["no GPU"]}.get(self.device or "", [])
+        if self.device is None and self.processes > 1:
+            wanted = [f"{gpus(self.processes)} (or none), for `processes`"]
         wanted += [f"at least {gibibytes(self.memory_bytes)}"] if self.memory_bytes else []
         wanted += ["a compiler, for `compile`"] if self.compiler else []
         there = sorted(str(offer) for offer in offers)
@@ -121,6 +132,11 @@ def offers(redis: Redis, queue: str) -> list[Offer]:
         with suppress(ValidationError):
             read.append(Offer.model_validate_json(text))
     return read
+
+
+def gpus(count: int) -> str:
+    """A number of GPUs, for people."""
+    return {0: "no GPU", 1: "a GPU"}.get(count, f"{count} GPUs")
 
 
 def gibibytes(count: int) -> str:

@@ -99,7 +99,7 @@ def wake_missing(redis: Redis, kind: Kind) -> None:
             if not _can_be_taken(redis, identifier.decode(), Needs.of_record(needs), there, waits or b""):
                 continue
         # One, where those that look at it leave it alone, or its units are not recorded yet.
-        free = 1 if waits or not units else min(int(at_once or parallelism or 1) - claimed, units)
+        free = 1 if (waits and not claimed) or not units else min(int(at_once or parallelism or 1) - claimed, units)
         if free > 0 and (waits or any(needs)):
             workers = alive(redis, name) if workers is None else workers
             free = max(free, workers)

@@ -17,12 +17,16 @@ def choose_device() -> torch.device:
 
 
 def device_offer() -> dict[str, Any]:
-    """The fields of an `Offer` that say what `choose_device` gives: device, name and, of a GPU, its memory in bytes."""
+    """The fields of an `Offer` that say what `choose_device` gives: device, name and, of GPUs, memory and number.
+
+    The memory, in bytes, is the first one's, on which all work but that of several processes is done.
+    """
     device = choose_device()
     if device.type != "cuda":
         return {"device": "cpu"}
     properties = torch.cuda.get_device_properties(device)
-    return {"device": "cuda", "name": properties.name, "memory_bytes": properties.total_memory}
+    there = torch.cuda.device_count()
+    return {"device": "cuda", "name": properties.name, "memory_bytes": properties.total_memory, "devices": there}
 
 
 def made_with(device: torch.device) -> dict[str, Any]:

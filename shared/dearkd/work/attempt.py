@@ -181,6 +181,13 @@ class Attempt:
         except Unavailable as error:
             log.warning("could not log: %s", error)
 
+    def wait_for(self, what: str | None) -> None:
+        """Say what the job waits for while it runs, as a clause; None: nothing more. Likewise."""
+        try:
+            self.ledger.wait_for(self.claim, what)
+        except Unavailable as error:
+            log.warning("could not say what %s waits for: %s", self.job.id, error)
+
     def announce(self, kind: EventType, data: dict[str, Any]) -> None:
         """Append an event to those of the job. A Redis that cannot be reached costs the event, not the job."""
         try:

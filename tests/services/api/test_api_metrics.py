@@ -12,6 +12,7 @@ import pytest
 from dearkd.jobs.deaths import InspectorDeath, holder, note_inspector_death
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.measures import IMAGES, SHARD_SECONDS, STEP_SECONDS, TRAINED_IMAGES
+from dearkd.jobs.model import JobError
 from dearkd.local.embedded_redis import embedded_redis
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
@@ -124,6 +125,16 @@ def test_as_many_workers_are_wanted_as_there_is_work_for(api: Api) -> None:
     eventually(lambda: wanted("synth") == units)
     assert wanted("trainer") == 0
     api.http.post(f"{JOBS}/{wide['id']}/cancel").raise_for_status()
+    eventually(lambda: wanted("synth") == 0)
+    # Nor can one that waits for its next try.
+    tried = post_synthesis(api, teacher=teacher, max_retries=1)
+    eventually(lambda: wanted("synth") == 1)
+    ledger = Ledger(api.store)
+    error = JobError(code="storage_unavailable", message="away", retryable=True)
+    held = ledger.claim("synthesis", 60.0)
+    assert held is not None
+    ledger.fail(tried["id"], error, held)
+    assert api.http.get(f"{JOBS}/{tried['id']}").json()["retry_at"]
     eventually(lambda: wanted("synth") == 0)
 
 

@@ -25,7 +25,7 @@ from dearkd.work.attempt import Attempt
 from dearkd.work.own_offer import own_offer
 from dearkd.work.worker import drain
 from tests.support.ledger_steps import expire_all, make_shard, mark, synthesis
-from tests.support.specs import TEACHER
+from tests.support.specs import FACTS, TEACHER, training_spec
 
 GIB = 2**30
 SMALL_CPU = Offer(device="cpu", name="small", memory_bytes=8 * GIB, compiler=False)
@@ -102,6 +102,40 @@ def test_a_job_that_no_worker_can_take_says_so_and_wakes_nobody(ledger: Ledger) 
     assert wakes(ledger) == 1
     ledger.offer = GPU
     assert ledger.claim("synthesis", 60.0) is not None
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize(("device", "processes"), [(None, 1), (None, 4), ("cuda", 4), ("cuda", 5), ("cpu", 5)])
+def test_a_run_of_several_processes_goes_to_a_worker_with_a_gpu_for_each(
+    ledger: Ledger, device: str | None, processes: int, engine: str
+) -> None:
+    """On a CPU they share the machine; on a Ray cluster they are not on the worker's."""
+    asked = {"device": device} if device else None
+    posted = {"dataset": "ds", "processes": processes, "engine": engine, "resources": asked}
+    spec = TrainingSpec.resolve(posted, FACTS, TEACHER, on_ray=True)
+    for offer in (SMALL_CPU, GPU, GPU.model_copy(update={"devices": 4})):
+        run = ledger.store.create_training(spec, epochs=1, waits_for=None)
+        ledger.offer = offer
+        claimed = ledger.claim("training", 60.0)
+        expected = engine == "ray" or (
+            device in (None, offer.device) and (offer.device == "cpu" or processes <= offer.devices)
+        )
+        assert (claimed is not None) == expected == offer.fits(Needs.of_spec(run.spec))
+        ledger.store.cancel(run.id)
+
+
+def test_a_run_waits_for_a_worker_with_so_many_gpus(ledger: Ledger) -> None:
+    advertise(ledger.redis, "train", GPU.model_copy(update={"devices": 2}))
+    runs = [
+        ledger.store.create_training(training_spec("ds", processes=4, **more), epochs=1, waits_for=None)
+        for more in ({}, {"resources": {"device": "cuda"}})
+    ]
+    ledger.reap(max_deaths=3)
+    there = "those there are have 2 GPUs, 24.0 GiB and a compiler"
+    assert [waiting(ledger, run.id) for run in runs] == [
+        f"a worker with 4 GPUs (or none), for `processes`: {there}",
+        f"a worker with 4 GPUs: {there}",
+    ]
 
 
 def test_all_workers_are_woken_for_a_job_that_not_each_can_take(ledger: Ledger) -> None:

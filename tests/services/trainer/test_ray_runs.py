@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -23,10 +24,12 @@ from dearkd_trainer.service.job import RunReporter, perform
 from dearkd_trainer.service.ray_group import own_address
 from tests.services.trainer.test_windowed_jobs import PLAIN, dataset, settings
 from tests.support.bars import curve
+from tests.support.services import eventually
 
 __all__ = ["dataset", "settings"]
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed: pip install 'dearkd[ray]'")
+ray = pytest.importorskip("ray")
 
 pytestmark = [
     pytest.mark.services,
@@ -142,6 +145,32 @@ def test_a_run_goes_on_from_its_checkpoint_on_the_node_that_is_left_and_a_cancel
     assert drain("training", perform, settings) == 1
     assert time.monotonic() - began[0] < STOP_SECONDS
     assert ledger.store.get(canceled.id).status == "canceled"
+
+
+def test_a_run_for_which_the_cluster_has_no_room_says_so_until_it_begins(
+    settings: Settings, dataset: DatasetManifest, ledger: Ledger, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(
+        update={"ray_address": cluster.address, "cache_bytes": 2**30, "torch_threads": 1, "lease_seconds": 60.0}
+    )
+    seen: list[str | None] = []
+    at_step(monkeypatch, 1, lambda job: seen.append(ledger.store.get(job.id).waiting_for))
+    run = start(ledger, dataset, engine="ray", processes=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        other = ray.remote(num_cpus=1)(type("Other", (), {"here": lambda self: True})).remote()
+        assert ray.get(other.here.remote())
+        with ThreadPoolExecutor(1) as pool:
+            drained = pool.submit(drain, "training", perform, settings)
+            eventually(lambda: ledger.store.get(run.id).waiting_for is not None)
+            waiting = ledger.store.get(run.id)
+            ray.kill(other)
+            assert drained.result() == 1
+    finally:
+        ray.shutdown()
+    assert (waiting.status, waiting.waiting_for) == ("running", f"room in the Ray cluster at {cluster.address}")
+    assert seen == [None]
+    assert ledger.store.get(run.id).status == "succeeded"
 
 
 def test_a_cluster_that_does_not_answer_is_an_outage() -> None:

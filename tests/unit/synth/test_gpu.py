@@ -132,3 +132,4 @@ def test_a_worker_says_which_gpu_it_has() -> None:
     offer = own_offer(Settings())
     properties = torch.cuda.get_device_properties(0)
     assert (offer.device, offer.name, offer.memory_bytes) == ("cuda", properties.name, properties.total_memory)
+    assert offer.devices == torch.cuda.device_count()

@@ -46,6 +46,7 @@ class Reporter(Protocol):
     def on_step(self, step: int, steps: int) -> None: ...
     def on_epoch(self, row: Metrics) -> None: ...
     def on_checkpoint(self, path: Path) -> None: ...
+    def on_wait(self, what: str) -> None: ...
 
 
 class Group(ABC):
@@ -184,6 +185,9 @@ class Group(ABC):
                 return
             case "note":
                 self.note(message["line"])
+                return
+            case "waits":
+                reporter.on_wait(message["why"])
                 return
             case "epoch":
                 reporter.on_epoch(message["row"])

@@ -203,12 +203,18 @@ class RunReporter:
         job, settings = self.attempt.job, self.attempt.settings
         run = RunInfo(job.id, self.spec.name or job.id, job.published_spec, settings.metrics_dir, len(history))
         self.sinks = Sinks(settings.metrics_sink_names, run)
+        self.attempt.wait_for(None)
         self.attempt.publish(self._set_rows)
         if history:
             self._report(len(history))  # of a run that only has its model to store nothing else will
         if step:
             self.attempt.note(f"goes on after epoch {len(history)}, step {step}, from its last checkpoint")
         self._stepped, self._epoch_began = time.monotonic(), time.time_ns()
+
+    def on_wait(self, what: str) -> None:
+        """Say in record and log what the run waits for before it begins, such as room in a cluster."""
+        self.attempt.wait_for(what)
+        self.attempt.note(f"waits for {what}")
 
     def on_step(self, step: int, steps: int) -> None:
         self._step, self._ended_epoch = step, False

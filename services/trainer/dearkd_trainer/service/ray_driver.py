@@ -41,9 +41,14 @@ def main() -> None:
     if resources is not None and resources.device is not None:
         on_gpus = resources.device == "cuda"
     each = {"CPU": float(config.threads)} | ({"GPU": 1.0} if on_gpus else {})
+    processes, ended, told = config.inputs.spec.processes, False, False
     try:
-        while not run(config, each, settled_room(config.inputs.spec.processes, each), path.parent):
-            parent.report("note", line=f"waits for room in the Ray cluster at {config.cluster}")
+        while not ended:
+            found = settled_room(processes, each)
+            if not found and not told:
+                parent.report("waits", why=f"room in the Ray cluster at {config.cluster}")
+                told = True
+            ended = run(config, each, found or processes, path.parent)
     except TrainingFailedError as error:
         parent.report("died", why=f"lost the processes that Ray had started: {error}")
         raise
@@ -88,7 +93,7 @@ def run(config: RayConfig, each: dict[str, float], processes: int, folder: Path)
 
 
 def settled_room(processes: int, each: dict[str, float]) -> int:
-    """The number of processes to begin with: all, where they find room soon, else as many as do; all, if none does.
+    """The number of processes that find room soon: all, or as many as do.
 
     Args:
         processes: how many are wanted.
@@ -97,7 +102,7 @@ def settled_room(processes: int, each: dict[str, float]) -> int:
     until = time.monotonic() + SETTLE_SECONDS
     while (found := room(each)) < processes and time.monotonic() < until:
         time.sleep(0.2)
-    return min(found, processes) or processes
+    return min(found, processes)
 
 
 def room(each: dict[str, float]) -> int:

@@ -6,10 +6,12 @@
 
 -- Whether a worker with this offer (nil: one that makes none) may claim of a job; `offers.Offer.fits` does the same.
 local function fits(id, offer)
-  local device, memory, compiler = unpack(redis.call('HMGET', key(id), 'device', 'memory_bytes', 'compiler'))
-  if not (device or memory or compiler) then return true end
+  local device, memory, compiler, processes =
+    unpack(redis.call('HMGET', key(id), 'device', 'memory_bytes', 'compiler', 'processes'))
+  if not (device or memory or compiler or processes) then return true end
   return offer and (not device or device == offer.device) and tonumber(memory or 0) <= offer.memory_bytes
     and (not compiler or offer.compiler)
+    and (offer.device == 'cpu' or tonumber(processes or 1) <= offer.devices)
 end
 
 local index = 'dearkd:open:' .. args.kind

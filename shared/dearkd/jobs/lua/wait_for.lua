@@ -1,4 +1,5 @@
--- Say what a job waits for, or that it waits for nothing more. args: id; what.
+-- Say what a job waits for, or that it waits for nothing more. args: id; what; unit and token, if only the holder of a
+-- claim may.
 local k = key(args.id)
-if redis.call('EXISTS', k) == 0 then return end
+if redis.call('EXISTS', k) == 0 or args.unit and not held(args.id, args.unit, args.token) then return end
 if args.what then redis.call('HSET', k, 'waiting_for', args.what) else redis.call('HDEL', k, 'waiting_for') end
