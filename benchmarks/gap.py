@@ -17,7 +17,8 @@ from the soft labels of the live teacher on every view: equally many images, ste
 - `ours`: the preset `auto`; `published`: DeepInversion's objective in as many passes; `boundary-3`, `statistics-20`,
   `variation-1.0`: ours with that weight of the term; `restated`: ours, labelled by a teacher with their own statistics;
   `still`, `strong`, `crops`: ours, in views that are not turned, sheared and shifted, twice as much, or cropped too
-  (`real-still`: real ones); `fine`: ours, a quarter of the iterations on a tensor of 32 px.
+  (`real-still`: real ones); `fine`: ours, a quarter of the iterations on a tensor of 32 px;
+  `earlier`: ours, each batch begun from the images of the one before.
   `ours-20` has 20 teacher passes an image, `--passes 200 20` gives every such arm both.
 - Controls (arXiv 2604.18811, 2406.10485), without which good students of soft labels say nothing of the images:
   `noise` (normal in the teacher's normalised space), `uniform` (of pixels), `shuffled` and `shuffled4` (ours, patches

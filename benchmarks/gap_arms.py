@@ -72,6 +72,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "strong": {"images": "ours", "training": {"augmentation": {"degrees": 30.0, "shear": 10.0, "translate": 0.2}}},
     "crops": {"images": "ours", "training": {"augmentation": {"scale": [0.5, 1.0], "ratio": [0.75, 1.333]}}},
     "fine": {"images": "ours", "synthesis": {"phases": FINE}},
+    "earlier": {"images": "ours", "synthesis": {"init": "earlier_batch"}},
 }
 
 

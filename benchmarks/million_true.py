@@ -66,13 +66,15 @@ def add_teacher(settings: Settings, folder: Path) -> Teacher:
     return teacher
 
 
-def synthesise(settings: Settings, folder: Path, images: int, iterations: int) -> dict[str, Any]:
-    """Two shards of so many images each, of two classes, each in two batches."""
+def synthesise(
+    settings: Settings, folder: Path, images: int, iterations: int, batch_size: int | None
+) -> dict[str, Any]:
+    """Two shards of so many images each, of two classes, each in two batches, or in batches of that size."""
     teacher = add_teacher(settings, folder)
     phases = [{"resolution": SIDE, "input_size": SIDE, "iterations": iterations}]
     posted = {
         "teacher": teacher.id, "classes": [0, 1], "images_per_class": images, "shard_samples": images,
-        "batch_size": images // 2, "phases": phases, "min_teacher_accuracy": 0,
+        "batch_size": batch_size or images // 2, "phases": phases, "min_teacher_accuracy": 0,
     }  # fmt: skip
     spec = SynthesisSpec.resolve(posted, teacher.spec)
     ledger = open_ledger(settings)
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True, help="what `million.py --keep` left of one size")
     parser.add_argument("--images", type=int, default=16, help="of each of the two shards")
     parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, help="by default half a shard")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--part", choices=("synthesise", "train"), help="only this one")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -151,7 +154,7 @@ def main() -> None:
     if options.here:
         settings = Settings()
         if options.part == "synthesise":
-            found = synthesise(settings, folder, options.images, options.iterations)
+            found = synthesise(settings, folder, options.images, options.iterations, options.batch_size)
         else:
             found = train(settings, json.loads((folder / "made.json").read_text())["dataset"])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -167,6 +170,7 @@ def main() -> None:
         for part in ("synthesise", "train"):
             if options.part in (None, part):
                 small = ("--images", str(options.images), "--iterations", str(options.iterations))
+                small += ("--batch-size", str(options.batch_size)) if options.batch_size else ()
                 report[part] = elsewhere(settings, "--here", "--part", part, "--keep", str(folder), *small)
     print(json.dumps(report, indent=None if options.json else 2))
 

@@ -28,6 +28,7 @@ from dearkd_synth.engine.determinism import reproducible
 from dearkd_synth.engine.device_memory import batch_too_large
 from dearkd_synth.engine.divergence import DelayedFlag
 from dearkd_synth.engine.resizing import resize
+from dearkd_synth.initialisation import EarlierBatch, initial
 from dearkd_synth.labelling import assign_labels, restore_order
 from dearkd_synth.objective.objective import Objective
 from dearkd_synth.objective.statistics import Statistics
@@ -95,6 +96,7 @@ class DeepInversion:
                 "/adaptive_student", f"weights.adaptive is {spec.weights.adaptive}, but there is no student"
             )
         self._has_student = student is not None
+        self._earlier: EarlierBatch | None = None
         self._objective: Objective | None = Objective(spec, self._frozen_copy(teacher), student)
         self._black, self._white = pixel_range(teacher_spec, torch.empty(0, device=self.device))
         self._iterations = sum(phase.iterations for phase in spec.phases)
@@ -134,7 +136,7 @@ class DeepInversion:
             )
         objective = self._open()
         objective.compete(competes)
-        objective.begin_shard()
+        self._begin_shard(objective)
         made: list[SynthesisedBatch] = []
         waiting = [
             (batch, batch_seed(self.spec.seed, index, number))
@@ -176,11 +178,15 @@ class DeepInversion:
         objective = self._open()
         objective.compete(self._has_student)
         if not continue_shard:
-            objective.begin_shard()
+            self._begin_shard(objective)
         made = self._make_if_it_fits(labels, seed, self._start(len(labels)))
         if made is None:
             raise self._out_of_memory(labels)
         return made
+
+    def _begin_shard(self, objective: Objective) -> None:
+        objective.begin_shard()
+        self._earlier = None
 
     def _open(self) -> Objective:
         if self._objective is None:
@@ -226,6 +232,8 @@ class DeepInversion:
             pixels, files = self._as_stored(quantise(resize(x, self.teacher_spec.image_size), self.teacher_spec))
             with reproducible(self.device, tf32=False):
                 made = self._judge(objective, pixels, targets, end, files)
+        if self.spec.init == "earlier_batch":
+            self._earlier = EarlierBatch(x, targets)
         objective.keep(FinishedBatch(labels=targets, features=made.features.to(self.device), statistics=statistics))
         return made
 
@@ -234,10 +242,11 @@ class DeepInversion:
     ) -> tuple[Tensor, Step, list[Statistics]]:
         """The optimised tensor (N, C, r, r) of the last phase, the last step, and each phase's last statistics."""
         spec, step = self.spec, replace(start, camera=camera)
-        own = labels if spec.unlabelled_iterations == 0 else None
         # Everything random is drawn on the CPU, so that it does not depend on the device, and at once.
         size = spec.phases[0].resolution
         x = torch.randn(len(labels), self.teacher_spec.in_chans, size, size, generator=generator).to(self.device)
+        x, labelled = initial(x, labels, self._earlier, generator)
+        own = labels if labelled or spec.unlabelled_iterations == 0 else None
         camera.labels = None if own is None else own.tolist()
         views = Views(spec, generator)
         rate = self._rate(start)

@@ -84,6 +84,10 @@ class SynthesisSpec(Spec):
     statistics_memory: int = Field(default=0, ge=0)
     """A batch is matched to the statistics together with up to so many images that its shard already holds [R]; 0 is
     DeepInversion's way, each batch for itself."""
+    init: Literal["noise", "earlier_batch"] = "noise"
+    """What a batch begins from: noise [P], or the images of the batch before it in its shard, each moved a little, with
+    some noise over it, and with their labels from the first step [R] (`dearkd_synth.initialisation`). The latter needs
+    a tenth of the iterations; its images are more alike."""
     unlabelled_iterations: int = Field(default=0, ge=0)
     """Iterations, counted over all phases, in which a batch only matches statistics and priors; then its images share
     out the batch's labels among themselves by what they have become (`dearkd_synth.labelling`) [R]. 0 is
@@ -325,6 +329,12 @@ class SynthesisSpec(Spec):
                 "/unlabelled_iterations",
                 f"{self.unlabelled_iterations}, but weights.batch_norm is 0: without labels nothing says what the "
                 "images should become; set it to 0",
+            )
+        if self.init == "earlier_batch" and self.shard_samples <= self.batch_size:
+            refuse(
+                "/init",
+                f"earlier_batch, but a shard of {self.shard_samples} images is made in one batch of {self.batch_size}: "
+                "leave out batch_size and shard_samples, or set shard_samples to several batches",
             )
         if not any(self.weights.model_dump().values()):
             refuse("/weights", "all of them are 0, so that there is nothing to optimise: leave one above it")

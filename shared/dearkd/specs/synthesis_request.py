@@ -70,6 +70,12 @@ class SynthesisRequest(Spec):
         return spec
 
 
+CHAINED_IMAGES, CHAINED_BATCHES, CHAINED_RATE = 5, 20, 0.375
+"""Images of a class in a batch, batches in a shard, and the factor on the learning rate, where batches begin from
+earlier ones [R]: many small batches, since the first of a shard begins from noise, and images that are nearly there
+would be lost at the rate that noise needs."""
+
+
 def _within(budget: BudgetSpec, preset: Mapping[str, Any], given: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """Find those settings of a preset that a budget changes.
 
@@ -109,8 +115,14 @@ def _fit(
         groups = max(
             p for p in range(1, min(groups, classes, batch) + 1) if batch % p == 0 or "batch_size" not in given
         )
+    goes_on = spec.init == "earlier_batch"
     if "batch_size" not in given:
-        batch = groups * max(1, min(batch // groups, spec.images_per_class))
+        each, most = batch // groups, spec.images_per_class
+        if goes_on:
+            each, most = min(each, CHAINED_IMAGES), most // 2
+        batch = groups * max(1, min(each, most))
+    if goes_on and "learning_rate" not in given:
+        spec = spec.model_copy(update={"learning_rate": round(CHAINED_RATE * spec.learning_rate, 4)})
     spec = spec.model_copy(update={"batch_size": batch, "classes_per_batch": groups})
     if spec.budget is not None:
         spec = spec.model_copy(update=_rounds(spec, given, max(share, batch // groups), limits))
@@ -159,7 +171,8 @@ def _shards(spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec)
     if "shard_samples" not in given:
         images = max(spec.cut_in_rounds.sizes())
         cut = spec.cut() | {"images_per_class": images}
-        shard = default_shard_samples(min(max(shard, spec.batch_size), fits), fits, **cut)
+        least = CHAINED_BATCHES * spec.batch_size if spec.init == "earlier_batch" else spec.batch_size
+        shard = default_shard_samples(min(max(shard, least), fits), fits, **cut)
         if spec.rounds > 1:
             shard = min(shard, images * len(spec.classes))
         if trains and shard >= samples:

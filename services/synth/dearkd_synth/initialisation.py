@@ -1,0 +1,54 @@
+"""The tensors that batches begin from: noise, or the images of the batch before them (`init`)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dearkd_synth.engine.resizing import resize
+
+NOISE = 0.2
+"""Standard deviation of the noise over earlier images, in the normalised space of the teacher's input [R]."""
+SHIFT = 1 / 8
+"""The most that an earlier image is moved, as a share of its side, in both directions and both axes [R]."""
+
+
+class EarlierBatch(NamedTuple):
+    """The optimised tensor (N, C, r, r) of a finished batch, and its labels (N,)."""
+
+    x: Tensor
+    labels: Tensor
+
+
+def initial(
+    noise: Tensor, labels: Tensor, earlier: EarlierBatch | None, generator: torch.Generator
+) -> tuple[Tensor, bool]:
+    """Choose the tensor that a batch begins from.
+
+    Each image begins as one of its class from the earlier batch, rolled at random, with some noise over it. If that
+    batch lacks one of the classes, or there is none, all begin as noise.
+
+    Args:
+        noise: (B, C, r, r), normal.
+        labels: (B,), of the batch.
+        earlier: the batch before it in its shard; resized, where its resolution is another.
+        generator: random numbers of this batch, on the CPU.
+
+    Returns:
+        (B, C, r, r), on the noise's device, and whether its images are of their labels' classes already.
+    """
+    if earlier is None or not torch.isin(labels, earlier.labels).all():
+        return noise, False
+    places: list[int] = []
+    used: dict[int, int] = {}
+    for label in labels.tolist():
+        candidates = (earlier.labels == label).nonzero()[:, 0]
+        number = used.get(label, 0)
+        used[label] = number + 1
+        places.append(int(candidates[number % len(candidates)]))
+    side = noise.shape[-1]
+    images = resize(earlier.x[places], side)
+    most = round(SHIFT * side)
+    shifts = torch.randint(-most, most + 1, (len(places), 2), generator=generator).tolist()
+    moved = [image.roll((down, right), (1, 2)) for image, (down, right) in zip(images, shifts, strict=True)]
+    return torch.stack(moved) + NOISE * noise, True
