@@ -85,7 +85,7 @@ class SynthesisSpec(Spec):
     """A batch is matched to the statistics together with up to so many images that its shard already holds [R]; 0 is
     DeepInversion's way, each batch for itself."""
     init: Literal["noise", "earlier_batch"] = "noise"
-    """What a batch begins from: noise [P], or the images of the batch before it in its shard, each moved a little, with
+    """The beginning of a batch: noise [P], or the images of the batch before it in its shard, each moved a little, with
     some noise over it, and with their labels from the first step [R] (`dearkd_synth.initialisation`). The latter needs
     a tenth of the iterations; its images are more alike."""
     unlabelled_iterations: int = Field(default=0, ge=0)
