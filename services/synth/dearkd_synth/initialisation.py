@@ -1,5 +1,7 @@
 """The tensors that batches begin from: noise, or the images of the batch before them (`init`)."""
 
+from collections import defaultdict
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
@@ -37,15 +39,16 @@ def initial(
     Returns:
         (B, C, r, r), on the noise's device, and whether its images are of their labels' classes already.
     """
-    if earlier is None or not torch.isin(labels, earlier.labels).all():
+    if earlier is None:
         return noise, False
-    places: list[int] = []
-    used: dict[int, int] = {}
-    for label in labels.tolist():
-        candidates = (earlier.labels == label).nonzero()[:, 0]
-        number = used.get(label, 0)
-        used[label] = number + 1
-        places.append(int(candidates[number % len(candidates)]))
+    found: dict[int, list[int]] = defaultdict(list)
+    for place, label in enumerate(earlier.labels.tolist()):
+        found[label].append(place)
+    wanted = labels.tolist()
+    if not found.keys() >= set(wanted):
+        return noise, False
+    in_turn = {label: cycle(places) for label, places in found.items()}
+    places = [next(in_turn[label]) for label in wanted]
     side = noise.shape[-1]
     images = resize(earlier.x[places], side)
     most = round(SHIFT * side)

@@ -334,7 +334,8 @@ class SynthesisSpec(Spec):
             refuse(
                 "/init",
                 f"earlier_batch, but a shard of {self.shard_samples} images is made in one batch of {self.batch_size}: "
-                "leave out batch_size and shard_samples, or set shard_samples to several batches",
+                "leave out batch_size and shard_samples, or set shard_samples to several batches; a single image of a "
+                "class has none before it",
             )
         if not any(self.weights.model_dump().values()):
             refuse("/weights", "all of them are 0, so that there is nothing to optimise: leave one above it")

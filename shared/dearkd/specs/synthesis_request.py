@@ -16,6 +16,10 @@ from dearkd.specs.webhook import WebhookRequest
 
 MOST_ROUNDS = 1000
 """Rounds into which the images of a budget of time are cut at the most [R]."""
+CHAINED_IMAGES, CHAINED_BATCHES, CHAINED_RATE = 5, 20, 0.375
+"""Images of a class in a batch, batches in a shard, and the factor on the learning rate, where batches begin from
+earlier ones [R]: many small batches, since the first of a shard begins from noise, and images that are nearly there
+would be lost at the rate that noise needs."""
 
 
 @fields_of(Phase, required={"resolution", "iterations"}, nullable={"input_size"})
@@ -68,12 +72,6 @@ class SynthesisRequest(Spec):
         spec = _fit(spec, given, teacher, share, limits)
         spec.check_against(teacher, limits, refused_input_sizes)
         return spec
-
-
-CHAINED_IMAGES, CHAINED_BATCHES, CHAINED_RATE = 5, 20, 0.375
-"""Images of a class in a batch, batches in a shard, and the factor on the learning rate, where batches begin from
-earlier ones [R]: many small batches, since the first of a shard begins from noise, and images that are nearly there
-would be lost at the rate that noise needs."""
 
 
 def _within(budget: BudgetSpec, preset: Mapping[str, Any], given: Mapping[str, Any], limits: Limits) -> dict[str, Any]:

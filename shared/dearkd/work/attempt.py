@@ -182,7 +182,7 @@ class Attempt:
             log.warning("could not log: %s", error)
 
     def wait_for(self, what: str | None) -> None:
-        """Say what the job waits for while it runs, as a clause; None: nothing more. Likewise."""
+        """Say what the job waits for while it runs, as a clause; None: nothing more. An outage of Redis is logged."""
         try:
             self.ledger.wait_for(self.claim, what)
         except Unavailable as error:
