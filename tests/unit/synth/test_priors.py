@@ -58,6 +58,16 @@ def test_l2() -> None:
     assert l2(x).item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_l2_leaves_an_empty_image_where_it_is() -> None:
+    x = images()
+    x[1] = 0
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(100 * l2(x), x)
+    assert torch.isfinite(gradient).all()
+    assert gradient[0].any()
+    assert not gradient[1].any()
+
+
 @pytest.mark.parametrize("prior", [total_variation_l1, total_variation_l2, l2])
 def test_gradcheck(prior: Callable[[Tensor], Tensor]) -> None:
     assert torch.autograd.gradcheck(prior, (images().requires_grad_(),))
