@@ -22,7 +22,8 @@ def refusal(job: Job, waits_for: str | None, outcome: str, detail: str = "") -> 
             "dataset",
             code="dataset_failed",
         )
-    field = next(name for name in REFERENCES if detail in (job.spec.get(name), sibling(str(job.spec.get(name)), "ds")))
+    named = {name: str(job.spec.get(name)) for name in REFERENCES[job.kind]}
+    field = next(name for name, text in named.items() if detail in (text, sibling(text, "ds")))
     return InvalidInput.at(f"/{field}", f"{detail} is being deleted: name another")
 
 

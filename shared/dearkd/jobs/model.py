@@ -78,9 +78,10 @@ class Job(Document):
     """A job as clients see it, less its links."""
 
     model_config = ConfigDict(frozen=True)
-    newest: ClassVar[int] = 3
-    """1: before there were numbers. 2: workers that know none leave it alone. 3: specs with `resources`. It rises
-    too where the schema of a manifest or a checkpoint does: jobs decide who works on them."""
+    newest: ClassVar[int] = 4
+    """1: before there were numbers. 2: workers that know none leave it alone. 3: specs with `resources`. 4: synthesis
+    specs with `init`. It rises with every new field of a spec, and where the schema of a manifest or a checkpoint does:
+    jobs decide who works on them."""
 
     id: str
     kind: Kind

@@ -7,7 +7,7 @@ from dearkd.specs.base import REFERENCES
 
 def reads(job: Job) -> set[str]:
     """The resources that a job's spec names, a dataset also where it is named by the job that makes it."""
-    named = {str(job.spec[field]) for field in REFERENCES if job.spec.get(field)}
+    named = {str(job.spec[field]) for field in REFERENCES[job.kind] if job.spec.get(field)}
     return named | {sibling(text, "ds") for text in named if is_id(text, "syn")}
 
 

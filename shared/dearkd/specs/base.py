@@ -39,8 +39,11 @@ def _check_name(text: str, info: ValidationInfo) -> str:
     return text if info.context == STORED else check_name(text)
 
 
-REFERENCES = ("teacher", "dataset", "eval_dataset", "adaptive_student", "init")
-"""Fields of specs that name a stored resource."""
+REFERENCES = {
+    "synthesis": ("teacher", "adaptive_student"),
+    "training": ("teacher", "dataset", "eval_dataset", "init"),
+}
+"""Fields that name a stored resource, of the specs of each kind of job."""
 
 Precision = Literal["float32", "bfloat16"]
 Priority = Literal["low", "normal", "high"]

@@ -38,7 +38,7 @@ class Input:
     @property
     def refers(self) -> bool:
         """True if it names a stored resource."""
-        return self.name in REFERENCES
+        return self.kind == "text" and any(self.name in names for names in REFERENCES.values())
 
 
 def inputs(request: type[Spec], prefix: str = "") -> Iterator[Input]:
