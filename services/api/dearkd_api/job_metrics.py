@@ -21,6 +21,7 @@ from dearkd.errors import Unavailable
 from dearkd.jobs import measures
 from dearkd.jobs.inspections import OPEN
 from dearkd.jobs.model import STATUSES
+from dearkd.jobs.offers import NEEDS, Needs, Offer, offers
 from dearkd.jobs.queue import QUEUES, QueueName, alive
 from dearkd.redis_client import Redis, job_index, job_key
 
@@ -103,7 +104,8 @@ class JobMetrics(Collector):
         """Count the workers that could be at work now: of each job as many as may work side by side and find a unit.
 
         Units of a later group count as well: they are next, and a worker that is there already is worth more than one
-        that is started for them. A job that waits for its next try counts once that is due.
+        that is started for them. A job that waits for its next try counts once that is due. Where workers are there, all
+        jobs that none of them can take count as one: more of the same could not either.
         """
         wanted = GaugeMetricFamily(
             "dearkd_workers_wanted", "Workers that jobs could use now, those at work among them.", labels=("kind",)
@@ -119,15 +121,12 @@ class JobMetrics(Collector):
                 keys = [job_key(one.decode()) for found in indexes for one in found if one not in due_later]
                 pipe = self._redis.pipeline(transaction=False)
                 for key in keys:
-                    pipe.hmget(key, "at_once", "parallelism")  # an older version wrote the second alone
+                    pipe.hmget(key, "at_once", "parallelism", *NEEDS)  # an older version wrote the second alone
                     pipe.hlen(f"{key}:claims")
                     pipe.zcard(f"{key}:open")
                 answers = pipe.execute() if keys else []
                 jobs = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
-                # At least one, for a job whose units are not recorded yet.
-                wanted.add_metric(
-                    (worker,), sum(max(1, min(_most(bounds), held + open)) for bounds, held, open in jobs)
-                )
+                wanted.add_metric((worker,), _at_work(jobs, offers(self._redis, name)))
         return wanted
 
     def _ages(self, oldest: Mapping[Kind, bytes | None]) -> Metric:
@@ -140,6 +139,17 @@ class JobMetrics(Collector):
             accepted = self._redis.hget(job_key(identifier.decode()), "created_at") if identifier else None
             ages.add_metric((kind,), _age(cast("bytes | None", accepted)))
         return ages
+
+
+def _at_work(jobs: Iterable[tuple[Sequence[bytes | None], int, int]], there: Sequence[Offer]) -> int:
+    """The workers that jobs could use: of each job its bounds and needs, the units held, and those that are open."""
+    wanted = for_nobody = 0
+    for (at_once, parallelism, *needs), held, still_open in jobs:
+        if there and not held and not any(one.fits(Needs.of_record(needs)) for one in there):
+            for_nobody = 1
+        else:  # at least one, for a job whose units are not recorded yet
+            wanted += max(1, min(_most((at_once, parallelism)), held + still_open))
+    return wanted + for_nobody
 
 
 def _most(bounds: Sequence[bytes | None]) -> int:

@@ -234,6 +234,7 @@ class JobStore(Settlement):
             # Before the record says so: without `final.json` nothing of the job can be cleaned away.
             self.storage.delete(final_key(identifier))
             step |= {"at": at(), "gone": sorted(gone), "done_samples": sum(kept.values())}
+            step["memory_bytes"] = Needs.of_spec(job.spec).memory_bytes
             fresh = Progress(total=planned_of(job), unit=job.progress.unit)
             if from_beginning:
                 step["groups"] = units_of(job)

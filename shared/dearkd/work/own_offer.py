@@ -26,26 +26,31 @@ CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.l
 
 def own_offer(settings: Settings) -> Offer:
     """The device that jobs of this machine run on (`dearkd.vision.devices.choose_device`), and what is beside it."""
-    device = dict(_device())
+    device = dict(_gpu()) if has_gpu(Path("/dev")) else {}
+    if device.get("device") != "cuda":
+        processor = platform.processor() or platform.machine()
+        device = {"device": "cpu", "name": processor, "memory_bytes": _memory_bytes()}
     if settings.memory_bytes is not None:
         device["memory_bytes"] = settings.memory_bytes
     return Offer(compiler=_has_compiler(device["device"]), **device)
 
 
+def has_gpu(devices: Path) -> bool:
+    """Tell whether a folder of devices such as /dev has what torch's `cuda` may run on: NVIDIA's, or AMD's by ROCm."""
+    return any(devices.glob("nvidia[0-9]*")) or any((devices / name).exists() for name in ("dxg", "kfd"))  # dxg: in WSL
+
+
 @cache
-def _device() -> dict[str, Any]:
-    """The fields of an offer that torch knows; it is asked, in a process of its own, only where there is a GPU."""
-    if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists():  # dxg: of Windows, to its Linux
-        try:
-            probe = [sys.executable, "-P", "-m", "dearkd.vision.devices"]
-            done = subprocess.run(probe, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)
-            found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
-            log.warning("this machine has a GPU, but torch did not say whether it can use it: %s", error)
-        else:
-            if found["device"] == "cuda":
-                return found
-    return {"device": "cpu", "name": platform.processor() or platform.machine(), "memory_bytes": _memory_bytes()}
+def _gpu() -> dict[str, Any]:
+    """The fields of an offer that torch knows; it is asked, once, in a process of its own."""
+    try:
+        probe = [sys.executable, "-P", "-m", "dearkd.vision.devices"]
+        done = subprocess.run(probe, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+        log.warning("this machine has a GPU, but torch did not say whether it can use it: %s", error)
+        return {}
+    return found
 
 
 def _memory_bytes() -> int:

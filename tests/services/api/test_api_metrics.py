@@ -13,6 +13,7 @@ from dearkd.jobs.deaths import InspectorDeath, holder, note_inspector_death
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.measures import IMAGES, SHARD_SECONDS, STEP_SECONDS, TRAINED_IMAGES
 from dearkd.jobs.model import JobError
+from dearkd.jobs.offers import Offer, advertise
 from dearkd.local.embedded_redis import embedded_redis
 from dearkd.redis_client import connect
 from dearkd.settings import Settings
@@ -125,6 +126,13 @@ def test_as_many_workers_are_wanted_as_there_is_work_for(api: Api) -> None:
     eventually(lambda: wanted("synth") == units)
     assert wanted("trainer") == 0
     api.http.post(f"{JOBS}/{wide['id']}/cancel").raise_for_status()
+    eventually(lambda: wanted("synth") == 0)
+    # What nobody who is there can take counts as one in all: more of the same could not either.
+    advertise(api.store.redis, "synth", Offer(device="cpu", name="cpu", memory_bytes=2**33, compiler=False))
+    for_a_gpu = [post_synthesis(api, teacher=teacher, parallelism=64, resources={"device": "cuda"}) for _ in range(2)]
+    eventually(lambda: wanted("synth") == 1)
+    for job in for_a_gpu:
+        api.http.post(f"{JOBS}/{job['id']}/cancel").raise_for_status()
     eventually(lambda: wanted("synth") == 0)
     # Nor can one that waits for its next try.
     tried = post_synthesis(api, teacher=teacher, max_retries=1)

@@ -235,6 +235,29 @@ def test_a_unit_too_large_for_a_worker_goes_to_one_with_more_memory(ledger: Ledg
     assert ledger.store.get(job.id).status == "succeeded"
 
 
+def test_a_retry_goes_to_any_worker_that_the_spec_allows(ledger: Ledger) -> None:
+    """Also where the one with more memory, to which the last attempt was left, is gone."""
+    ledger.offer = LARGE_CPU
+    asked = {"memory_bytes": 16 * GIB}
+    jobs = {synthesis(ledger.store, 1, resources=resources).id: resources for resources in (None, asked)}
+    for _ in jobs:
+        held = ledger.claim("synthesis", 60.0)
+        assert held is not None
+        ledger.release(held, memory_bytes=65 * GIB)
+    assert ledger.claim("synthesis", 60.0) is None
+    for identifier in jobs:
+        ledger.store.cancel(identifier)
+        ledger.store.retry(identifier)
+    ledger.offer = SMALL_CPU
+    (small, large) = (ledger.claim("synthesis", 60.0), ledger.claim("synthesis", 60.0))
+    assert small is not None
+    assert (jobs[small.job], large) == (None, None)
+    ledger.offer = LARGE_CPU
+    large = ledger.claim("synthesis", 60.0)
+    assert large is not None
+    assert jobs[large.job] == asked
+
+
 def test_the_largest_worker_that_is_there_says_that_it_is_too_large(ledger: Ledger, settings: Settings) -> None:
     def perform(attempt: Attempt) -> None:
         raise OutOfMemory("a batch does not fit: set batch_size to at most 2")
@@ -280,6 +303,17 @@ def test_what_a_job_needs_survives_its_retry_and_the_loss_of_redis(ledger: Ledge
     ledger.done(found, make_shard(0))
 
 
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("nvidia0", True), ("dxg", True), ("kfd", True), ("nvidiactl", False), ("dri", False), ("null", False)],
+)
+def test_torch_is_asked_where_there_is_a_gpu_that_it_can_use(tmp_path: Path, device: str, expected: bool) -> None:
+    """The last are a driver's own device, and the cards of any maker, which ROCm need not know."""
+    assert not own.has_gpu(tmp_path)
+    (tmp_path / device).touch()
+    assert own.has_gpu(tmp_path) == expected
+
+
 def test_the_own_offer_says_what_the_machine_has(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,13 +321,11 @@ def test_the_own_offer_says_what_the_machine_has(
     monkeypatch.setattr(own, "CONTAINER_LIMITS", (str(limit), str(tmp_path / "absent")))
     for text, expected in (("max\n", None), (f"{3 * 10**8}\n", 3 * 10**8)):
         limit.write_text(text)
-        own._device.cache_clear()
         found = own_offer(settings)
         if found.device == "cpu":
             assert found.memory_bytes == (expected or psutil.virtual_memory().total)
     assert found.device == device_offer()["device"]
     assert own_offer(settings.model_copy(update={"memory_bytes": 5})).memory_bytes == 5
-    own._device.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not own_offer(settings).compiler
 

@@ -1,7 +1,7 @@
 -- Start a job that failed or was canceled again, or with `only_ask` say whether that may be: what is in storage is
 -- looked at, or deleted, in between. args: id, at, attempt (that is known to have ended), from_beginning; and only to
--- start it: gone (units that were done, and are not there any more), done_samples, and from the beginning: progress, and
--- groups of units, of which it may have left some out.
+-- start it: gone (units that were done, and are not there any more), done_samples, memory_bytes (that its spec asks
+-- for), and from the beginning: progress, and groups of units, of which it may have left some out.
 -- Returns {'ok', status} | {'under_way'} | {'refused', status} | {'changed'} | {'dead', awaited job, its status}.
 local id, k = args.id, key(args.id)
 if (redis.call('EXISTS', 'dearkd:starting-over:' .. id) == 1) ~= args.from_beginning then return {'under_way'} end
@@ -15,7 +15,10 @@ if theirs and theirs ~= 'succeeded' then status = 'blocked' end
 if args.only_ask then return {'ok', status} end
 
 for _, unit in ipairs(args.gone) do redis.call('HDEL', k .. ':done', unit) end
+-- Without what a worker that ran out of memory asked for: that other workers have more may be true no longer.
 redis.call('HSET', k, 'done_samples', args.done_samples)
+redis.call('HDEL', k, 'memory_bytes')
+if args.memory_bytes > 0 then redis.call('HSET', k, 'memory_bytes', string.format('%.0f', args.memory_bytes)) end
 if args.from_beginning then
   redis.call('DEL', k .. ':done', k .. ':rows')
   redis.call('HDEL', k, 'metrics', 'ended_early', 'needs_schema')
