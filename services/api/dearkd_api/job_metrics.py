@@ -104,7 +104,7 @@ class JobMetrics(Collector):
         """Count the workers that could be at work now: of each job as many as may work side by side and find a unit.
 
         Units of a later group count as well: they are next, and a worker that is there already is worth more than one
-        that is started for them. A job that waits for its next try counts once that is due. Where workers are there, all
+        that is started for them. A job that waits for its next try counts once that is due. Where there are some, all
         jobs that none of them can take count as one: more of the same could not either.
         """
         wanted = GaugeMetricFamily(
