@@ -1,16 +1,17 @@
 """A million images in rehearsal: what a dataset of thousands of shards costs whoever reads it, in time and memory.
 
     python benchmarks/million.py --images 100000 1000000 --json
+    python benchmarks/million.py --images 200000 --classes 100 1000
     python benchmarks/million.py --images 100000 --storage-url s3://bucket/rehearsal
 
-A synthesis job of 1,000 classes in shards of 500 images runs through the worker's own service: claims, tar,
+A synthesis job (of 1,000 classes) in shards of 500 images runs through the worker's own service: claims, tar,
 publication, strips, maps, quality, the last unit, the manifest. Left out are the inversion, for images are two thousand
 files of 32 px that come again and again, and the verification of all but the first shards. Each part is then measured
 in a process of its own, whose peak of resident memory is its own: the manifest, lists, tables, pictures, the images of
 an adaptive student, gc, the index of a run and its windows; and then the API's routes. `growth` is the CPU time (where
 others use the machine the wall says little), and the memory above the imports, of the largest size over those of the
-smallest, divided by what the images grew: above 1 it is more than linear. The data are deleted at the end, but for
-`--keep`. `million_true.py` has the parts that compute.
+smallest, divided by what the images grew, or the classes where these differ: above 1 it is more than linear. The data
+are deleted at the end, but for `--keep`. `million_true.py` has the parts that compute.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,13 +66,16 @@ from dearkd_synth.service.student_unit import MAX_BYTES, MAX_IMAGES, stored_imag
 from dearkd_synth.synthesised import SynthesisedBatch, SynthesisedShard
 from dearkd_trainer.data.loader import EpochBatches
 
-CLASSES, SHARD, SIDE, FILES, FEATURES = 1000, 500, 32, 2000, 64
+SHARD, SIDE, FILES, FEATURES = 500, 32, 2000, 64
 VERIFIED = 64
 """The first shards are read once more before they are published, as all are in earnest: that is half of the time."""
-TEACHER = TeacherSpec(
-    name="rehearsal", architecture="resnet50", num_classes=CLASSES, in_chans=3, image_size=SIDE,
-    mean=[0.5] * 3, std=[0.25] * 3, class_names=[f"class {index}" for index in range(CLASSES)],
-)  # fmt: skip
+
+
+def teacher_of(classes: int) -> TeacherSpec:
+    return TeacherSpec(
+        name="rehearsal", architecture="resnet50", num_classes=classes, in_chans=3, image_size=SIDE,
+        mean=[0.5] * 3, std=[0.25] * 3, class_names=[f"class {index}" for index in range(classes)],
+    )  # fmt: skip
 
 
 class Rehearsal(synthesis.ShardMaker):
@@ -100,10 +104,11 @@ class Rehearsal(synthesis.ShardMaker):
     def _synthesise(self, attempt: Attempt, spec: SynthesisSpec, teacher: Teacher, index: int) -> SynthesisedShard:
         attempt.check()
         samples = shard_samples(spec, index)
-        batches = [self._batch(spec, part, part.start - samples.start) for part in shard_batches(spec, index)]
+        classes = teacher.num_classes
+        batches = [self._batch(spec, part, part.start - samples.start, classes) for part in shard_batches(spec, index)]
         return SynthesisedShard(index=index, samples=samples, batches=batches)
 
-    def _batch(self, spec: SynthesisSpec, part: range, start: int) -> SynthesisedBatch:
+    def _batch(self, spec: SynthesisSpec, part: range, start: int, classes: int) -> SynthesisedBatch:
         labels = torch.tensor([sample_label(spec, sample) for sample in part])
         rows, count = slice(start, start + len(part)), len(part)
         return SynthesisedBatch(
@@ -113,7 +118,7 @@ class Rehearsal(synthesis.ShardMaker):
             confidence=torch.full((count,), 0.9),
             margin=self._features[rows, 0].abs(),
             features=self._features[rows],
-            logits=torch.zeros(1, 1).expand(count, CLASSES),
+            logits=torch.zeros(1, 1).expand(count, classes),
             batch_norm_distance=1.0,
             class_batch_norm_distance=dict.fromkeys(labels.unique().tolist(), 1.0),
             first_layer_variance=1.0,
@@ -122,16 +127,17 @@ class Rehearsal(synthesis.ShardMaker):
         )
 
 
-def made(images: int, settings: Settings) -> dict[str, Any]:
-    """Make a dataset of so many images; its id, and what the worker took."""
+def made(images: int, classes: int, settings: Settings) -> dict[str, Any]:
+    """Make a dataset of so many images and classes; its id, and what the worker took."""
     ledger = open_ledger(settings)
+    described = teacher_of(classes)
     teacher = Teacher(
-        id=new_id("tch"), created_at=datetime.now(UTC), **TEACHER.model_dump(),
+        id=new_id("tch"), created_at=datetime.now(UTC), **described.model_dump(),
         sha256="0" * 64, bytes=0, parameters=1, batch_norm_layers=53,
     )  # fmt: skip
     teachers(ledger.store.storage).create(teacher)
-    posted = {"teacher": teacher.id, "images_per_class": images // CLASSES, "shard_samples": SHARD}
-    spec = SynthesisSpec.resolve({**posted, "image_format": "jpeg", "min_teacher_accuracy": 0}, TEACHER)
+    posted = {"teacher": teacher.id, "images_per_class": images // classes, "shard_samples": SHARD}
+    spec = SynthesisSpec.resolve({**posted, "image_format": "jpeg", "min_teacher_accuracy": 0}, described)
     job = ledger.store.create_synthesis(spec, images=spec.num_samples)
     ends: list[float] = []
     finish = synthesis.finish
@@ -202,8 +208,9 @@ class Parts:
             (self.storage.read(f"{key}.png"), shard)
             for key, shard in zip(beside[:MAX_STRIPS], dataset.shards[:MAX_STRIPS], strict=True)
         )
+        classes = len(dataset.class_names)
         grid = compose_preview(
-            strips, dataset.class_names, classes=CLASSES, images_per_class=dataset.num_samples // CLASSES
+            strips, dataset.class_names, classes=classes, images_per_class=dataset.num_samples // classes
         )
         mapped = [beside[index] for index in mapped_shards(len(beside))]
         found = feature_map([self.storage.read(f"{key}.safetensors") for key in mapped])
@@ -241,9 +248,10 @@ class Parts:
 
     @cached_property
     def data(self) -> StoredShards:
+        dataset = self.dataset()
         return StoredShards(
-            self.storage, self.dataset(),
-            lambda: FileCache(self.settings.cache_dir, self.settings.cache_bytes), num_classes=CLASSES, in_chans=3,
+            self.storage, dataset, lambda: FileCache(self.settings.cache_dir, self.settings.cache_bytes),
+            num_classes=len(dataset.class_names), in_chans=3,
         )  # fmt: skip
 
     @staticmethod
@@ -285,7 +293,7 @@ def routes(identifier: str, settings: Settings, folder: Path) -> dict[str, Any]:
     asked = {
         "list": "/v1/datasets", "get": f"/v1{here}", "_info.json": f"{files}/_info.json",
         "dataset.json": f"{files}/dataset.json", "last shard": None, "list's page": "/datasets", "page": here,
-        "page, class 500": f"{here}?class=500", "last page": f"{here}?page=1000000", "front": "/",
+        "page, class 50": f"{here}?class=50", "last page": f"{here}?page=1000000", "front": "/",
         "job": f"/v1/synthesis-jobs/{job}", "job's page": f"/jobs/{job}",
     }  # fmt: skip
     found: dict[str, Any] = {}
@@ -334,7 +342,7 @@ def elsewhere(settings: Settings, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def measured(images: int, folder: Path, storage_url: str | None) -> dict[str, Any]:
+def measured(images: int, classes: int, folder: Path, storage_url: str | None) -> dict[str, Any]:
     """The figures of a size; what an earlier run has made in this folder is not made again."""
     folder.mkdir(exist_ok=True)
     note = folder / "made.json"
@@ -344,8 +352,8 @@ def measured(images: int, folder: Path, storage_url: str | None) -> dict[str, An
             cache_bytes=2**30, drain_seconds=86400,
         )  # fmt: skip
         if not note.exists():
-            note.write_text(json.dumps(elsewhere(settings, "--make", str(images))))
-        report: dict[str, Any] = {"images": images, "made": json.loads(note.read_text())}
+            note.write_text(json.dumps(elsewhere(settings, "--make", str(images), str(classes))))
+        report: dict[str, Any] = {"images": images, "classes": classes, "made": json.loads(note.read_text())}
         print(report, file=sys.stderr)
         identifier = report["made"]["dataset"]
         for names in PROCESSES:
@@ -357,9 +365,9 @@ def measured(images: int, folder: Path, storage_url: str | None) -> dict[str, An
 
 
 def growth(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """How each part grew, over how the images did."""
+    """How each part grew, over how the images did, or the classes of equally many images."""
     first, last = reports[0], reports[-1]
-    times = last["images"] / first["images"]
+    times = last["images"] / first["images"] if last["images"] > first["images"] else last["classes"] / first["classes"]
     return {
         name: {unit: round(last[name][unit] / max(first[name][unit], least) / times, 2)
                for unit, least in (("cpu_seconds", 0.01), ("mib", 5))}
@@ -370,17 +378,19 @@ def growth(reports: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--classes", type=int, nargs="+", default=[1000])
     parser.add_argument("--storage-url", help="of an empty storage for the smallest size; by default a folder")
     parser.add_argument("--folder", type=Path, help="where data lie meanwhile: about 4 GB for a million")
     parser.add_argument("--keep", type=Path, help="a folder in which they stay; what lies there is not made again")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--make", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.make:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found = made(options.make, Settings())
+        images, classes = options.make
+        found = made(images, classes, Settings())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(json.dumps(found | {"mib": round((peak - before) / 1024)}))
         return
@@ -388,12 +398,13 @@ def main() -> None:
         print(json.dumps(in_process(options.part[0], options.part[1], Settings())))
         return
     reports = []
-    for images in sorted(options.images):
+    for images, classes in product(sorted(options.images), sorted(options.classes)):
         if options.keep:
-            reports.append(measured(images, options.keep.absolute() / str(images), options.storage_url))
+            folder = options.keep.absolute() / f"{images}-{classes}"
+            reports.append(measured(images, classes, folder, options.storage_url))
             continue
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            reports.append(measured(images, Path(folder) / "data", options.storage_url))
+        with tempfile.TemporaryDirectory(dir=options.folder) as name:
+            reports.append(measured(images, classes, Path(name) / "data", options.storage_url))
     print(json.dumps({"reports": reports, "growth": growth(reports)}, indent=None if options.json else 2))
 
 

@@ -65,6 +65,25 @@ def test_a_run_is_dearkd_ti_for_300_epochs(posted: dict[str, Any], data: Dataset
     assert (spec.holdout, spec.needs_teacher, spec.processes) == (0.05, True, 8)
 
 
+def test_storage_and_bandwidth_follow_from_sizes() -> None:
+    """A tar has each image's file and its metadata: three records of 512 bytes more than the pixels, at the least."""
+    rows = {row[0]: row[1:] for row in table(PAGE, "Storage and bandwidth")}
+    specs = [SynthesisSpec.resolve(posted, TEACHER) for posted in (FEW, MANY)]
+    sizes = [spec.estimated_bytes(TEACHER) for spec in specs]
+    each = sizes[0] / specs[0].num_samples
+    cached = dict(rows)["a trainer's cache, to hold all"]
+    assert [f"{size / 1e9:.0f} GB" for size in sizes] == rows["the set in storage"][:2] == cached[:2]
+    uploads = next(cells for name, cells in rows.items() if "uploads, at 12 images a second" in name)
+    assert uploads[:2] == [f"{12 * each / 1e6:.1f} MB/s"] * 2
+    assert rows["its disk: one shard at a time"][:2] == [f"{specs[0].shard_samples * each / 1e6:.0f} MB"] * 2
+    # A GPU that takes each image through the student (2,500 a second) and the teacher (5,000).
+    (name,) = (name for name in rows if name.startswith("where it does not"))
+    assert f"at {1 / (1 / 2500 + 1 / 5000):,.0f} images a second" in name
+    rate = 1 / (1 / 2500 + 1 / 5000)
+    imagenet = float(rows["the set in storage"][2].removesuffix(" GB")) * 1e9 / 1_281_167
+    assert rows[name] == ["–", f"{rate * each / 1e6:.0f} MB/s", f"{rate * imagenet / 1e6:.0f} MB/s"]
+
+
 def test_the_hours_follow_from_their_arithmetic() -> None:
     rows = table(PAGE, "Hours of a GPU, estimated")
     assert len(rows) == 7
