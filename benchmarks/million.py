@@ -344,7 +344,7 @@ def elsewhere(settings: Settings, *arguments: str) -> dict[str, Any]:
 
 def measured(images: int, classes: int, folder: Path, storage_url: str | None) -> dict[str, Any]:
     """The figures of a size; what an earlier run has made in this folder is not made again."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     note = folder / "made.json"
     with embedded_redis(folder) as url:
         settings = Settings(

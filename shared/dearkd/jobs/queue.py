@@ -43,6 +43,9 @@ TIMEOUT_SECONDS: dict[QueueName, int] = {"synth": 7 * 86400, "train": 30 * 86400
 WAKES_A_ROUND = 128
 """The most wake-ups that `wake_missing` adds at once. The reaper calls it every two seconds: a thousand workers begin
 within a quarter of a minute."""
+ROUSE_SECONDS = 20
+"""Within so long all workers are woken once for a job that not each can take: those that cannot use it begin a process
+for it, and the one that can may be busy for hours."""
 LOOKED_AT = 100
 """Jobs that it looks at: the first by priority and turn."""
 
@@ -102,7 +105,8 @@ def wake_missing(redis: Redis, kind: Kind) -> None:
         free = 1 if (waits and not claimed) or not units else min(int(at_once or parallelism or 1) - claimed, units)
         if free > 0 and (waits or any(needs)):
             workers = alive(redis, name) if workers is None else workers
-            free = max(free, workers)
+            if _may_rouse(redis, identifier.decode(), workers):
+                free = max(free, workers)
         wanted += [identifier.decode()] * min(free, WAKES_A_ROUND)
     if not wanted and len(listed) == LOOKED_AT:
         wanted = [listed[-1].decode()]  # behind these there may be others
@@ -112,6 +116,15 @@ def wake_missing(redis: Redis, kind: Kind) -> None:
     for identifier in woken:
         wake(redis, name, identifier, pipeline=pipe)
     pipe.execute()
+
+
+def _may_rouse(redis: Redis, identifier: str, workers: int) -> bool:
+    """Tell whether all workers may be woken for a job in this round, of which it takes one for each `WAKES_A_ROUND`."""
+    key = f"dearkd:roused:{identifier}"
+    pipe = redis.pipeline(transaction=True)
+    pipe.set(key, 0, ex=ROUSE_SECONDS, nx=True)
+    pipe.incr(key)
+    return int(pipe.execute()[1]) <= -(-workers // WAKES_A_ROUND)
 
 
 def _can_be_taken(redis: Redis, identifier: str, needs: Needs, there: list[Offer], waits: bytes) -> bool:

@@ -14,7 +14,7 @@ from dearkd.errors import InvalidInput, OutOfMemory
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import Job
 from dearkd.jobs.offers import OFFER_SECONDS, Needs, Offer, advertise, offers
-from dearkd.jobs.queue import queue, wake_missing
+from dearkd.jobs.queue import ROUSE_SECONDS, queue, wake_missing
 from dearkd.redis_client import job_key
 from dearkd.settings import Settings
 from dearkd.specs import SynthesisSpec, TrainingSpec
@@ -149,10 +149,13 @@ def test_all_workers_are_woken_for_a_job_that_not_each_can_take(ledger: Ledger) 
     advertise(ledger.redis, "synth", SMALL_CPU)
     advertise(ledger.redis, "synth", GPU)
 
-    def woken(job: Job) -> int:
+    def roused() -> int:
         queue(ledger.redis, "synth").empty()
         wake_missing(ledger.redis, "synthesis")
-        count = wakes(ledger)
+        return wakes(ledger)
+
+    def woken(job: Job) -> int:
+        count = roused()
         ledger.store.cancel(job.id)
         return count
 
@@ -165,6 +168,10 @@ def test_all_workers_are_woken_for_a_job_that_not_each_can_take(ledger: Ledger) 
     assert woken(taken) == 0, "no more may work on it at once"
     newer = synthesis(ledger.store, 1)
     ledger.redis.hset(job_key(newer.id), "waiting_for", "a worker of a newer version: it needs one that reads schema 9")
+    assert roused() == 5
+    assert [roused() for _ in range(3)] == [1] * 3, "the one that can may be busy for hours"
+    ledger.redis.delete(f"dearkd:roused:{newer.id}")  # as when its time is over
+    assert 0 < ROUSE_SECONDS <= 30
     assert woken(newer) == 5
 
 
