@@ -5,11 +5,12 @@
 Workers are threads of a few processes. Each runs the worker's own loop (`dearkd.work.worker.drain`): it claims of the
 ledger, keeps its lease by a second thread, tells progress, asks before it publishes, and stores a shard with what lies
 beside it; only that it waits in place of computing, and a shard holds a few bytes. Redis is a real one with its
-append-only file. Five parts, three to four minutes together:
+append-only file. Six parts, four to five minutes together:
 
 - `rush`: every worker claims and gives back as fast as it can, at one job; of Redis alone.
 - `steady`: every worker makes a shard each `--shard-seconds`, as a GPU would; the shards are files.
 - `publications`: a few workers make shards without a pause in a bucket of OpenStack Swift, which is what it can take.
+- `bucket`: `steady`, but in that bucket.
 - `listening`: the rq workers of all of them, which wait for a task; `real`: one whole `dearkd worker synth`.
 
 What a worker costs Redis is its own CPU time (`INFO cpu`) less what it takes when it is left alone. From that: how many
@@ -42,7 +43,7 @@ from dearkd.specs import SynthesisSpec
 from dearkd.work.worker import open_ledger
 from tests.support.s3 import ACCESS_KEY, SECRET_KEY, swift
 
-PARTS = ("rush", "listening", "real", "publications", "steady")
+PARTS = ("rush", "listening", "real", "publications", "steady", "bucket")
 SHARE = 0.6
 """Of a core that Redis may be busy: behind that, waits grow."""
 
@@ -63,7 +64,7 @@ def figures(answers: list[Timings], seconds: float) -> dict[str, Any]:
     }
 
 
-# --- the five parts -------------------------------------------------------------------------------------------------
+# --- the six parts --------------------------------------------------------------------------------------------------
 
 
 class Fleet:
@@ -213,10 +214,11 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     (folder / "s3").mkdir()
     with embedded_redis(folder / "redis") as url, swift(folder / "s3") as s3:
         files = Settings(redis_url=url, cache_dir=folder / "cache", storage_url=f"file://{folder}/storage")
-        # Another database: one remembers one storage.
-        bucket = {"redis_url": f"{url.removesuffix('0')}1", "storage_url": s3.url("fleet"), "s3_endpoint": s3.endpoint}
         fleet = Fleet(files, folder, options.workers, options.processes)
-        few = Fleet(files.model_copy(update=bucket), folder, options.publishers, 2)
+        # Databases of their own: one remembers one storage.
+        others = [files.model_copy(update={"redis_url": f"{url.removesuffix('0')}{number}"}) for number in (1, 2)]
+        few = Fleet(s3.settings("few", others[0]), folder, options.publishers, 2)
+        all_of_them = Fleet(s3.settings("fleet", others[1]), folder, options.workers, options.processes)
         report: dict[str, Any] = {"cores": os.cpu_count(), "load": os.getloadavg(), "workers": options.workers}
         report["connections_of_this_program"] = cast("dict[str, int]", few.ledger.redis.info("clients"))[
             "connected_clients"
@@ -228,6 +230,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "real": lambda: fleet.real(options.seconds / 2),
             "publications": lambda: {"workers": options.publishers} | few.steady(0.01, options.seconds / 2),
             "steady": lambda: fleet.steady(options.shard_seconds, options.seconds),
+            "bucket": lambda: all_of_them.steady(options.shard_seconds, options.seconds),
             "capacity": lambda: capacity(report, options.workers),
         }
         for name, part in parts.items():
@@ -251,7 +254,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="dearkd-fleet-") as folder:
         report = measure(Path(folder), options)
     print(json.dumps(report, indent=2))
-    return 1 if report.get("steady", {}).get("leases_lost") else 0
+    return 1 if any(report.get(part, {}).get("leases_lost") for part in ("steady", "bucket")) else 0
 
 
 if __name__ == "__main__":
