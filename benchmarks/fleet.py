@@ -10,7 +10,8 @@ append-only file. Six parts, four to five minutes together:
 - `rush`: every worker claims and gives back as fast as it can, at one job; of Redis alone.
 - `steady`: every worker makes a shard each `--shard-seconds`, as a GPU would; the shards are files.
 - `publications`: a few workers make shards without a pause in a bucket of OpenStack Swift, which is what it can take.
-- `bucket`: `steady`, but in that bucket.
+- `bucket`: as many shards a second as in `steady`, of a fifth of the workers, in that bucket: a thousand that open it do
+  not leave a machine of two cores to their servers.
 - `listening`: the rq workers of all of them, which wait for a task; `real`: one whole `dearkd worker synth`.
 
 What a worker costs Redis is its own CPU time (`INFO cpu`) less what it takes when it is left alone. From that: how many
@@ -218,7 +219,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         # Databases of their own: one remembers one storage.
         others = [files.model_copy(update={"redis_url": f"{url.removesuffix('0')}{number}"}) for number in (1, 2)]
         few = Fleet(s3.settings("few", others[0]), folder, options.publishers, 2)
-        all_of_them = Fleet(s3.settings("fleet", others[1]), folder, options.workers, options.processes)
+        fifth = Fleet(s3.settings("fifth", others[1]), folder, options.workers // 5, options.processes)
         report: dict[str, Any] = {"cores": os.cpu_count(), "load": os.getloadavg(), "workers": options.workers}
         report["connections_of_this_program"] = cast("dict[str, int]", few.ledger.redis.info("clients"))[
             "connected_clients"
@@ -230,7 +231,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "real": lambda: fleet.real(options.seconds / 2),
             "publications": lambda: {"workers": options.publishers} | few.steady(0.01, options.seconds / 2),
             "steady": lambda: fleet.steady(options.shard_seconds, options.seconds),
-            "bucket": lambda: all_of_them.steady(options.shard_seconds, options.seconds),
+            "bucket": lambda: fifth.steady(options.shard_seconds / 5, options.seconds),
             "capacity": lambda: capacity(report, options.workers),
         }
         for name, part in parts.items():
