@@ -10,8 +10,8 @@ append-only file. Six parts, four to five minutes together:
 - `rush`: every worker claims and gives back as fast as it can, at one job; of Redis alone.
 - `steady`: every worker makes a shard each `--shard-seconds`, as a GPU would; the shards are files.
 - `publications`: a few workers make shards without a pause in a bucket of OpenStack Swift: what that can take.
-- `bucket`: as many shards a second as in `steady`, of a fifth of the workers, in that bucket: a thousand that open it do
-  not leave a machine of two cores to their servers.
+- `bucket`: as many shards a second as in `steady`, of a fifth of the workers, in that bucket: a thousand that open it
+  leave a small machine to no server.
 - `listening`: the rq workers of all of them, which wait for a task; `real`: one whole `dearkd worker synth`.
 
 What a worker costs Redis is its own CPU time (`INFO cpu`) less what it takes when it is left alone. From that: how many
