@@ -37,6 +37,14 @@ CHECKPOINT_SECONDS = GRACE_SECONDS - 2
 CAUSE_SECONDS = 2.0
 """The time to wait, after an error, for the news that another process died: that may have caused the error."""
 EXIT_SECONDS = 60.0
+HELLO_BYTES = 256
+"""The longest first line: a rank and a token of 32 characters take a quarter of that."""
+HELLO_SECONDS = 5.0
+"""The time in which who connects has to say who it is."""
+STRANGERS = 16
+"""The most connections at a time of which that is not known yet; others wait in the listener's backlog."""
+LINE_BYTES = 2**28
+"""The longest message: a result with a confusion matrix of 2,000 classes takes 90 MB, and 1,000 epochs 1 MB."""
 
 
 class Reporter(Protocol):
@@ -70,6 +78,7 @@ class Group(ABC):
         self.cause_seconds = CAUSE_SECONDS
         self._inbox: queue.Queue[tuple[int, Message | None]] = queue.Queue()
         """Ranks and their messages; None: the connection of that rank is closed."""
+        self._strangers = threading.Semaphore(STRANGERS)
         self._connections: dict[int, socket.socket] = {}
         self._processes: list[psutil.Process] = []
         """The processes of this machine that have to be ended: children of the launcher, unless that was killed."""
@@ -91,7 +100,7 @@ class Group(ABC):
         """Start the launcher, in a session of its own."""
 
     @abstractmethod
-    def _admit(self, connection: socket.socket, hello: list[Any]) -> int:
+    def _admit(self, connection: socket.socket, hello: bytes) -> int:
         """The rank of who has connected, by its first line. Raises `ValueError` if it is none of the group."""
 
     def __enter__(self) -> Self:
@@ -255,26 +264,37 @@ class Group(ABC):
         return f"lost rank {rank} of the run's {self.processes} processes, which was killed or crashed"
 
     def _accept(self) -> None:
-        with suppress(OSError):  # the block has ended
-            while True:
+        while not self._over.is_set():
+            self._strangers.acquire()
+            try:
                 connection, _ = self._listener.accept()
-                threading.Thread(target=self._read, args=(connection,), name="rank", daemon=True).start()
+            except OSError:  # the block has ended; or who connected was gone at once, or files are short for a while
+                self._strangers.release()
+                self._over.wait(POLL_SECONDS)
+                continue
+            threading.Thread(target=self._read, args=(connection,), name="rank", daemon=True).start()
 
     def _read(self, connection: socket.socket) -> None:
-        rank = None
-        with suppress(OSError, ValueError), connection.makefile("rb") as lines:
-            rank = self._admit(connection, json.loads(lines.readline()))
+        with connection:
+            try:
+                rank = self._admit(connection, _first_line(connection))
+            except (OSError, ValueError):  # none of the group: anybody may connect to a port
+                return
+            finally:
+                self._strangers.release()
             self._connections[rank] = connection
-            if self._over.is_set():  # too late to be among those that were ended
-                connection.shutdown(socket.SHUT_RDWR)
-            for line in lines:
-                message = json.loads(line)
-                if message["what"] == "file":
-                    message = self._receive(lines, message)
-                if message:
-                    self._inbox.put((rank, message))
-        if rank is not None:
-            self._inbox.put((rank, None))
+            try:
+                with suppress(OSError, ValueError), connection.makefile("rb") as lines:
+                    if self._over.is_set():  # too late to be among those that were ended
+                        connection.shutdown(socket.SHUT_RDWR)
+                    while (line := lines.readline(LINE_BYTES)).endswith(b"\n"):
+                        message = json.loads(line)
+                        if message["what"] == "file":
+                            message = self._receive(lines, message)
+                        if message:
+                            self._inbox.put((rank, message))
+            finally:
+                self._inbox.put((rank, None))
 
     def _receive(self, lines: BinaryIO, message: Message) -> Message | None:
         """Take a file of rank 0's into the run's directory; returns a failure where this machine cannot."""
@@ -285,6 +305,26 @@ class Group(ABC):
         except OSError as error:
             return failure(error)
         return None
+
+
+def _first_line(connection: socket.socket) -> bytes:
+    """Read who connects, and nothing behind it; the connection then waits for as long as it takes.
+
+    Raises:
+        OSError: if it does not say so within `HELLO_SECONDS`, however slowly it goes on.
+        ValueError: if it says more than `HELLO_BYTES`, or leaves.
+    """
+    until, line = time.monotonic() + HELLO_SECONDS, b""
+    while not line.endswith(b"\n"):
+        connection.settimeout(max(1e-3, until - time.monotonic()))
+        byte = connection.recv(1)
+        if not byte or len(line) == HELLO_BYTES:
+            raise ValueError("no first line: it must say who connects")
+        if time.monotonic() > until:
+            raise TimeoutError
+        line += byte
+    connection.settimeout(None)
+    return line
 
 
 def _raise_if_known(message: Message) -> None:

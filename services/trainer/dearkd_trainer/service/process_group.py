@@ -7,14 +7,17 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import psutil
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from dearkd.specs.base import STORED
 from dearkd_trainer.service.group import Group
 from dearkd_trainer.service.inputs import RunInputs
+
+HELLO = TypeAdapter(tuple[int, int])
+"""The first line: a rank and the number of its process."""
 
 
 class RankConfig(BaseModel):
@@ -80,8 +83,8 @@ class ProcessGroup(Group):
             start_new_session=True,
         )
 
-    def _admit(self, connection: socket.socket, hello: list[Any]) -> int:
-        rank, pid = hello
+    def _admit(self, connection: socket.socket, hello: bytes) -> int:
+        rank, pid = HELLO.validate_json(hello)
         with suppress(psutil.NoSuchProcess):  # gone already, as the end of its connection will show
             self._processes.append(psutil.Process(pid))
-        return int(rank)
+        return rank

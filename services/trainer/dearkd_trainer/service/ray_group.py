@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from dearkd.addresses import StorageAddress
 from dearkd.errors import DearKDError, Unavailable
@@ -33,6 +33,9 @@ ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
 }
+
+HELLO = TypeAdapter(tuple[int, str])
+"""The first line: a rank and the run's token."""
 
 
 class RayConfig(BaseModel):
@@ -122,12 +125,12 @@ class RayGroup(Group):
             start_new_session=True,
         )
 
-    def _admit(self, connection: socket.socket, hello: list[Any]) -> int:
-        rank, token = hello
-        if not hmac.compare_digest(str(token), self._token):
+    def _admit(self, connection: socket.socket, hello: bytes) -> int:
+        rank, token = HELLO.validate_json(hello)
+        if not hmac.compare_digest(token.encode(), self._token.encode()):
             raise ValueError("none of this run's processes")
         notice_silence(connection)
-        return int(rank)
+        return rank
 
 
 def own_address(cluster: str) -> str:
