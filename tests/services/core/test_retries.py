@@ -1,5 +1,6 @@
 """Automatic retries on a real Redis: which failures are tried again, when, how often, and what steers them."""
 
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -108,6 +109,39 @@ def test_the_bound_on_running_time_holds_for_all_tries_together(ledger: Ledger, 
     claim(ledger)
     ledger.reap(max_deaths=3)
     assert store.get(job.id).status == "running", "who asks for a retry asks for its time"
+
+
+def test_time_that_a_running_job_waits_for_room_does_not_count(ledger: Ledger, store: JobStore) -> None:
+    run = store.create_training(training_spec("ds-1", timeout_seconds=0.5), epochs=1, waits_for=None)
+
+    def status_after(seconds: float) -> str:
+        time.sleep(seconds)
+        ledger.reap(max_deaths=3)
+        return store.get(run.id).status
+
+    unit = claim(ledger, "training")
+    for what in ("room", "more room"):
+        ledger.wait_for(unit, what)
+        assert status_after(0.6) == "running"
+        assert store.get(run.id).waiting_for == what
+    ledger.release(unit)
+    assert store.get(run.id).waiting_for is None
+    unit = claim(ledger, "training")
+    ledger.wait_for(unit, "room")
+    store.pause(run.id)
+    ledger.release(unit)
+    assert status_after(0.6) == "paused"
+    store.resume(run.id)
+    lost, unit = unit, claim(ledger, "training")
+    ledger.wait_for(lost, "room")  # whose clock is no longer its
+    ledger.wait_for(unit, None)
+    assert ledger.pace(run.id)[0] < 0.4
+    assert status_after(0.3) == "running", "it has hardly run yet"
+    ledger.wait_for(unit, None)  # as each that begins says, whether it waited or not
+    assert status_after(0.4) == "failed"
+    error = store.get(run.id).error
+    assert error is not None
+    assert error.code == "timed_out"
 
 
 @pytest.mark.parametrize("held", [True, False])

@@ -97,6 +97,10 @@ def lose(cluster: Any, node: Any) -> None:
             process.kill()
 
 
+def node() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def test_a_run_goes_on_from_its_checkpoint_on_the_node_that_is_left_and_a_canceled_one_ends(
     settings: Settings, dataset: DatasetManifest, ledger: Ledger, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +175,48 @@ def test_a_run_for_which_the_cluster_has_no_room_says_so_until_it_begins(
     assert (waiting.status, waiting.waiting_for) == ("running", f"room in the Ray cluster at {cluster.address}")
     assert seen == [None]
     assert ledger.store.get(run.id).status == "succeeded"
+
+
+def test_room_that_is_there_by_the_sum_but_on_no_node_is_waited_for_aloud_and_does_not_count_as_run(
+    settings: Settings, dataset: DatasetManifest, ledger: Ledger, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(
+        update={"ray_address": cluster.address, "cache_bytes": 2**30, "torch_threads": 1, "lease_seconds": 60.0}
+    )
+    second = cluster.add_node(**NODE, node_ip_address="127.0.0.3")
+    heard: list[str | None] = []
+    ran: list[float] = []
+    others: list[Any] = []
+
+    def hear(self: RunReporter, what: str | None) -> None:
+        on_wait(self, what)
+        heard.append(what)
+        job = self.attempt.job.id
+        ran.append(ledger.pace(job)[0])
+        if what is not None:
+            time.sleep(2.0)
+            ran.append(ledger.pace(job)[0])
+            ray.kill(others[0])
+        else:
+            assert ledger.store.get(job).waiting_for is None
+            ledger.store.cancel(job)
+
+    on_wait = RunReporter.on_wait
+    monkeypatch.setattr(RunReporter, "on_wait", hear)
+    monkeypatch.setattr(RunReporter, "begin", lambda *_: pytest.fail("it had begun before it no longer waited"))
+    run = start(ledger, dataset, engine="ray", processes=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        half = ray.remote(num_cpus=0.5, scheduling_strategy="SPREAD")(type("Half", (), {"here": lambda self: node()}))
+        others += [half.remote(), half.remote()]
+        assert len(set(ray.get([other.here.remote() for other in others]))) == 2
+        assert drain("training", perform, settings) == 1
+    finally:
+        ray.shutdown()
+        lose(cluster, second)
+    assert heard == [f"room in the Ray cluster at {cluster.address}", None]
+    assert ran[0] == ran[1]
+    assert ledger.store.get(run.id).status == "canceled"
 
 
 def test_a_cluster_that_does_not_answer_is_an_outage() -> None:

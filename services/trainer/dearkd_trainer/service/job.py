@@ -211,10 +211,11 @@ class RunReporter:
             self.attempt.note(f"goes on after epoch {len(history)}, step {step}, from its last checkpoint")
         self._stepped, self._epoch_began = time.monotonic(), time.time_ns()
 
-    def on_wait(self, what: str) -> None:
-        """Say in record and log what the run waits for before it begins, such as room in a cluster."""
+    def on_wait(self, what: str | None) -> None:
+        """Say in record and log what the run waits for before it begins, such as room in a cluster; None: no more."""
         self.attempt.wait_for(what)
-        self.attempt.note(f"waits for {what}")
+        if what is not None:
+            self.attempt.note(f"waits for {what}")
 
     def on_step(self, step: int, steps: int) -> None:
         self._step, self._ended_epoch = step, False

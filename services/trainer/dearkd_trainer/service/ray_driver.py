@@ -4,6 +4,7 @@
 """
 
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import ray
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.util import placement_group_table
 
 from dearkd.errors import Unavailable
 from dearkd_trainer.data.world import WAIT
@@ -21,6 +23,33 @@ from dearkd_trainer.service.ray_group import RayConfig
 SETTLE_SECONDS = 5.0
 """The time to wait for room for all processes, before the run begins with fewer: those of an earlier attempt are just
 ended, and a node that is gone is not known to be yet."""
+PENDING_SECONDS = 2.0
+"""The time after which processes that Ray has not placed wait for room: what others do not hold is placed at once."""
+
+
+class Room:
+    """The wait of a run for room, told to its parent whenever it begins and ends."""
+
+    def __init__(self, parent: ParentLink, cluster: str) -> None:
+        self.parent, self.cluster = parent, cluster
+        self._waits = False
+
+    def say(self, waits: bool) -> None:
+        if waits != self._waits:
+            self._waits = waits
+            self.parent.report("waits", why=f"room in the Ray cluster at {self.cluster}" if waits else None)
+
+    def watch(self, over: threading.Event) -> None:
+        """Say until `over` whether processes of this driver wait for room: others may take it after it was counted."""
+        own, since = ray.get_runtime_context().get_job_id(), None
+        while not over.wait(0.2):
+            # Each is named by a random word and, behind that, the driver's job.
+            found = {group["state"] for name, group in placement_group_table().items() if name.endswith(own)}
+            since = (since or time.monotonic()) if "PENDING" in found else None
+            if "CREATED" in found:
+                self.say(False)
+            elif since is not None and time.monotonic() - since > PENDING_SECONDS:
+                self.say(True)
 
 
 def main() -> None:
@@ -41,14 +70,18 @@ def main() -> None:
     if resources is not None and resources.device is not None:
         on_gpus = resources.device == "cuda"
     each = {"CPU": float(config.threads)} | ({"GPU": 1.0} if on_gpus else {})
-    processes, ended, told = config.inputs.spec.processes, False, False
+    processes, ended, room = config.inputs.spec.processes, False, Room(parent, config.cluster)
     try:
         while not ended:
             found = settled_room(processes, each)
-            if not found and not told:
-                parent.report("waits", why=f"room in the Ray cluster at {config.cluster}")
-                told = True
-            ended = run(config, each, found or processes, path.parent)
+            if not found:
+                room.say(True)
+            over = threading.Event()
+            threading.Thread(target=room.watch, args=(over,), name="room", daemon=True).start()
+            try:
+                ended = run(config, each, found or processes, path.parent)
+            finally:
+                over.set()
     except TrainingFailedError as error:
         parent.report("died", why=f"lost the processes that Ray had started: {error}")
         raise
@@ -100,12 +133,12 @@ def settled_room(processes: int, each: dict[str, float]) -> int:
         each: what each of them takes.
     """
     until = time.monotonic() + SETTLE_SECONDS
-    while (found := room(each)) < processes and time.monotonic() < until:
+    while (found := places(each)) < processes and time.monotonic() < until:
         time.sleep(0.2)
     return min(found, processes)
 
 
-def room(each: dict[str, float]) -> int:
+def places(each: dict[str, float]) -> int:
     """The number of processes that find room in the cluster, if each takes `each` of one node."""
     free = ray.available_resources()
     whole = sum(_times(node["Resources"], each) for node in _nodes())

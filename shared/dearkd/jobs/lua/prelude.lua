@@ -51,12 +51,12 @@ local function add_event(id, type, data)
   redis.call('XADD', 'dearkd:events', 'MAXLEN', '~', 10000, '*', 'type', type, 'at', args.at, 'data', data, 'job', id)
 end
 
--- The seconds that a job has run, without what it waited or was paused: `ran`, and since `running_since`.
-local function count_time(k, old, status)
-  if (old == 'running') == (status == 'running') then return end
+-- The seconds that a job has run, without what it waited or was paused: `ran`, and since `running_since`, which is not
+-- there while it waits.
+local function count_time(k, runs)
   local clock = redis.call('TIME')
   local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
-  if status == 'running' then redis.call('HSET', k, 'running_since', now) return end
+  if runs then redis.call('HSETNX', k, 'running_since', now) return end
   redis.call('HINCRBYFLOAT', k, 'ran', now - tonumber(redis.call('HGET', k, 'running_since') or now))
   redis.call('HDEL', k, 'running_since')
 end
@@ -98,7 +98,7 @@ end
 local function set_status(id, status, told)
   local k, kind, old = key(id), field(id, 'kind'), field(id, 'status')
   end_wait(id)
-  count_time(k, old, status)
+  if (old == 'running') ~= (status == 'running') then count_time(k, status == 'running') end
   if old then leave(id, 'dearkd:jobs:' .. kind .. ':' .. old) end
   enter(id, 'dearkd:jobs:' .. kind .. ':' .. status)
   redis.call('HSET', k, 'status', status)
