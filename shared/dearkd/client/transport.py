@@ -100,7 +100,7 @@ class Transport(ABC):
                 f"{self.url} did not answer in time ({type(error).__name__}): it is overloaded or hangs; try again",
                 code="timeout",
             ) from error
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last: no name that DNS could know
             raise Unavailable(
                 f"cannot reach {self.url} ({error}): start it with `dearkd up`, or set DEARKD_URL to where it runs",
                 code="unreachable",

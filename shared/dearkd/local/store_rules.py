@@ -191,8 +191,10 @@ def _signs_downloads(storage: Storage, prefix: str) -> None:
     try:
         whole = httpx.get(str(url), timeout=URL_SECONDS)
         part = httpx.get(str(url), headers={"range": "bytes=10-19"}, timeout=URL_SECONDS)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # not its text, which may hold the URL
         raise BrokenRule(f"a signed URL does not answer: {type(error).__name__}") from None
+    except (ImportError, ValueError) as error:
+        raise BrokenRule(f"the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used: {error}") from None
     _require(whole.status_code == 200, f"a signed URL answers {whole.status_code}")
     _require_bytes(whole.content, data)
     _require(part.status_code == 206 and part.content == data[10:20], f"of a range it answers {part.status_code}")

@@ -1,5 +1,6 @@
 """The rules that `dearkd doctor` tries on a store: a real one keeps them, and each is seen to be broken where it is."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,30 @@ def test_each_rule_is_seen_to_be_broken(bucket: StandInBucket, fault: str) -> No
     assert found.remedy
     # Nothing is lost by a race that two win: leases come first, and both wrote the same.
     assert found.state == ("remark" if fault == "looks before it writes" else "problem"), found
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy", "says"),
+    [
+        ("https://xn--\x80/object?secret", "", "a signed URL does not answer: InvalidURL"),
+        ("https://dearkd..example/object?secret", "", "a signed URL does not answer: UnicodeError"),
+        (f"https://{'a' * 64}.example/object?secret", "", "a signed URL does not answer: UnicodeError"),
+        ("http://dearkd.example/object?secret", "gopher://proxy:1", "ALL_PROXY names cannot be used: .*gopher"),
+    ],
+)
+def test_a_signed_url_that_cannot_be_asked_for_breaks_its_rule_alone(
+    bucket: StandInBucket, monkeypatch: pytest.MonkeyPatch, url: str, proxy: str, says: str
+) -> None:
+    storage = Storage.open(settings_of(bucket))
+    storage.ping()
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.setattr(storage, "presign", lambda key, seconds: url)
+    (found,) = try_rules(storage, (RULES[-1],))
+    assert re.search(says, found.detail), found
+    assert "secret" not in found.detail
 
 
 def test_a_store_that_lets_objects_be_created_twice_is_refused_before_anything_is_lost(bucket: StandInBucket) -> None:

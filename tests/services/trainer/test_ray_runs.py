@@ -1,11 +1,13 @@
 """Runs on a Ray cluster of two nodes on this machine's loopback, beside runs of two processes without it."""
 
+import importlib
 import re
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,7 +23,7 @@ from dearkd.storage.catalog import models
 from dearkd.work.attempt import STOP_SECONDS
 from dearkd.work.worker import drain, open_ledger
 from dearkd_trainer.service.job import RunReporter, perform
-from dearkd_trainer.service.ray_group import own_address
+from dearkd_trainer.service.ray_group import RayConfig, own_address
 from tests.services.trainer.test_windowed_jobs import PLAIN, dataset, settings
 from tests.support.bars import curve
 from tests.support.services import eventually
@@ -30,6 +32,7 @@ __all__ = ["dataset", "settings"]
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed: pip install 'dearkd[ray]'")
 ray = pytest.importorskip("ray")
+ControllerError = pytest.importorskip("ray.train").ControllerError
 
 pytestmark = [
     pytest.mark.services,
@@ -219,6 +222,30 @@ def test_room_that_is_there_by_the_sum_but_on_no_node_is_waited_for_aloud_and_do
     assert ledger.store.get(run.id).status == "canceled"
 
 
-def test_a_cluster_that_does_not_answer_is_an_outage() -> None:
-    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9 does not answer .* DEARKD_RAY_ADDRESS"):
-        own_address("127.0.0.1:9")
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray..example:6379", f"{'a' * 64}.example:6379"])
+def test_a_cluster_that_does_not_answer_is_an_outage(address: str) -> None:
+    with pytest.raises(Unavailable, match=rf"{re.escape(address)} does not answer .* DEARKD_RAY_ADDRESS"):
+        own_address(address)
+
+
+def test_the_end_of_rays_wait_for_room_is_known_by_its_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = pytest.importorskip("ray.train.v2._internal.exceptions", reason="this version of Ray has another inside")
+    driver = importlib.import_module("dearkd_trainer.service.ray_driver")
+    ended: list[Exception] = [inside.WorkerGroupStartupTimeoutError(2), inside.WorkerGroupStartupFailedError("no")]
+
+    class Fails:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def fit(self) -> None:
+            raise ControllerError(ended.pop(0))
+
+    # As a version would be that renames it: all of a run but this would still go.
+    monkeypatch.delattr(inside, "WorkerGroupStartupTimeoutError")
+    importlib.reload(driver)
+    monkeypatch.setattr(driver, "TorchTrainer", Fails)
+    config = RayConfig.model_construct()
+    assert not driver.run(config, {"CPU": 1.0}, 2, tmp_path)
+    with pytest.raises(ControllerError, match="no"):
+        driver.run(config, {"CPU": 1.0}, 2, tmp_path)

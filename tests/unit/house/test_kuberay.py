@@ -5,12 +5,14 @@ There is no schema of a RayCluster here. Its pods are validated as what they are
 """
 
 import copy
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from dearkd.addresses import check_ray_address
 from dearkd.settings import Settings
@@ -84,6 +86,13 @@ def test_the_structure_of_a_ray_cluster() -> None:
     assert WORKERS.keys() == {"groupName", "rayStartParams", "template"} | numbers
     assert len({WORKERS[name] for name in numbers}) == 1, "there is no autoscaler"
     assert f"ray=={CLUSTER['spec']['rayVersion']}" in read("constraints.txt").splitlines()
+    (wanted,) = [
+        one
+        for text in tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]["ray"]
+        if (one := Requirement(text)).name == "ray"
+    ]
+    assert CLUSTER["spec"]["rayVersion"] in wanted.specifier
+    assert "3.0" not in wanted.specifier, "nobody has tried it"
 
 
 def test_ray_start_takes_what_nodes_are_started_with() -> None:

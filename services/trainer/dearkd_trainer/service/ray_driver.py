@@ -12,7 +12,6 @@ from typing import Any
 import ray
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util import placement_group_table
 
 from dearkd.errors import Unavailable
@@ -23,6 +22,8 @@ from dearkd_trainer.service.ray_group import RayConfig
 SETTLE_SECONDS = 5.0
 """The time to wait for room for all processes, before the run begins with fewer: those of an earlier attempt are just
 ended, and a node that is gone is not known to be yet."""
+NO_ROOM = "WorkerGroupStartupTimeoutError"
+"""The name of Ray's error for processes that found no room; its class is none of those that Ray promises to keep."""
 PENDING_SECONDS = 2.0
 """The time after which processes that Ray has not placed wait for room: what others do not hold is placed at once."""
 
@@ -119,7 +120,7 @@ def run(config: RayConfig, each: dict[str, float], processes: int, folder: Path)
     try:
         trainer.fit()
     except ControllerError as error:
-        if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+        if type(error.controller_failure).__name__ == NO_ROOM:
             return False
         raise
     return True

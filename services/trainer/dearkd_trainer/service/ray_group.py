@@ -139,7 +139,7 @@ def own_address(cluster: str) -> str:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as connection:
             return str(connection.getsockname()[0])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise Unavailable(
             f"the head of the Ray cluster at {cluster} does not answer ({error}): see that it runs, and that "
             "DEARKD_RAY_ADDRESS names it"
