@@ -237,10 +237,7 @@ class Ledger(Leases):
         return needs.memory_bytes if any(one.fits(needs) for one in offers(self.redis, QUEUES[job.kind])) else None
 
     def wait_for(self, claim: Claim, what: str | None) -> None:
-        """Say what a running job waits for, as a clause; None: nothing more. Nothing happens if the claim is lost.
-
-        Of a job of one unit: what it waits does not count as time that it has run.
-        """
+        """Say what a running job waits for, which stops its clock; None: nothing more. A lost claim changes nothing."""
         self._wait_for(**_named(claim), what=what)
 
     def set_rows(self, identifier: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -5,7 +5,6 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,26 @@ from typing import Any
 import psutil
 import pytest
 
-from dearkd.data.manifests import DatasetManifest
+from dearkd.data.manifests import DatasetManifest, datasets
+from dearkd.data.shard_files import Sample, write_shard
+from dearkd.documents import as_written
 from dearkd.errors import Unavailable
+from dearkd.identifiers import new_id
 from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.model import Job
 from dearkd.settings import Settings
 from dearkd.specs import TrainingSpec
 from dearkd.storage.catalog import models
+from dearkd.storage.checkpoints import CheckpointFile, StoredCheckpoint, pointer_key
+from dearkd.vision.images import encode
 from dearkd.work.attempt import STOP_SECONDS
 from dearkd.work.worker import drain, open_ledger
+from dearkd_trainer.record.checkpoint import BEST
 from dearkd_trainer.service.job import RunReporter, perform
 from dearkd_trainer.service.ray_group import RayConfig, own_address
 from tests.services.trainer.test_windowed_jobs import PLAIN, dataset, settings
-from tests.support.bars import curve
-from tests.support.services import eventually
+from tests.support.bars import bars, curve
+from tests.support.services import environment, eventually, process
 
 __all__ = ["dataset", "settings"]
 
@@ -95,9 +100,9 @@ def lose(cluster: Any, node: Any) -> None:
     (raylet,) = node.all_processes["raylet"]
     below = psutil.Process(raylet.process.pid).children(recursive=True)
     cluster.remove_node(node, allow_graceful=False)
-    for process in below:
+    for one in below:
         with suppress(psutil.NoSuchProcess):
-            process.kill()
+            one.kill()
 
 
 def node() -> str:
@@ -155,29 +160,60 @@ def test_a_run_goes_on_from_its_checkpoint_on_the_node_that_is_left_and_a_cancel
 
 
 def test_a_run_for_which_the_cluster_has_no_room_says_so_until_it_begins(
-    settings: Settings, dataset: DatasetManifest, ledger: Ledger, cluster: Any, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, dataset: DatasetManifest, ledger: Ledger, cluster: Any, tmp_path: Path
 ) -> None:
-    settings = settings.model_copy(
-        update={"ray_address": cluster.address, "cache_bytes": 2**30, "torch_threads": 1, "lease_seconds": 60.0}
+    """With a worker as a user starts it."""
+    env = environment(
+        settings,
+        DEARKD_RAY_ADDRESS=cluster.address,
+        DEARKD_CACHE_BYTES=str(2**30),
+        DEARKD_TORCH_THREADS="1",
+        DEARKD_LEASE_SECONDS="60",
     )
-    seen: list[str | None] = []
-    at_step(monkeypatch, 1, lambda job: seen.append(ledger.store.get(job.id).waiting_for))
     run = start(ledger, dataset, engine="ray", processes=1)
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         other = ray.remote(num_cpus=1)(type("Other", (), {"here": lambda self: True})).remote()
         assert ray.get(other.here.remote())
-        with ThreadPoolExecutor(1) as pool:
-            drained = pool.submit(drain, "training", perform, settings)
+        with process("-m", "dearkd.cli", "worker", "trainer", env=env, log=tmp_path / "worker.log"):
             eventually(lambda: ledger.store.get(run.id).waiting_for is not None)
             waiting = ledger.store.get(run.id)
+            ran = ledger.pace(run.id)[0]
             ray.kill(other)
-            assert drained.result() == 1
+            eventually(lambda: ledger.store.get(run.id).waiting_for is None)
+            assert ledger.store.get(run.id).status == "running"
+            assert not ledger.store.rows(run.id)[0]
+            eventually(lambda: ledger.store.get(run.id).status not in ("queued", "running"))
     finally:
         ray.shutdown()
     assert (waiting.status, waiting.waiting_for) == ("running", f"room in the Ray cluster at {cluster.address}")
-    assert seen == [None]
-    assert ledger.store.get(run.id).status == "succeeded"
+    assert ledger.store.get(run.id).status == "succeeded", (tmp_path / "worker.log").read_text()
+    assert ledger.pace(run.id)[0] > ran
+
+
+def test_the_reason_that_a_process_of_the_cluster_tells_is_the_runs_and_the_log_says_whose_a_line_is(
+    settings: Settings, dataset: DatasetManifest, ledger: Ledger, cluster: Any, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(
+        update={"ray_address": cluster.address, "cache_bytes": 2**30, "torch_threads": 1, "lease_seconds": 60.0}
+    )
+    storage, identifier = ledger.store.storage, new_id("ds")
+    # Whole as a file, so that only who opens the image finds it.
+    path = tmp_path / "damaged.tar"
+    shard = write_shard(path, [Sample("0007", encode(bars(1)[0][0], "png")[:40], "png", 0, {})])
+    storage.put(f"datasets/{identifier}/{path.name}", path)
+    damaged = {"id": identifier, "prefix": f"datasets/{identifier}", "shards": [shard], "num_samples": 1}
+    datasets(storage).create(dataset.model_copy(update=damaged))
+    run = start(ledger, dataset, engine="ray", processes=1, eval_dataset=identifier)
+    lost = CheckpointFile(name=BEST, bytes=1, sha256="0" * 64)
+    pointer = as_written(StoredCheckpoint(files=[lost]))
+    storage.put(pointer_key(run.id), pointer.model_dump_json().encode())
+    assert drain("training", perform, settings) == 1
+    ended, log = ledger.store.get(run.id), ledger.log.read(run.id)
+    assert ended.error is not None
+    assert (ended.status, ended.error.code) == ("failed", "corrupt_data"), ended.error
+    assert re.search(r"damaged\.tar: sample '0007'", ended.error.message)
+    assert re.search(rf"rank 0: .*{BEST}.*; the run goes on without it", log), log
 
 
 def test_room_that_is_there_by_the_sum_but_on_no_node_is_waited_for_aloud_and_does_not_count_as_run(
