@@ -107,6 +107,12 @@ def connect(settings: Settings, *, answer_seconds: float = 15, observer: Observe
     return connected
 
 
+def milliseconds(client: Redis) -> int:
+    """The time since the epoch by Redis' clock. Hosts tell each other times of it: their own may be wrong."""
+    seconds, microseconds = client.time()
+    return seconds * 1000 + microseconds // 1000
+
+
 def job_key(identifier: str) -> str:
     return f"dearkd:job:{identifier}"
 

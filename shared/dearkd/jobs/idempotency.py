@@ -4,7 +4,6 @@ The id of what a request makes is settled before it is made. So also where the A
 gets the one thing that was made, and not a second one.
 """
 
-import time
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal, cast
@@ -61,13 +60,11 @@ class Answers:
         Raises:
             InvalidInput: `idempotency_key_reused`, if the key was used for another request.
         """
-        now = int(time.time() * 1000)
         state, *details = self._claim(
             record=_record(owner, key),
             fingerprint=fingerprint,
             id=identifier,
-            now=now,
-            until=now + int(seconds * 1000),
+            lease=int(seconds * 1000),
             keep=KEEP_SECONDS,
         )
         if state == "other":

@@ -1,7 +1,6 @@
 """Claims on units of work: who has one, and whose are over. Redis alone: a process that forks may do this."""
 
 import os
-import time
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,7 +48,6 @@ class Leases:
             kind=kind,
             schema=Job.newest,
             at=at(),
-            now=milliseconds(),
             lease=int(lease_seconds * 1000),
             holder=who,
             offer=self.offer and self.offer.model_dump(),
@@ -91,8 +89,3 @@ class Leases:
         """
         if self.expire(name, cause) == 0 and self.claim(kind, BLAMED_SECONDS, who=name) is not None:
             self.expire(name, cause)
-
-
-def milliseconds() -> int:
-    """The time now, since the epoch."""
-    return time.time_ns() // 1_000_000

@@ -17,7 +17,7 @@ from dearkd.choices import Status
 from dearkd.errors import Conflict, LostLease, NotFound, Unreadable
 from dearkd.jobs.deaths import holder as holder
 from dearkd.jobs.leases import Claim as Claim
-from dearkd.jobs.leases import Leases, milliseconds
+from dearkd.jobs.leases import Leases
 from dearkd.jobs.log import JobLog
 from dearkd.jobs.measures import Measures
 from dearkd.jobs.model import Job, JobError, Progress, sources_of
@@ -28,7 +28,7 @@ from dearkd.jobs.scripts import Transition
 from dearkd.jobs.settlement import UNSETTLED
 from dearkd.jobs.store import JobStore
 from dearkd.redaction import public
-from dearkd.redis_client import job_index, job_key
+from dearkd.redis_client import job_index, job_key, milliseconds
 from dearkd.specs.base import MAX_RETRIES
 from dearkd.specs.budget import EndedEarly
 
@@ -77,7 +77,7 @@ class Ledger(Leases):
         Raises:
             LostLease: if another attempt holds the unit now.
         """
-        status = self._beat(**_named(claim), now=milliseconds(), lease=int(lease_seconds * 1000))
+        status = self._beat(**_named(claim), lease=int(lease_seconds * 1000))
         if status == "lost":
             raise LostLease(f"{claim.job} unit {claim.unit}: the lease was lost, another attempt works on it")
         return cast(Status, status)
@@ -267,17 +267,17 @@ class Ledger(Leases):
             What was taken back, and the job's status afterwards.
         """
         taken: list[tuple[Claim, str]] = []
-        until = milliseconds() if silent_too else 0
+        until = milliseconds(self.redis) if silent_too else 0
         for member in cast("list[bytes]", self.redis.zrangebyscore("dearkd:leases", "-inf", until)):
             identifier, _, unit = member.decode().partition("#")
-            outcome = self._reclaim(id=identifier, unit=unit, at=at(), now=milliseconds())
+            outcome = self._reclaim(id=identifier, unit=unit, at=at())
             if outcome is None:
                 continue
             status, deaths, who, cause = outcome
             self._take_back(identifier, unit, status, int(deaths), f"{who} {cause or SILENT}", max_deaths)
             taken.append((Claim(identifier, unit, ""), self._status(identifier)))
         self._end_late()
-        self._open_due(now=milliseconds())
+        self._open_due()
         for kind in QUEUES:
             wake_missing(self.redis, kind)
         # Last, since it needs storage: while that is away, the rest must go on.
@@ -348,7 +348,9 @@ class Ledger(Leases):
         told = error.model_copy(update={"message": public(error.message)}).model_dump_json()
         held = _named(claim) if claim else {"id": identifier}
         if error.retryable and not for_good:
-            outcome, *details = self._schedule_retry(**held, at=at(), error=told, due=_retry_times())
+            outcome, *details = self._schedule_retry(
+                **held, at=at(), error=told, due=_retry_times(milliseconds(self.redis))
+            )
             _require_held(identifier, claim, outcome)
             if outcome == "ok":
                 retry, bound, moment = details
@@ -395,11 +397,11 @@ def _require_held(identifier: str, claim: Claim | None, outcome: str) -> None:
         raise LostLease(f"{identifier} unit {claim.unit}: another attempt works on it; this one changes nothing")
 
 
-def _retry_times() -> list[tuple[int, str]]:
-    """The beginnings of a first automatic retry, a second, and so on, if it fails now: in ms and as RFC 3339."""
+def _retry_times(now: int) -> list[tuple[int, str]]:
+    """The beginnings of a first automatic retry, a second, and so on, if it fails `now`: in ms and as RFC 3339."""
     times = []
     for number in range(MAX_RETRIES):
-        due = milliseconds() + 1000 * min(RETRY_SECONDS * 2**number, MAX_RETRY_SECONDS)
+        due = now + 1000 * min(RETRY_SECONDS * 2**number, MAX_RETRY_SECONDS)
         times.append((due, datetime.fromtimestamp(due / 1000, UTC).isoformat(timespec="milliseconds")))
     return times
 

@@ -4,7 +4,6 @@ Workers of one make say the same, so that a fleet of thousands leaves a few memb
 decides who may claim of a job; what is here tells people, and workers that may find one better than themselves.
 """
 
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, cast
@@ -12,7 +11,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dearkd.choices import Device
-from dearkd.redis_client import Redis
+from dearkd.redis_client import Redis, milliseconds
 
 OFFER_SECONDS = 45
 """For so long an offer counts; a live worker repeats it every 10 s."""
@@ -114,7 +113,7 @@ class Needs(BaseModel):
 
 def advertise(redis: Redis, queue: str, offer: Offer) -> None:
     """Say that a worker of a queue is there and has this; forget offers that nobody repeats."""
-    now = time.time()
+    now = milliseconds(redis) / 1000
     pipe = redis.pipeline(transaction=False)
     pipe.zadd(_key(queue), {offer.model_dump_json(): now})
     pipe.zremrangebyscore(_key(queue), "-inf", now - OFFER_SECONDS)
@@ -126,7 +125,7 @@ def offers(redis: Redis, queue: str) -> list[Offer]:
 
     Those that this version cannot read, as of newer workers, are left out: they say themselves what they take.
     """
-    found = cast("list[bytes]", redis.zrangebyscore(_key(queue), time.time() - OFFER_SECONDS, "+inf"))
+    found = cast("list[bytes]", redis.zrangebyscore(_key(queue), milliseconds(redis) / 1000 - OFFER_SECONDS, "+inf"))
     read = []
     for text in found:
         with suppress(ValidationError):

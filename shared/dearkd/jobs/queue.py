@@ -4,12 +4,10 @@ The rules come from measurements on rq 3.0 (DESIGN.md): the JSON serializer on b
 argument, one queue a worker, an explicit timeout, and no use of rq's results, dependencies or statuses.
 """
 
-from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from rq import Queue, worker_registration
 from rq.serializers import JSONSerializer
-from rq.utils import utcparse
 
 from dearkd.choices import Kind
 from dearkd.errors import Unavailable
@@ -50,7 +48,7 @@ LOOKED_AT = 100
 """Jobs that it looks at: the first by priority and turn."""
 
 SILENCE_SECONDS = 45
-"""A live rq worker says every 10 s that it is there (`listener.SIGN_SECONDS`)."""
+"""For so long a sign of life of an rq worker counts; a live one gives it every 10 s (`listener.SIGN_SECONDS`)."""
 
 
 def queue(redis: Redis, name: QueueName) -> Queue:
@@ -143,13 +141,13 @@ def step_key(argument: str) -> str:
 
 def alive(redis: Redis, name: QueueName) -> int:
     """Count the workers that listen on a queue and were heard of lately."""
-    # rq keeps the name of a worker that was killed until another one tidies up.
-    since = datetime.now(UTC) - timedelta(seconds=SILENCE_SECONDS)
+    # rq keeps the name of a worker that was killed until another one tidies up. Its record runs out by Redis' clock,
+    # `SILENCE_SECONDS` after the last sign of life (that of an earlier version's worker after 60 to 90 s); the time
+    # that stands in it is of the worker's own clock.
     pipe = redis.pipeline(transaction=False)  # rq's own list of workers costs three round trips for each of them
     for key in worker_registration.get_keys(queue(redis, name)):
-        pipe.hget(key, "last_heartbeat")
-    heard = [utcparse(moment.decode()) for moment in pipe.execute() if moment is not None]
-    return sum(moment.replace(tzinfo=UTC) > since for moment in heard)
+        pipe.pttl(key)
+    return sum(left > 0 for left in pipe.execute())
 
 
 def listening(redis: Redis, kind: Kind) -> list[Offer] | None:

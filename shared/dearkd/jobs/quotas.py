@@ -1,15 +1,13 @@
 """The use of API keys' quotas: requests of a minute, images and bytes of a day (UTC)."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from dearkd.errors import LimitReached, Unavailable
-from dearkd.jobs.model import now
 from dearkd.jobs.scripts import Transition
-from dearkd.redis_client import Redis
+from dearkd.redis_client import Redis, milliseconds
 from dearkd.specs.requests import Quotas
 
 KEEP_SECONDS = 2 * 86400
@@ -20,6 +18,7 @@ class KeyQuotas:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
+        self._take_request = Transition(redis, "take_request")
         self._charge = Transition(redis, "charge")
 
     def take_request(self, owner: str, per_minute: int) -> int | None:
@@ -27,15 +26,11 @@ class KeyQuotas:
 
         While Redis cannot be reached nothing is counted: what the request needs of it fails by itself.
         """
-        minute, passed = divmod(time.time(), 60)
-        pipe = self.redis.pipeline(transaction=True)
-        pipe.incr(f"dearkd:requests:{owner}:{minute:.0f}")
-        pipe.expire(f"dearkd:requests:{owner}:{minute:.0f}", 120)
         try:
-            count = int(pipe.execute()[0])
+            count, left = self._take_request(owner=owner)
         except Unavailable:
             return None
-        return max(1, round(60 - passed)) if count > per_minute else None
+        return int(left) if count > per_minute else None
 
     @contextmanager
     def charged(self, owner: str | None, quotas: Quotas | None, *, images: int = 0, size: int = 0) -> Iterator[None]:
@@ -53,7 +48,7 @@ class KeyQuotas:
         if owner is None or quotas is None:
             yield
             return
-        at = now()
+        at = self._now()
         record = _record(owner, at)
         answer = self._charge(
             record=record,
@@ -77,8 +72,12 @@ class KeyQuotas:
 
     def used(self, owner: str) -> dict[str, int]:
         """The images and bytes that a key has used today."""
-        found = cast("list[bytes | None]", self.redis.hmget(_record(owner, now()), ["images", "bytes"]))
+        found = cast("list[bytes | None]", self.redis.hmget(_record(owner, self._now()), ["images", "bytes"]))
         return {name: int(value or 0) for name, value in zip(("images", "bytes"), found, strict=True)}
+
+    def _now(self) -> datetime:
+        """The time by Redis' clock: two APIs whose clocks differ count in the same day."""
+        return datetime.fromtimestamp(milliseconds(self.redis) / 1000, UTC)
 
 
 def _record(owner: str, at: datetime) -> str:

@@ -6,8 +6,9 @@ closed whose last key was revoked.
 
 import logging
 import secrets
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Final
 
@@ -25,8 +26,8 @@ from dearkd.storage.objects import Storage
 ROOT: Final = "keys"
 SECRET_PREFIX: Final = "dearkd_"
 """The beginning of every secret, by which scanners of leaked secrets know it."""
-SETTLED: Final = timedelta(minutes=1)
-"""The age from which an unchanged record is not read again; more than clocks differ by."""
+SETTLED_SECONDS: Final = 60.0
+"""For so long a record is read again at each look, though it seems to be the same."""
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class KeyRecords:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._read: dict[str, tuple[StoredObject, KeyRecord]] = {}
+        self._since: dict[StoredObject, float] = {}
+        """Times at which what is listed was first seen, by the monotonic clock: the storage's clock is another."""
 
     def all(self) -> tuple[list[KeyRecord], bool]:
         """Every key, newest first, and whether there is any, which need not be one that can be read.
@@ -79,8 +82,9 @@ class KeyRecords:
                 continue
             found[stored.key] = (stored, record)
         # A bucket tells times in seconds: what is written twice in one, as long as before, looks unchanged.
-        settled = datetime.now(UTC) - SETTLED
-        self._read = {key: read for key, read in found.items() if read[0].modified < settled}
+        now = time.monotonic()
+        self._since = {stored: self._since.get(stored, now) for stored in listed}
+        self._read = {key: read for key, read in found.items() if now - self._since[read[0]] >= SETTLED_SECONDS}
         return [record for _, record in found.values()], bool(listed)
 
     def get(self, identifier: str) -> KeyRecord:

@@ -41,7 +41,7 @@ from dearkd.jobs.deaths import (
 )
 from dearkd.jobs.leases import Leases
 from dearkd.jobs.offers import Offer, advertise
-from dearkd.jobs.queue import CODE, QUEUES, QueueName, queue, step_key
+from dearkd.jobs.queue import CODE, QUEUES, SILENCE_SECONDS, QueueName, queue, step_key
 from dearkd.log_lines import log_to_stderr
 from dearkd.redis_client import Redis, connect
 from dearkd.settings import Settings
@@ -112,15 +112,22 @@ class ListeningWorker(Worker):
             if time.monotonic() < self.next_sign:
                 return
             self.next_sign = time.monotonic() + SIGN_SECONDS
-        super().heartbeat(timeout, pipeline)
-        # A Redis that was emptied knows this worker no more, and nobody would believe that there is one.
-        if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
+        super().heartbeat(SILENCE_SECONDS, pipeline)
+        if pipeline is None and not self._is_known():
             with self.connection.pipeline() as again:
                 again.hset(self.key, mapping=self.serialize())
                 worker_registration.register(self, again)
+                again.expire(self.key, SILENCE_SECONDS)
                 again.execute()
         if pipeline is None and self.offer is not None:
             self._advertise(self.offer)
+
+    def _is_known(self) -> bool:
+        """Tell whether Redis has the whole record: not if it was emptied, or this worker was held up for long."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.hexists(self.key, "birth")
+            pipe.sismember(self.redis_workers_keys, self.key)
+            return all(pipe.execute())
 
     def monitor_work_horse(self, job: Any, queue: Any, execution: Any) -> None:
         self.overdue = False
@@ -133,6 +140,7 @@ class ListeningWorker(Worker):
         try:
             if time.monotonic() >= self.next_sign:
                 super().maintain_heartbeats(job, execution)
+                self.connection.expire(self.key, SILENCE_SECONDS)  # rq has its own where the record had run out
                 if self.offer is not None:
                     self._advertise(self.offer)
                 self.next_sign = time.monotonic() + SIGN_SECONDS

@@ -18,6 +18,7 @@ import pytest
 from dearkd.local.doctor import check_jobs
 from dearkd.settings import Settings
 from dearkd.specs.requests import Quotas
+from dearkd.storage import api_keys
 from dearkd.storage.api_keys import KeyRecords
 from dearkd.storage.object_stores import StoredObject
 from dearkd.storage.objects import Storage
@@ -217,13 +218,24 @@ def test_a_revoked_key_is_out_at_once_and_the_last_one_leaves_the_api_closed(
         assert code(again(None).http.get("/v1/teachers")) == (401, "unauthorized")
 
 
-def test_a_secret_that_was_rotated_within_the_second_of_its_creation_is_out_elsewhere_too(tmp_path: Path) -> None:
-    """Where a store tells times in whole seconds, as S3 does."""
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_a_secret_that_was_rotated_within_the_second_of_its_creation_is_out_elsewhere_too(
+    tmp_path: Path, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a store tells times in whole seconds, as S3 does, and by a clock that is not the API's."""
 
     class WholeSeconds(Storage):
         def objects(self, prefix: str) -> Iterator[StoredObject]:
-            return (replace(one, modified=one.modified.replace(microsecond=0)) for one in super().objects(prefix))
+            return (shifted(one) for one in super().objects(prefix))
 
+        def read(self, key: str) -> bytes:
+            reads.append(key)
+            return super().read(key)
+
+    def shifted(stored: StoredObject) -> StoredObject:
+        return replace(stored, modified=stored.modified.replace(microsecond=0) + timedelta(hours=hours))
+
+    reads: list[str] = []
     settings = Settings(storage_url=f"file://{tmp_path}/storage")
     here, there = (KeyRecords(WholeSeconds.open(settings)) for _ in range(2))
     at = datetime.now(UTC)
@@ -233,6 +245,11 @@ def test_a_secret_that_was_rotated_within_the_second_of_its_creation_is_out_else
     _, new = here.rotate(record.id, grace=timedelta(0), at=at)
     os.utime(tmp_path / "storage" / "keys" / f"{record.id}.json", (moment, moment))
     assert there.all()[0][0].secrets[0].sha256 == sha256(new.encode()).hexdigest()
+    monkeypatch.setattr(api_keys, "SETTLED_SECONDS", 0.0)
+    there.all()
+    reads.clear()
+    assert there.all()[0][0].secrets[0].sha256 == sha256(new.encode()).hexdigest()
+    assert reads == [], "what has long been the same is not read again"
 
 
 @pytest.mark.parametrize("changed", [{"sha256": "no-digest"}, {"until": "2099-01-01T00:00:00"}])

@@ -77,7 +77,7 @@ def test_an_inspector_that_fell_silent_counts_as_none(api: Api) -> None:
     redis = api.store.redis
     worker = Worker([queue(redis, "inspect")], connection=redis, serializer=JSONSerializer)
     worker.register_birth()
-    redis.hset(worker.key, "last_heartbeat", "2020-01-01T00:00:00.000000Z")
+    redis.expire(worker.key, 0)
     answer = api.http.post(TEACHERS, **form(TEACHER, GOOD))
     assert (answer.status_code, answer.json()["code"]) == (503, "inspector_unavailable")
 

@@ -1,5 +1,5 @@
 -- Claim the first open unit of the first job, by priority and turn.
--- args: kind, schema (the newest that the worker reads), at, now (ms), lease (ms), holder, offer (of the worker).
+-- args: kind, schema (the newest that the worker reads), at, lease (ms), holder, offer (of the worker).
 -- Returns {id, unit, token}, or {id} of a job that is to be planned before, or nil.
 -- Once a worker has claimed of a job, no older one does: it might not read what that one leaves. Those of before there
 -- were schemas look at `parallelism` alone.
@@ -28,14 +28,14 @@ for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
     if redis.call('EXISTS', k .. ':units') == 0 then return {id} end
     local unit, place = unpack(redis.call('ZPOPMIN', k .. ':open'))
     -- Starts at the time, so that a Redis that was emptied gives no token that an old attempt may hold.
-    redis.call('SET', 'dearkd:fence', string.format('%.0f', args.now * 1000), 'NX')
+    redis.call('SET', 'dearkd:fence', string.format('%.0f', milliseconds() * 1000), 'NX')
     local token = string.format('%.0f', redis.call('INCR', 'dearkd:fence'))
     redis.call('HDEL', k, 'waiting_for')
     redis.call('HSET', k, 'needs_schema', args.schema, 'parallelism', 0, 'group', group(place),
       'at_once', field(id, 'at_once') or field(id, 'parallelism') or 1)
     redis.call('HSET', k .. ':claims', unit, token)
     redis.call('HSET', k .. ':holders', unit, args.holder)
-    redis.call('ZADD', 'dearkd:leases', args.now + args.lease, id .. '#' .. unit)
+    redis.call('ZADD', 'dearkd:leases', milliseconds() + args.lease, id .. '#' .. unit)
     if field(id, 'status') == 'queued' then set_status(id, 'running') end
     list(id, redis.call('INCR', 'dearkd:turn'))
     return {id, unit, token}

@@ -61,6 +61,7 @@ local function count_time(k, runs)
   redis.call('HDEL', k, 'running_since')
 end
 
+-- The time by Redis' clock: nobody's own is compared with another's, which may be wrong.
 local function milliseconds()
   local clock = redis.call('TIME')
   return tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)

@@ -1,8 +1,8 @@
--- Take back a unit whose lease ran out, and count a death of it. args: id, unit, at, now (ms).
+-- Take back a unit whose lease ran out, and count a death of it. args: id, unit, at.
 -- Returns {status, deaths, holder, cause or ''}, or nil if it is alive after all.
 local id, unit, k = args.id, args.unit, key(args.id)
 local expiry = redis.call('ZSCORE', 'dearkd:leases', id .. '#' .. unit)
-if not expiry or tonumber(expiry) > args.now then return nil end
+if not expiry or tonumber(expiry) > milliseconds() then return nil end
 local holder = redis.call('HGET', k .. ':holders', unit) or ''
 local cause = redis.call('HGET', k .. ':causes', unit) or ''
 redis.call('HDEL', k .. ':causes', unit)
