@@ -9,10 +9,12 @@ from dearkd.jobs.ledger import Ledger
 from dearkd.jobs.queue import alive
 from dearkd.local.doctor import check_redis
 from dearkd.settings import Settings
+from dearkd.specs import TrainingSpec
 from tests.faults.test_listener import worker
 from tests.services.core.conftest import ledger, redis_url, settings
 from tests.support.ledger_steps import synthesis
 from tests.support.services import eventually, serving
+from tests.support.specs import FACTS, TEACHER
 
 __all__ = ["ledger", "redis_url", "settings"]
 
@@ -63,3 +65,22 @@ def test_those_that_cannot_take_a_job_do_not_keep_it_from_the_one_that_can(
             error = ledger.store.get(job.id).error
             assert error is not None
             assert error.code == "done"
+
+
+def test_a_run_on_ray_waits_for_a_trainer_with_ray_among_those_without(
+    ledger: Ledger, settings: Settings, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    spec = TrainingSpec.resolve({"dataset": "ds", "engine": "ray", "processes": 4}, FACTS, TEACHER, on_ray=True)
+    run = ledger.store.create_training(spec, epochs=1, waits_for=None)
+    with ExitStack() as fleet:
+        for number in range(2):
+            fleet.enter_context(worker("trainer", settings, tmp_path / f"plain-{number}"))
+        eventually(lambda: "and no Ray" in (ledger.store.get(run.id).waiting_for or ""))
+        assert ledger.store.get(run.id).status == "queued"
+        driver = settings.model_copy(update={"ray_address": "127.0.0.1:6379"})
+        fleet.enter_context(worker("trainer", driver, tmp_path / "driver"))
+        eventually(lambda: ledger.store.get(run.id).terminal)
+        error = ledger.store.get(run.id).error
+        assert error is not None
+        assert error.code == "done"

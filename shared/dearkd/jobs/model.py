@@ -80,8 +80,8 @@ class Job(Document):
     model_config = ConfigDict(frozen=True)
     newest: ClassVar[int] = 4
     """1: before there were numbers. 2: workers that know none leave it alone. 3: specs with `resources`. 4: synthesis
-    specs with `init`. It rises with every new field of a spec, and where the schema of a manifest or a checkpoint does:
-    jobs decide who works on them."""
+    specs with `init`; runs that need a worker with Ray. It rises with every new field of a spec, and where the schema
+    of a manifest or a checkpoint does: jobs decide who works on them."""
 
     id: str
     kind: Kind

@@ -15,10 +15,13 @@ from dearkd.redis_client import Redis, milliseconds
 
 OFFER_SECONDS = 45
 """For so long an offer counts; a live worker repeats it every 10 s."""
-NEEDS = ("device", "memory_bytes", "compiler", "processes")
+NEEDS = ("device", "memory_bytes", "compiler", "processes", "ray")
 """Fields of a job's record; one that is missing needs nothing."""
 WAITS = "a worker with "
 """The beginning of what a job says that waits for what no worker has."""
+
+RAY = "Ray, for `engine` (DEARKD_RAY_ADDRESS and the extra `ray`, on a node of the cluster)"
+"""The words for what drives a run on a Ray cluster, with the remedy where nobody does."""
 
 
 class Offer(BaseModel):
@@ -35,6 +38,8 @@ class Offer(BaseModel):
     """True if what `compile` needs is there: a C++ compiler; on a GPU Triton and a C compiler."""
     devices: int = 1
     """The number of GPUs, of which each process of a run takes one; processes of one machine's CPU share it."""
+    ray: bool = False
+    """True if it can drive runs on a Ray cluster: it knows the cluster's address, and Ray is installed."""
 
     def fits(self, needs: "Needs") -> bool:
         """Tell whether a worker with it may claim of a job; `claim.lua` does the same."""
@@ -43,11 +48,18 @@ class Offer(BaseModel):
             and needs.memory_bytes <= self.memory_bytes
             and (self.compiler or not needs.compiler)
             and (self.device == "cpu" or needs.processes <= self.devices)
+            and (self.ray or not needs.ray)
         )
 
     def __str__(self) -> str:
-        what = gpus(self.devices if self.device == "cuda" else 0)
-        return f"{what}, {gibibytes(self.memory_bytes)} and {'a' if self.compiler else 'no'} compiler"
+        return self.told(ray=self.ray)
+
+    def told(self, *, ray: bool) -> str:
+        """All that it has, for people, and with `ray` whether it has Ray."""
+        what = [gpus(self.devices if self.device == "cuda" else 0), gibibytes(self.memory_bytes)]
+        what += ["a compiler" if self.compiler else "no compiler"]
+        what += ["Ray" if self.ray else "no Ray"] if ray else []
+        return f"{', '.join(what[:-1])} and {what[-1]}"
 
 
 class Needs(BaseModel):
@@ -60,6 +72,7 @@ class Needs(BaseModel):
     compiler: bool = False
     processes: int = 1
     """Processes that run on the worker's machine side by side, each on a GPU of its own where there are any."""
+    ray: bool = False
 
     @classmethod
     def of_spec(cls, spec: dict[str, Any]) -> "Needs":
@@ -76,17 +89,19 @@ class Needs(BaseModel):
             memory_bytes=resources.get("memory_bytes") or 0,
             compiler=bool(spec.get("compile")),
             processes=(spec.get("processes") if not on_ray else None) or 1,
+            ray=on_ray,
         )
 
     @classmethod
     def of_record(cls, values: Iterable[bytes | None]) -> "Needs":
         """The needs of a record, from the values of the fields `NEEDS`."""
-        device, memory_bytes, compiler, processes = values
+        device, memory_bytes, compiler, processes, ray = values
         return cls(
             device=cast("Device | None", device.decode() if device else None),
             memory_bytes=int(memory_bytes or 0),
             compiler=bool(compiler),
             processes=int(processes or 1),
+            ray=bool(ray),
         )
 
     def as_record(self) -> dict[str, str]:
@@ -96,6 +111,7 @@ class Needs(BaseModel):
             "memory_bytes": str(self.memory_bytes or ""),
             "compiler": "1" if self.compiler else "",
             "processes": str(self.processes) if self.processes > 1 else "",
+            "ray": "1" if self.ray else "",
         }
         return {name: text for name, text in given.items() if text}
 
@@ -106,7 +122,8 @@ class Needs(BaseModel):
             wanted = [f"{gpus(self.processes)} (or none), for `processes`"]
         wanted += [f"at least {gibibytes(self.memory_bytes)}"] if self.memory_bytes else []
         wanted += ["a compiler, for `compile`"] if self.compiler else []
-        there = sorted(str(offer) for offer in offers)
+        wanted += [RAY] if self.ray else []
+        there = sorted(offer.told(ray=self.ray) for offer in offers)
         told = f"those there are have {'; or '.join(there[:3])}" if there else "none is there that says what it has"
         return f"{WAITS}{' and '.join(wanted)}: {told}"
 

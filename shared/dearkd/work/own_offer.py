@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from dearkd.errors import DearKDError
+from dearkd.extras import require_extras
 from dearkd.jobs.offers import Offer
 from dearkd.settings import Settings
 
@@ -32,7 +34,7 @@ def own_offer(settings: Settings) -> Offer:
         device = {"device": "cpu", "name": processor, "memory_bytes": _memory_bytes()}
     if settings.memory_bytes is not None:
         device["memory_bytes"] = settings.memory_bytes
-    return Offer(compiler=_has_compiler(device["device"]), **device)
+    return Offer(compiler=_has_compiler(device["device"]), ray=_drives_ray(settings), **device)
 
 
 def has_gpu(devices: Path) -> bool:
@@ -62,6 +64,17 @@ def _memory_bytes() -> int:
         except (OSError, ValueError):  # no such file, or `max`
             continue
     return min(limits)
+
+
+def _drives_ray(settings: Settings) -> bool:
+    """Tell whether runs on a Ray cluster can be driven from here; Ray itself is not imported, which takes seconds."""
+    if settings.ray_address is None:
+        return False
+    try:
+        require_extras(["ray"], "engine ray")
+    except DearKDError:
+        return False
+    return True
 
 
 def _has_compiler(device: str) -> bool:

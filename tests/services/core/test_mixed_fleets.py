@@ -31,6 +31,7 @@ GIB = 2**30
 SMALL_CPU = Offer(device="cpu", name="small", memory_bytes=8 * GIB, compiler=False)
 LARGE_CPU = Offer(device="cpu", name="large", memory_bytes=64 * GIB, compiler=True)
 GPU = Offer(device="cuda", name="card", memory_bytes=24 * GIB, compiler=True)
+DRIVER = SMALL_CPU.model_copy(update={"ray": True})
 FLEET = (SMALL_CPU, LARGE_CPU, GPU)
 RESOURCES: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -109,16 +110,18 @@ def test_a_job_that_no_worker_can_take_says_so_and_wakes_nobody(ledger: Ledger) 
 def test_a_run_of_several_processes_goes_to_a_worker_with_a_gpu_for_each(
     ledger: Ledger, device: str | None, processes: int, engine: str
 ) -> None:
-    """On a CPU they share the machine; on a Ray cluster they are not on the worker's."""
+    """On a CPU they share the machine; on a Ray cluster they are not on the worker's, which only drives them."""
     asked = {"device": device} if device else None
     posted = {"dataset": "ds", "processes": processes, "engine": engine, "resources": asked}
     spec = TrainingSpec.resolve(posted, FACTS, TEACHER, on_ray=True)
-    for offer in (SMALL_CPU, GPU, GPU.model_copy(update={"devices": 4})):
+    for offer in (SMALL_CPU, GPU, GPU.model_copy(update={"devices": 4}), DRIVER):
         run = ledger.store.create_training(spec, epochs=1, waits_for=None)
         ledger.offer = offer
         claimed = ledger.claim("training", 60.0)
-        expected = engine == "ray" or (
-            device in (None, offer.device) and (offer.device == "cpu" or processes <= offer.devices)
+        expected = (
+            offer.ray
+            if engine == "ray"
+            else (device in (None, offer.device) and (offer.device == "cpu" or processes <= offer.devices))
         )
         assert (claimed is not None) == expected == offer.fits(Needs.of_spec(run.spec))
         ledger.store.cancel(run.id)

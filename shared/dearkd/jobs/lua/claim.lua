@@ -4,14 +4,25 @@
 -- Once a worker has claimed of a job, no older one does: it might not read what that one leaves. Those of before there
 -- were schemas look at `parallelism` alone.
 
+-- Before schema 4 a record said nothing of Ray: who looks at it first adds that.
+local function record_ray(id)
+  local read, spec = pcall(cjson.decode, field(id, 'spec') or '')
+  local ray = read and type(spec) == 'table' and spec.engine == 'ray' and '1' or ''
+  redis.call('HSET', key(id), 'ray', ray)
+  return ray
+end
+
 -- Whether a worker with this offer (nil: one that makes none) may claim of a job; `offers.Offer.fits` does the same.
 local function fits(id, offer)
-  local device, memory, compiler, processes =
-    unpack(redis.call('HMGET', key(id), 'device', 'memory_bytes', 'compiler', 'processes'))
-  if not (device or memory or compiler or processes) then return true end
+  local device, memory, compiler, processes, ray, schema =
+    unpack(redis.call('HMGET', key(id), 'device', 'memory_bytes', 'compiler', 'processes', 'ray', 'schema_version'))
+  if not ray and args.kind == 'training' and tonumber(schema or 1) < 4 then ray = record_ray(id) end
+  ray = ray == '1'
+  if not (device or memory or compiler or processes or ray) then return true end
   return offer and (not device or device == offer.device) and tonumber(memory or 0) <= offer.memory_bytes
     and (not compiler or offer.compiler)
     and (offer.device == 'cpu' or tonumber(processes or 1) <= offer.devices)
+    and (not ray or offer.ray)
 end
 
 local index = 'dearkd:open:' .. args.kind
