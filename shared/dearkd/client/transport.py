@@ -100,7 +100,7 @@ class Transport(ABC):
                 f"{self.url} did not answer in time ({type(error).__name__}): it is overloaded or hangs; try again",
                 code="timeout",
             ) from error
-        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last: no name that DNS could know
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise Unavailable(
                 f"cannot reach {self.url} ({error}): start it with `dearkd up`, or set DEARKD_URL to where it runs",
                 code="unreachable",
@@ -211,6 +211,7 @@ def _host_of(url: str) -> str:
         parts = urlsplit(url)
         fits = parts.scheme in ("http", "https") and parts.port != 0 and not parts.query and not parts.fragment
         host = httpx.URL(url).host if fits and not re.search(r"[\s\x00-\x20\x7f]", url) else ""
+        host.encode("idna")  # as the socket will: an empty part, or one of over 63 letters, is no name
     except (ValueError, httpx.InvalidURL) as error:
         raise InvalidInput(f"{_URL_RULE.format(url)}: {error}") from None
     if not host:

@@ -81,9 +81,15 @@ def peak_bytes(usage: Any) -> int:
     return int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
-def is_near_limit(usage: Any, limit: int) -> bool:
+def is_near_limit(usage: Any, limit: int, *, aborted: bool = False) -> bool:
     """Tell whether a process had so much memory that its end, whatever it says of it, is put down to the limit.
 
     Who is refused memory seldom says so: native code ends its process, and a runtime that cannot start a thread panics.
+
+    Args:
+        usage: what `wait4` or `getrusage` says of it.
+        limit: in bytes.
+        aborted: it ended by SIGABRT, as native code does that is refused memory: much of it at once, it may be, so that
+            the peak lies far below the limit.
     """
-    return usage is not None and peak_bytes(usage) > 0.8 * limit
+    return usage is not None and peak_bytes(usage) > (0.5 if aborted else 0.8) * limit

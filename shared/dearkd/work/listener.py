@@ -235,12 +235,13 @@ def _expire_horse(
     name: QueueName, worker: ListeningWorker, settings: Settings, job: Any, pid: int, status: int, usage: Any
 ) -> None:
     """rq calls this when a work-horse ended by anything but the end of its task."""
-    cause = exit_clause(os.waitstatus_to_exitcode(status))
+    code = os.waitstatus_to_exitcode(status)
+    cause = exit_clause(code)
     too_large = worker.overdue
     if worker.overdue:
         cause = f"took longer than {settings.inspect_timeout_seconds:g} s (DEARKD_INSPECT_TIMEOUT_SECONDS)"
-    elif name == "inspect" and is_near_limit(usage, settings.inspect_memory_bytes):
-        too_large = os.waitstatus_to_exitcode(status) != -signal.SIGKILL
+    elif name == "inspect" and is_near_limit(usage, settings.inspect_memory_bytes, aborted=code == -signal.SIGABRT):
+        too_large = code != -signal.SIGKILL
     _blame(
         name,
         cast(Redis, worker.connection),

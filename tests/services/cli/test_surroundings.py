@@ -116,6 +116,8 @@ def test_certificates_that_are_not_there_are_named(here: Here) -> None:
         "http://[::1",
         "http://a b",
         "http://xn--",
+        "http://dearkd..example",
+        f"http://{'a' * 64}.example",
         "http://127.0.0.1:8000/?key=1",
         "http://a\tb",
         "ftp://127.0.0.1",

@@ -2,13 +2,16 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from dearkd.errors import DearKDError
 from dearkd.identifiers import new_id
+from dearkd.jobs.deaths import is_near_limit
 from dearkd.jobs.inspections import Inspections, Ticket
 from dearkd.jobs.ledger import Ledger
 from dearkd.settings import Settings
@@ -103,6 +106,19 @@ def test_what_makes_no_step_for_too_long_is_ended_as_hung(ledger: Ledger, settin
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     assert "made no step" in ledger.log.read(job.id)
     assert "DEARKD_STALL_SECONDS" in exit_clause(HUNG)
+
+
+@pytest.mark.parametrize(
+    ("share", "aborted", "expected"), [(0.9, False, True), (0.7, False, False), (0.7, True, True), (0.4, True, False)]
+)
+def test_memory_is_blamed_for_an_end_near_its_limit_and_for_an_abort_farther_from_it(
+    share: float, aborted: bool, expected: bool
+) -> None:
+    """Native code that is refused a large piece at once aborts: seen of 0.3 GiB, where 0.43 were allowed."""
+    limit = 2**30
+    usage = SimpleNamespace(ru_maxrss=int(share * limit) // (1 if sys.platform == "darwin" else 1024))
+    assert is_near_limit(usage, limit, aborted=aborted) == expected
+    assert not is_near_limit(None, limit, aborted=aborted)
 
 
 def test_the_time_that_a_step_may_take_grows_with_its_size(ledger: Ledger) -> None:

@@ -176,7 +176,8 @@ def test_a_run_for_which_the_cluster_has_no_room_says_so_until_it_begins(
         other = ray.remote(num_cpus=1)(type("Other", (), {"here": lambda self: True})).remote()
         assert ray.get(other.here.remote())
         with process("-m", "dearkd.cli", "worker", "trainer", env=env, log=tmp_path / "worker.log"):
-            eventually(lambda: ledger.store.get(run.id).waiting_for is not None)
+            # Before that it waits for a worker with Ray, until this one has said that it is there.
+            eventually(lambda: ledger.store.get(run.id).status == "running" and ledger.store.get(run.id).waiting_for)
             waiting = ledger.store.get(run.id)
             ran = ledger.pace(run.id)[0]
             ray.kill(other)

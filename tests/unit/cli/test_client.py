@@ -100,12 +100,6 @@ def test_where_no_api_answers_the_error_names_the_address_and_the_remedy(way: Wa
     assert raised.value.code == "unreachable"
 
 
-@pytest.mark.parametrize("host", ["dearkd..example", f"{'a' * 64}.example"])
-def test_a_host_that_is_no_name_is_as_one_that_does_not_answer(way: Way, host: str) -> None:
-    with connected(way, f"http://{host}") as client, pytest.raises(Unavailable, match=f"cannot reach http://{host}"):
-        client.create_training_run({"dataset": "ds-1"})
-
-
 def test_what_is_no_api_of_ours_is_named_as_such(api: StandInApi, way: Way) -> None:
     api.answer("GET /v1/models/mdl-1", b"<html>It works!</html>")
     with connected(way, api.url) as client, pytest.raises(DearKDError, match="does not speak dearkd's API"):
