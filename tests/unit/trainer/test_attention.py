@@ -86,6 +86,20 @@ def test_weights_are_those_by_which_the_module_attends(mix: str) -> None:
         torch.testing.assert_close(attention(x), attended)
 
 
+def test_heads_one_by_one_learn_what_all_at_once_do() -> None:
+    """On a CPU the first is what trains; the second is timm's own way, of which exporters make their graph."""
+    attention = make(mhca_blocks=1).blocks[0].attn.double().train()
+    attention.position_dropout = 0.0
+    x = torch.randn(2, 13, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    wanted = [x, *attention.parameters()]
+    gradients = []
+    for fused in (True, False):
+        attention.fused_attn = fused
+        gradients.append(torch.autograd.grad(attention(x).square().sum(), wanted))
+    assert all(gradient.any() for gradient in gradients[0])
+    torch.testing.assert_close(*gradients)
+
+
 def test_known_attention_gives_known_distances() -> None:
     model = make(mhca_blocks=1)
     attention = model.blocks[0].attn

@@ -126,9 +126,11 @@ class MHCA(nn.Module):
         """x: (B, num_prefix_tokens + patches, dim), and so is the result. Masks are refused with a `ValueError`."""
         if attn_mask is not None or is_causal:
             raise ValueError("MHCA takes no attention mask: every token attends to all others")
+        if self._goes_by_head(x):
+            return cast(Tensor, self.proj_drop(self.proj(self._attend_by_head(x))))
         batch, tokens, _ = x.shape
         q, k, v = self._project(x)
-        attended = self._attend(q, k, v) if self._fuses(q) else self.attn_drop(self._weights(q, k)) @ v
+        attended = self._attend(q, k, v) if self.fused_attn else self.attn_drop(self._weights(q, k)) @ v
         x = attended.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim)
         return cast(Tensor, self.proj_drop(self.proj(x)))
 
@@ -143,11 +145,25 @@ class MHCA(nn.Module):
         q, k, v = qkv.unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
-    def _fuses(self, q: Tensor) -> bool:
-        """False also where torch would not fuse: on a CPU no kernel gives a mask its gradient, and torch's way around
-        that is slower than plain products (benchmarks/RESULTS.md)."""
+    def _goes_by_head(self, x: Tensor) -> bool:
+        """Tell whether torch would not fuse: on a CPU no kernel gives a mask its gradient, and torch's way around that
+        is slower than plain products (benchmarks/RESULTS.md)."""
         learns_position = torch.is_grad_enabled() and self.position_weight.requires_grad
-        return self.fused_attn and not (self.mix == "logits" and q.device.type == "cpu" and learns_position)
+        return self.fused_attn and self.mix == "logits" and x.device.type == "cpu" and learns_position
+
+    def _attend_by_head(self, x: Tensor) -> Tensor:
+        """(B, tokens, dim), before the projection, by plain products of each head, which need no copy of q, k and v."""
+        position = self.position_logits()
+        heads = self.qkv(x).unflatten(2, (3 * self.num_heads, self.head_dim)).unbind(2)
+        queries, keys, values = (
+            heads[start : start + self.num_heads] for start in range(0, len(heads), self.num_heads)
+        )
+        attended = []
+        for q, k, v, logits in zip(queries, keys, values, position, strict=True):
+            content = (self.q_norm(q) * self.head_dim**-0.5) @ self.k_norm(k).transpose(1, 2)
+            weights = content.add_(logits.to(content.dtype)).softmax(-1)  # in place: the largest tensor here
+            attended.append(self.attn_drop(weights) @ v)
+        return torch.cat(attended, dim=2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         position = self.position_logits().to(q.dtype)
