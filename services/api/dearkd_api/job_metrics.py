@@ -35,7 +35,7 @@ KEPT_SECONDS: Final = 1.0
 
 
 class JobMetrics(Collector):
-    """Reads Redis in five round trips and those of `alive`; without Redis it has `dearkd_redis_up` 0 alone.
+    """Reads Redis in five round trips and those of `alive` and `offers`; without it has `dearkd_redis_up` 0 alone.
 
     Args:
         redis: a client of its own, which does not wait long: Prometheus does not either.

@@ -266,20 +266,20 @@ class StatisticsMatching:
                 is divided by the batch's share, so that an image's gradient is as large, against terms that are means
                 over the batch, as in one batch of all images [R].
         """
-        means, variances, *running, channel_weights = self._flat()
+        means, variances, *running, channel_weights, sizes, shares = self._flat()
         if earlier is not None:
             before = [torch.cat(moments) for moments in zip(*earlier.statistics, strict=True)]
             means, variances = mixed((before[0], before[1]), (means, variances), earlier.share)
         if self._distance is not None:
             floor = running[2]
             distances = self._distance(means, variances + floor, running[0], running[1] + floor)
-            total = self._sum_of_roots(distances) if self._rooted else channel_weights @ distances
+            total = _sum_of_roots(distances, sizes, shares) if self._rooted else channel_weights @ distances
         else:
             total = self._sum_of_norms(means - running[0], variances - running[1])
         return total if earlier is None else total / earlier.share
 
     def _flat(self) -> list[Tensor]:
-        """Means, variances, running means, running variances, their ε and weights of all channels of all calls."""
+        """Means and variances of all channels of all calls, and what `_running_of` gives for them."""
         calls = tuple(tuple(layer.places) for layer in self.layers)
         means, variances = zip(*(moments for layer in self.layers for moments in layer.statistics), strict=True)
         if torch.compiler.is_compiling():
@@ -289,7 +289,7 @@ class StatisticsMatching:
         return [torch.cat(means), torch.cat(variances), *running]
 
     def _running_of(self) -> tuple[Tensor, ...]:
-        """Running means, running variances, their ε and weights of all channels of all calls."""
+        """Running moments, their ε and weights of channels; the number of channels and weight of calls."""
         layers = [layer for layer in self.layers for _ in layer.statistics]
         rows = [
             (
@@ -300,7 +300,9 @@ class StatisticsMatching:
             )
             for layer, size, weight in zip(layers, *self._calls(), strict=True)
         ]
-        return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+        columns = [torch.cat(column) for column in zip(*rows, strict=True)]
+        sizes, weights = self._calls()
+        return *columns, torch.tensor(sizes, device=columns[0].device), columns[0].new_tensor(weights)
 
     def _calls(self) -> tuple[list[int], list[float]]:
         """Channels and weight of each call: w_l, of a scale-free distance its share of the mean."""
@@ -317,14 +319,6 @@ class StatisticsMatching:
         total = sum(weights)
         return sizes, [weight / total for weight in weights]
 
-    def _sum_of_roots(self, distances: Tensor) -> Tensor:
-        """The mean over calls, weighted by their shares, of the root of the mean over channels."""
-        sizes, shares = self._calls()
-        lengths = torch.tensor(sizes, device=distances.device)
-        # Unsafe: without a look at the lengths, for which the host would wait for a GPU.
-        means = torch.segment_reduce(distances, "mean", lengths=lengths, unsafe=True)
-        return (means + NEAREST).sqrt() @ means.new_tensor(shares)
-
     def _sum_of_norms(self, means: Tensor, variances: Tensor) -> Tensor:
         """Σ_l w_l·(‖·‖₂ + ‖·‖₂) of differences of means and variances."""
         sizes, weights = self._calls()
@@ -333,6 +327,13 @@ class StatisticsMatching:
             for weight, mean, variance in zip(weights, means.split(sizes), variances.split(sizes), strict=True)
         ]
         return torch.stack(norms).sum()
+
+
+def _sum_of_roots(distances: Tensor, sizes: Tensor, shares: Tensor) -> Tensor:
+    """The mean over calls, weighted by their shares, of the root of the mean over channels."""
+    # Unsafe: without a look at the sizes, for which the host would wait for a GPU.
+    means = torch.segment_reduce(distances, "mean", lengths=sizes, unsafe=True)
+    return (means + NEAREST).sqrt() @ shares
 
 
 def mixed(one: Moments, other: Moments, share: float | Tensor) -> Moments:
