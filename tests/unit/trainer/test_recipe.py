@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dearkd.errors import InvalidInput
-from dearkd.specs import AugmentationSpec, OptimizerSpec
+from dearkd.specs import AugmentationSpec, OptimizerSpec, Precision
 from dearkd_trainer.data.loader import seed_generators
 from dearkd_trainer.data.recipe import (
     Mixing,
+    autocast,
     create_average,
     create_optimizer,
     create_schedule,
@@ -277,3 +279,30 @@ def test_without_mixing_labels_stay_labels() -> None:
     mixed, targets = Mixing(augmentation(), num_classes=4)(images, labels)
     assert mixed is images
     assert targets is labels
+
+
+def test_attention_that_learns_in_bfloat16_on_a_cpu_is_not_fused_and_is_that_of_float32() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 3, 17, 8)
+
+    def attend(precision: Precision) -> tuple[Tensor, Tensor]:
+        own = tokens.clone().requires_grad_()
+        with autocast(torch.device("cpu"), precision):
+            out = F.scaled_dot_product_attention(own @ torch.eye(8), own @ torch.eye(8), own)
+        (out.float() ** 2).sum().backward()
+        assert own.grad is not None
+        return out, own.grad
+
+    narrow, wide = attend("bfloat16"), attend("float32")
+    assert (narrow[0].dtype, wide[0].dtype) == (torch.bfloat16, torch.float32)
+    fused = "ScaledDotProductFlashAttentionForCpuBackward0"
+    assert wide[0].grad_fn is not None
+    assert wide[0].grad_fn.name() == fused
+    assert narrow[0].grad_fn is not None
+    assert narrow[0].grad_fn.name() != fused
+    for found, wanted in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(found.float(), wanted, rtol=0.03, atol=0.03)
+    # Without gradients the fused kernel is the faster one there too, and it is left as it was behind each block.
+    with torch.no_grad(), autocast(torch.device("cpu"), "bfloat16"):
+        assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
