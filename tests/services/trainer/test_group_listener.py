@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
+from dearkd.work.attempt import Died
 from dearkd_trainer.service import group as group_module
-from dearkd_trainer.service.group import STRANGERS, Group
+from dearkd_trainer.service.group import STRANGERS, Group, Reporter
+from dearkd_trainer.service.link import LAUNCHER
 from dearkd_trainer.service.ray_group import RayGroup
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(60), pytest.mark.filterwarnings("error")]
@@ -163,3 +166,44 @@ def test_a_message_is_as_long_as_a_result_and_no_longer(group: Listening, monkey
         assert is_refused(other)
     with pytest.raises(queue.Empty):
         group._inbox.get(timeout=0.1)
+
+
+class Room:
+    """A reporter that keeps what the run waits for."""
+
+    def __init__(self) -> None:
+        self.waits: list[str | None] = []
+
+    def on_wait(self, what: str | None) -> None:
+        self.waits.append(what)
+
+
+def test_a_launcher_that_starts_nothing_is_given_up_unless_there_is_no_room(
+    group: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends_within(seconds: float) -> bool:
+        running.join(seconds)
+        return not running.is_alive()
+
+    def watch() -> None:
+        with pytest.raises(Died, match=r"none of the run.s processes was there 1 seconds after"):
+            group.run(cast(Reporter, room))
+
+    monkeypatch.setattr(group_module, "START_SECONDS", 1.0)
+    room = Room()
+    running = threading.Thread(target=watch, daemon=True)
+    with greeted(group, rank=LAUNCHER) as launcher:
+        launcher.sendall(b'{"what": "waits", "why": "room"}\n')
+        running.start()
+        assert not ends_within(2.5)
+        launcher.sendall(b'{"what": "waits", "why": null}\n')
+        assert ends_within(10)
+    assert room.waits == ["room", None]
+
+
+def test_processes_that_are_there_may_take_their_time(group: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "START_SECONDS", 0.5)
+    monkeypatch.setattr(group, "check", ask := Mock())
+    ask.side_effect = [None] * 8 + [KeyboardInterrupt]  # looked at five times a second
+    with greeted(group, rank=1), pytest.raises(KeyboardInterrupt):
+        group.run(cast(Reporter, Room()))

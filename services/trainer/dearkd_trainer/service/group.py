@@ -37,6 +37,8 @@ CHECKPOINT_SECONDS = GRACE_SECONDS - 2
 CAUSE_SECONDS = 2.0
 """The time to wait, after an error, for the news that another process died: that may have caused the error."""
 EXIT_SECONDS = 60.0
+START_SECONDS = 300.0
+"""The time in which one of the processes must be there, not counting waits for room: else their start is stuck."""
 HELLO_BYTES = 256
 """The longest first line: a rank and a token of 32 characters take a quarter of that."""
 HELLO_SECONDS = 5.0
@@ -88,6 +90,10 @@ class Group(ABC):
         self._reported: set[int] = set()
         """Ranks that reported their result or failure."""
         self._begun = False
+        self._present = threading.Event()
+        """A process of the run has connected."""
+        self._awaited_since: float | None = None
+        """The time from which they are awaited; None while they wait for room."""
         self._deadline: float | None = None
         """The time by which the last checkpoint must be there; 0 once it is; None if the run is not handed back."""
 
@@ -108,6 +114,7 @@ class Group(ABC):
         self._listener = self._listen(Path(self._folder.name))
         threading.Thread(target=self._accept, name="process-group", daemon=True).start()
         self._launched = self._launch(Path(self._folder.name))
+        self._awaited_since = time.monotonic()
         return self
 
     def __exit__(
@@ -173,6 +180,15 @@ class Group(ABC):
                 return self._inbox.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 self.check()
+                self._require_start()
+
+    def _require_start(self) -> None:
+        """Raise `Died` if the run's processes should be there by now, and none is."""
+        since = self._awaited_since
+        if since is not None and not self._present.is_set() and time.monotonic() - since > START_SECONDS:
+            raise Died(
+                f"none of the run's processes was there {START_SECONDS:.0f} seconds after {self.launcher} had begun"
+            )
 
     def _require_launcher(self) -> None:
         """Raise `Died` if the launcher failed; after 2 s, as it also fails after a death, which is reported first."""
@@ -196,6 +212,7 @@ class Group(ABC):
                 self.note(message["line"])
                 return
             case "waits":
+                self._awaited_since = time.monotonic() if message["why"] is None else None
                 reporter.on_wait(message["why"])
                 return
             case "epoch":
@@ -283,6 +300,8 @@ class Group(ABC):
             finally:
                 self._strangers.release()
             self._connections[rank] = connection
+            if rank != LAUNCHER:
+                self._present.set()
             try:
                 with suppress(OSError, ValueError), connection.makefile("rb") as lines:
                     if self._over.is_set():  # too late to be among those that were ended
