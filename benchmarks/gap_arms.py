@@ -73,6 +73,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "crops": {"images": "ours", "training": {"augmentation": {"scale": [0.5, 1.0], "ratio": [0.75, 1.333]}}},
     "fine": {"images": "ours", "synthesis": {"phases": FINE}},
     "earlier": {"images": "ours", "synthesis": {"init": "earlier_batch"}},
+    "draft": {"images": "ours", "synthesis": {"preset": "draft"}},
 }
 
 

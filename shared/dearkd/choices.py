@@ -7,7 +7,7 @@ Kind = Literal["synthesis", "training"]
 """Kind of a job."""
 Status = Literal["blocked", "queued", "running", "paused", "canceling", "succeeded", "failed", "canceled"]
 """State of a job."""
-PresetName = Literal["auto", "published-imagenet", "published-cifar"]
+PresetName = Literal["auto", "draft", "published-imagenet", "published-cifar"]
 """Preset of a synthesis job."""
 Recipe = Literal["deit", "small"]
 """Recipe of a training run."""

@@ -23,7 +23,7 @@ class EarlierBatch(NamedTuple):
 
 
 def initial(
-    noise: Tensor, labels: Tensor, earlier: EarlierBatch | None, generator: torch.Generator
+    noise: Tensor, labels: Tensor, earlier: EarlierBatch | None, generator: torch.Generator, *, std: float = 1.0
 ) -> tuple[Tensor, bool]:
     """Choose the tensor that a batch begins from.
 
@@ -35,18 +35,19 @@ def initial(
         labels: (B,), of the batch.
         earlier: the batch before it in its shard; resized, where its resolution is another.
         generator: random numbers of this batch, on the CPU.
+        std: what noise is multiplied by, where batches begin as such.
 
     Returns:
         (B, C, r, r), on the noise's device, and whether its images are of their labels' classes already.
     """
     if earlier is None:
-        return noise, False
+        return std * noise, False
     found: dict[int, list[int]] = defaultdict(list)
     for place, label in enumerate(earlier.labels.tolist()):
         found[label].append(place)
     wanted = labels.tolist()
     if not found.keys() >= set(wanted):
-        return noise, False
+        return std * noise, False
     in_turn = {label: cycle(places) for label, places in found.items()}
     places = [next(in_turn[label]) for label in wanted]
     side = noise.shape[-1]

@@ -27,6 +27,7 @@ from dearkd_synth.engine.compilation import compilation_errors_told, require_com
 from dearkd_synth.engine.determinism import reproducible
 from dearkd_synth.engine.device_memory import batch_too_large
 from dearkd_synth.engine.divergence import DelayedFlag
+from dearkd_synth.engine.pyramid import PyramidAdam, pyramid_noise
 from dearkd_synth.engine.resizing import resize
 from dearkd_synth.initialisation import EarlierBatch, initial
 from dearkd_synth.labelling import assign_labels, restore_order
@@ -244,8 +245,9 @@ class DeepInversion:
         spec, step = self.spec, replace(start, camera=camera)
         # Everything random is drawn on the CPU, so that it does not depend on the device, and at once.
         size = spec.phases[0].resolution
-        x = torch.randn(len(labels), self.teacher_spec.in_chans, size, size, generator=generator).to(self.device)
-        x, labelled = initial(x, labels, self._earlier, generator)
+        shape = len(labels), self.teacher_spec.in_chans, size, size
+        noise = pyramid_noise(shape, spec.pyramid_levels, generator).to(self.device)
+        x, labelled = initial(noise, labels, self._earlier, generator, std=spec.init_std)
         own = labels if labelled or spec.unlabelled_iterations == 0 else None
         camera.labels = None if own is None else own.tolist()
         views = Views(spec, generator)
@@ -257,10 +259,11 @@ class DeepInversion:
             x = resize(x.detach(), phase.resolution).requires_grad_()
             camera.aim(x, lambda: objective.logits)
             # A new Adam: its moments belong to the pixels of the last resolution, which had another scale of gradient.
-            optimizer = torch.optim.Adam([x], lr=rate, betas=(spec.betas[0], spec.betas[1]), fused=True)
+            betas = (spec.betas[0], spec.betas[1])
+            optimizer = PyramidAdam(x, levels=spec.pyramid_levels, lr=rate, betas=betas)
             objective.begin_phase(number, labels)
             for iteration in range(phase.iterations):
-                optimizer.param_groups[0]["lr"] = rate * rate_factor(spec, phase, iteration)
+                optimizer.set_lr(rate * rate_factor(spec, phase, iteration))
                 if own is None and step.iteration == spec.unlabelled_iterations:
                     own = assign_labels(labels, objective.logits)
                     camera.labels = own.tolist()

@@ -39,7 +39,9 @@ def synth(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Its id (tch-…) or its name.")],
     preset: Annotated[
         PresetName | None,
-        typer.Option("--preset", metavar="NAME", help="auto (the default), published-imagenet or published-cifar."),
+        typer.Option(
+            "--preset", metavar="NAME", help="auto (the default), draft, published-imagenet or published-cifar."
+        ),
     ] = None,
     images_per_class: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     budget: Annotated[

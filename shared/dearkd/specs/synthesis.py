@@ -68,6 +68,9 @@ class SynthesisSpec(Spec):
     phases: Annotated[list[Phase], FIRST_ERROR] = Field(min_length=1, max_length=16)
     learning_rate: float = Field(gt=0)
     """Adam's, in the normalised space of the teacher's input."""
+    pyramid_levels: int = Field(default=1, ge=1, le=6)
+    """Resolutions at which Adam moves the images at once, each half the one before; 1: their own alone [P]. With more,
+    what is coarse comes first, which few iterations need [R] (`dearkd_synth.engine.pyramid`)."""
     betas: Annotated[list[float], FIRST_ERROR] = Field(min_length=2, max_length=2)
     schedule: Literal["constant", "cosine"]
     warmup_iterations: int = Field(ge=0)
@@ -84,6 +87,9 @@ class SynthesisSpec(Spec):
     statistics_memory: int = Field(default=0, ge=0)
     """A batch is matched to the statistics together with up to so many images that its shard already holds [R]; 0 is
     DeepInversion's way, each batch for itself."""
+    init_std: float = Field(default=1.0, gt=0, le=10)
+    """Standard deviation of the noise that images begin from, at each of the pyramid's levels, in the normalised space
+    of the teacher's input; 1 as published [P]. What begins from earlier images has noise of its own."""
     init: Literal["noise", "earlier_batch"] = "noise"
     """The beginning of a batch: noise [P], or the images of the batch before it in its shard, each moved a little, with
     some noise over it, and with their labels from the first step [R] (`dearkd_synth.initialisation`). The latter
@@ -329,6 +335,13 @@ class SynthesisSpec(Spec):
                 "/unlabelled_iterations",
                 f"{self.unlabelled_iterations}, but weights.batch_norm is 0: without labels nothing says what the "
                 "images should become; set it to 0",
+            )
+        least = min(phase.resolution for phase in self.phases)
+        if least >> (self.pyramid_levels - 1) < 2:
+            refuse(
+                "/pyramid_levels",
+                f"{self.pyramid_levels} levels of a tensor of {least} pixels end below 2 pixels: "
+                f"set at most {least.bit_length() - 1}",
             )
         if self.init == "earlier_batch" and self.shard_samples <= self.batch_size:
             refuse(

@@ -65,11 +65,9 @@ class SynthesisRequest(Spec):
         given = {name: value for name, value in asked.items() if value is not None or name not in ("preset", "classes")}
         for phase in given.get("phases", []):
             phase["input_size"] = phase.get("input_size") or teacher.image_size
-        if self.budget is not None:
-            preset |= _within(self.budget, preset, given, limits)
-        spec = SynthesisSpec.check(overlay(preset, given))
-        share = preset["batch_size"] // preset["classes_per_batch"]
-        spec = _fit(spec, given, teacher, share, limits)
+        within = {} if self.budget is None else _within(self.budget, preset, given, limits)
+        spec = SynthesisSpec.check(overlay(preset | within, given))
+        spec = _fit(spec, given, teacher, preset, limits)
         spec.check_against(teacher, limits, refused_input_sizes)
         return spec
 
@@ -94,7 +92,7 @@ def _within(budget: BudgetSpec, preset: Mapping[str, Any], given: Mapping[str, A
 
 
 def _fit(
-    spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec, share: int, limits: Limits
+    spec: SynthesisSpec, given: Mapping[str, Any], teacher: TeacherSpec, preset: Mapping[str, Any], limits: Limits
 ) -> SynthesisSpec:
     """Bend those defaults that were not asked for to those fields that were, so that every default works.
 
@@ -102,7 +100,7 @@ def _fit(
         spec: the preset's, with what was asked for.
         given: what was asked for.
         teacher: whose images are made.
-        share: images of each class in a full batch of the preset.
+        preset: the spec of the preset.
         limits: the operator's.
 
     Raises:
@@ -123,6 +121,7 @@ def _fit(
         spec = spec.model_copy(update={"learning_rate": round(CHAINED_RATE * spec.learning_rate, 4)})
     spec = spec.model_copy(update={"batch_size": batch, "classes_per_batch": groups})
     if spec.budget is not None:
+        share = preset["batch_size"] // preset["classes_per_batch"]  # images of each class in a full batch of it
         spec = spec.model_copy(update=_rounds(spec, given, max(share, batch // groups), limits))
     if spec.rounds > spec.images_per_class:  # before the arithmetic, which cannot cut into rounds of nothing
         raise InvalidInput.at(
@@ -142,7 +141,9 @@ def _fit(
     if "warmup_iterations" not in given:
         changed["warmup_iterations"] = min(spec.warmup_iterations, steps // 10)
     if "unlabelled_iterations" not in given:
-        changed["unlabelled_iterations"] = min(spec.unlabelled_iterations, steps // 4) if spec.weights.batch_norm else 0
+        whole = sum(phase["iterations"] for phase in preset["phases"])
+        most = steps * max(0.25, preset["unlabelled_iterations"] / whole)
+        changed["unlabelled_iterations"] = min(spec.unlabelled_iterations, int(most)) if spec.weights.batch_norm else 0
     return spec.model_copy(update=changed)
 
 

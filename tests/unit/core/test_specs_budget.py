@@ -31,14 +31,14 @@ def test_what_resolved_before_there_were_budgets_resolves_as_it_did() -> None:
     for case in json.loads(Path(__file__).with_name("resolved_specs.json").read_text(encoding="utf-8")):
         spec = SynthesisSpec.resolve({"teacher": "tch", **case["posted"]}, TeacherSpec.check(case["teacher"]))
         resolved = spec.model_dump(mode="json")
-        assert resolved.pop("init") == "noise"
+        assert (resolved.pop("init"), resolved.pop("init_std"), resolved.pop("pyramid_levels")) == ("noise", 1.0, 1)
         assert (resolved.pop("budget"), resolved.pop("rounds"), resolved.pop("resources")) == (None, 1, None)
         assert resolved == case["spec"]
         assert (spec.shard_lengths(), spec.units) == (case["shards"], case["units"])
 
 
 teachers = st.sampled_from([TEACHER, LARGE])
-presets = st.sampled_from(["auto", "published-imagenet", "published-cifar"])
+presets = st.sampled_from(["auto", "draft", "published-imagenet", "published-cifar"])
 
 
 @given(

@@ -92,7 +92,7 @@ def test_a_boundary_weight_is_refused_where_a_batch_has_no_positives_and_0_by_de
 @given(
     classes=st.integers(1, 40),
     images_per_class=st.integers(2, 400),
-    preset=st.sampled_from(["auto", "published-cifar", "published-imagenet"]),
+    preset=st.sampled_from(["auto", "draft", "published-cifar", "published-imagenet"]),
 )
 def test_default_shards_leave_no_batch_without_positives(classes: int, images_per_class: int, preset: str) -> None:
     posted = {"teacher": "t", "classes": [*range(classes)], "images_per_class": images_per_class, "preset": preset}
