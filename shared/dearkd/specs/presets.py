@@ -86,7 +86,8 @@ def draft(teacher: TeacherSpec) -> SynthesisSpec:
     Cost: 20 teacher passes an image up to 63 px, 25 from 64 px on.
 
     To expect: docs/measured.md and benchmarks/LOG.md. Judges name at least twice as many of its images as of `auto` in
-    as few iterations, for clothes and letters at 32 px and an ImageNet network at 224; of all iterations they name more.
+    as few iterations, for clothes and letters at 32 px; of an ImageNet network's at 224 px two thirds of what they name
+    of `auto` in all its iterations.
     """
     whole = auto(teacher)
     large = teacher.image_size >= LARGE
