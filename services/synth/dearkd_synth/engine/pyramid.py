@@ -56,4 +56,4 @@ def pyramid_noise(shape: tuple[int, int, int, int], levels: int, generator: torc
     """The sum of normal noise (B, C, r, r) at each level, upsampled, drawn on the CPU, the finest first."""
     images, chans, size, _ = shape
     drawn = [torch.randn(images, chans, side, side, generator=generator) for side in sides(size, levels)]
-    return torch.stack([resize(noise, size) for noise in drawn]).sum(0) if levels > 1 else drawn[0]
+    return torch.stack([resize(noise, size) for noise in drawn]).sum(0)
