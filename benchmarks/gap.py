@@ -79,6 +79,8 @@ class Cell:
     teacher_id: str
     images: int
     epochs: int
+    posted: Line
+    """Fields of every student's training spec."""
 
     @cached_property
     def training_features(self) -> Tensor:
@@ -107,7 +109,7 @@ class Cell:
             "stage_one": {"epochs": epochs - second},
             "stage_two": {"epochs": second},
         }
-        return merged(body, arm.training)
+        return merged(merged(body, self.posted), arm.training)
 
     def training_spec(self, arm: Arm, seed: int) -> TrainingSpec:
         return resolved(
@@ -220,7 +222,8 @@ def cell_of(options: argparse.Namespace, name: str, family: str) -> Cell:
         "teacher_top1": round(teacher.top1(held, labels), 4),
         "judge_top1": round(judge.top1(held, labels), 4),
     }
-    return Cell(options.folder, data, family, teacher, judge, facts, teacher_id, options.images, options.epochs)
+    counts = options.images, options.epochs
+    return Cell(options.folder, data, family, teacher, judge, facts, teacher_id, *counts, json.loads(options.training))
 
 
 def line_of(cell: Cell, arm: Arm, seed: int, *, wait: bool) -> Line:
@@ -336,6 +339,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=48, help="of each student, over both stages")
+    parser.add_argument("--training", default="{}", help="fields of every student's training spec, as JSON")
     parser.add_argument("--arms", nargs="+", default=["real", "ours", "published", "noise", "shuffled"])
     parser.add_argument("--arm-file", type=Path, help="JSON of further arms: name to fields")
     parser.add_argument("--passes", type=int, nargs="+", help="of the teacher, an image; by default the specs'")

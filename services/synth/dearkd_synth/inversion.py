@@ -27,14 +27,16 @@ from dearkd_synth.engine.compilation import compilation_errors_told, require_com
 from dearkd_synth.engine.determinism import reproducible
 from dearkd_synth.engine.device_memory import batch_too_large
 from dearkd_synth.engine.divergence import DelayedFlag
-from dearkd_synth.engine.pyramid import PyramidAdam, pyramid_noise
+from dearkd_synth.engine.pyramid import pyramid_noise
 from dearkd_synth.engine.resizing import resize
+from dearkd_synth.generator import Generator
 from dearkd_synth.initialisation import EarlierBatch, initial
 from dearkd_synth.labelling import assign_labels, restore_order
 from dearkd_synth.objective.objective import Objective
 from dearkd_synth.objective.statistics import Statistics
 from dearkd_synth.objective.term import FinishedBatch
 from dearkd_synth.objective.terms.boundary import logit_margin
+from dearkd_synth.parametrisation import Generated, Parametrisation, Pixels
 from dearkd_synth.snapshots import Camera
 from dearkd_synth.student.student_view import check_student
 from dearkd_synth.synthesised import Step, SynthesisedBatch, SynthesisedShard
@@ -98,6 +100,7 @@ class DeepInversion:
             )
         self._has_student = student is not None
         self._earlier: EarlierBatch | None = None
+        self._generator: Generator | None = None
         self._objective: Objective | None = Objective(spec, self._frozen_copy(teacher), student)
         self._black, self._white = (bound.flatten().tolist() for bound in pixel_range(teacher_spec, torch.empty(0)))
         self._iterations = sum(phase.iterations for phase in spec.phases)
@@ -187,7 +190,7 @@ class DeepInversion:
 
     def _begin_shard(self, objective: Objective) -> None:
         objective.begin_shard()
-        self._earlier = None
+        self._earlier = self._generator = None
 
     def _open(self) -> Objective:
         if self._objective is None:
@@ -222,9 +225,12 @@ class DeepInversion:
         with reproducible(self.device):
             while True:
                 generator = torch.Generator().manual_seed(seed)
+                made_of, labelled = self._begin(targets, generator)
+                own = targets if labelled or self.spec.unlabelled_iterations == 0 else None
+                views = Views(self.spec, generator)
                 try:
                     with Camera(self.teacher_spec) as camera:
-                        x, end, statistics = self._optimise(objective, targets, generator, start, camera)
+                        x, end, statistics = self._optimise(objective, made_of, targets, own, views, start, camera)
                     break
                 except Diverged:
                     if start.restarts == self.spec.max_restarts:
@@ -235,49 +241,60 @@ class DeepInversion:
                 made = self._judge(objective, pixels, targets, end, files)
         if self.spec.init == "earlier_batch":
             self._earlier = EarlierBatch(x, targets)
+        if isinstance(made_of, Generated):
+            self._generator = made_of.generator
         objective.keep(FinishedBatch(labels=targets, features=made.features.to(self.device), statistics=statistics))
         return made
 
-    def _optimise(
-        self, objective: Objective, labels: Tensor, generator: torch.Generator, start: Step, camera: Camera
-    ) -> tuple[Tensor, Step, list[Statistics]]:
-        """The optimised tensor (N, C, r, r) of the last phase, the last step, and each phase's last statistics."""
-        spec, step = self.spec, replace(start, camera=camera)
-        # Everything random is drawn on the CPU, so that it does not depend on the device, and at once.
-        size = spec.phases[0].resolution
+    def _begin(self, labels: Tensor, generator: torch.Generator) -> tuple[Parametrisation, bool]:
+        """The beginning of a batch with these labels (B,), and whether its images are of their classes already.
+
+        Everything random is drawn on the CPU, so that it does not depend on the device, and at once.
+        """
+        spec, size = self.spec, self.spec.phases[0].resolution
+        bounds = self._black, self._white
+        if spec.generator is not None:
+            seed = int(torch.randint(2**62, (), generator=generator))
+            latents = torch.randn(len(labels), spec.generator.latent_dim, generator=generator)
+            # A copy of what the batch before left: that a batch begins anew, or in halves, does not change it.
+            network = copy.deepcopy(self._generator) or Generator(spec.generator, size, *bounds, seed=seed)
+            return Generated(spec, network.to(self.device), latents.to(self.device)), False
         shape = len(labels), self.teacher_spec.in_chans, size, size
         noise = pyramid_noise(shape, spec.pyramid_levels, generator).to(self.device)
         x, labelled = initial(noise, labels, self._earlier, generator, std=spec.init_std)
-        own = labels if labelled or spec.unlabelled_iterations == 0 else None
+        return Pixels(spec, x, *bounds), labelled
+
+    def _optimise(
+        self,
+        objective: Objective,
+        made_of: Parametrisation,
+        labels: Tensor,
+        own: Tensor | None,
+        views: Views,
+        start: Step,
+        camera: Camera,
+    ) -> tuple[Tensor, Step, list[Statistics]]:
+        """The optimised images (N, C, r, r) of the last phase, the last step, and each phase's last statistics."""
+        spec, step = self.spec, replace(start, camera=camera)
         camera.labels = None if own is None else own.tolist()
-        views = Views(spec, generator)
         rate = self._rate(start)
         statistics: list[Statistics] = []
         work, bound = 0, math.inf
         beyond = DelayedFlag.on(self.device)
         for number, phase in enumerate(spec.phases):
-            x = resize(x.detach(), phase.resolution).requires_grad_()
-            camera.aim(x, lambda: objective.logits)
-            # A new Adam: its moments belong to the pixels of the last resolution, which had another scale of gradient.
-            betas = (spec.betas[0], spec.betas[1])
-            optimizer = PyramidAdam(x, levels=spec.pyramid_levels, lr=rate, betas=betas)
+            made_of.begin_phase(phase.resolution, rate)
+            camera.aim(made_of.current, lambda: objective.logits)
             objective.begin_phase(number, labels)
             for iteration in range(phase.iterations):
-                optimizer.set_lr(rate * rate_factor(spec, phase, iteration))
+                made_of.set_rate_factor(rate_factor(spec, phase, iteration))
                 if own is None and step.iteration == spec.unlabelled_iterations:
                     own = assign_labels(labels, objective.logits)
                     camera.labels = own.tolist()
+                x = made_of.images()
                 view = views.show(x, phase, step.iteration)
                 losses = objective.losses(x, view, own)
                 total = objective.total(losses)
-                optimizer.zero_grad()
-                total.backward()
-                optimizer.step()
-                if spec.clip:
-                    with torch.no_grad():
-                        # With a tensor of bounds it takes ten times as long.
-                        for channel, (black, white) in enumerate(zip(self._black, self._white, strict=True)):
-                            x[:, channel].clamp_(black, white)
+                made_of.step(total)
                 work += phase.input_size**2
                 step = replace(step, iteration=step.iteration + 1, share=work / self._work)
                 beyond.raise_if(~(total.detach() <= bound))  # NaN too
@@ -291,11 +308,12 @@ class DeepInversion:
                 if self._on_step is not None:
                     self._on_step(step)
             statistics.append(objective.statistics)
+        x = made_of.current.detach()
         if not torch.isfinite(x).all():
             raise self._diverged(step, "left the finite numbers")
         if own is None:
             own = assign_labels(labels, objective.logits)
-        return x.detach()[restore_order(labels, own)], step, statistics
+        return x[restore_order(labels, own)], step, statistics
 
     def _as_stored(self, pixels: Tensor) -> tuple[Tensor, Sequence[bytes] | None]:
         """The pixels (N, C, H, W), uint8, that a reader will see, and their files where the format is not lossless."""
@@ -365,14 +383,15 @@ class DeepInversion:
         """Try a step at the largest size that the teacher is shown, and the judgement of finished images."""
         objective = self._open()
         largest = max(self.spec.phases, key=lambda phase: phase.input_size)
-        teacher, targets = self.teacher_spec, torch.tensor(labels, device=self.device)
-        x = torch.zeros(len(labels), teacher.in_chans, largest.resolution, largest.resolution, device=self.device)
-        x.requires_grad_()
+        targets = torch.tensor(labels, device=self.device)
         try:
+            made_of, _ = self._begin(targets, torch.Generator().manual_seed(0))
+            made_of.begin_phase(largest.resolution, self.spec.learning_rate)
+            x = made_of.images()
             with uncompiled():  # each size that is tried would be compiled
                 objective.total(objective.losses(x, resize(x, largest.input_size), targets)).backward()
             with torch.no_grad():
-                objective.judge(resize(x.detach(), teacher.image_size))
+                objective.judge(resize(x.detach(), self.teacher_spec.image_size))
         except torch.OutOfMemoryError:
             return False
         return True

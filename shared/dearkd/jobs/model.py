@@ -78,10 +78,11 @@ class Job(Document):
     """A job as clients see it, less its links."""
 
     model_config = ConfigDict(frozen=True)
-    newest: ClassVar[int] = 5
+    newest: ClassVar[int] = 6
     """1: before there were numbers. 2: workers that know none leave it alone. 3: specs with `resources`. 4: synthesis
-    specs with `init`; runs that need a worker with Ray. 5: `pyramid_levels`, `init_std`, `draft`. It rises with every
-    new field of a spec, and where the schema of a manifest or a checkpoint does: jobs decide who works on them."""
+    specs with `init`; runs that need a worker with Ray. 5: `pyramid_levels`, `init_std`, `draft`. 6: `generator`. It
+    rises with every new field of a spec, and where the schema of a manifest or a checkpoint does: jobs decide who works
+    on them."""
 
     id: str
     kind: Kind

@@ -9,6 +9,7 @@ object.
 from dearkd.choices import Recipe
 from dearkd.specs.base import Limits, Name, Precision, Priority, Spec
 from dearkd.specs.dataset_facts import DatasetFacts
+from dearkd.specs.generator import GeneratorSpec
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec, SynthesisWeights
 from dearkd.specs.synthesis_request import SynthesisRequest
 from dearkd.specs.task import Task
@@ -28,6 +29,7 @@ from dearkd.specs.training_request import TrainingRequest
 __all__ = [
     "AugmentationSpec",
     "DatasetFacts",
+    "GeneratorSpec",
     "Limits",
     "Name",
     "OptimizerSpec",

@@ -11,11 +11,14 @@ forward and backward of the student a step, and once the training of it where th
 
 from collections.abc import Callable
 
+from dearkd.specs.generator import GeneratorSpec
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec, SynthesisWeights
 from dearkd.specs.teacher import TeacherSpec
 
 LARGE = 64
-"""The image size in pixels from which `auto` shows crops, and makes fewer images at a time [R]."""
+"""The image size in pixels from which `auto` optimises pixels, shows crops, and makes fewer images at a time [R]."""
+GENERATED_BATCH = 100
+"""The most images of a batch that a generator makes [R]."""
 
 
 def half_size(image_size: int) -> int:
@@ -24,7 +27,56 @@ def half_size(image_size: int) -> int:
 
 
 def auto(teacher: TeacherSpec) -> SynthesisSpec:
-    """One rule for every teacher [R]: weights follow from the image size alone, since terms mean the same everywhere.
+    """One rule for every teacher [R]: up to 63 px a generator makes the images, from 64 px on they are pixels.
+
+    What both have in common: weights follow from the image size alone, since terms mean the same everywhere.
+
+    Cost: 100 teacher passes an image up to 63 px, 125 from 64 px on.
+
+    To expect: docs/measured.md, for digits, clothes, letters and photographs at 32 px, and ImageNet at 224 px.
+    """
+    return pixels(teacher) if teacher.image_size >= LARGE else generated(teacher, 100)
+
+
+def draft(teacher: TeacherSpec) -> SynthesisSpec:
+    """`auto` for a fifth of its passes [R]: a first look, or more images for the same cost.
+
+    Cost: 20 teacher passes an image up to 63 px, 25 from 64 px on.
+
+    To expect: docs/measured.md and benchmarks/LOG.md.
+    """
+    made = few_passes(teacher) if teacher.image_size >= LARGE else generated(teacher, 20)
+    return made.model_copy(update={"preset": "draft"})
+
+
+def generated(teacher: TeacherSpec, iterations: int) -> SynthesisSpec:
+    """Images of a generator, in so many iterations each [R].
+
+    It goes on from batch to batch of a shard, so that shards are longer and batches smaller than of pixels; what it
+    makes has shapes and plain grounds by itself, so that it may be as fine as what the teacher sees. A batch has as
+    many classes as it can, two images of each: statistics are those of all classes, and so a batch has to have them.
+    Images get their labels after a tenth of the iterations, by what they have become.
+    """
+    size = teacher.image_size
+    classes = min(teacher.num_classes, GENERATED_BATCH // 2)
+    batch = classes * (GENERATED_BATCH // classes)
+    return pixels(teacher).model_copy(
+        update={
+            "phases": [Phase(resolution=size, input_size=size, iterations=iterations)],
+            "generator": GeneratorSpec(),
+            "batch_size": batch,
+            "classes_per_batch": classes,
+            "shard_samples": 10 * GENERATED_BATCH,
+            "learning_rate": 0.3,
+            "betas": [0.5, 0.99],
+            "schedule": "constant",
+            "unlabelled_iterations": iterations // 10,
+        }
+    )
+
+
+def pixels(teacher: TeacherSpec) -> SynthesisSpec:
+    """Images that are optimised pixel by pixel, as DeepInversion does [P], by one rule for every teacher [R].
 
     The statistics' distance is relative to the teacher's own deviations, so that its weight does not depend on the
     network, and it counts by its root (`statistics`: `root_gaussian`), as the published norms do: a square no longer
@@ -38,8 +90,6 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
     things fill the image, do not. No image is mirrored: letters and signs would become others.
 
     Cost: 200 teacher passes an image up to 63 px, 125 from 64 px on.
-
-    To expect: docs/measured.md, for digits, clothes, letters and photographs at 32 px, and ImageNet at 224 px.
     """
     size = teacher.image_size
     large = size >= LARGE
@@ -76,27 +126,20 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
     )
 
 
-def draft(teacher: TeacherSpec) -> SynthesisSpec:
-    """`auto` for a tenth of its passes, a fifth from 64 px on [R]: a first look, or far more images for the same cost.
+def few_passes(teacher: TeacherSpec) -> SynthesisSpec:
+    """Pixels in a tenth of the passes, a fifth from 64 px on [R].
 
     In twenty steps from noise of its usual size no image gets far: what is coarse is left as it was drawn. So images
     begin fainter, and Adam moves them at several resolutions, at a constant rate and with shorter memory. Since what is
     coarse comes first, small images need little total variation.
-
-    Cost: 20 teacher passes an image up to 63 px, 25 from 64 px on.
-
-    To expect: docs/measured.md and benchmarks/LOG.md. Judges name at least twice as many of its images as of `auto` in
-    as few iterations, for clothes and letters at 32 px; of an ImageNet network's at 224 px two thirds of what they name
-    of `auto` in all its iterations.
     """
-    whole = auto(teacher)
+    whole = pixels(teacher)
     large = teacher.image_size >= LARGE
     (phase,) = whole.phases
     phase = phase.model_copy(update={"iterations": phase.iterations // (5 if large else 10)})
     variation = whole.weights.total_variation_l1 / (1 if large else 3)
     return whole.model_copy(
         update={
-            "preset": "draft",
             "phases": [phase],
             "init_std": 0.2 if large else 0.5,
             "pyramid_levels": 3 if large else 2,
@@ -201,6 +244,8 @@ def published_cifar(teacher: TeacherSpec) -> SynthesisSpec:
     )
 
 
+OF_PIXELS: dict[Preset, Callable[[TeacherSpec], SynthesisSpec]] = {"auto": pixels, "draft": few_passes}
+"""The presets that may make images by a generator, without it."""
 PRESETS: dict[Preset, Callable[[TeacherSpec], SynthesisSpec]] = {
     "auto": auto,
     "draft": draft,

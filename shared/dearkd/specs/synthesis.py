@@ -11,6 +11,7 @@ from dearkd.specs.base import FIRST_ERROR, MAX_RETRIES, Labels, Limits, Name, Pr
 from dearkd.specs.budget import BudgetSpec
 from dearkd.specs.cuts import MAX_SHARD_BYTES, sample_bytes, thinnest_batch
 from dearkd.specs.forecasting import forecast_rounds, groups_with_forecasts
+from dearkd.specs.generator import GeneratorSpec
 from dearkd.specs.resources import ResourcesSpec
 from dearkd.specs.rounds import Rounds
 from dearkd.specs.teacher import TeacherSpec
@@ -66,8 +67,10 @@ class SynthesisSpec(Spec):
     classes_per_batch: int = Field(ge=1)
     """P of the P×K batches; K is batch_size / classes_per_batch."""
     phases: Annotated[list[Phase], FIRST_ERROR] = Field(min_length=1, max_length=16)
+    generator: GeneratorSpec | None = None
+    """A small network that images come out of, trained on by each batch of a shard; null: pixels are optimised [P]."""
     learning_rate: float = Field(gt=0)
-    """Adam's, in the normalised space of the teacher's input."""
+    """Adam's, in the normalised space of the teacher's input; with a `generator`, of its latent vectors."""
     pyramid_levels: int = Field(default=1, ge=1, le=6)
     """Resolutions at which Adam moves the images at once, each half the one before; 1: their own alone [P]. With more,
     what is coarse comes first, which few iterations need [R] (`dearkd_synth.engine.pyramid`)."""
@@ -343,6 +346,19 @@ class SynthesisSpec(Spec):
                 f"{self.pyramid_levels} levels of a tensor of {least} pixels end below 2 pixels: "
                 f"set at most {least.bit_length() - 1}",
             )
+        if self.generator is not None:
+            for pointer, given, wrong in (
+                ("/phases", f"{len(self.phases)} phases", len(self.phases) > 1),
+                ("/pyramid_levels", f"{self.pyramid_levels}", self.pyramid_levels > 1),
+                ("/init", self.init, self.init != "noise"),
+                ("/init_std", f"{self.init_std}", self.init_std != 1),
+            ):
+                if wrong:
+                    refuse(
+                        pointer,
+                        f"{given}, but that is of pixels, and here a generator makes the images, at one resolution: "
+                        "leave it out, or set generator to null",
+                    )
         if self.init == "earlier_batch" and self.shard_samples <= self.batch_size:
             refuse(
                 "/init",

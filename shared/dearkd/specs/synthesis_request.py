@@ -9,7 +9,7 @@ from dearkd.errors import InvalidInput
 from dearkd.specs.base import FIRST_ERROR, Limits, Spec, fields_of, overlay
 from dearkd.specs.budget import BudgetSpec, planned_images, settings_within
 from dearkd.specs.cuts import MAX_SHARD_BYTES, default_shard_samples, sample_bytes
-from dearkd.specs.presets import PRESETS
+from dearkd.specs.presets import OF_PIXELS, PRESETS
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.webhook import WebhookRequest
@@ -20,6 +20,9 @@ CHAINED_IMAGES, CHAINED_BATCHES, CHAINED_RATE = 5, 20, 0.375
 """Images of a class in a batch, batches in a shard, and the factor on the learning rate, where batches begin from
 earlier ones [R]: many small batches, since the first of a shard begins from noise, and images that are nearly there
 would be lost at the rate that noise needs."""
+
+ROUND_BATCHES = 5
+"""Batches of a round at least, where each goes on with the generator of the one before [R]."""
 
 
 @fields_of(Phase, required={"resolution", "iterations"}, nullable={"input_size"})
@@ -57,12 +60,14 @@ class SynthesisRequest(Spec):
             InvalidInput: with a pointer for every rule that the fields break together, or with the teacher.
         """
         limits = limits or Limits()
-        preset = PRESETS[self.preset or "auto"](teacher).model_dump()
+        asked = self.model_dump(exclude_unset=True)
+        given = {name: value for name, value in asked.items() if value is not None or name not in ("preset", "classes")}
+        name = self.preset or "auto"
+        preset = (OF_PIXELS if asks_for_pixels(given) else {}).get(name, PRESETS[name])(teacher).model_dump()
+        preset["preset"] = name
         for phase in preset["phases"]:
             if phase["input_size"] in refused_input_sizes:
                 phase["input_size"] = teacher.image_size
-        asked = self.model_dump(exclude_unset=True)
-        given = {name: value for name, value in asked.items() if value is not None or name not in ("preset", "classes")}
         for phase in given.get("phases", []):
             phase["input_size"] = phase.get("input_size") or teacher.image_size
         within = {} if self.budget is None else _within(self.budget, preset, given, limits)
@@ -72,13 +77,31 @@ class SynthesisRequest(Spec):
         return spec
 
 
+def asks_for_pixels(given: Mapping[str, Any]) -> bool:
+    """Tell whether a request is of images without a generator, where it does not ask for one.
+
+    It says null, has a setting that is of pixels alone, or is a complete spec of the time before generators.
+    """
+    if "generator" in given:
+        return given["generator"] is None
+    settings = ("init", "init_std", "pyramid_levels")
+    usual = {name: SynthesisSpec.model_fields[name].default for name in settings}
+    changed = any(given.get(name, default) != default for name, default in usual.items())
+    return changed or len(given.get("phases", ())) > 1 or _is_complete(given)
+
+
+def _is_complete(given: Mapping[str, Any]) -> bool:
+    """Tell whether this is a whole spec, as a dry run answers it."""
+    return all(name in given for name, field in SynthesisSpec.model_fields.items() if field.is_required())
+
+
 def _within(budget: BudgetSpec, preset: Mapping[str, Any], given: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """Find those settings of a preset that a budget changes.
 
     Raises:
-        InvalidInput: at `/budget`, beside iterations of one's own. A complete spec, as a dry run answers it, has both.
+        InvalidInput: at `/budget`, beside iterations of one's own; a complete spec has both.
     """
-    if all(name in given for name, field in SynthesisSpec.model_fields.items() if field.is_required()):
+    if _is_complete(given):
         return {}
     if "phases" in given:
         raise InvalidInput.at(
@@ -122,6 +145,8 @@ def _fit(
     spec = spec.model_copy(update={"batch_size": batch, "classes_per_batch": groups})
     if spec.budget is not None:
         share = preset["batch_size"] // preset["classes_per_batch"]  # images of each class in a full batch of it
+        if spec.generator is not None:
+            share *= ROUND_BATCHES
         spec = spec.model_copy(update=_rounds(spec, given, max(share, batch // groups), limits))
     if spec.rounds > spec.images_per_class:  # before the arithmetic, which cannot cut into rounds of nothing
         raise InvalidInput.at(

@@ -99,7 +99,7 @@ def test_presets_are_found_by_their_earlier_names(earlier: str, preset: str) -> 
 @pytest.mark.parametrize("image_size", [28, 32, 64, 96, 224, 299])
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_one_rule_serves_every_teacher(image_size: int, in_chans: int) -> None:
-    spec = SynthesisSpec.resolve({"teacher": "t"}, teacher(image_size, in_chans))
+    spec = SynthesisSpec.resolve({"teacher": "t", "generator": None}, teacher(image_size, in_chans))
     finer = (image_size // 2) / 16
     large = image_size >= 64
     assert spec.weights.total_variation_l1 == pytest.approx((0.7 if large else 0.3) * finer, abs=1e-4)
@@ -112,6 +112,53 @@ def test_one_rule_serves_every_teacher(image_size: int, in_chans: int) -> None:
     assert (phase.resolution, phase.input_size) == (image_size // 2, image_size)
     assert phase.iterations / 5 <= spec.unlabelled_iterations <= phase.iterations / 4
     assert (spec.crop_min_scale < 1) == (image_size >= 64)
+
+
+@pytest.mark.parametrize("preset", ["auto", "draft"])
+@pytest.mark.parametrize("num_classes", [2, 7, 26, 51, 1000])
+@pytest.mark.parametrize("image_size", [8, 28, 63, 64, 224])
+def test_a_generator_makes_small_images_in_batches_of_all_classes_or_fifty(
+    image_size: int, num_classes: int, preset: str
+) -> None:
+    of = teacher(image_size, 3, num_classes)
+    spec = SynthesisSpec.resolve({"teacher": "t", "preset": preset}, of)
+    assert (spec.generator is not None) == (image_size < 64)
+    assert spec.preset == preset
+    assert SynthesisSpec.resolve(spec.model_dump(mode="json"), of) == spec
+    if spec.generator is not None:
+        assert spec.classes_per_batch == min(num_classes, 50)
+        assert 75 < spec.batch_size <= 100
+        assert spec.batch_size >= 2 * spec.classes_per_batch
+        assert (spec.phases[0].resolution, spec.phases[0].input_size) == (image_size, image_size)
+        assert (spec.init, spec.init_std, spec.pyramid_levels) == ("noise", 1.0, 1)
+
+
+@pytest.mark.parametrize("preset", ["auto", "draft"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"generator": None},
+        {"init": "earlier_batch"},
+        {"init_std": 0.3},
+        {"pyramid_levels": 3},
+        {"phases": [{"resolution": 8, "iterations": 20}, {"resolution": 16, "iterations": 20}]},
+    ],
+)
+def test_what_is_of_pixels_turns_the_generator_off_where_none_is_asked_for(asked: dict[str, Any], preset: str) -> None:
+    spec = SynthesisSpec.resolve({"teacher": "t", "preset": preset} | asked, teacher(32, 3))
+    assert spec.generator is None
+    assert spec.classes_per_batch == 10
+    with pytest.raises(InvalidInput, match="set generator to null"):
+        SynthesisSpec.resolve(
+            {"teacher": "t", "preset": preset} | asked | {"generator": {}, "init_std": 0.3}, teacher(32, 3)
+        )
+
+
+def test_a_whole_spec_of_before_there_were_generators_has_none() -> None:
+    of = teacher(32, 1)
+    whole = SynthesisSpec.resolve({"teacher": "t", "generator": None}, of).model_dump(mode="json")
+    assert whole.pop("generator") is None
+    assert SynthesisSpec.resolve(whole, of).generator is None
 
 
 def test_explicit_fields_win_one_by_one() -> None:
@@ -189,16 +236,22 @@ def test_a_job_has_not_more_shards_than_the_server_allows() -> None:
 @pytest.mark.parametrize(
     ("image_size", "in_chans", "posted", "shard"),
     [
-        (32, 1, {}, 400),
-        (32, 3, {}, 400),
+        (32, 1, {}, 1000),
+        (32, 1, {"generator": None}, 400),
+        (32, 3, {"generator": None}, 400),
         (224, 3, {}, 500),  # a group of 10 × 50
         (224, 3, {"images_per_class": 20}, 400),  # two groups
         (224, 3, {"images_per_class": 100}, 500),  # half a group
         (224, 3, {"images_per_class": 60}, 300),
-        (32, 1, {"images_per_class": 201}, 370),  # 400 would leave a last shard of 10
-        (32, 1, {"images_per_class": 100_001}, 360),  # 400 would leave ten images of each group's million
-        (32, 1, {"images_per_class": 1}, 400),
-        (32, 1, {"images_per_class": 300, "batch_size": 1000}, 1000),
+        (32, 1, {"images_per_class": 201, "generator": None}, 370),  # 400 would leave a last shard of 10
+        (
+            32,
+            1,
+            {"images_per_class": 100_001, "generator": None},
+            360,
+        ),  # 400 would leave ten images of each group's million
+        (32, 1, {"images_per_class": 1}, 1000),
+        (32, 1, {"images_per_class": 300, "batch_size": 1000, "generator": None}, 1000),
     ],
 )
 def test_default_shards_hold_whole_groups_or_even_shares_of_one(

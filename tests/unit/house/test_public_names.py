@@ -19,6 +19,7 @@ PUBLIC = {
     "dearkd.specs": {
         "AugmentationSpec",
         "DatasetFacts",
+        "GeneratorSpec",
         "Limits",
         "Name",
         "OptimizerSpec",

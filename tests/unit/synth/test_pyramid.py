@@ -106,18 +106,21 @@ def test_levels_end_at_two_pixels(small_teacher: Any, resolution: int, most: int
 
 
 @pytest.mark.parametrize("image_size", [8, 28, 32, 64, 224])
-def test_a_draft_costs_a_tenth_or_a_fifth_and_keeps_its_share_of_iterations_without_labels(
-    small_teacher: Any, image_size: int
+@pytest.mark.parametrize("of_pixels", [False, True])
+def test_a_draft_costs_a_fifth_or_less_and_keeps_its_share_of_iterations_without_labels(
+    small_teacher: Any, image_size: int, of_pixels: bool
 ) -> None:
     _, teacher = small_teacher()
     teacher = TeacherSpec.model_validate(teacher.model_dump() | {"image_size": image_size})
-    whole, draft = (SynthesisSpec.resolve({"teacher": "t", "preset": name}, teacher) for name in ("auto", "draft"))
-    assert draft.iterations == whole.iterations // (5 if image_size >= 64 else 10)
+    posted = {"teacher": "t"} | ({"generator": None} if of_pixels else {})
+    whole, draft = (SynthesisSpec.resolve(posted | {"preset": name}, teacher) for name in ("auto", "draft"))
+    assert draft.iterations == whole.iterations // (10 if of_pixels and image_size < 64 else 5)
     assert (draft.num_samples, draft.batch_size) == (whole.num_samples, whole.batch_size)
-    assert draft.unlabelled_iterations == round(0.4 * draft.iterations)
+    share = 0.4 if draft.generator is None else 0.1
+    assert draft.unlabelled_iterations == round(share * draft.iterations)
     phases = [{"resolution": draft.phases[0].resolution, "iterations": 10}]
-    shorter = SynthesisSpec.resolve({"teacher": "t", "preset": "draft", "phases": phases}, teacher)
-    assert shorter.unlabelled_iterations == 4
+    shorter = SynthesisSpec.resolve(posted | {"preset": "draft", "phases": phases}, teacher)
+    assert shorter.unlabelled_iterations == (4 if draft.generator is None else 2)
     passes = 10 * draft.num_samples * draft.iterations
-    more = SynthesisSpec.resolve({"teacher": "t", "preset": "draft", "budget": {"teacher_passes": passes}}, teacher)
+    more = SynthesisSpec.resolve(posted | {"preset": "draft", "budget": {"teacher_passes": passes}}, teacher)
     assert more.images_per_class == 10 * draft.images_per_class
