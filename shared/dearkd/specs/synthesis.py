@@ -68,7 +68,9 @@ class SynthesisSpec(Spec):
     """P of the P×K batches; K is batch_size / classes_per_batch."""
     phases: Annotated[list[Phase], FIRST_ERROR] = Field(min_length=1, max_length=16)
     generator: GeneratorSpec | None = None
-    """A small network that images come out of, trained on by each batch of a shard; null: pixels are optimised [P]."""
+    """A small network that images come out of, trained on by each batch of a shard; null: pixels are optimised [P].
+    A preset that has one leaves it away beside what is of pixels (`learning_rate`, several `phases`, `init`,
+    `init_std`, `pyramid_levels`, `clip`), unless it is asked for."""
     learning_rate: float = Field(gt=0)
     """Adam's, in the normalised space of the teacher's input; with a `generator`, of its latent vectors."""
     pyramid_levels: int = Field(default=1, ge=1, le=6)

@@ -80,14 +80,14 @@ class SynthesisRequest(Spec):
 def asks_for_pixels(given: Mapping[str, Any]) -> bool:
     """Tell whether a request is of images without a generator, where it does not ask for one.
 
-    It says null, has a setting that is of pixels alone, or is a complete spec of the time before generators.
+    It says null, has a setting that is of pixels, or is a complete spec of the time before generators.
     """
     if "generator" in given:
         return given["generator"] is None
-    settings = ("init", "init_std", "pyramid_levels")
+    settings = ("init", "init_std", "pyramid_levels", "clip")
     usual = {name: SynthesisSpec.model_fields[name].default for name in settings}
     changed = any(given.get(name, default) != default for name, default in usual.items())
-    return changed or len(given.get("phases", ())) > 1 or _is_complete(given)
+    return changed or "learning_rate" in given or len(given.get("phases", ())) > 1 or _is_complete(given)
 
 
 def _is_complete(given: Mapping[str, Any]) -> bool:

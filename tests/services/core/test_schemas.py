@@ -38,11 +38,11 @@ def make_newer(store: JobStore, key: str, **fields: Any) -> None:
     """Let an object be what a version two schemas ahead might have written: other fields, fewer of ours."""
     kept = json.loads(store.storage.read(key))
     kept = {name: kept[name] for name in ("id", "owner") if name in kept}
-    store.storage.put(key, json.dumps(kept | {"schema_version": 6, **fields}).encode())
+    store.storage.put(key, json.dumps(kept | {"schema_version": 7, **fields}).encode())
 
 
 def make_record_newer(ledger: Ledger, identifier: str) -> None:
-    ledger.redis.hset(f"dearkd:job:{identifier}", mapping={"schema_version": "6", "progress": "of another form"})
+    ledger.redis.hset(f"dearkd:job:{identifier}", mapping={"schema_version": "7", "progress": "of another form"})
 
 
 # --- older ones -------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_a_job_that_is_canceled_waits_for_nothing(ledger: Ledger, store: JobStor
 def test_a_newer_record_is_named_and_hides_no_other(ledger: Ledger, store: JobStore) -> None:
     newer, ours = synthesis(store, owner="a"), synthesis(store, owner="a")
     make_record_newer(ledger, newer.id)
-    with pytest.raises(NewerSchema, match=f"{newer.id} is of schema 6, and .* reads up to {Job.newest}: .*upgrade"):
+    with pytest.raises(NewerSchema, match=f"{newer.id} is of schema 7, and .* reads up to {Job.newest}: .*upgrade"):
         store.get(newer.id)
     with pytest.raises(NotFound):
         store.get(newer.id, owner="b")
@@ -133,7 +133,7 @@ def test_a_newer_record_is_named_and_hides_no_other(ledger: Ledger, store: JobSt
     jobs, more = store.page("synthesis", owner="a", unread=unread)
     assert ([job.id for job in jobs], more) == ([ours.id], False)
     assert {one.id for one in unread} == {newer.id}
-    assert "schema 6" in unread[0].reason
+    assert "schema 7" in unread[0].reason
     with pytest.raises(Conflict, match=newer.id):  # what it uses is not known, so nothing may go
         list(store.active("synthesis"))
 
@@ -180,14 +180,14 @@ def test_a_unit_that_meets_a_newer_document_goes_back_to_newer_workers(
     job = store.get(old["half"])
     assert (job.status, job.error, job.attempt) == ("queued", None, before)
     assert job.waiting_for is not None
-    assert "teacher.json is of schema 6" in ledger.log.read(job.id)
+    assert "teacher.json is of schema 7" in ledger.log.read(job.id)
 
 
 def test_a_lost_job_of_a_newer_version_is_not_restored_by_an_older_one(ledger: Ledger, store: JobStore) -> None:
     job = synthesis(store)
     make_newer(store, f"jobs/{job.id}/job.json")
     ledger.redis.flushall()
-    with pytest.raises(NewerSchema, match=f"jobs/{job.id}/job.json is of schema 6"):
+    with pytest.raises(NewerSchema, match=f"jobs/{job.id}/job.json is of schema 7"):
         store.retry(job.id)
     assert ledger.redis.keys("dearkd:job:*") == []
 
@@ -212,14 +212,14 @@ def test_every_reader_of_storage_names_what_is_newer(store: JobStore, settings: 
     for place, read in keys.items():
         assert read()
         make_newer(store, place)
-        with pytest.raises(NewerSchema, match=f"^{place} is of schema 6, and this version of dearkd reads up to"):
+        with pytest.raises(NewerSchema, match=f"^{place} is of schema 7, and this version of dearkd reads up to"):
             read()
     assert KeyRecords(storage).all() == ([], True), "who cannot be read is let in by nobody, and nobody else is either"
     unread: list[Unread] = []
     assert datasets(storage).page(limit=9, unread=unread) == ([], False)
     assert [one.id for one in unread] == [old["registered"]]
     findings = list(check_documents(settings))
-    named = {one.detail.partition(" ")[0] for one in findings if one.state == "problem" and "schema 6" in one.detail}
+    named = {one.detail.partition(" ")[0] for one in findings if one.state == "problem" and "schema 7" in one.detail}
     assert named == keys.keys(), "doctor names each"
 
 
@@ -239,7 +239,7 @@ def test_what_is_written_says_its_schema(store: JobStore, old: Names) -> None:
 def test_nothing_is_collected_beside_a_newer_manifest(store: JobStore, old: Names) -> None:
     make_newer(store, f"datasets/{old['registered']}/dataset.json", shards=[])
     collector = Collector(store.storage, retention_seconds=0, now=datetime.now(UTC) + timedelta(days=365))
-    with pytest.raises(NewerSchema, match=r"dataset\.json is of schema 6"):
+    with pytest.raises(NewerSchema, match=r"dataset\.json is of schema 7"):
         list(collector.find())
 
 

@@ -291,8 +291,8 @@ def test_a_budget_of_passes_is_kept_by_what_is_made(settings: Settings, small_te
             maker.perform(attempt)
 
         drain("synthesis", perform, settings)
-    assert dataset(ledger, job).num_samples == 10
-    assert sum(steps) == 620, "2 images of each of 5 classes, 62 iterations"
+    assert dataset(ledger, job).num_samples == 20
+    assert sum(steps) == 620, "4 images of each of 5 classes, 31 iterations"
 
 
 def with_forecasts(ledger: Ledger, small_teacher: Any, folder: Path, rounds: int, **budget: Any) -> Job:

@@ -70,7 +70,7 @@ class Teacher(nn.Module):
         return self.classifier(self.layers(x).mean(dim=(2, 3)))
 
 teacher = TeacherSpec(name="t", architecture="t", num_classes=2, in_chans=1, image_size=16, mean=[0.5], std=[0.5])
-posted = {"teacher": "t", "images_per_class": 2, "phases": [{"resolution": 16, "iterations": 2}]}
+posted = {"teacher": "t", "images_per_class": 2, "generator": None, "phases": [{"resolution": 16, "iterations": 2}]}
 squares = []
 for weight in (0.0, 1e6):
     spec = SynthesisSpec.resolve(posted | {"weights": {"brightness": weight}}, teacher)

@@ -141,6 +141,8 @@ def test_a_generator_makes_small_images_in_batches_of_all_classes_or_fifty(
         {"init": "earlier_batch"},
         {"init_std": 0.3},
         {"pyramid_levels": 3},
+        {"clip": False},
+        {"learning_rate": 0.1},
         {"phases": [{"resolution": 8, "iterations": 20}, {"resolution": 16, "iterations": 20}]},
     ],
 )

@@ -83,7 +83,7 @@ def test_a_shard_begins_from_noise_and_goes_on_from_its_own_batches(small_teache
 def test_its_defaults_are_small_batches_many_to_a_shard_and_a_lower_rate(small_teacher) -> None:
     _, teacher_spec = small_teacher()
     plain, goes_on = (
-        SynthesisSpec.resolve({"teacher": "t", "images_per_class": 500, "init": init}, teacher_spec)
+        SynthesisSpec.resolve({"teacher": "t", "images_per_class": 500, "init": init, "generator": None}, teacher_spec)
         for init in ("noise", "earlier_batch")
     )
     assert goes_on.batch_size // goes_on.classes_per_batch == 5 < plain.batch_size // plain.classes_per_batch
