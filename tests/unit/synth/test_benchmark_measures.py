@@ -147,13 +147,15 @@ def test_budgets_of_all_methods(small_teacher) -> None:
     ours = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 16}, spec)
     assert resolved("ours", 1.0) == ours
     assert resolved("ours", 0.25).teacher_passes * 4 == ours.teacher_passes
+    of_pixels = SynthesisSpec.resolve({"teacher": "t", "images_per_class": 16, "generator": None}, spec)
     for method in ("published", "published-clipped", "ours-at-full-size"):
         made = resolved(method, 0.5)
+        assert made.generator is None
         assert [(p.resolution, p.input_size, p.iterations) for p in made.phases] == [(32, 32, 1000)]
-        assert (made.num_samples, made.batch_size, made.seed) == (ours.num_samples, ours.batch_size, ours.seed)
+        assert (made.num_samples, made.batch_size, made.seed) == (ours.num_samples, of_pixels.batch_size, ours.seed)
         assert made.weights.boundary == made.weights.adaptive == 0
     same = resolved("ours-at-full-size", 1.0)
-    assert (same.weights.batch_norm, same.learning_rate) == (ours.weights.batch_norm, ours.learning_rate)
+    assert (same.weights.batch_norm, same.learning_rate) == (of_pixels.weights.batch_norm, of_pixels.learning_rate)
     published = resolved("published", 1.0)
     assert (published.weights.cross_entropy, published.weights.batch_norm) == (1, 10)
     assert published.weights.total_variation_l2 / math.sqrt(published.batch_size) == pytest.approx(2.5e-5)
