@@ -8,9 +8,9 @@ A teacher pass is one forward and backward of one image. Ours takes the preset's
 each factor. Full-resolution DeepInversion optimises a tensor of the teacher's own size for `--reference-steps` times
 each factor, in three forms, so that it is not judged by settings that suit another method: `published` with the
 published ones for small images; `published-clipped` with these, kept in the range of pixels, in which images are
-stored; `ours-at-full-size` with the weights and rate of pixels (`generator` null), without the boundary term. The best of
-them is the one to compare with. All have as many images, and the same student is trained on each set. With --json every set is a line
-as soon as it is done.
+stored; `ours-at-full-size` with the weights and rate of pixels (`generator` null), without the boundary term. The
+best of them is the one to compare with. All have as many images, and the same student is trained on each set. With
+--json every set is a line as soon as it is done.
 """
 
 import argparse
