@@ -1,7 +1,7 @@
 """How far a student without data is from one with it: real images, ours, published DeepInversion, and controls.
 
     python benchmarks/gap.py --folder gap --cells fashion:resnet10t photographs:resnet10t glyphs:resnet10t \\
-        --seeds 0 --images 1000 --epochs 48 --arms real ours published noise shuffled
+        --seeds 0 1 2 --images 1000 --epochs 36 --arms real ours draft pixels published noise shuffled
     python benchmarks/gap.py --folder gap --cells fashion:resnet10t --arms ours boundary-0 boundary-3 --passes 200 20
     python benchmarks/gap.py --folder gap --table
     python benchmarks/gap.py --folder gap --plot gap.png
@@ -14,7 +14,7 @@ A cell is a task and the teacher's family. In it each arm gives a student of the
 from the soft labels of the live teacher on every view: equally many images, steps and epochs, whatever the images are.
 
 - `real`: of the task's training part, as many of each class.
-- `ours`: the preset `auto`; `published`: DeepInversion's objective in as many passes; `boundary-3`, `statistics-20`,
+- `ours`: the preset `auto`; `pixels`: the same without its generator; `draft`: that preset; `published`: DeepInversion's objective in as many passes; `boundary-3`, `statistics-20`,
   `variation-1.0`: ours with that weight of the term; `restated`: ours, labelled by a teacher with their own statistics;
   `still`, `strong`, `crops`: ours, in views that are not turned, sheared and shifted, twice as much, or cropped too
   (`real-still`: real ones); `fine`: ours, a quarter of the iterations on a tensor of 32 px;

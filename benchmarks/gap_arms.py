@@ -55,6 +55,7 @@ FINE = [
 ARMS: dict[str, dict[str, Any]] = {
     "real": {"images": "real"},
     "ours": {"images": "ours"},
+    "pixels": {"images": "ours", "synthesis": {"generator": None}},
     "published": {"images": "ours", "synthesis": PUBLISHED},
     "noise": {"images": "noise"},
     "uniform": {"images": "uniform"},

@@ -163,6 +163,7 @@ def _teacher_and_spec(
             "classes_per_batch": batch // IMAGES_PER_CLASS,
             "images_per_class": IMAGES_PER_CLASS,
             "phases": [{"resolution": size, "input_size": size, "iterations": WARM_UP + arguments.steps}],
+            "generator": None,
             "precision": arguments.precision,
             "weights": json.loads(arguments.weights),
         },

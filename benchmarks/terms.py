@@ -32,7 +32,7 @@ PASSES = 200
 
 
 def changes(spec: SynthesisSpec) -> dict[str, dict[str, Any]]:
-    """What is changed of the preset `auto`, by what the picture says of it."""
+    """The changes to the settings of pixels, by what the picture says of each."""
     (phase,), weights = spec.phases, spec.weights
     size = phase.input_size
     variation = weights.total_variation_l1
@@ -45,7 +45,7 @@ def changes(spec: SynthesisSpec) -> dict[str, dict[str, Any]]:
         return {"phases": [made.model_dump()], "unlabelled_iterations": made.iterations // 4}
 
     return {
-        "the preset auto": {},
+        "the preset auto, of pixels (generator null)": {},
         "20 iterations in place of 200": phased(iterations=20),
         "50 iterations": phased(iterations=50),
         "no statistics (batch_norm 0)": weighed(batch_norm=0.0),
@@ -118,7 +118,7 @@ def main() -> None:
     real = one_of_each(of.held_out_images, of.held_out_labels, classes)
     known = [f"{100 * one.top1(of.held_out_images, of.held_out_labels):.0f} %" for one in (teacher, judge)]
     rows = [(f"real images\nteacher {known[0]}, judge {known[1]}", real)]
-    base = {"images_per_class": -(-options.images // len(of.class_names)), **of.synthesis}
+    base = {"images_per_class": -(-options.images // len(of.class_names)), "generator": None, **of.synthesis}
     spec = SynthesisSpec.resolve({"teacher": "teacher"} | base, teacher.spec)
     for name, posted in changes(spec).items():
         made = images_of(options.folder, name, teacher, base | posted)
