@@ -123,9 +123,10 @@ def test_few_images_are_one_batch() -> None:
 def test_passes_scale_all_that_counts_iterations(passes: int) -> None:
     from gap_arms import with_passes
 
-    spec = with_passes({}, teacher_spec(), passes)
-    assert spec.teacher_passes == passes * spec.num_samples
-    assert spec.unlabelled_iterations == passes // 4
+    for posted, share in (({}, 10), ({"generator": None}, 4)):
+        spec = with_passes(posted, teacher_spec(), passes)
+        assert spec.teacher_passes == passes * spec.num_samples
+        assert spec.unlabelled_iterations == passes // share
     two = [{"resolution": 16, "input_size": 32, "iterations": n} for n in (90, 10)]
     some = with_passes({"phases": two, "warmup_iterations": 10}, teacher_spec(), passes)
     assert sum(phase.iterations for phase in some.phases) == passes
