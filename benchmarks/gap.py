@@ -14,11 +14,11 @@ A cell is a task and the teacher's family. In it each arm gives a student of the
 from the soft labels of the live teacher on every view: equally many images, steps and epochs, whatever the images are.
 
 - `real`: of the task's training part, as many of each class.
-- `ours`: the preset `auto`; `pixels`: the same without its generator; `draft`: that preset; `published`: DeepInversion's objective in as many passes; `boundary-3`, `statistics-20`,
-  `variation-1.0`: ours with that weight of the term; `restated`: ours, labelled by a teacher with their own statistics;
-  `still`, `strong`, `crops`: ours, in views that are not turned, sheared and shifted, twice as much, or cropped too
-  (`real-still`: real ones); `fine`: ours, a quarter of the iterations on a tensor of 32 px;
-  `earlier`: ours, each batch begun from the images of the one before.
+- `ours`: the preset `auto`; `pixels`: that without its generator; `draft`: that preset; `published`: DeepInversion's
+  objective in as many passes; `boundary-3`, `statistics-20`, `variation-1.0`: ours with that weight of the term;
+  `restated`: ours, labelled by a teacher with their own statistics; `still`, `strong`, `crops`: ours, in views that are
+  not turned, sheared and shifted, twice as much, or cropped too (`real-still`: real ones); `fine`: pixels, a quarter of
+  the iterations on a tensor of 32 px; `earlier`: pixels, each batch begun from the images of the one before.
   `ours-20` has 20 teacher passes an image, `--passes 200 20` gives every such arm both.
 - Controls (arXiv 2604.18811, 2406.10485), without which good students of soft labels say nothing of the images:
   `noise` (normal in the teacher's normalised space), `uniform` (of pixels), `shuffled` and `shuffled4` (ours, patches
