@@ -5,11 +5,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dearkd.specs import GeneratorSpec
 
 COARSEST, NARROWEST = 8, 16
 """Side of the first maps, about, and the fewest channels of the last ones [R]."""
+SPREAD = 0.6
+"""Deviation of the weights by which images mix their maps to colours, at first [R]: enough for a pixel's whole range."""
 
 
 class Generator(nn.Module):
@@ -57,6 +60,8 @@ class Generator(nn.Module):
             # Half the time of a CPU.
             self._body = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._colours = nn.Linear(spec.latent_dim, self.chans * (width + 1))
+            with torch.no_grad():
+                self._colours.weight.normal_(std=SPREAD)
         self.register_buffer("_black", torch.tensor(black).view(1, -1, 1, 1))
         self.register_buffer("_range", torch.tensor(white).view(1, -1, 1, 1) - self._black)
         grey = (-self._black / self._range).clamp(0.02, 0.98)  # the mean is 0
@@ -65,7 +70,9 @@ class Generator(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         maps = self._maps(latents).view(len(latents), self._width, self._side, self._side)
         features = self._body(maps.contiguous(memory_format=torch.channels_last))
-        weights, offsets = self._colours(latents).view(len(latents), -1, self.chans).tensor_split([-1], dim=1)
+        # Of latents of one length: colours that run away end as black or white, where there is no gradient.
+        mixture = self._colours(F.normalize(latents))
+        weights, offsets = mixture.view(len(latents), -1, self.chans).tensor_split([-1], dim=1)
         # As rows of pixels (B, r·r, channels): in channels_last none is copied.
         logits = torch.baddbmm(offsets, features.permute(0, 2, 3, 1).flatten(1, 2), weights)
         side = features.shape[-1]

@@ -27,6 +27,7 @@ SYNTHESIS: dict[str, Any] = {
     "images_per_class": 4,
     "batch_size": 10,
     "shard_samples": 10,
+    "generator": None,  # pixels go on changing, whatever the teacher has learnt
     "phases": [{"resolution": 12, "iterations": 150}],
     "unlabelled_iterations": 0,
     "min_teacher_accuracy": 0,

@@ -23,15 +23,15 @@ def generator(resolution: int = 16, *, seed: int = 0, spec: GeneratorSpec = SMAL
 
 @pytest.mark.parametrize("resolution", [4, 8, 15, 28, 32, 48, 75, 224])
 def test_images_have_any_size_and_lie_in_the_range_of_pixels(resolution: int) -> None:
-    latents = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
     images = generator(resolution)(latents)
-    assert images.shape == (2, 3, resolution, resolution)
+    assert images.shape == (32, 3, resolution, resolution)
     for channel, (black, white) in enumerate(zip(BLACK, WHITE, strict=True)):
         values = images[:, channel]
         assert black <= values.min() <= values.max() <= white
-        # It begins about the mean pixel, which is 0, wherever that lies between black and white.
-        assert values.mean().abs() < 0.3 * (white - black)
-    assert not torch.allclose(images[0], images[1])
+        # They begin about the mean pixel, which is 0, wherever that lies between black and white, in many colours.
+        assert values.mean().abs() < 0.2 * (white - black)
+        assert values.mean((1, 2)).std() > 0.1 * (white - black)
 
 
 def test_weights_follow_from_the_seed_alone_and_leave_other_random_numbers_alone() -> None:
