@@ -12,7 +12,7 @@ from dearkd.specs import GeneratorSpec
 COARSEST, NARROWEST = 8, 16
 """Side of the first maps, about, and the fewest channels of the last ones [R]."""
 SPREAD = 0.6
-"""Deviation of the weights by which images mix their maps to colours, at first [R]: enough for a pixel's whole range."""
+"""Deviation of the weights by which images mix maps to colours, at first [R]: enough for all of the range of pixels."""
 
 
 class Generator(nn.Module):
