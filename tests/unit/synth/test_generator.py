@@ -105,64 +105,59 @@ def test_a_shard_is_a_function_of_spec_and_index_whatever_was_made_before(small_
     assert not torch.equal(first, second)
 
 
-def test_the_next_batch_of_a_shard_goes_on_with_its_generator(
-    small_teacher: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, teacher = small_teacher()
-    spec = SynthesisSpec.resolve(posted(), teacher)
-    begun: list[Tensor] = []
-    left: list[Generator] = []
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Generated, Tensor]]:
+    """All batches from here on, as they are when they begin: what they are made of, and its first weights then."""
+    batches: list[tuple[Generated, Tensor]] = []
     begin = DeepInversion._begin
 
     def remember(self: DeepInversion, labels: Tensor, drawn: torch.Generator) -> Any:
         made_of, labelled = begin(self, labels, drawn)
         assert isinstance(made_of, Generated)
-        begun.append(made_of.generator._maps.weight.detach().clone())
-        left.append(made_of.generator)
+        batches.append((made_of, made_of.generator._maps.weight.detach().clone()))
         return made_of, labelled
 
     monkeypatch.setattr(DeepInversion, "_begin", remember)
+    return batches
+
+
+def test_the_next_batch_of_a_shard_goes_on_with_its_generator(
+    small_teacher: Any, begun: list[tuple[Generated, Tensor]]
+) -> None:
+    model, teacher = small_teacher()
     labels = [0, 0, 1, 1] * 3
-    with DeepInversion(model, teacher, spec) as inversion:
+    with DeepInversion(model, teacher, SynthesisSpec.resolve(posted(), teacher)) as inversion:
         inversion.batch(labels, 1)
         inversion.batch(labels, 2, continue_shard=True)
         inversion.batch(labels, 1)
-    ended = left[0]._maps.weight
-    assert not torch.equal(begun[0], ended)
-    assert torch.equal(begun[1], ended)
-    assert torch.equal(begun[2], begun[0])
+    (one, first), (_, second), (_, anew) = begun
+    left = one.generator._maps.weight
+    assert not torch.equal(first, left)
+    assert torch.equal(second, left)
+    assert torch.equal(anew, first)
 
 
 def test_a_batch_that_begins_anew_does_so_with_the_generator_of_before(
-    small_teacher: Any, monkeypatch: pytest.MonkeyPatch
+    small_teacher: Any, begun: list[tuple[Generated, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one failure is put in by hand: no memory for the second batch, which is then made in halves."""
     model, teacher = small_teacher()
     spec = SynthesisSpec.resolve(posted(halve_batches=True, shard_samples=40, batch_size=20), teacher)
-    seen: list[Tensor] = []
-    begin = DeepInversion._begin
+    step = Generated.step
 
-    def remember(self: DeepInversion, labels: Tensor, drawn: torch.Generator) -> Any:
-        made_of, labelled = begin(self, labels, drawn)
-        assert isinstance(made_of, Generated)
-        seen.append(made_of.generator._maps.weight.detach().clone())
-        if len(seen) == 2:
+    def fail_once(self: Generated, loss: Tensor) -> None:
+        step(self, loss)
+        if len(begun) == 2:
+            raise torch.OutOfMemoryError("put in by a test")
 
-            def fail(loss: Tensor) -> None:
-                loss.backward()
-                with torch.no_grad():
-                    made_of.generator._maps.weight.zero_()
-                raise torch.OutOfMemoryError("put in by a test")
-
-            made_of.step = fail  # type: ignore[method-assign]  # on this object alone
-        return made_of, labelled
-
-    monkeypatch.setattr(DeepInversion, "_begin", remember)
+    monkeypatch.setattr(Generated, "step", fail_once)
     with DeepInversion(model, teacher, spec) as inversion:
         shard = inversion.shard(0)
     assert shard.halved == 1
-    assert torch.equal(seen[1], seen[2])
-    assert not torch.equal(seen[2], seen[3])
+    _, (failed, second), (_, half), (_, other_half) = begun
+    assert not torch.equal(failed.generator._maps.weight, second)
+    assert torch.equal(half, second)
+    assert not torch.equal(other_half, half)
 
 
 def test_snapshots_show_what_it_makes(small_teacher: Any) -> None:
