@@ -21,7 +21,7 @@ CHAINED_IMAGES, CHAINED_BATCHES, CHAINED_RATE = 5, 20, 0.375
 earlier ones [R]: many small batches, since the first of a shard begins from noise, and images that are nearly there
 would be lost at the rate that noise needs."""
 
-ROUND_BATCHES = 5
+ROUND_BATCHES = 2
 """Batches of a round at least, where each goes on with the generator of the one before [R]."""
 
 

@@ -35,14 +35,14 @@ TABLE: list[tuple[str, dict[str, Any], list[str], str]] = [
     ("a stop alone", {"budget": {"stop_below": 1}}, ["/budget"], "exactly one of the two"),
     ("beside iterations", {"budget": {"minutes": 5}, "phases": PHASES}, ["/budget"], "leave out phases"),
     ("the same", {"budget": {"teacher_passes": 10**5}, "phases": PHASES}, ["/budget"], "leave out phases"),
-    ("too small for an image", {"budget": {"teacher_passes": 499}}, ["/budget/teacher_passes"], "take 500: give at"),
+    ("too small for an image", {"budget": {"teacher_passes": 249}}, ["/budget/teacher_passes"], "take 250: give at"),
     (
         "too small for these",
-        {"budget": {"teacher_passes": 10**4}, "images_per_class": 30},
+        {"budget": {"teacher_passes": 5000}, "images_per_class": 30},
         ["/budget/teacher_passes"],
-        "take 15000: give at least that, or set images_per_class to 20",
+        "take 7500: give at least that, or set images_per_class to 20",
     ),
-    ("too large", {"budget": {"teacher_passes": 10**9}}, ["/budget/teacher_passes"], "give at most 400000"),
+    ("too large", {"budget": {"teacher_passes": 10**9}}, ["/budget/teacher_passes"], "give at most 200000"),
     ("more images than allowed", {"budget": {"minutes": 5}, "images_per_class": 201}, ["/images_per_class"], "allows"),
     ("beside its own student", {"budget": {"minutes": 5}, "weights": {"adaptive": 1}}, ["/budget"], "name an adaptive"),
     ("rounds of nothing", {"rounds": 0}, ["/rounds"], "greater than or equal to 1"),
@@ -76,12 +76,12 @@ def test_a_dry_run_shows_what_a_budget_comes_to_and_its_answer_may_be_posted(api
 
     passes = plan(budget={"teacher_passes": 100_000})
     assert passes["spec"]["budget"] == {"teacher_passes": 100_000}
-    assert [phase["iterations"] for phase in passes["spec"]["phases"]] == [200]
-    assert passes["spec"]["images_per_class"] == 50
-    assert (passes["teacher_passes"], passes["images"], passes["least_images"]) == (100_000, 500, 500)
-    assert passes["forecasts"] == [], "two rounds are too few"
-    small = plan(budget={"teacher_passes": 20_000})
-    assert (small["spec"]["images_per_class"], small["spec"]["phases"][0]["iterations"]) == (20, 100)
+    assert [phase["iterations"] for phase in passes["spec"]["phases"]] == [100]
+    assert passes["spec"]["images_per_class"] == 100
+    assert (passes["teacher_passes"], passes["images"], passes["least_images"]) == (100_000, 1000, 1000)
+    assert plan(budget={"teacher_passes": 50_000})["forecasts"] == [], "two rounds are too few"
+    small = plan(budget={"teacher_passes": 5_000})
+    assert (small["spec"]["images_per_class"], small["spec"]["phases"][0]["iterations"]) == (10, 50)
     minutes = plan(budget={"minutes": 5})
     assert minutes["spec"]["budget"] == {"minutes": 5}
     assert (minutes["spec"]["images_per_class"], minutes["spec"]["rounds"]) == (200, 10), (
@@ -89,8 +89,8 @@ def test_a_dry_run_shows_what_a_budget_comes_to_and_its_answer_may_be_posted(api
     )
     assert (minutes["images"], minutes["least_images"]) == (2000, 200)
     assert minutes["forecasts"] == [400, 800, 1600]
-    stops = plan(budget={"teacher_passes": 400_000, "stop_below": 0.5})
-    assert stops["spec"]["budget"] == {"teacher_passes": 400_000, "stop_below": 0.5}
+    stops = plan(budget={"teacher_passes": 200_000, "stop_below": 0.5})
+    assert stops["spec"]["budget"] == {"teacher_passes": 200_000, "stop_below": 0.5}
     assert (stops["images"], stops["least_images"], stops["forecasts"]) == (2000, 200, [400, 800, 1600])
     assert plan(budget=None) == plan()
 

@@ -194,7 +194,7 @@ def test_minutes_plan_rounds_of_full_batches(
 
 def test_a_plan_keeps_to_what_the_server_allows() -> None:
     spec = resolve(limits=Limits(max_images=3000), budget={"minutes": 5})
-    assert (spec.images_per_class, spec.rounds) == (300, 6)  # of five batches of ten images a class
+    assert (spec.images_per_class, spec.rounds) == (300, 15)
     small = resolve(limits=Limits(max_images=70), budget={"minutes": 5})
     assert (small.images_per_class, small.rounds) == (7, 1)
     with pytest.raises(InvalidInput, match="/images_per_class"):
