@@ -309,7 +309,7 @@ def test_a_dry_run_within_minutes_says_how_many_images_fit_into_them(run: Run, a
         "images": 20_000,
         "least_images": 200,
         "forecasts": [400, 800, 1600],
-        "teacher_passes": 4_000_000,
+        "teacher_passes": 2_000_000,
     }
     api.answer("POST /v1/synthesis-jobs", plan)
     times = {"started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:50Z"}
