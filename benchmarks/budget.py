@@ -34,12 +34,12 @@ def posted(arguments: argparse.Namespace, data: Task, teacher: Network, method: 
     body: dict[str, Any] = data.synthesis | json.loads(arguments.synthesis)
     if arguments.images_per_class is not None:
         body["images_per_class"] = arguments.images_per_class
+    if method != "ours":
+        body["generator"] = None
     preset = SynthesisSpec.resolve({"teacher": "teacher"} | body, teacher.spec)
     if method == "ours":
         return body | {"phases": [_longer(phase.model_dump(), factor) for phase in preset.phases]}
     side = teacher.spec.image_size
-    body["generator"] = None
-    preset = SynthesisSpec.resolve({"teacher": "teacher"} | body, teacher.spec)
     body["phases"] = [_longer({"resolution": side, "iterations": arguments.reference_steps}, factor)]
     if method.startswith("published"):
         return body | published(side, preset.batch_size) | {"clip": method == "published-clipped"}

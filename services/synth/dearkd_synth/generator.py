@@ -57,8 +57,9 @@ class Generator(nn.Module):
                     nn.LeakyReLU(0.2),
                 ]
                 width = narrower
+            self._body = nn.Sequential(*layers)
             # Half the time of a CPU.
-            self._body = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
             self._colours = nn.Linear(spec.latent_dim, self.chans * (width + 1))
             with torch.no_grad():
                 self._colours.weight.normal_(std=SPREAD)

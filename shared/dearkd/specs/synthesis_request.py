@@ -63,7 +63,7 @@ class SynthesisRequest(Spec):
         asked = self.model_dump(exclude_unset=True)
         given = {name: value for name, value in asked.items() if value is not None or name not in ("preset", "classes")}
         name = self.preset or "auto"
-        preset = (OF_PIXELS if asks_for_pixels(given) else {}).get(name, PRESETS[name])(teacher).model_dump()
+        preset = (OF_PIXELS if _asks_for_pixels(given) else {}).get(name, PRESETS[name])(teacher).model_dump()
         preset["preset"] = name
         for phase in preset["phases"]:
             if phase["input_size"] in refused_input_sizes:
@@ -77,7 +77,7 @@ class SynthesisRequest(Spec):
         return spec
 
 
-def asks_for_pixels(given: Mapping[str, Any]) -> bool:
+def _asks_for_pixels(given: Mapping[str, Any]) -> bool:
     """Tell whether a request is of images without a generator, where it does not ask for one.
 
     It says null, has a setting that is of pixels, or is a complete spec of the time before generators.
