@@ -11,6 +11,7 @@ from dearkd.specs.budget import BudgetSpec, planned_images, settings_within
 from dearkd.specs.cuts import MAX_SHARD_BYTES, default_shard_samples, sample_bytes
 from dearkd.specs.presets import OF_PIXELS, PRESETS
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec
+from dearkd.specs.synthesis_rules import check_synthesis
 from dearkd.specs.teacher import TeacherSpec
 from dearkd.specs.webhook import WebhookRequest
 
@@ -73,7 +74,7 @@ class SynthesisRequest(Spec):
         within = {} if self.budget is None else _within(self.budget, preset, given, limits)
         spec = SynthesisSpec.check(overlay(preset | within, given))
         spec = _fit(spec, given, teacher, preset, limits)
-        spec.check_against(teacher, limits, refused_input_sizes)
+        check_synthesis(spec, teacher, limits, refused_input_sizes)
         return spec
 
 
