@@ -23,20 +23,18 @@ from dearkd.specs import Phase, SynthesisSpec, TeacherSpec
 from dearkd.vision.images import decode, encode, pixel_range, quantise, to_input
 from dearkd.vision.teachers import check_teacher
 from dearkd_synth.batches import sample_label, shard_batches, shard_samples
+from dearkd_synth.beginnings import Beginnings
 from dearkd_synth.engine.compilation import compilation_errors_told, require_compiler, uncompiled
 from dearkd_synth.engine.determinism import reproducible
 from dearkd_synth.engine.device_memory import batch_too_large
 from dearkd_synth.engine.divergence import DelayedFlag
-from dearkd_synth.engine.pyramid import pyramid_noise
 from dearkd_synth.engine.resizing import resize
-from dearkd_synth.generator import Generator
-from dearkd_synth.initialisation import EarlierBatch, initial
 from dearkd_synth.labelling import assign_labels, restore_order
 from dearkd_synth.objective.objective import Objective
 from dearkd_synth.objective.statistics import Statistics
 from dearkd_synth.objective.term import FinishedBatch
 from dearkd_synth.objective.terms.boundary import logit_margin
-from dearkd_synth.parametrisation import Generated, Parametrisation, Pixels
+from dearkd_synth.parametrisation import Parametrisation
 from dearkd_synth.snapshots import Camera
 from dearkd_synth.student.student_view import check_student
 from dearkd_synth.synthesised import Step, SynthesisedBatch, SynthesisedShard
@@ -99,10 +97,9 @@ class DeepInversion:
                 "/adaptive_student", f"weights.adaptive is {spec.weights.adaptive}, but there is no student"
             )
         self._has_student = student is not None
-        self._earlier: EarlierBatch | None = None
-        self._generator: Generator | None = None
         self._objective: Objective | None = Objective(spec, self._frozen_copy(teacher), student)
-        self._black, self._white = (bound.flatten().tolist() for bound in pixel_range(teacher_spec, torch.empty(0)))
+        black, white = (bound.flatten().tolist() for bound in pixel_range(teacher_spec, torch.empty(0)))
+        self._beginnings = Beginnings(spec, black, white, self.device)
         self._iterations = sum(phase.iterations for phase in spec.phases)
         self._work = sum(phase.iterations * phase.input_size**2 for phase in spec.phases)
 
@@ -190,7 +187,7 @@ class DeepInversion:
 
     def _begin_shard(self, objective: Objective) -> None:
         objective.begin_shard()
-        self._earlier = self._generator = None
+        self._beginnings.begin_shard()
 
     def _open(self) -> Objective:
         if self._objective is None:
@@ -225,7 +222,7 @@ class DeepInversion:
         with reproducible(self.device):
             while True:
                 generator = torch.Generator().manual_seed(seed)
-                made_of, labelled = self._begin(targets, generator)
+                made_of, labelled = self._beginnings.begin(targets, generator)
                 own = targets if labelled or self.spec.unlabelled_iterations == 0 else None
                 views = Views(self.spec, generator)
                 try:
@@ -239,30 +236,9 @@ class DeepInversion:
             pixels, files = self._as_stored(quantise(resize(x, self.teacher_spec.image_size), self.teacher_spec))
             with reproducible(self.device, tf32=False):
                 made = self._judge(objective, pixels, targets, end, files)
-        if self.spec.init == "earlier_batch":
-            self._earlier = EarlierBatch(x, targets)
-        if isinstance(made_of, Generated):
-            self._generator = made_of.generator
+        self._beginnings.keep(made_of, x, targets)
         objective.keep(FinishedBatch(labels=targets, features=made.features.to(self.device), statistics=statistics))
         return made
-
-    def _begin(self, labels: Tensor, generator: torch.Generator) -> tuple[Parametrisation, bool]:
-        """The beginning of a batch with these labels (B,), and whether its images are of their classes already.
-
-        Everything random is drawn on the CPU, so that it does not depend on the device, and at once.
-        """
-        spec, size = self.spec, self.spec.phases[0].resolution
-        bounds = self._black, self._white
-        if spec.generator is not None:
-            seed = int(torch.randint(2**62, (), generator=generator))
-            latents = torch.randn(len(labels), spec.generator.latent_dim, generator=generator)
-            # A copy of what the batch before left: that a batch begins anew, or in halves, does not change it.
-            network = copy.deepcopy(self._generator) or Generator(spec.generator, size, *bounds, seed=seed)
-            return Generated(spec, network.to(self.device), latents.to(self.device)), False
-        shape = len(labels), self.teacher_spec.in_chans, size, size
-        noise = pyramid_noise(shape, spec.pyramid_levels, generator).to(self.device)
-        x, labelled = initial(noise, labels, self._earlier, generator, std=spec.init_std)
-        return Pixels(spec, x, *bounds), labelled
 
     def _optimise(
         self,
@@ -385,7 +361,7 @@ class DeepInversion:
         largest = max(self.spec.phases, key=lambda phase: phase.input_size)
         targets = torch.tensor(labels, device=self.device)
         try:
-            made_of, _ = self._begin(targets, torch.Generator().manual_seed(0))
+            made_of, _ = self._beginnings.begin(targets, torch.Generator().manual_seed(0))
             made_of.begin_phase(largest.resolution, self.spec.learning_rate)
             x = made_of.images()
             with uncompiled():  # each size that is tried would be compiled

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dearkd.errors import InvalidInput
 from dearkd.specs import GeneratorSpec, SynthesisSpec
+from dearkd_synth.beginnings import Beginnings
 from dearkd_synth.generator import Generator
 from dearkd_synth.inversion import DeepInversion, Step
 from dearkd_synth.parametrisation import Generated
@@ -109,15 +110,15 @@ def test_a_shard_is_a_function_of_spec_and_index_whatever_was_made_before(small_
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Generated, Tensor]]:
     """All batches from here on, as they are when they begin: what they are made of, and its first weights then."""
     batches: list[tuple[Generated, Tensor]] = []
-    begin = DeepInversion._begin
+    begin = Beginnings.begin
 
-    def remember(self: DeepInversion, labels: Tensor, drawn: torch.Generator) -> Any:
+    def remember(self: Beginnings, labels: Tensor, drawn: torch.Generator) -> Any:
         made_of, labelled = begin(self, labels, drawn)
         assert isinstance(made_of, Generated)
         batches.append((made_of, made_of.generator._maps.weight.detach().clone()))
         return made_of, labelled
 
-    monkeypatch.setattr(DeepInversion, "_begin", remember)
+    monkeypatch.setattr(Beginnings, "begin", remember)
     return batches
 
 
