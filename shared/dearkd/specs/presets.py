@@ -19,6 +19,9 @@ LARGE = 64
 """The image size in pixels from which `auto` optimises pixels, shows crops, and makes fewer images at a time [R]."""
 GENERATED_BATCH = 100
 """The most images of a batch that a generator makes [R]."""
+DRAFT_BATCH = 30
+"""Images of a batch of `draft`, where two of each class are not more [R]: the fewer, the more steps a shard's generator
+takes in the same passes, and of few passes steps are what it lacks."""
 
 
 def half_size(image_size: int) -> int:
@@ -35,7 +38,7 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
 
     To expect: docs/measured.md, for digits, clothes, letters and photographs at 32 px, and ImageNet at 224 px.
     """
-    return pixels(teacher) if teacher.image_size >= LARGE else generated(teacher, 100)
+    return pixels(teacher) if teacher.image_size >= LARGE else generated(teacher, 100, GENERATED_BATCH)
 
 
 def draft(teacher: TeacherSpec) -> SynthesisSpec:
@@ -45,12 +48,12 @@ def draft(teacher: TeacherSpec) -> SynthesisSpec:
 
     To expect: docs/measured.md and benchmarks/LOG.md.
     """
-    made = few_passes(teacher) if teacher.image_size >= LARGE else generated(teacher, 20)
+    made = few_passes(teacher) if teacher.image_size >= LARGE else generated(teacher, 20, DRAFT_BATCH)
     return made.model_copy(update={"preset": "draft"})
 
 
-def generated(teacher: TeacherSpec, iterations: int) -> SynthesisSpec:
-    """Images of a generator, in so many iterations each [R].
+def generated(teacher: TeacherSpec, iterations: int, batch_size: int) -> SynthesisSpec:
+    """Images of a generator, in so many iterations each, about so many at a time [R].
 
     It goes on from batch to batch of a shard, so that shards are longer and batches smaller than of pixels; what it
     makes has shapes and plain grounds by itself, so that it may be as fine as what the teacher sees. A batch has as
@@ -59,7 +62,7 @@ def generated(teacher: TeacherSpec, iterations: int) -> SynthesisSpec:
     """
     size = teacher.image_size
     classes = min(teacher.num_classes, GENERATED_BATCH // 2)
-    batch = classes * (GENERATED_BATCH // classes)
+    batch = classes * max(2, batch_size // classes)
     return pixels(teacher).model_copy(
         update={
             "phases": [Phase(resolution=size, input_size=size, iterations=iterations)],

@@ -9,7 +9,7 @@ from dearkd.errors import InvalidInput
 from dearkd.specs.base import FIRST_ERROR, Limits, Spec, fields_of, overlay
 from dearkd.specs.budget import BudgetSpec, planned_images, settings_within
 from dearkd.specs.cuts import MAX_SHARD_BYTES, default_shard_samples, sample_bytes
-from dearkd.specs.presets import OF_PIXELS, PRESETS
+from dearkd.specs.presets import GENERATED_BATCH, OF_PIXELS, PRESETS
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec
 from dearkd.specs.synthesis_rules import check_synthesis
 from dearkd.specs.teacher import TeacherSpec
@@ -23,7 +23,7 @@ earlier ones [R]: many small batches, since the first of a shard begins from noi
 would be lost at the rate that noise needs."""
 
 ROUND_BATCHES = 2
-"""Batches of a round at least, where each goes on with the generator of the one before [R]."""
+"""The largest batches' worth of images that a round has at least, where batches go on with one generator [R]."""
 
 
 @fields_of(Phase, required={"resolution", "iterations"}, nullable={"input_size"})
@@ -145,9 +145,8 @@ def _fit(
         spec = spec.model_copy(update={"learning_rate": round(CHAINED_RATE * spec.learning_rate, 4)})
     spec = spec.model_copy(update={"batch_size": batch, "classes_per_batch": groups})
     if spec.budget is not None:
-        share = preset["batch_size"] // preset["classes_per_batch"]  # images of each class in a full batch of it
-        if spec.generator is not None:
-            share *= ROUND_BATCHES
+        full = preset["batch_size"] if spec.generator is None else ROUND_BATCHES * GENERATED_BATCH
+        share = full // preset["classes_per_batch"]  # images of each class
         spec = spec.model_copy(update=_rounds(spec, given, max(share, batch // groups), limits))
     if spec.rounds > spec.images_per_class:  # before the arithmetic, which cannot cut into rounds of nothing
         raise InvalidInput.at(
