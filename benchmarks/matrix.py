@@ -23,10 +23,11 @@ from dearkd.specs import SynthesisSpec
 FAMILIES = ("resnet10t", "mobilenetv3_small_050", "efficientnet_lite0", "regnety_002", "densenet121", "vgg11_bn")
 ARMS: dict[str, dict[str, Any]] = {
     "auto": {},
+    "pixels": {"generator": None},
     "published": {"preset": "published-cifar", "phases": [{"resolution": 32, "input_size": 32, "iterations": 200}]},
     **{distance: {"statistics": distance} for distance in ("symmetric", "wasserstein", "normalised_l2")},
 }
-"""The default, DeepInversion's own objective in as many passes, and the default with other distances."""
+"""The default, that without its generator, DeepInversion's own objective in 200 passes, and other distances."""
 
 
 def cell(folder: Path, of: Task, family: str, arm: str, posted: dict[str, Any], images: int) -> dict[str, Any]:
