@@ -10,7 +10,7 @@ from dearkd.specs.teacher import TeacherSpec
 
 
 def check_synthesis(
-    spec: SynthesisSpec, teacher: TeacherSpec, limits: Limits, refused_input_sizes: Collection[int] = ()
+    spec: SynthesisSpec, teacher: TeacherSpec, limits: Limits, refused_input_sizes: Collection[int]
 ) -> None:
     """Check a complete spec against its teacher and an operator's limits.
 
