@@ -17,11 +17,9 @@ from dearkd.specs.teacher import TeacherSpec
 
 LARGE = 64
 """The image size in pixels from which `auto` optimises pixels, shows crops, and makes fewer images at a time [R]."""
-GENERATED_BATCH = 100
-"""The most images of a batch that a generator makes [R]."""
-DRAFT_BATCH = 30
-"""Images of a batch of `draft`, where two of each class are not more [R]: the fewer, the more steps a shard's generator
-takes in the same passes, and of few passes steps are what it lacks."""
+GENERATED_BATCH = 30
+"""Images of a batch that a generator makes, where two of each class are not more [R]: the fewer, the more steps the
+generator of a shard takes in the same passes, and of steps its first batches have too few."""
 
 
 def half_size(image_size: int) -> int:
@@ -38,7 +36,7 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
 
     To expect: docs/measured.md, for digits, clothes, letters and photographs at 32 px, and ImageNet at 224 px.
     """
-    return pixels(teacher) if teacher.image_size >= LARGE else generated(teacher, 100, GENERATED_BATCH)
+    return pixels(teacher) if teacher.image_size >= LARGE else generated(teacher, 100)
 
 
 def draft(teacher: TeacherSpec) -> SynthesisSpec:
@@ -48,12 +46,12 @@ def draft(teacher: TeacherSpec) -> SynthesisSpec:
 
     To expect: docs/measured.md and benchmarks/LOG.md.
     """
-    made = few_passes(teacher) if teacher.image_size >= LARGE else generated(teacher, 20, DRAFT_BATCH)
+    made = few_passes(teacher) if teacher.image_size >= LARGE else generated(teacher, 20)
     return made.model_copy(update={"preset": "draft"})
 
 
-def generated(teacher: TeacherSpec, iterations: int, batch_size: int) -> SynthesisSpec:
-    """Images of a generator, in so many iterations each, about so many at a time [R].
+def generated(teacher: TeacherSpec, iterations: int) -> SynthesisSpec:
+    """Images of a generator, in so many iterations each [R].
 
     It goes on from batch to batch of a shard, so that shards are longer and batches smaller than of pixels; what it
     makes has shapes and plain grounds by itself, so that it may be as fine as what the teacher sees. A batch has as
@@ -61,15 +59,15 @@ def generated(teacher: TeacherSpec, iterations: int, batch_size: int) -> Synthes
     Images get their labels after a tenth of the iterations, by what they have become.
     """
     size = teacher.image_size
-    classes = min(teacher.num_classes, GENERATED_BATCH // 2)
-    batch = classes * max(2, batch_size // classes)
+    classes = min(teacher.num_classes, 50)
+    batch = classes * max(2, GENERATED_BATCH // classes)
     return pixels(teacher).model_copy(
         update={
             "phases": [Phase(resolution=size, input_size=size, iterations=iterations)],
             "generator": GeneratorSpec(),
             "batch_size": batch,
             "classes_per_batch": classes,
-            "shard_samples": 10 * GENERATED_BATCH,
+            "shard_samples": 1000,
             "learning_rate": 0.3,
             "betas": [0.5, 0.99],
             "schedule": "constant",

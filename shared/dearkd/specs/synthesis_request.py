@@ -9,7 +9,7 @@ from dearkd.errors import InvalidInput
 from dearkd.specs.base import FIRST_ERROR, Limits, Spec, fields_of, overlay
 from dearkd.specs.budget import BudgetSpec, planned_images, settings_within
 from dearkd.specs.cuts import MAX_SHARD_BYTES, default_shard_samples, sample_bytes
-from dearkd.specs.presets import GENERATED_BATCH, OF_PIXELS, PRESETS
+from dearkd.specs.presets import OF_PIXELS, PRESETS
 from dearkd.specs.synthesis import Phase, Preset, SynthesisSpec
 from dearkd.specs.synthesis_rules import check_synthesis
 from dearkd.specs.teacher import TeacherSpec
@@ -22,8 +22,9 @@ CHAINED_IMAGES, CHAINED_BATCHES, CHAINED_RATE = 5, 20, 0.375
 earlier ones [R]: many small batches, since the first of a shard begins from noise, and images that are nearly there
 would be lost at the rate that noise needs."""
 
-ROUND_BATCHES = 2
-"""The largest batches' worth of images that a round has at least, where batches go on with one generator [R]."""
+ROUND_IMAGES = 200
+"""The images that a round has at least, about, where batches go on with one generator [R]: rounds of its small batches
+would end a shard, and so begin a new generator, before the first has got far."""
 
 
 @fields_of(Phase, required={"resolution", "iterations"}, nullable={"input_size"})
@@ -145,7 +146,7 @@ def _fit(
         spec = spec.model_copy(update={"learning_rate": round(CHAINED_RATE * spec.learning_rate, 4)})
     spec = spec.model_copy(update={"batch_size": batch, "classes_per_batch": groups})
     if spec.budget is not None:
-        full = preset["batch_size"] if spec.generator is None else ROUND_BATCHES * GENERATED_BATCH
+        full = preset["batch_size"] if spec.generator is None else ROUND_IMAGES
         share = full // preset["classes_per_batch"]  # images of each class
         spec = spec.model_copy(update=_rounds(spec, given, max(share, batch // groups), limits))
     if spec.rounds > spec.images_per_class:  # before the arithmetic, which cannot cut into rounds of nothing
