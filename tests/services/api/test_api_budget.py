@@ -80,8 +80,8 @@ def test_a_dry_run_shows_what_a_budget_comes_to_and_its_answer_may_be_posted(api
     assert passes["spec"]["images_per_class"] == 100
     assert (passes["teacher_passes"], passes["images"], passes["least_images"]) == (100_000, 1000, 1000)
     assert plan(budget={"teacher_passes": 50_000})["forecasts"] == [], "two rounds are too few"
-    small = plan(budget={"teacher_passes": 5_000})
-    assert (small["spec"]["images_per_class"], small["spec"]["phases"][0]["iterations"]) == (10, 50)
+    small = plan(budget={"teacher_passes": 1_500})
+    assert (small["spec"]["images_per_class"], small["spec"]["phases"][0]["iterations"]) == (3, 50)
     minutes = plan(budget={"minutes": 5})
     assert minutes["spec"]["budget"] == {"minutes": 5}
     assert (minutes["spec"]["images_per_class"], minutes["spec"]["rounds"]) == (200, 10), (
