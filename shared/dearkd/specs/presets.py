@@ -55,8 +55,8 @@ def generated(teacher: TeacherSpec, iterations: int) -> SynthesisSpec:
 
     It goes on from batch to batch of a shard, so that shards are longer and batches smaller than of pixels; what it
     makes has shapes and plain grounds by itself, so that it may be as fine as what the teacher sees. A batch has as
-    many classes as it can, two images of each: statistics are those of all classes, and so a batch has to have them.
-    Images get their labels after a tenth of the iterations, by what they have become.
+    many classes as it can, up to fifty, two images of each: statistics are those of all classes, and so a batch has to
+    have them. Images get their labels after a tenth of the iterations, by what they have become.
     """
     size = teacher.image_size
     classes = min(teacher.num_classes, 50)

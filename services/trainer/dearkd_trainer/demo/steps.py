@@ -23,7 +23,7 @@ from dearkd_trainer.demo.run import Demo
 SCHEDULE: dict[str, Any] = {"stage_one": {"epochs": 44}, "stage_two": {"epochs": 4}}
 """Half of the recipe's epochs for as many images: whoever tries dearkd should not wait for an hour."""
 SHARDS: dict[str, Any] = {"shard_samples": 500}
-"""Four, so that two or four workers are busy to the end, and each begins with a new generator seldom."""
+"""Four, so that two or four workers are busy to the end, though each begins with a new generator."""
 
 
 def share_cores() -> int:
