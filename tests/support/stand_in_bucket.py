@@ -30,7 +30,10 @@ FAULTS = (
 
 
 class StandInBucket:
-    """The bucket `dearkd` at `endpoint`. `fault` is one of FAULTS, or empty: it keeps all rules then."""
+    """The bucket `dearkd` at `endpoint`. `fault` is one of FAULTS, or empty: it keeps all rules then.
+
+    What it may do without breaking one: `fault` "lists twice" has listings name everything a second time.
+    """
 
     def __init__(self) -> None:
         self.fault = ""
@@ -195,5 +198,6 @@ class _Handler(BaseHTTPRequestHandler):
                 "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
             )
         found += "".join(f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in sorted(folders))
+        found *= 2 if self.bucket.fault == "lists twice" else 1
         text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>"
         self.answer(200, text.encode(), Content_Type="application/xml")

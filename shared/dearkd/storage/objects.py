@@ -192,7 +192,9 @@ class Storage:
         return True
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
-        """All objects under a prefix (a whole path segment), sorted by key.
+        """All objects under a prefix (a whole path segment), sorted by key, each once.
+
+        Some servers name an object twice: where pages overlap, or while it is being replaced. The newest counts.
 
         Raises:
             CorruptData: if a name there is none that a key can have.
@@ -206,7 +208,8 @@ class Storage:
             return iter([])  # nothing was ever written
         if not found:
             self._marker.prove(again=True)
-        return iter(sorted(found, key=lambda stored: stored.key))
+        newest_last = sorted(found, key=lambda stored: (stored.key, stored.modified))
+        return iter({stored.key: stored for stored in newest_last}.values())
 
     def children(self, prefix: str) -> list[str]:
         """Names one level below a prefix that have objects under them, sorted.
@@ -220,7 +223,7 @@ class Storage:
             return []
         if not listing["common_prefixes"]:
             self._marker.prove(again=True)
-        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in listing["common_prefixes"])
+        return sorted({str(path).rstrip("/").rpartition("/")[2] for path in listing["common_prefixes"]})
 
     def delete(self, key: str) -> None:
         """Delete an object; one that does not exist is no error."""

@@ -86,6 +86,21 @@ def test_a_store_that_lets_objects_be_created_twice_is_refused_before_anything_i
     assert list(bucket.objects) == [f"rules/{KEY}"]
 
 
+def test_a_store_that_lists_objects_twice_breaks_nothing(bucket: StandInBucket) -> None:
+    bucket.fault = "lists twice"
+    settings = settings_of(bucket)
+    (_, *found) = check_storage(settings)
+    assert {one.state for one in found} == {"ok"}, found
+    storage = Storage.open(settings)
+    for key in ("datasets/b/train-000000.tar", "datasets/a/train-000000.tar", "datasets/a/train-000001.tar"):
+        storage.create(key, key.encode())
+    listed = [stored.key for stored in storage.objects("datasets")]
+    assert listed == [f"datasets/{name}" for name in ("a/train-000000.tar", "a/train-000001.tar", "b/train-000000.tar")]
+    assert storage.children("datasets") == ["a", "b"]
+    storage.delete_prefix("datasets")
+    assert list(bucket.objects) == [f"rules/{KEY}"]
+
+
 @pytest.mark.services
 def test_servers_that_check_signatures_keep_the_rules_and_nothing_stays(
     each_s3: S3Server, request: pytest.FixtureRequest
