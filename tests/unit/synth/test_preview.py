@@ -37,15 +37,23 @@ def cells(png: bytes, side: int = 64) -> tuple[int, int]:
     return (height - 2) // (side + 2), (width - 2) // (side + 2)
 
 
-def test_a_strip_gives_the_first_images_of_each_class_back() -> None:
-    labels = [3, 1] * 20 + [7]
+def test_a_strip_gives_images_of_each_class_back_from_all_parts_of_the_shard() -> None:
+    labels = [3, 1] * 80 + [7, 7, 9]
     (png, shard), images = strip(labels, 0)
     read, of = read_strip(png, shard)
-    assert of == [1] * COLUMNS + [3] * COLUMNS + [7]
-    for label in (1, 3, 7):
-        mine = [image for image, theirs in zip(read, of, strict=True) if theirs == label]
-        expected = images[torch.tensor(labels) == label][:COLUMNS]
-        assert torch.equal(torch.stack(mine), expected)
+    assert of == [1] * COLUMNS + [3] * COLUMNS + [7, 7, 9]
+    places = {image.numpy().tobytes(): place for place, image in enumerate(images)}
+    for label, count in ((1, 80), (3, 80), (7, 2), (9, 1)):
+        found = [places[image.numpy().tobytes()] for image, one in zip(read, of, strict=True) if one == label]
+        assert {labels[place] for place in found} == {label}
+        of_class = [place for place in range(len(labels)) if labels[place] == label]
+        ranks = [of_class.index(place) for place in found]
+        tenth = count // 10
+        for shown in (ranks, ranks[: COLUMNS // 2]) if count > COLUMNS else (ranks,):
+            assert len(set(shown)) == len(shown) == min(count, len(shown))
+            assert min(shown) <= tenth, "from the beginning"
+            assert max(shown) >= count - 1 - tenth, "and the end"
+            assert max(np.diff(sorted(shown)), default=1) <= 2 * count / len(shown), "and between"
 
 
 def test_it_grows_with_each_shard_and_shows_the_newest_images() -> None:

@@ -21,8 +21,9 @@ MAX_CLASSES = 40
 def write_strip(images: Tensor, labels: Tensor) -> bytes:
     """A PNG mosaic: a row for each class of a shard in ascending order, up to 16 of its images; the rest black.
 
-    Larger images are shrunk to 112 px, as the grid shows them, so that a strip has at most 1792 × 4480 pixels, under
-    the 2^24 that every reader accepts.
+    They are spread over the shard, since its first images are not like the others: a generator learns from batch to
+    batch. Larger images are shrunk to 112 px, as the grid shows them, so that a strip has at most 1792 × 4480 pixels,
+    under the 2^24 that every reader accepts.
 
     Args:
         images: (N, C, S, S), uint8.
@@ -32,7 +33,10 @@ def write_strip(images: Tensor, labels: Tensor) -> bytes:
     classes = labels.unique().tolist()[:MAX_CLASSES]
     mosaic = torch.zeros(channels, side * len(classes), side * COLUMNS, dtype=torch.uint8)
     for row, label in enumerate(classes):
-        shown = images[labels == label][:COLUMNS]
+        of_class = (labels == label).nonzero()[:, 0]
+        evenly = torch.linspace(0, len(of_class) - 1, min(len(of_class), COLUMNS)).round().long()
+        # Every second one first: a grid of half as many columns shows the beginning of a row.
+        shown = images[of_class[torch.cat([evenly[::2], evenly[1::2]])]]
         for column, image in enumerate(resize(shown.float(), side).round().to(torch.uint8)):
             mosaic[:, row * side : (row + 1) * side, column * side : (column + 1) * side] = image
     return encode(mosaic, "png")
@@ -55,7 +59,7 @@ def read_strip(strip: bytes, shard: Shard) -> tuple[list[Tensor], list[int]]:
 def compose_preview(
     strips: Iterable[tuple[bytes, Shard]], names: Sequence[str], *, classes: int, images_per_class: int
 ) -> bytes | None:
-    """The grid of what is done so far, as PNG: classes as rows, the first samples of each as columns.
+    """The grid of what is done so far, as PNG: classes as rows, samples of each, of the first strips, as columns.
 
     Half as many columns where there are more than ten classes. No more strips are taken than it needs.
 
