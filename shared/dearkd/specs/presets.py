@@ -20,6 +20,9 @@ LARGE = 64
 GENERATED_BATCH = 30
 """Images of a batch that a generator makes, where two of each class are not more [R]: the fewer, the more steps the
 generator of a shard takes in the same passes, and of steps its first batches have too few."""
+GENERATED_BOUNDARY = 3.0
+"""The weight of the boundary term where a generator makes the images [R]: more of it costs pixels their students, but
+a generator's images keep their shapes."""
 
 
 def half_size(image_size: int) -> int:
@@ -30,7 +33,8 @@ def half_size(image_size: int) -> int:
 def auto(teacher: TeacherSpec) -> SynthesisSpec:
     """One rule for every teacher [R]: up to 63 px a generator makes the images, from 64 px on they are pixels.
 
-    What both have in common: weights follow from the image size alone, since terms mean the same everywhere.
+    What both have in common: weights follow from the image size alone, since terms mean the same everywhere; but the
+    boundary term's is larger for a generator.
 
     Cost: 100 teacher passes an image up to 63 px, 125 from 64 px on.
 
@@ -61,7 +65,8 @@ def generated(teacher: TeacherSpec, iterations: int) -> SynthesisSpec:
     size = teacher.image_size
     classes = min(teacher.num_classes, 50)
     batch = classes * max(2, GENERATED_BATCH // classes)
-    return pixels(teacher).model_copy(
+    base = pixels(teacher)
+    return base.model_copy(
         update={
             "phases": [Phase(resolution=size, input_size=size, iterations=iterations)],
             "generator": GeneratorSpec(),
@@ -72,6 +77,7 @@ def generated(teacher: TeacherSpec, iterations: int) -> SynthesisSpec:
             "betas": [0.5, 0.99],
             "schedule": "constant",
             "unlabelled_iterations": iterations // 10,
+            "weights": base.weights.model_copy(update={"boundary": GENERATED_BOUNDARY}),
         }
     )
 

@@ -105,7 +105,8 @@ def test_one_rule_serves_every_teacher(image_size: int, in_chans: int) -> None:
     assert spec.weights.total_variation_l1 == pytest.approx((0.7 if large else 0.3) * finer, abs=1e-4)
     assert spec.weights.batch_norm == 10.0
     assert spec.learning_rate == pytest.approx(0.8 / math.sqrt(finer), abs=1e-4)
-    same = {"total_variation_l1": 0.0, "batch_norm": 0.0}
+    assert spec.weights.boundary == 1.0
+    same = {"total_variation_l1": 0.0, "batch_norm": 0.0, "boundary": 0.0}
     assert spec.weights.model_copy(update=same) == synthesis_spec().weights.model_copy(update=same)
     assert spec.statistics == "root_gaussian"
     (phase,) = spec.phases
@@ -123,6 +124,7 @@ def test_a_generator_makes_small_images_in_batches_of_all_classes_or_fifty(
     of = teacher(image_size, 3, num_classes)
     spec = SynthesisSpec.resolve({"teacher": "t", "preset": preset}, of)
     assert (spec.generator is not None) == (image_size < 64)
+    assert spec.weights.boundary == (3.0 if image_size < 64 else 1.0)
     assert spec.preset == preset
     assert SynthesisSpec.resolve(spec.model_dump(mode="json"), of) == spec
     if spec.generator is not None:
@@ -150,6 +152,7 @@ def test_what_is_of_pixels_turns_the_generator_off_where_none_is_asked_for(asked
     spec = SynthesisSpec.resolve({"teacher": "t", "preset": preset} | asked, teacher(32, 3))
     assert spec.generator is None
     assert spec.classes_per_batch == 10
+    assert spec.weights.boundary == 1.0
     with pytest.raises(InvalidInput, match="set generator to null"):
         SynthesisSpec.resolve(
             {"teacher": "t", "preset": preset} | asked | {"generator": {}, "init_std": 0.3}, teacher(32, 3)
