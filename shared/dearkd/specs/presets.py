@@ -20,9 +20,6 @@ LARGE = 64
 GENERATED_BATCH = 30
 """Images of a batch that a generator makes, where two of each class are not more [R]: the fewer, the more steps the
 generator of a shard takes in the same passes, and of steps its first batches have too few."""
-GENERATED_BOUNDARY = 3.0
-"""The weight of the boundary term where a generator makes the images [R]: more of it costs pixels their students, but
-a generator's images keep their shapes."""
 
 
 def half_size(image_size: int) -> int:
@@ -34,28 +31,30 @@ def auto(teacher: TeacherSpec) -> SynthesisSpec:
     """One rule for every teacher [R]: up to 63 px a generator makes the images, from 64 px on they are pixels.
 
     What both have in common: weights follow from the image size alone, since terms mean the same everywhere; but the
-    boundary term's is larger for a generator.
+    boundary term's is 3 for a generator, whose images keep their shapes under it, and 1 for pixels, which do not.
 
     Cost: 100 teacher passes an image up to 63 px, 125 from 64 px on.
 
     To expect: docs/measured.md, for digits, clothes, letters and photographs at 32 px, and ImageNet at 224 px.
     """
-    return pixels(teacher) if teacher.image_size >= LARGE else generated(teacher, 100)
+    return pixels(teacher) if teacher.image_size >= LARGE else generated(teacher, 100, boundary=3.0)
 
 
 def draft(teacher: TeacherSpec) -> SynthesisSpec:
     """`auto` for a fifth of its passes [R]: a first look, or more images for the same cost.
 
+    In so few, a generator does not bear more of the boundary term than pixels do.
+
     Cost: 20 teacher passes an image up to 63 px, 25 from 64 px on.
 
     To expect: docs/measured.md and benchmarks/LOG.md.
     """
-    made = few_passes(teacher) if teacher.image_size >= LARGE else generated(teacher, 20)
+    made = few_passes(teacher) if teacher.image_size >= LARGE else generated(teacher, 20, boundary=1.0)
     return made.model_copy(update={"preset": "draft"})
 
 
-def generated(teacher: TeacherSpec, iterations: int) -> SynthesisSpec:
-    """Images of a generator, in so many iterations each [R].
+def generated(teacher: TeacherSpec, iterations: int, *, boundary: float) -> SynthesisSpec:
+    """Images of a generator, in so many iterations each, with this weight of the boundary term [R].
 
     It goes on from batch to batch of a shard, so that shards are longer and batches smaller than of pixels; what it
     makes has shapes and plain grounds by itself, so that it may be as fine as what the teacher sees. A batch has as
@@ -77,7 +76,7 @@ def generated(teacher: TeacherSpec, iterations: int) -> SynthesisSpec:
             "betas": [0.5, 0.99],
             "schedule": "constant",
             "unlabelled_iterations": iterations // 10,
-            "weights": base.weights.model_copy(update={"boundary": GENERATED_BOUNDARY}),
+            "weights": base.weights.model_copy(update={"boundary": boundary}),
         }
     )
 

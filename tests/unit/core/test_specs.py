@@ -124,7 +124,7 @@ def test_a_generator_makes_small_images_in_batches_of_all_classes_or_fifty(
     of = teacher(image_size, 3, num_classes)
     spec = SynthesisSpec.resolve({"teacher": "t", "preset": preset}, of)
     assert (spec.generator is not None) == (image_size < 64)
-    assert spec.weights.boundary == (3.0 if image_size < 64 else 1.0)
+    assert spec.weights.boundary == (3.0 if image_size < 64 and preset == "auto" else 1.0)
     assert spec.preset == preset
     assert SynthesisSpec.resolve(spec.model_dump(mode="json"), of) == spec
     if spec.generator is not None:
